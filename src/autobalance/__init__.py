@@ -1,0 +1,55 @@
+"""autobalance designs the training loss for imbalanced and group-sensitive classification."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live; imported on first use, so that importing the package is cheap.
+_HOME = {
+    "ArrayData": "data.batches",
+    "AutoBalanceClassifier": "estimator",
+    "BalancedError": "objectives",
+    "Batch": "data.batches",
+    "ClassSpace": "spaces",
+    "ClusterSpace": "spaces",
+    "ConjugateGradient": "hypergrad",
+    "CrossEntropyRisk": "objectives",
+    "DesignSpace": "spaces",
+    "Exact": "hypergrad",
+    "GroupSpace": "spaces",
+    "HierarchicalSpace": "spaces",
+    "Identity": "hypergrad",
+    "InputError": "checks",
+    "Interrupted": "training",
+    "LossTuner": "tuner",
+    "Neumann": "hypergrad",
+    "Objective": "objectives",
+    "ParametricCrossEntropy": "losses",
+    "Recipe": "settings",
+    "SearchResult": "results",
+    "SearchSettings": "settings",
+    "SmoothError": "objectives",
+    "TrainingDiverged": "checks",
+    "TunableCrossEntropy": "tunable",
+    "WeightedError": "objectives",
+    "WorstError": "objectives",
+    "retrain": "retraining",
+    "search": "searching",
+}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,91 @@
+"""Errors a user can act on, and the checks shared by every public entry.
+
+A message says what was expected, what came and what to do. Checks run once, where data
+enters the library; code behind them relies on what they have established.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """Something the user passed cannot be used. The message says what to do."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The training loss became non-finite.
+
+    Attributes
+    ----------
+    step : int
+        Lower-level step, counted from 1, whose loss was not finite.
+    partial : object or None
+        What was good before that step: a `SearchResult` when raised by `search`, the model
+        when raised by `retrain`.
+    """
+
+    def __init__(self, message: str, *, step: int, partial: object | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.partial = partial
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
+    """Return `value` if it is one of `allowed`, else raise `InputError` naming them all."""
+    choices = sorted(allowed)
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+    return value
+
+
+def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
+    """Validate counts of training examples per class, shape ``(k,)``, or per group and class.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two classes, or a count is negative, fractional or non-finite,
+        or a class has no example in any group.
+    """
+    array = np.asarray(counts, dtype=np.float64)
+    if array.ndim not in (1, 2) or array.shape[-1] < 2:
+        raise InputError(
+            f"{name} needs one count per class (k,), or per group and class (g, k), with at least "
+            f"two classes; got shape {array.shape}."
+        )
+    if not np.isfinite(array).all() or (array < 0).any() or (array != np.round(array)).any():
+        raise InputError(f"{name} must hold whole numbers of examples, none negative.")
+    totals = array if array.ndim == 1 else array.sum(axis=0)
+    if (totals == 0).any():
+        empty = np.flatnonzero(totals == 0).tolist()
+        raise InputError(
+            f"{name}: class {empty[0]} has no training example (classes without any: {empty}). "
+            "Remove the class from the label set, or add examples of it."
+        )
+    return array
+
+
+def same_length(**arrays: object) -> int:
+    """Return the common length of the given arrays, ignoring those that are None."""
+    lengths = {name: len(a) for name, a in arrays.items() if a is not None}  # type: ignore[arg-type]
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise InputError(f"All must have one entry per example, but {found}.")
+    return next(iter(lengths.values()))
+
+
+def positive(name: str, value: float) -> float:
+    """Return `value` if it is a finite number above 0."""
+    if not np.isfinite(value) or value <= 0:
+        raise InputError(f"{name} must be a finite number above 0; got {value!r}.")
+    return value
+
+
+def fraction(name: str, value: float) -> float:
+    """Return `value` if it lies strictly between 0 and 1."""
+    if not 0.0 < value < 1.0:
+        raise InputError(f"{name} must lie strictly between 0 and 1; got {value!r}.")
+    return value

@@ -1,0 +1,238 @@
+"""Examples in memory, batches of them, and the streams that draw batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autobalance.checks import InputError, same_length
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss needs of some examples.
+
+    Attributes
+    ----------
+    inputs : Any
+        What the network takes; a tensor ``(n, ...)`` in all of the library's own data.
+    target : Tensor
+        Class indices, shape ``(n,)``, int64.
+    groups : Tensor or None
+        Group indices, shape ``(n,)``, int64.
+    sample_weight : Tensor or None
+        Non-negative weights, shape ``(n,)``.
+    """
+
+    inputs: Any
+    target: Tensor
+    groups: Tensor | None = None
+    sample_weight: Tensor | None = None
+
+
+def as_batch(batch: Any) -> Batch:
+    """A `Batch` from what loaders usually yield.
+
+    A `Batch` as it is; a tuple or list ``(inputs, target[, groups[, sample_weight]])``; or a
+    mapping with the keys "inputs" and "target" and, optionally, "groups" and "sample_weight".
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, Mapping) and {"inputs", "target"} <= batch.keys():
+        return Batch(**{f.name: batch.get(f.name) for f in fields(Batch)})
+    if isinstance(batch, (tuple, list)) and 2 <= len(batch) <= 4:
+        return Batch(*batch)
+    raise InputError(
+        "A batch must be (inputs, target[, groups[, sample_weight]]), a mapping with these names, "
+        f"or a Batch; got {type(batch).__name__}."
+    )
+
+
+@dataclass(frozen=True)
+class ArrayData:
+    """Labelled examples held in memory.
+
+    Build it with `ArrayData.of`, which checks and converts.
+
+    Attributes
+    ----------
+    inputs : Tensor
+        Shape ``(n, ...)``.
+    target : Tensor
+        Class indices in ``0..num_classes-1``, shape ``(n,)``.
+    num_classes : int
+        Number of classes k.
+    groups : Tensor or None
+        Group indices in ``0..num_groups-1``, shape ``(n,)``.
+    num_groups : int or None
+        Number of groups g.
+    sample_weight : Tensor or None
+        Non-negative weights, shape ``(n,)``.
+    """
+
+    inputs: Tensor
+    target: Tensor
+    num_classes: int
+    groups: Tensor | None = None
+    num_groups: int | None = None
+    sample_weight: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Any,
+        target: Any,
+        *,
+        groups: Any = None,
+        sample_weight: Any = None,
+        num_classes: int | None = None,
+        num_groups: int | None = None,
+    ) -> ArrayData:
+        """Check arrays or tensors and hold them as tensors.
+
+        Raises
+        ------
+        InputError
+            If lengths differ, there is no example, an input is not finite, class or group indices
+            are not whole numbers from 0, or a weight is negative.
+        """
+        same_length(inputs=inputs, target=target, groups=groups, sample_weight=sample_weight)
+        x = _finite("inputs", torch.as_tensor(inputs))
+        if len(x) == 0:
+            raise InputError("There is no example: the inputs are empty.")
+        y = _indices("target", target)
+        g = None if groups is None else _indices("groups", groups)
+        w = None
+        if sample_weight is not None:
+            w = _finite("sample_weight", torch.as_tensor(sample_weight)).float()
+            if w.ndim != 1 or bool((w < 0).any()) or float(w.sum()) == 0.0:
+                raise InputError("sample_weight must be one-dimensional, never negative, not all 0.")
+        classes = int(y.max()) + 1 if num_classes is None else num_classes
+        if int(y.max()) >= classes:
+            raise InputError(f"target has class {int(y.max())}, but there are only {classes} classes.")
+        if g is not None:
+            num_groups = int(g.max()) + 1 if num_groups is None else num_groups
+            if int(g.max()) >= num_groups:
+                raise InputError(f"groups has {int(g.max())}, but there are only {num_groups} groups.")
+        return cls(x, y, classes, g, num_groups, w)
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def counts(self) -> np.ndarray:
+        """Examples per class ``(k,)``, or per group and class ``(g, k)`` where there are groups."""
+        cells = torch.bincount(self.cells(), minlength=(self.num_groups or 1) * self.num_classes)
+        table = cells.cpu().numpy()
+        return table if self.groups is None else table.reshape(-1, self.num_classes)
+
+    def cells(self) -> Tensor:
+        """Class, or ``group * k + class``, of each example."""
+        if self.groups is None:
+            return self.target
+        return self.groups * self.num_classes + self.target
+
+    def batch(self, index: Tensor) -> Batch:
+        return Batch(
+            self.inputs[index],
+            self.target[index],
+            None if self.groups is None else self.groups[index],
+            None if self.sample_weight is None else self.sample_weight[index],
+        )
+
+    def subset(self, index: Tensor) -> ArrayData:
+        part = self.batch(index)
+        return replace(
+            self,
+            inputs=part.inputs,
+            target=part.target,
+            groups=part.groups,
+            sample_weight=part.sample_weight,
+        )
+
+    def to(self, device: torch.device) -> ArrayData:
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
+    """Both sets' examples as one; classes and groups must be numbered alike."""
+
+    def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        if a is None and b is None:
+            return None
+        if a is None or b is None:
+            raise InputError("Training and validation data must both have groups and weights, or neither.")
+        return torch.cat([a, b])
+
+    return replace(
+        first,
+        inputs=torch.cat([first.inputs, second.inputs]),
+        target=torch.cat([first.target, second.target]),
+        groups=joined(first.groups, second.groups),
+        sample_weight=joined(first.sample_weight, second.sample_weight),
+    )
+
+
+def shuffled_batches(examples: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless stream of index batches, each of exactly ``min(size, examples)``.
+
+    One permutation follows the other and a batch may span two of them, so that no batch is
+    short: a short last batch would be noisy, and of a single example unfit for BatchNorm.
+    """
+    size = min(size, examples)
+    left = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(left) < size:
+            left = torch.cat([left, torch.randperm(examples, generator=generator)])
+        yield left[:size]
+        left = left[size:]
+
+
+def balanced_batches(cells: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless stream of index batches of at most `size`, drawn evenly over the cells.
+
+    Where everything fits into one batch, that is every batch. Otherwise each cell gives the same
+    number (a small one all it has), each cell in its own shuffled order; where there are more
+    cells than places, cells take turns.
+    """
+    if len(cells) <= size:
+        everything = torch.arange(len(cells))
+        while True:
+            yield everything
+    members = [torch.nonzero(cells == c).squeeze(1) for c in torch.unique(cells)]
+    each = max(1, size // len(members))
+    draws = [shuffled_batches(len(m), each, generator) for m in members]
+    turns = shuffled_batches(len(members), min(size, len(members)), generator)
+    while True:
+        yield torch.cat([members[i][next(draws[i])] for i in next(turns).tolist()])
+
+
+def _finite(name: str, values: Tensor) -> Tensor:
+    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
+        raise InputError(
+            f"{name} must be finite; found {bad} NaN or infinite value{'s' * (bad > 1)}. "
+            "Fill or drop them first."
+        )
+    return values.float() if values.dtype == torch.float64 and name == "inputs" else values
+
+
+def _indices(name: str, values: Any) -> Tensor:
+    tensor = torch.as_tensor(values)
+    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
+        raise InputError(
+            f"{name} must hold whole numbers from 0, shape (n,); got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}. Number the labels first, with numpy.unique(return_inverse=True)."
+        )
+    if len(tensor) and int(tensor.min()) < 0:
+        raise InputError(f"{name} must be numbered from 0; its smallest is {int(tensor.min())}.")
+    return tensor.long()

@@ -1,0 +1,118 @@
+r"""The hypergradient by the implicit function theorem.
+
+.. math::
+    \frac{dF}{d\alpha} = -\frac{\partial^2 L}{\partial \alpha \, \partial \theta} q,
+    \qquad A q = \nabla_\theta F .
+
+There is no direct term: the objective F sees raw logits, which alpha enters only through the
+weights. Weights, buffers, gradients, modes and random state are left bit-identical.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autobalance.checks import InputError
+from autobalance.data.batches import Batch
+from autobalance.hypergrad.solvers import Solution, Solver
+from autobalance.hypergrad.system import TrainingSystem, borrowed, call, flatten, trainable
+from autobalance.losses.modules import check_width
+from autobalance.objectives import Objective
+from autobalance.tunable import TunableCrossEntropy
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """Derivative of the objective by the space's free parameters.
+
+    Attributes
+    ----------
+    gradients : list of Tensor
+        One for each of ``loss.space.parameters()``, in their order.
+    objective : float
+        Its differentiable value on the validation batch.
+    hard_objective : float
+        The same over the 0-1 error, in [0, 1].
+    solution : Solution
+        The solved system, with diagnostics.
+    """
+
+    gradients: list[Tensor]
+    objective: float
+    hard_objective: float
+    solution: Solution
+
+    @property
+    def finite(self) -> bool:
+        return all(bool(torch.isfinite(g).all()) for g in self.gradients)
+
+
+def hypergradient(
+    model: nn.Module,
+    loss: TunableCrossEntropy,
+    objective: Objective,
+    train_batch: Batch,
+    validation_batch: Batch,
+    *,
+    solver: Solver,
+    weight_decay: float | Tensor = 0.0,
+    start: Tensor | None = None,
+) -> Hypergradient:
+    """Hypergradient of the objective on one validation batch through one training batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In the mode in which it is trained; the validation pass switches to evaluation mode.
+    loss : TunableCrossEntropy
+        The training loss; its space's parameters are differentiated by.
+    objective : Objective
+        What is to become small on validation data.
+    train_batch, validation_batch : Batch
+        On the model's device.
+    solver : Solver
+        How to solve ``A q = b``.
+    weight_decay : float or Tensor
+        The lower level's coupled L2 penalty, part of its curvature; one number, or one per
+        trainable weight, flat.
+    start : Tensor, optional
+        A q to start from.
+    """
+    parameters = trainable(model)
+    if not parameters:
+        raise InputError("The model has no trainable parameter: nothing depends on the loss.")
+    leaves = list(parameters.values())
+    free = list(loss.space.parameters())
+
+    with borrowed(model), torch.enable_grad():
+        model.eval()
+        logits = call(model, dict(parameters), validation_batch.inputs)
+        check_width(logits, loss.space.num_classes)
+        given = {
+            "groups": validation_batch.groups,
+            "sample_weight": validation_batch.sample_weight,
+        }
+        value = objective(logits, validation_batch.target, **given)
+        hard = objective.hard(logits.detach(), validation_batch.target, **given)
+        b = flatten(torch.autograd.grad(value, leaves, materialize_grads=True))
+
+    with borrowed(model), torch.enable_grad():
+        design = loss.space()
+
+        def logit_loss(f: Tensor) -> Tensor:
+            return loss.at(
+                design,
+                f,
+                train_batch.target,
+                groups=train_batch.groups,
+                sample_weight=train_batch.sample_weight,
+            )
+
+        shift = weight_decay + solver.damping
+        system = TrainingSystem(model, train_batch.inputs, logit_loss, free, shift)
+        solution = solver.solve(system, b, start)
+        gradients = [-g for g in system.mixed(solution.tangent)]
+    return Hypergradient(gradients, float(value.detach()), hard, solution)

@@ -1,0 +1,332 @@
+"""The parametric cross-entropy with fixed parameters, as a module that stands on its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autobalance.checks import InputError, class_counts, one_of
+from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
+
+Reduction = Literal["mean", "sum", "none"]
+ArrayLike = Tensor | Sequence[float] | Any
+
+_FORMAT = "autobalance-loss"
+
+
+def reduced_loss(
+    logits: Tensor,
+    target: Tensor,
+    parameters: LossParameters,
+    *,
+    groups: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Parametric cross-entropy of a batch, reduced as torch reduces its own.
+
+    The mean divides by the sum of w_y (times the sample weight) over the batch, as
+    `torch.nn.CrossEntropyLoss` does, so that the scale of w does not act as a learning rate; w's
+    gradient sees the division. Examples whose target is `ignore_index` count for nothing, and a
+    batch of nothing else gives 0.
+    """
+    if logits.ndim != 2:
+        raise InputError(f"The loss needs logits of shape (n, k); got {tuple(logits.shape)}.")
+    if target.shape != logits.shape[:1]:
+        raise InputError(
+            f"The loss needs one class index per row of logits: expected target of shape "
+            f"({logits.shape[0]},), got {tuple(target.shape)}."
+        )
+    kept = target != ignore_index
+    safe = torch.where(kept, target, 0)
+    loss = parametric_cross_entropy(
+        logits, safe, **parameters._asdict(), groups=groups, label_smoothing=label_smoothing
+    )
+    scale = kept.to(loss.dtype) if sample_weight is None else kept * sample_weight.to(loss.dtype)
+    # `where` rather than a product alone: an ignored row may hold a non-finite loss.
+    loss = torch.where(kept, loss, 0.0) * scale
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    w_y = target_weight(safe, parameters.weight, groups)
+    total = (scale if w_y is None else scale * w_y).sum()
+    return loss.sum() / total.clamp(min=torch.finfo(loss.dtype).tiny)
+
+
+def _parameter(name: str, value: ArrayLike | None, *, above_zero: bool) -> Tensor | None:
+    if value is None:
+        return None
+    if isinstance(value, Tensor) and value.is_floating_point():
+        tensor = value.detach().clone()
+    else:
+        tensor = torch.tensor(np.asarray(value), dtype=torch.get_default_dtype())
+    if tensor.ndim not in (1, 2) or tensor.shape[-1] < 2:
+        raise InputError(
+            f"{name} needs one number per class (k,), or per group and class (g, k), with k >= 2; "
+            f"got shape {tuple(tensor.shape)}."
+        )
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{name} must be finite; got a NaN or an infinity.")
+    if above_zero and bool((tensor <= 0).any()):
+        raise InputError(f"{name} must be above 0 everywhere; its smallest is {tensor.min():g}.")
+    return tensor
+
+
+class ParametricCrossEntropy(nn.Module):
+    """Cross-entropy with fixed class weights and logit adjustments (paper, eq. 2.2 and 4.2).
+
+    ``loss(y, f) = -w_y log softmax(delta * f + l)_y``. It needs nothing else of this library to
+    be trained with, and travels as JSON (`to_json`), as a pickle or in a state dict.
+
+    Parameters
+    ----------
+    weight, additive, multiplicative : array-like, optional
+        w, l and delta: shape ``(k,)``, or ``(g, k)`` where the example's group picks the row.
+        w and delta must be above 0. None leaves that part out.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the batch's sum of w_y, as torch's cross-entropy does.
+    ignore_index : int
+        Target value that counts for nothing.
+    label_smoothing : float
+        In [0, 1), as in torch's cross-entropy.
+
+    Examples
+    --------
+    >>> loss = ParametricCrossEntropy.logit_adjusted([500, 50, 5])
+    >>> value = loss(torch.zeros(2, 3), torch.tensor([0, 2]))
+    """
+
+    weight: Tensor | None
+    additive: Tensor | None
+    multiplicative: Tensor | None
+
+    def __init__(
+        self,
+        weight: ArrayLike | None = None,
+        additive: ArrayLike | None = None,
+        multiplicative: ArrayLike | None = None,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        one_of("reduction", reduction, ("mean", "sum", "none"))
+        if not 0.0 <= label_smoothing < 1.0:
+            raise InputError(f"label_smoothing must lie in [0, 1); got {label_smoothing}.")
+        self.register_buffer("weight", _parameter("weight", weight, above_zero=True))
+        self.register_buffer("additive", _parameter("additive", additive, above_zero=False))
+        self.register_buffer(
+            "multiplicative", _parameter("multiplicative", multiplicative, above_zero=True)
+        )
+        shapes = {tuple(p.shape) for p in self.parameters_of_loss if p is not None}
+        if len({s[-1] for s in shapes}) > 1 or len({s[0] for s in shapes if len(s) == 2}) > 1:
+            raise InputError(
+                f"weight, additive and multiplicative must agree in classes and groups; got {shapes}."
+            )
+        self.reduction: Reduction = reduction
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    @property
+    def parameters_of_loss(self) -> LossParameters:
+        """w, l and delta as one record."""
+        return LossParameters(self.weight, self.additive, self.multiplicative)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None for plain cross-entropy, which fits any."""
+        return next((p.shape[-1] for p in self.parameters_of_loss if p is not None), None)
+
+    @property
+    def num_groups(self) -> int | None:
+        """Number of groups whose examples have rows of their own, or None."""
+        return next(
+            (p.shape[0] for p in self.parameters_of_loss if p is not None and p.ndim == 2), None
+        )
+
+    def forward(
+        self,
+        input: Tensor,  # torch's name for it, so that the loss can stand in for torch's own
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of raw logits ``(n, k)`` against class indices ``(n,)``.
+
+        Parameters
+        ----------
+        input : Tensor
+            Raw logits, shape ``(n, k)``.
+        target : Tensor
+            Class indices, shape ``(n,)``.
+        groups : Tensor, optional
+            Group indices, shape ``(n,)``; needed where parameters have one row per group.
+        sample_weight : Tensor, optional
+            Non-negative weights of the examples, shape ``(n,)``.
+        """
+        check_width(input, self.num_classes)
+        if groups is None and self.num_groups is not None:
+            raise InputError(
+                f"This loss has rows for {self.num_groups} groups: pass groups=, one index per example."
+            )
+        return reduced_loss(
+            input,
+            target,
+            self.parameters_of_loss,
+            groups=groups,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self) -> str:
+        used = [n for n, p in self.parameters_of_loss._asdict().items() if p is not None]
+        return f"classes={self.num_classes}, groups={self.num_groups}, uses={used or 'nothing'}"
+
+    # Published losses, from class counts --------------------------------------------------
+
+    @classmethod
+    def cross_entropy(cls, **options: Any) -> ParametricCrossEntropy:
+        """Plain cross-entropy: w = 1, l = 0, delta = 1."""
+        return cls(**options)
+
+    @classmethod
+    def class_weighted(cls, cls_num_list: ArrayLike, **options: Any) -> ParametricCrossEntropy:
+        """Weights n / (k n_y), the inverse class frequency with mean 1 over the examples."""
+        counts = class_counts(cls_num_list, name="cls_num_list")
+        return cls(weight=counts.sum() / (len(counts) * counts), **options)
+
+    @classmethod
+    def logit_adjusted(
+        cls, cls_num_list: ArrayLike, tau: float = 1.0, **options: Any
+    ) -> ParametricCrossEntropy:
+        """Logit adjustment l = tau log pi (Menon et al., ICLR 2021, eq. 10)."""
+        counts = class_counts(cls_num_list, name="cls_num_list")
+        return cls(additive=tau * np.log(counts / counts.sum()), **options)
+
+    @classmethod
+    def class_dependent_temperature(
+        cls, cls_num_list: ArrayLike, gamma: float = 0.3, **options: Any
+    ) -> ParametricCrossEntropy:
+        """CDT: delta_k = (n_k / n_max)^gamma (Ye et al., 2020)."""
+        counts = class_counts(cls_num_list, name="cls_num_list")
+        return cls(multiplicative=(counts / counts.max()) ** gamma, **options)
+
+    @classmethod
+    def vector_scaling(
+        cls, cls_num_list: ArrayLike, gamma: float = 0.15, tau: float = 1.25, **options: Any
+    ) -> ParametricCrossEntropy:
+        """VS: CDT's delta with LA's l (Kini et al., NeurIPS 2021, eq. 1)."""
+        counts = class_counts(cls_num_list, name="cls_num_list")
+        return cls(
+            additive=tau * np.log(counts / counts.sum()),
+            multiplicative=(counts / counts.max()) ** gamma,
+            **options,
+        )
+
+    # Other code bases' conventions --------------------------------------------------------
+
+    @classmethod
+    def from_vs_code(cls, iota: ArrayLike, Delta: ArrayLike, **options: Any) -> ParametricCrossEntropy:
+        """From the VS-loss code's convention, ``f / Delta + iota``."""
+        divisor = _parameter("Delta", Delta, above_zero=True)
+        assert divisor is not None
+        return cls(additive=iota, multiplicative=1.0 / divisor, **options)
+
+    def to_vs_code(self) -> tuple[Tensor, Tensor]:
+        """``(iota, Delta)`` such that ``f / Delta + iota`` are the adjusted logits."""
+        additive, delta = self._full()
+        return additive, 1.0 / delta
+
+    @classmethod
+    def from_autobalance_code(
+        cls, dy: ArrayLike, ly: ArrayLike, wy: ArrayLike | None = None, **options: Any
+    ) -> ParametricCrossEntropy:
+        """From the paper's code, whose multiplicative adjustment is ``sigmoid(dy)``."""
+        return cls(wy, ly, torch.sigmoid(torch.as_tensor(dy)), **options)
+
+    def to_autobalance_code(self) -> tuple[Tensor, Tensor]:
+        """``(dy, ly)`` of the paper's code; needs delta below 1, the range of its sigmoid."""
+        additive, delta = self._full()
+        if bool((delta >= 1).any()):
+            raise InputError(
+                f"The paper's code writes delta as a sigmoid, below 1; here it reaches {delta.max():g}. "
+                "Divide delta by a constant first; the network's scale absorbs it."
+            )
+        return torch.logit(delta), additive
+
+    def _full(self) -> tuple[Tensor, Tensor]:
+        some = self.additive if self.additive is not None else self.multiplicative
+        if some is None:
+            raise InputError("This loss adjusts no logits, so there is nothing to convert.")
+        additive = torch.zeros_like(some) if self.additive is None else self.additive
+        delta = torch.ones_like(some) if self.multiplicative is None else self.multiplicative
+        return additive, delta
+
+    # JSON ---------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that makes the loss, in JSON's types; numbers keep all their digits."""
+        return {
+            "format": _FORMAT,
+            "version": 1,
+            **{n: None if p is None else p.tolist() for n, p in self.parameters_of_loss._asdict().items()},
+            "dtype": str(next((p.dtype for p in self.parameters_of_loss if p is not None), None)),
+            "reduction": self.reduction,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> ParametricCrossEntropy:
+        """Inverse of `to_dict`."""
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise InputError("This is not a loss written by autobalance: its 'format' is not there.")
+        if record.get("version") != 1:
+            raise InputError(
+                f"This loss was written in version {record.get('version')!r} of the format; "
+                "this release reads version 1. Read it with the release that wrote it."
+            )
+        dtypes = {"torch.float32": torch.float32, "torch.float64": torch.float64, "None": None}
+        dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
+        tensors = {
+            n: None if record.get(n) is None else torch.tensor(record[n], dtype=dtype)
+            for n in LossParameters._fields
+        }
+        return cls(
+            **tensors,
+            reduction=cast(Reduction, record.get("reduction", "mean")),
+            ignore_index=record.get("ignore_index", -100),
+            label_smoothing=record.get("label_smoothing", 0.0),
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> ParametricCrossEntropy:
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"This is not a loss written by autobalance: not JSON ({error}).") from None
+        return cls.from_dict(record)
+
+
+def check_width(logits: Tensor, num_classes: int | None) -> None:
+    """Refuse logits whose width is not the number of classes."""
+    if num_classes is not None and logits.ndim == 2 and logits.shape[1] != num_classes:
+        raise InputError(
+            f"The loss has parameters for {num_classes} classes, but the network returned logits of "
+            f"width {logits.shape[1]}. Give the network's last layer {num_classes} outputs."
+        )

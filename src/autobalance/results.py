@@ -1,0 +1,153 @@
+"""The record of a search: the loss found, how it came about, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from autobalance.checks import InputError
+from autobalance.losses.modules import ParametricCrossEntropy
+
+_FORMAT = "autobalance-search"
+MAX_PATH_NUMBERS = 100_000
+
+
+@dataclass(frozen=True)
+class UpperRecord:
+    """One upper step in the history of a search.
+
+    Attributes
+    ----------
+    step : int
+        Lower steps done before it.
+    objective, hard_objective : float
+        On validation data: the differentiable objective, and the same over the 0-1 error.
+    training_loss : float
+        Last training loss, mean over folds.
+    norm, residual, iterations, reason, skipped
+        Diagnostics; see `autobalance.tuner.UpperStep`.
+    """
+
+    step: int
+    objective: float
+    hard_objective: float
+    training_loss: float
+    norm: float
+    residual: float
+    iterations: int
+    reason: str
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """The loss's parameters after so many lower steps, each as (nested) lists or None."""
+
+    step: int
+    weight: list[Any] | None
+    additive: list[Any] | None
+    multiplicative: list[Any] | None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes
+    ----------
+    loss : ParametricCrossEntropy
+        The designed loss, frozen; it needs nothing else to be used elsewhere.
+    start : ParametricCrossEntropy
+        The loss from which the search started.
+    history : list of UpperRecord
+        One entry per upper step.
+    path : list of PathPoint
+        The loss over time, thinned out where classes are many.
+    design : dict
+        The space's kind and its free parameters as found.
+    settings : dict
+        Recipe, search settings, objective, solver and the sizes of the data.
+    versions : dict
+        Versions of Python and of the libraries that matter.
+    seed : int
+        The seed.
+    seconds : dict
+        "wall" and "cpu" time of the search.
+    status : str
+        "finished", "interrupted" or "diverged".
+    """
+
+    loss: ParametricCrossEntropy
+    start: ParametricCrossEntropy
+    history: list[UpperRecord]
+    path: list[PathPoint]
+    design: dict[str, Any]
+    settings: dict[str, Any]
+    seed: int
+    seconds: dict[str, float]
+    status: str = "finished"
+    versions: dict[str, str] = field(default_factory=lambda: used_versions())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record in JSON's types."""
+        return {
+            "format": _FORMAT,
+            "version": 1,
+            "status": self.status,
+            "seed": self.seed,
+            "loss": self.loss.to_dict(),
+            "start": self.start.to_dict(),
+            "design": self.design,
+            "settings": self.settings,
+            "versions": self.versions,
+            "seconds": self.seconds,
+            "history": [asdict(record) for record in self.history],
+            "path": [asdict(point) for point in self.path],
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> SearchResult:
+        """Inverse of `to_dict`.
+
+        Raises
+        ------
+        InputError
+            If the record was not written by autobalance, or in another version of the format.
+        """
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise InputError("This is not a search result of autobalance: its 'format' is not there.")
+        if record.get("version") != 1:
+            raise InputError(
+                f"This result was written in version {record.get('version')!r} of the format; this "
+                "release reads version 1. Read it with the release that wrote it."
+            )
+        try:
+            return cls(
+                loss=ParametricCrossEntropy.from_dict(record["loss"]),
+                start=ParametricCrossEntropy.from_dict(record["start"]),
+                history=[UpperRecord(**entry) for entry in record["history"]],
+                path=[PathPoint(**point) for point in record["path"]],
+                **{k: record[k] for k in ("design", "settings", "seed", "seconds", "status", "versions")},
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"This search result is incomplete or altered: {error}.") from None
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchResult:
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"This is not a search result of autobalance: not JSON ({error}).") from None
+        return cls.from_dict(record)
+
+
+def used_versions() -> dict[str, str]:
+    """Versions of Python, autobalance and the libraries whose numerics matter."""
+    names = ("autobalance", "torch", "lightning-fabric", "numpy", "scikit-learn", "pandas")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,131 @@
+"""How to train and how to search, as plain records that JSON and YAML can carry.
+
+This module imports no torch, so that the command line can show its help at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from autobalance.checks import InputError, fraction, one_of, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the lower level trains the network's weights. One recipe serves search and retraining.
+
+    Parameters
+    ----------
+    epochs : float
+        Passes over the training data.
+    min_steps : int
+        At least so many optimiser steps, however small the data.
+    batch_size : int
+        Examples per step.
+    optimizer : {"sgd", "adamw"}
+        SGD with Nesterov momentum, or AdamW.
+    lr : float
+        Peak learning rate; it rises linearly over `warmup` and then falls along a cosine to 0.
+    momentum : float
+        Momentum of SGD; AdamW does not use it.
+    weight_decay : float
+        For SGD added to the gradient, for AdamW decoupled.
+    warmup : float
+        Share of the steps over which the learning rate rises, in [0, 1).
+    max_grad_norm : float
+        The gradient is scaled down to this norm when it exceeds it. Large logit adjustments with
+        a high learning rate diverge without it.
+    """
+
+    epochs: float = 60.0
+    min_steps: int = 500
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 2e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-2
+    warmup: float = 0.05
+    max_grad_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        positive("epochs", self.epochs)
+        positive("batch_size", self.batch_size)
+        positive("lr", self.lr)
+        positive("max_grad_norm", self.max_grad_norm)
+        one_of("optimizer", self.optimizer, ("sgd", "adamw"))
+        if self.min_steps < 1:
+            raise InputError(f"min_steps must be at least 1; got {self.min_steps}.")
+        if self.weight_decay < 0:
+            raise InputError(f"weight_decay must not be negative; got {self.weight_decay}.")
+        if not 0.0 <= self.momentum < 1.0:
+            raise InputError(f"momentum must lie in [0, 1); got {self.momentum}.")
+        if not 0.0 <= self.warmup < 1.0:
+            raise InputError(f"warmup must lie in [0, 1); got {self.warmup}.")
+
+    def steps(self, examples: int) -> int:
+        """Number of optimiser steps for a training set of so many examples."""
+        return max(self.min_steps, math.ceil(self.epochs * examples / self.batch_size))
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """Share of the peak learning rate used at `step` (from 0) of `total`."""
+        rise = max(1, round(self.warmup * total))
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How the upper level tunes the loss (Algorithm 1 of the paper).
+
+    Parameters
+    ----------
+    validation_fraction : float
+        Share of each class held out for the upper level, in (0, 1).
+    folds : int
+        Number of splits searched side by side with one shared loss; hypergradients are averaged.
+        Each fold is one more training run.
+    warmup : float
+        Share of the lower steps with the starting loss held fixed, in [0, 1).
+    every : int
+        Lower steps between two upper steps.
+    lr : float
+        Learning rate of Adam on the free parameters.
+    average : float
+        Share of the upper steps, counted from the end, over which the free parameters are
+        averaged into the result, in (0, 1].
+    validation_batch_size : int
+        At most so many validation examples per upper step, drawn evenly over classes.
+    """
+
+    validation_fraction: float = 0.2
+    folds: int = 1
+    warmup: float = 0.3
+    every: int = 5
+    lr: float = 0.05
+    average: float = 0.25
+    validation_batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        fraction("validation_fraction", self.validation_fraction)
+        positive("lr", self.lr)
+        if not 0.0 <= self.warmup < 1.0:
+            raise InputError(f"warmup must lie in [0, 1); got {self.warmup}.")
+        if not 0.0 < self.average <= 1.0:
+            raise InputError(f"average must lie in (0, 1]; got {self.average}.")
+        for name in ("folds", "every", "validation_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.folds * self.validation_fraction > 1.0 + 1e-9:
+            raise InputError(
+                f"{self.folds} folds of {self.validation_fraction:g} each exceed the data: folds "
+                "do not overlap. Use fewer folds or a smaller validation_fraction."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

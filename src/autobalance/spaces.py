@@ -1,0 +1,335 @@
+r"""Design spaces: from few free parameters to the loss's w, l and delta.
+
+A space is a module whose parameters are what the upper level learns. Calling it gives the
+`LossParameters` at their present values; `penalty` is the negative logarithm of the prior
+around the consistent start (up to a constant), which the upper level adds to its objective,
+divided by the effective number of validation examples. Every space starts at a loss that is
+Fisher consistent for the balanced error, unless told otherwise.
+
+Two gauges are fixed, because the loss does not see them or should not: within a row the free
+deviations of l sum to 0 (softmax ignores a common offset), and w has mean 1 over the training
+examples (or it would learn the learning rate).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autobalance.checks import InputError, class_counts, positive
+from autobalance.losses.functional import LossParameters
+
+PARTS = ("weight", "additive", "multiplicative")
+
+
+def _parts(learn: Iterable[str]) -> tuple[str, ...]:
+    chosen = tuple(learn)
+    unknown = [part for part in chosen if part not in PARTS]
+    if unknown or not chosen:
+        raise InputError(f"learn must name some of {', '.join(PARTS)}; got {list(chosen)}.")
+    return tuple(part for part in PARTS if part in chosen)
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(dim=-1, keepdim=True)
+
+
+class DesignSpace(nn.Module, ABC):
+    """Base of all spaces.
+
+    Attributes
+    ----------
+    learns : tuple of str
+        Which of "weight", "additive" and "multiplicative" it learns.
+    counts : Tensor
+        Training examples per class ``(k,)``, or per group and class ``(g, k)``.
+    """
+
+    counts: Tensor
+
+    def __init__(self, counts: Any, learn: Iterable[str]) -> None:
+        super().__init__()
+        self.learns = _parts(learn)
+        table = torch.tensor(class_counts(counts), dtype=torch.get_default_dtype())
+        self.register_buffer("counts", table)
+
+    @property
+    def num_classes(self) -> int:
+        return self.counts.shape[-1]
+
+    @property
+    def num_groups(self) -> int | None:
+        return None if self.counts.ndim == 1 else self.counts.shape[0]
+
+    @abstractmethod
+    def forward(self) -> LossParameters:
+        """The loss's parameters at the present free parameters, differentiable in them."""
+
+    @abstractmethod
+    def penalty(self) -> Tensor:
+        """Negative log prior of the free parameters, a scalar, 0 at the start."""
+
+    def values(self) -> dict[str, list[Any]]:
+        """The free parameters by name, for records."""
+        return {name: p.detach().tolist() for name, p in self.named_parameters()}
+
+    def _mean_one(self, log_weight: Tensor) -> Tensor:
+        """exp(log_weight) rescaled to mean 1 over the training examples."""
+        shares = self.counts / self.counts.sum()
+        return (log_weight - (log_weight.exp() * shares).sum().log()).exp()
+
+
+class HierarchicalSpace(DesignSpace):
+    r"""Shared strengths plus shrunken deviations per class. The default.
+
+    .. math::
+        l_k = \tau \log \pi_k + \epsilon_k, \qquad
+        \log \delta_k = \gamma \log(n_k / n_{max}) + \epsilon'_k, \qquad
+        \log w_k = \epsilon''_k
+
+    It starts at tau = 1, gamma = 0 and no deviations, which is logit adjustment (LA), consistent
+    for the balanced error. With a ``(g, k)`` table of counts see `GroupSpace`.
+
+    Parameters
+    ----------
+    counts : array-like
+        Training examples per class, shape ``(k,)``.
+    learn : iterable of str
+        Which of "weight", "additive" and "multiplicative" to learn.
+    tau : float
+        Start of tau.
+    sigma_tau, sigma_eps : float
+        Standard deviations of the priors on the shared strengths (tau, gamma) and on each
+        deviation, in the units of log pi (nats) for l and of log delta for delta.
+    """
+
+    def __init__(
+        self,
+        counts: Any,
+        *,
+        learn: Iterable[str] = ("additive",),
+        tau: float = 1.0,
+        sigma_tau: float = 1.0,
+        sigma_eps: float = 1.0,
+    ) -> None:
+        super().__init__(counts, learn)
+        if self.counts.ndim != 1:
+            raise InputError("HierarchicalSpace takes counts per class (k,); for groups use GroupSpace.")
+        self.sigma_tau = positive("sigma_tau", sigma_tau)
+        self.sigma_eps = positive("sigma_eps", sigma_eps)
+        self.start = float(tau)
+        k = self.num_classes
+        if "additive" in self.learns:
+            self.tau = nn.Parameter(torch.tensor(float(tau)))
+            self.eps = nn.Parameter(torch.zeros(k))
+        if "multiplicative" in self.learns:
+            self.gamma = nn.Parameter(torch.zeros(()))
+            self.log_delta = nn.Parameter(torch.zeros(k))
+        if "weight" in self.learns:
+            self.log_weight = nn.Parameter(torch.zeros(k))
+
+    def forward(self) -> LossParameters:
+        log_prior = (self.counts / self.counts.sum()).log()
+        weight = multiplicative = None
+        additive = self.start * log_prior
+        if "additive" in self.learns:
+            additive = self.tau * log_prior + _centred(self.eps)
+        if "multiplicative" in self.learns:
+            shared = self.gamma * (self.counts / self.counts.max()).log()
+            multiplicative = (shared + _centred(self.log_delta)).exp()
+        if "weight" in self.learns:
+            weight = self._mean_one(_centred(self.log_weight))
+        return LossParameters(weight, additive, multiplicative)
+
+    def penalty(self) -> Tensor:
+        total = self.counts.new_zeros(())
+        if "additive" in self.learns:
+            total = total + (self.tau - self.start) ** 2 / (2 * self.sigma_tau**2)
+            total = total + self.eps.square().sum() / (2 * self.sigma_eps**2)
+        if "multiplicative" in self.learns:
+            total = total + self.gamma**2 / (2 * self.sigma_tau**2)
+            total = total + self.log_delta.square().sum() / (2 * self.sigma_eps**2)
+        if "weight" in self.learns:
+            total = total + self.log_weight.square().sum() / (2 * self.sigma_eps**2)
+        return total
+
+
+class ClassSpace(DesignSpace):
+    """One free l, delta and w for every class, as in the paper (section 2).
+
+    Parameters
+    ----------
+    counts : array-like
+        Training examples per class, shape ``(k,)``, or per group and class, shape ``(g, k)``.
+    learn : iterable of str
+        Which of "weight", "additive" and "multiplicative" to learn.
+    tau : float
+        Start of l at ``tau log pi``: 1 is logit adjustment, 0 the paper's zero start.
+    sigmoid : bool
+        delta = sigmoid(Delta) with Delta starting at 1, as in the paper's code, so delta starts
+        at 0.73. Otherwise delta = exp(log_delta), starting at 1.
+    sigma : float or None
+        Standard deviation of a Gaussian prior around the start; None for none (the paper).
+    """
+
+    def __init__(
+        self,
+        counts: Any,
+        *,
+        learn: Iterable[str] = ("additive", "multiplicative"),
+        tau: float = 1.0,
+        sigmoid: bool = False,
+        sigma: float | None = None,
+    ) -> None:
+        super().__init__(counts, learn)
+        self.sigmoid = sigmoid
+        self.sigma = None if sigma is None else positive("sigma", sigma)
+        start = tau * self._log_prior()
+        self.register_buffer("start", start)
+        free = self._free_shape()
+        if "additive" in self.learns:
+            self.additive = nn.Parameter(torch.zeros(free))
+        if "multiplicative" in self.learns:
+            self.raw_delta = nn.Parameter(torch.full(free, 1.0 if sigmoid else 0.0))
+        if "weight" in self.learns:
+            self.log_weight = nn.Parameter(torch.zeros(free))
+
+    def _log_prior(self) -> Tensor:
+        return (self.counts / self.counts.sum(dim=-1, keepdim=True)).clamp(min=1e-12).log()
+
+    def _free_shape(self) -> tuple[int, ...]:
+        return tuple(self.counts.shape)
+
+    def _expand(self, free: Tensor) -> Tensor:
+        """From free parameters to one number per class (per group)."""
+        return free
+
+    def forward(self) -> LossParameters:
+        weight = multiplicative = None
+        additive = self.start
+        if "additive" in self.learns:
+            additive = self.start + _centred(self._expand(self.additive))
+        if "multiplicative" in self.learns:
+            raw = self._expand(self.raw_delta)
+            multiplicative = torch.sigmoid(raw) if self.sigmoid else raw.exp()
+        if "weight" in self.learns:
+            weight = self._mean_one(self._expand(self.log_weight))
+        return LossParameters(weight, additive, multiplicative)
+
+    def penalty(self) -> Tensor:
+        total = self.counts.new_zeros(())
+        if self.sigma is None:
+            return total
+        for name, p in self.named_parameters():
+            start = 1.0 if name == "raw_delta" and self.sigmoid else 0.0
+            total = total + (p - start).square().sum() / (2 * self.sigma**2)
+        return total
+
+
+class ClusterSpace(ClassSpace):
+    """Classes of similar frequency share their free parameters (paper, section 3).
+
+    Parameters
+    ----------
+    counts : array-like
+        Training examples per class, shape ``(k,)``.
+    size : int
+        Classes per cluster; the paper takes 1, 10, 20 and 40 for 10, 100, 1,000 and 8,142 classes.
+    **options
+        As for `ClassSpace`.
+    """
+
+    cluster: Tensor
+
+    def __init__(self, counts: Any, *, size: int, **options: Any) -> None:
+        table = class_counts(counts)
+        if table.ndim != 1:
+            raise InputError("ClusterSpace takes counts per class (k,).")
+        if size < 1:
+            raise InputError(f"size must be at least 1 class per cluster; got {size}.")
+        order = np.argsort(-table, kind="stable")
+        cluster = np.empty(len(table), dtype=np.int64)
+        cluster[order] = np.arange(len(table)) // size
+        self._clusters = int(cluster.max()) + 1
+        super().__init__(counts, **options)
+        self.register_buffer("cluster", torch.from_numpy(cluster))
+
+    def _free_shape(self) -> tuple[int, ...]:
+        return (self._clusters,)
+
+    def _expand(self, free: Tensor) -> Tensor:
+        return free[self.cluster]
+
+
+class GroupSpace(DesignSpace):
+    r"""One row of l, delta and w per group, with shared strengths and shrunken deviations.
+
+    .. math:: l_{kg} = \tau_c \log \pi_k + \tau_g \log(\pi_{k|g} / \pi_k) + \epsilon_{kg}
+
+    It starts at tau_c = tau_g = 1: logit adjustment within each group, l_kg = log pi_{k|g}.
+    A group's main effect cancels in the softmax; it acts through w. The prior of a class within
+    a group is smoothed by one example spread as the classes are overall, so that empty cells
+    stay finite.
+
+    Parameters
+    ----------
+    counts : array-like
+        Training examples per group and class, shape ``(g, k)``.
+    learn, sigma_tau, sigma_eps
+        As for `HierarchicalSpace`.
+    """
+
+    def __init__(
+        self,
+        counts: Any,
+        *,
+        learn: Iterable[str] = ("additive",),
+        sigma_tau: float = 1.0,
+        sigma_eps: float = 1.0,
+    ) -> None:
+        super().__init__(counts, learn)
+        if self.counts.ndim != 2:
+            raise InputError("GroupSpace takes counts per group and class (g, k).")
+        self.sigma_tau = positive("sigma_tau", sigma_tau)
+        self.sigma_eps = positive("sigma_eps", sigma_eps)
+        shape = self.counts.shape
+        if "additive" in self.learns:
+            self.tau_class = nn.Parameter(torch.ones(()))
+            self.tau_group = nn.Parameter(torch.ones(()))
+            self.eps = nn.Parameter(torch.zeros(shape))
+        if "multiplicative" in self.learns:
+            self.log_delta = nn.Parameter(torch.zeros(shape))
+        if "weight" in self.learns:
+            self.log_weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self) -> LossParameters:
+        prior = self.counts.sum(dim=0) / self.counts.sum()
+        within = (self.counts + prior) / (self.counts.sum(dim=1, keepdim=True) + 1.0)
+        weight = multiplicative = None
+        additive = within.log()
+        if "additive" in self.learns:
+            shared = self.tau_class * prior.log() + self.tau_group * (within / prior).log()
+            additive = shared + _centred(self.eps)
+        if "multiplicative" in self.learns:
+            multiplicative = self.log_delta.exp()
+        if "weight" in self.learns:
+            weight = self._mean_one(self.log_weight)
+        return LossParameters(weight, additive, multiplicative)
+
+    def penalty(self) -> Tensor:
+        total = self.counts.new_zeros(())
+        for name, p in self.named_parameters():
+            shared = name.startswith("tau")
+            sigma, start = (self.sigma_tau, 1.0) if shared else (self.sigma_eps, 0.0)
+            total = total + (p - start).square().sum() / (2 * sigma**2)
+        return total
+
+
+def default_space(counts: Sequence[float] | np.ndarray) -> DesignSpace:
+    """`HierarchicalSpace` for counts per class, `GroupSpace` for counts per group and class."""
+    return HierarchicalSpace(counts) if np.ndim(counts) == 1 else GroupSpace(counts)

@@ -1,0 +1,191 @@
+"""The lower level: training a network's weights under one recipe, one step at a time."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from autobalance.checks import InputError, TrainingDiverged
+from autobalance.data.batches import ArrayData, Batch, shuffled_batches
+from autobalance.losses.modules import check_width
+from autobalance.settings import Recipe
+
+ModelFactory = Callable[[], nn.Module]
+Phase = Literal["warm-up", "search", "retrain"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: the phase, steps done of the phase's total, and the last objective."""
+
+    phase: Phase
+    step: int
+    total: int
+    objective: float | None = None
+
+
+ProgressListener = Callable[[Progress], None]
+
+
+class TrainingLoss(Protocol):
+    """What the lower level calls: fixed and tunable losses alike."""
+
+    def __call__(
+        self,
+        input: Tensor,
+        target: Tensor,
+        /,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run. `partial` is what was good before it, as for `TrainingDiverged`."""
+
+    def __init__(self, partial: Any) -> None:
+        super().__init__("interrupted")
+        self.partial = partial
+
+
+def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
+    """Fabric on one device: "auto", "cpu", "cuda", "cuda:1", "mps"."""
+    kind, _, index = device.partition(":")
+    devices: Any = [int(index)] if index.isdigit() else 1
+    try:
+        return Fabric(accelerator=kind, devices=devices, precision=precision)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"The device {device!r} cannot be used here: {error}") from None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global random state and give it back as it was."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if not weights:
+        raise InputError("The network has no trainable parameter.")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            weights,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+    return torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+class LowerLevel:
+    """A network, its optimiser and its stream of batches.
+
+    Parameters
+    ----------
+    model_factory : callable
+        Returns a new network; called once, so seed the global random state before.
+    data : ArrayData
+        Training data, on the device.
+    recipe : Recipe
+        How to train.
+    fabric : Fabric
+        Device and precision.
+    seed : int
+        Seeds the order of the examples.
+    """
+
+    def __init__(
+        self, model_factory: ModelFactory, data: ArrayData, recipe: Recipe, fabric: Fabric, seed: int
+    ) -> None:
+        module = model_factory()
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                f"The model factory must return a torch.nn.Module; got {type(module).__name__}."
+            )
+        self.data = data
+        self.recipe = recipe
+        self.fabric = fabric
+        self.total = recipe.steps(len(data))
+        self.done = 0
+        self.module = module
+        self.network, self.optimizer = fabric.setup(module, make_optimizer(module, recipe))
+        self.batch: Batch | None = None
+        self._stream = shuffled_batches(
+            len(data), recipe.batch_size, torch.Generator().manual_seed(seed)
+        )
+        self._weights = [p for p in module.parameters() if p.requires_grad]
+        self.network.train()
+
+    def step(self, loss: TrainingLoss) -> Tensor:
+        """One optimiser step; returns the loss before it, detached.
+
+        Raises
+        ------
+        TrainingDiverged
+            If the loss or its gradient is not finite. The weights are still those before the step.
+        """
+        rate = self.recipe.lr * self.recipe.lr_factor(self.done, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.data.batch(next(self._stream).to(self.data.target.device))
+        logits = self.network(batch.inputs)
+        if self.done == 0:
+            _check_logits(logits, batch, self.data.num_classes)
+        value = loss(logits, batch.target, groups=batch.groups, sample_weight=batch.sample_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(value)
+        norm = nn.utils.clip_grad_norm_(self._weights, self.recipe.max_grad_norm)
+        if not (math.isfinite(float(value.detach())) and math.isfinite(float(norm))):
+            raise TrainingDiverged(
+                f"The training loss became non-finite at step {self.done + 1} of {self.total} "
+                f"(loss {float(value.detach()):g}, gradient norm {float(norm):g}) with {self.recipe}. "
+                "Lower lr or max_grad_norm, or scale the inputs.",
+                step=self.done + 1,
+            )
+        self.optimizer.step()
+        self.done += 1
+        self.batch = batch
+        return value.detach()
+
+    def result(self) -> nn.Module:
+        """A copy of the network at its present weights, in evaluation mode, on the CPU."""
+        return copy.deepcopy(self.module).cpu().eval()
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
+    """Raw logits in evaluation mode, shape ``(n, k)``, on the CPU; the mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.eval()
+    try:
+        parts = [model(part.to(device)).cpu() for part in inputs.split(batch_size)]
+    finally:
+        for module, training in modes:
+            module.training = training
+    return torch.cat(parts)
+
+
+def _check_logits(logits: Any, batch: Batch, num_classes: int) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch.target):
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"The network must return logits of shape ({len(batch.target)}, {num_classes}) for a batch "
+            f"of {len(batch.target)}; got {came}."
+        )
+    check_width(logits, num_classes)

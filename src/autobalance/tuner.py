@@ -1,0 +1,206 @@
+"""One upper step inside any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from autobalance.checks import InputError, positive
+from autobalance.data.batches import Batch, as_batch
+from autobalance.hypergrad import ConjugateGradient, Hypergradient, Solver, hypergradient
+from autobalance.objectives import Objective, as_objective
+from autobalance.tunable import TunableCrossEntropy
+
+DEFAULT_SOLVER = ConjugateGradient(iterations=1, warm_start=True)
+
+
+@dataclass(frozen=True)
+class UpperStep:
+    """What one upper step saw and did.
+
+    Attributes
+    ----------
+    objective : float
+        Differentiable objective on the validation batch before the step.
+    hard_objective : float
+        The same over the 0-1 error.
+    norm : float
+        Euclidean norm of the hypergradient.
+    residual : float
+        Relative residual of the linear system; NaN where the solver does not look at it.
+    iterations : int
+        Curvature products spent.
+    reason : str
+        Why the solver stopped.
+    skipped : bool
+        Whether the hypergradient was not finite, so that nothing moved.
+    """
+
+    objective: float
+    hard_objective: float
+    norm: float
+    residual: float
+    iterations: int
+    reason: str
+    skipped: bool
+
+
+class LossTuner:
+    """Tunes a loss on validation data while a network trains with it.
+
+    Every few training steps, call `step` with a training and a validation batch. It leaves the
+    network's weights, buffers, gradients, mode and the random state bit-identical, and moves the
+    loss's design space by one step of Adam along the hypergradient.
+
+    Parameters
+    ----------
+    loss : TunableCrossEntropy
+        The training loss.
+    objective : str or Objective
+        What the loss is for; see `autobalance.objectives`.
+    optimizer : torch.optim.Optimizer, optional
+        The network's optimiser, read for its coupled weight decay (SGD's and Adam's, not
+        AdamW's), which is part of the training loss's curvature.
+    solver : Solver
+        How the linear system is solved; the default keeps its solution between steps and refines
+        it by one conjugate-gradient iteration.
+    lr : float
+        Learning rate of Adam on the space's parameters.
+    validation_counts : array-like, optional
+        Size of the whole validation set, per class ``(k,)`` or per group and class ``(g, k)``. It
+        decides how strongly the space is held to its start: the prior counts for one over the
+        effective validation size. By default each validation batch is taken for the whole set.
+
+    Examples
+    --------
+    >>> from autobalance import HierarchicalSpace, LossTuner, TunableCrossEntropy
+    >>> loss = TunableCrossEntropy(HierarchicalSpace([500, 50, 5]))
+    >>> tuner = LossTuner(loss, "balanced_error")
+    """
+
+    def __init__(
+        self,
+        loss: TunableCrossEntropy,
+        objective: str | Objective = "balanced_error",
+        *,
+        optimizer: Optimizer | None = None,
+        solver: Solver = DEFAULT_SOLVER,
+        lr: float = 0.05,
+        validation_counts: Any = None,
+    ) -> None:
+        if not isinstance(loss, TunableCrossEntropy):
+            raise InputError(
+                f"LossTuner tunes a TunableCrossEntropy; got {type(loss).__name__}. "
+                "Build one from a design space: TunableCrossEntropy(HierarchicalSpace(class_counts))."
+            )
+        self.loss = loss
+        self.objective = as_objective(objective)
+        self.optimizer = optimizer
+        self.solver = solver
+        self.validation_counts = validation_counts
+        self.upper_optimizer = torch.optim.Adam(loss.space.parameters(), lr=positive("lr", lr))
+        self._starts: dict[int, Tensor] = {}
+
+    def step(self, model: nn.Module, train_batch: Any, val_batch: Any) -> UpperStep:
+        """Move the loss by one step.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The network being trained, in the mode in which it is trained.
+        train_batch, val_batch
+            A `Batch`, ``(inputs, target[, groups[, sample_weight]])`` or a mapping with these
+            names, on the model's device.
+        """
+        batch = as_batch(val_batch)
+        return self.update([self.hypergradient(model, train_batch, batch)], batch)
+
+    def hypergradient(
+        self,
+        model: nn.Module,
+        train_batch: Any,
+        val_batch: Any,
+        *,
+        optimizer: Optimizer | None = None,
+        replica: int = 0,
+    ) -> Hypergradient:
+        """The hypergradient alone; `replica` tells networks trained side by side apart."""
+        result = hypergradient(
+            model,
+            self.loss,
+            self.objective,
+            as_batch(train_batch),
+            as_batch(val_batch),
+            solver=self.solver,
+            weight_decay=coupled_weight_decay(optimizer or self.optimizer, model),
+            start=self._starts.get(replica),
+        )
+        if self.solver.warm_start and bool(torch.isfinite(result.solution.direction).all()):
+            self._starts[replica] = result.solution.direction
+        return result
+
+    def update(self, results: Sequence[Hypergradient], val_batch: Batch | None = None) -> UpperStep:
+        """Step along the mean of these hypergradients plus the prior's gradient."""
+        free = list(self.loss.space.parameters())
+        finite = [r for r in results if r.finite]
+        norm = float("nan")
+        if finite:
+            penalty = self.loss.space.penalty() / self._effective_size(val_batch)
+            pulls = [torch.zeros_like(p) for p in free]
+            if penalty.requires_grad:
+                pulls = torch.autograd.grad(penalty, free, materialize_grads=True)
+            for i, (p, pull) in enumerate(zip(free, pulls, strict=True)):
+                p.grad = pull + sum(r.gradients[i] for r in finite) / len(finite)
+            norm = float(torch.stack([p.grad.norm() for p in free if p.grad is not None]).norm())
+            self.upper_optimizer.step()
+            self.upper_optimizer.zero_grad(set_to_none=True)
+            self.loss.refresh()
+        first = results[0].solution
+        return UpperStep(
+            objective=sum(r.objective for r in results) / len(results),
+            hard_objective=sum(r.hard_objective for r in results) / len(results),
+            norm=norm,
+            residual=max(r.solution.residual for r in results),
+            iterations=sum(r.solution.iterations for r in results),
+            reason=first.reason,
+            skipped=not finite,
+        )
+
+    def _effective_size(self, val_batch: Batch | None) -> float:
+        counts = self.validation_counts
+        if counts is None:
+            if val_batch is None:
+                raise InputError("Without validation_counts, update needs the validation batch.")
+            classes = self.loss.space.num_classes
+            groups, cells = val_batch.groups, val_batch.target
+            if groups is not None:
+                cells = groups * classes + cells
+            table = torch.bincount(cells.cpu(), minlength=classes)
+            if len(table) % classes:
+                table = nn.functional.pad(table, (0, classes - len(table) % classes))
+            counts = table.reshape(-1, classes)
+        return self.objective.effective_size(counts)
+
+
+def coupled_weight_decay(optimizer: Optimizer | None, model: nn.Module) -> float | Tensor:
+    """The optimiser's L2 penalty on the trainable weights: one number, or one per weight, flat.
+
+    Decoupled decay (AdamW) is no part of the loss and counts as 0.
+    """
+    if optimizer is None:
+        return 0.0
+    decay: dict[int, float] = {}
+    for group in optimizer.param_groups:
+        coupled = not group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+        for p in group["params"]:
+            decay[id(p)] = float(group.get("weight_decay", 0.0)) if coupled else 0.0
+    leaves = [p for p in model.parameters() if p.requires_grad]
+    values = [decay.get(id(p), 0.0) for p in leaves]
+    if len(set(values)) == 1:
+        return values[0]
+    return torch.cat([torch.full_like(p, v).flatten() for p, v in zip(leaves, values, strict=True)])
