@@ -1,6 +1,6 @@
 """Draw the demo's long-tailed sample of Fashion-MNIST from the original IDX files.
 
-    .venv/bin/python benchmarks/make_demo_data.py --data DIR/fashion_mnist
+.venv/bin/python benchmarks/make_demo_data.py --data DIR/fashion_mnist
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ def main() -> None:
         arrays[f"{name}_images"] = pixels[order]
         arrays[f"{name}_target"] = images.target[index][order].astype(np.uint8)
     np.savez_compressed(TARGET, **arrays)
-    print(f"{TARGET.name}: {TARGET.stat().st_size} bytes, training counts "
-          f"{np.bincount(arrays['train_target']).tolist()}")
+    print(
+        f"{TARGET.name}: {TARGET.stat().st_size} bytes, training counts "
+        f"{np.bincount(arrays['train_target']).tolist()}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -18,6 +19,11 @@ class TableNetwork(nn.Sequential):
         Widths of the hidden layers.
     dropout : float
         After each hidden layer, in [0, 1).
+
+    Attributes
+    ----------
+    settings : dict
+        These arguments, to build the same network again.
     """
 
     def __init__(
@@ -29,9 +35,15 @@ class TableNetwork(nn.Sequential):
     ) -> None:
         widths = [num_features, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         super().__init__(*layers, nn.Linear(widths[-1], num_classes))
+        self.settings = {
+            "num_features": num_features,
+            "num_classes": num_classes,
+            "hidden": list(hidden),
+            "dropout": dropout,
+        }
 
 
 class SmallConvNet(nn.Module):

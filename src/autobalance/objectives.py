@@ -136,9 +136,7 @@ class Objective(ABC):
         """Differentiable value on raw logits ``(n, k)``, targets ``(n,)`` and groups ``(n,)``."""
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         cell, cells = cell_index(self.over, target, groups, logits.shape[1])
-        risks, mass = conditional_risks(
-            self.surrogate(logits, target), cell, cells, sample_weight
-        )
+        risks, mass = conditional_risks(self.surrogate(logits, target), cell, cells, sample_weight)
         return self.aggregate_smoothly(risks, mass > 0)
 
     @torch.no_grad()

@@ -118,7 +118,9 @@ class SearchResult:
             If the record was not written by autobalance, or in another version of the format.
         """
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError("This is not a search result of autobalance: its 'format' is not there.")
+            raise InputError(
+                "This is not a search result of autobalance: its 'format' is not there."
+            )
         if record.get("version") != 1:
             raise InputError(
                 f"This result was written in version {record.get('version')!r} of the format; this "
@@ -130,7 +132,10 @@ class SearchResult:
                 start=ParametricCrossEntropy.from_dict(record["start"]),
                 history=[UpperRecord(**entry) for entry in record["history"]],
                 path=[PathPoint(**point) for point in record["path"]],
-                **{k: record[k] for k in ("design", "settings", "seed", "seconds", "status", "versions")},
+                **{
+                    k: record[k]
+                    for k in ("design", "settings", "seed", "seconds", "status", "versions")
+                },
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"This search result is incomplete or altered: {error}.") from None
@@ -143,7 +148,9 @@ class SearchResult:
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
-            raise InputError(f"This is not a search result of autobalance: not JSON ({error}).") from None
+            raise InputError(
+                f"This is not a search result of autobalance: not JSON ({error})."
+            ) from None
         return cls.from_dict(record)
 
 

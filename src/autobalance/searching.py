@@ -103,7 +103,9 @@ def search(
         )
     fabric = make_fabric(device)
     with seeded(seed):
-        run = _Search(model_factory, data, validation, goal, space, recipe, settings, solver, seed, fabric)
+        run = _Search(
+            model_factory, data, validation, goal, space, recipe, settings, solver, seed, fabric
+        )
         try:
             run.run(progress)
         except TrainingDiverged as error:
@@ -192,7 +194,9 @@ class _Search:
         keep = max(1, round(self.settings.average * len(self.positions)))
         with torch.no_grad():
             for i, p in enumerate(space.parameters()):
-                p.copy_(torch.stack([position[i] for position in self.positions[-keep:]]).mean(dim=0))
+                p.copy_(
+                    torch.stack([position[i] for position in self.positions[-keep:]]).mean(dim=0)
+                )
         self.loss.refresh()
         start, cpu = self.clock
         return SearchResult(
@@ -241,7 +245,9 @@ def _splits(
         if settings.folds != 1:
             raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")
         concatenated(data, validation)  # refuses sets that do not belong together
-        return [(data, replace(validation, num_classes=data.num_classes, num_groups=data.num_groups))]
+        return [
+            (data, replace(validation, num_classes=data.num_classes, num_groups=data.num_groups))
+        ]
     generator = torch.Generator().manual_seed(seed)
     splits = stratified_folds(data.cells(), settings.validation_fraction, settings.folds, generator)
     if any(len(held) == 0 for _, held in splits):
@@ -265,5 +271,3 @@ def _fold(
     generator = torch.Generator().manual_seed(seed)
     draws = balanced_batches(held.cells(), settings.validation_batch_size, generator)
     return _Fold(lower, held.to(fabric.device), draws)
-
-

@@ -119,7 +119,9 @@ class HierarchicalSpace(DesignSpace):
     ) -> None:
         super().__init__(counts, learn)
         if self.counts.ndim != 1:
-            raise InputError("HierarchicalSpace takes counts per class (k,); for groups use GroupSpace.")
+            raise InputError(
+                "HierarchicalSpace takes counts per class (k,); for groups use GroupSpace."
+            )
         self.sigma_tau = positive("sigma_tau", sigma_tau)
         self.sigma_eps = positive("sigma_eps", sigma_eps)
         self.start = float(tau)
@@ -160,7 +162,7 @@ class HierarchicalSpace(DesignSpace):
 
 
 class ClassSpace(DesignSpace):
-    """One free l, delta and w for every class, as in the paper (section 2).
+    """One free l, delta and w for every class (and group), as in the paper (section 2).
 
     Parameters
     ----------
@@ -177,6 +179,8 @@ class ClassSpace(DesignSpace):
         Standard deviation of a Gaussian prior around the start; None for none (the paper).
     """
 
+    start: Tensor
+
     def __init__(
         self,
         counts: Any,
@@ -189,8 +193,7 @@ class ClassSpace(DesignSpace):
         super().__init__(counts, learn)
         self.sigmoid = sigmoid
         self.sigma = None if sigma is None else positive("sigma", sigma)
-        start = tau * self._log_prior()
-        self.register_buffer("start", start)
+        self.register_buffer("start", tau * self._log_prior())
         free = self._free_shape()
         if "additive" in self.learns:
             self.additive = nn.Parameter(torch.zeros(free))

@@ -110,7 +110,12 @@ class LowerLevel:
     """
 
     def __init__(
-        self, model_factory: ModelFactory, data: ArrayData, recipe: Recipe, fabric: Fabric, seed: int
+        self,
+        model_factory: ModelFactory,
+        data: ArrayData,
+        recipe: Recipe,
+        fabric: Fabric,
+        seed: int,
     ) -> None:
         module = model_factory()
         if not isinstance(module, nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autobalance.checks import InputError, one_of
@@ -45,7 +46,7 @@ class TunableCrossEntropy(nn.Module):
             "label_smoothing": label_smoothing,
         }
         self._current: LossParameters | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.register_load_state_dict_post_hook(_refresh)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.refresh()
@@ -62,10 +63,15 @@ class TunableCrossEntropy(nn.Module):
         """As `ParametricCrossEntropy.forward`."""
         check_width(input, self.space.num_classes)
         if groups is None and self.space.num_groups is not None:
-            raise InputError("This loss has one row per group: pass groups=, one index per example.")
-        if self._current is None:
-            self._current = self.space().detach()
-        return self.at(self._current, input, target, groups=groups, sample_weight=sample_weight)
+            raise InputError(
+                "This loss has one row per group: pass groups=, one index per example."
+            )
+        current = self._current
+        if current is None:
+            # Not in inference mode, whose tensors could not serve in training afterwards.
+            with torch.inference_mode(False):
+                current = self._current = self.space().detach()
+        return self.at(current, input, target, groups=groups, sample_weight=sample_weight)
 
     def at(
         self,
@@ -88,3 +94,8 @@ class TunableCrossEntropy(nn.Module):
     def frozen(self) -> ParametricCrossEntropy:
         """The loss at the space's present values, free of the space."""
         return ParametricCrossEntropy(**self.space().detach()._asdict(), **self.options)
+
+
+def _refresh(module: TunableCrossEntropy, _: Any) -> None:
+    """Hook after loading a state dict; a plain function, so that the loss can be pickled."""
+    module.refresh()

@@ -201,6 +201,6 @@ def coupled_weight_decay(optimizer: Optimizer | None, model: nn.Module) -> float
             decay[id(p)] = float(group.get("weight_decay", 0.0)) if coupled else 0.0
     leaves = [p for p in model.parameters() if p.requires_grad]
     values = [decay.get(id(p), 0.0) for p in leaves]
-    if len(set(values)) == 1:
-        return values[0]
+    if len(set(values)) <= 1:
+        return values[0] if values else 0.0
     return torch.cat([torch.full_like(p, v).flatten() for p, v in zip(leaves, values, strict=True)])

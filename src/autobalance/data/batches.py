@@ -44,7 +44,9 @@ def as_batch(batch: Any) -> Batch:
     if isinstance(batch, Batch):
         return batch
     if isinstance(batch, Mapping) and {"inputs", "target"} <= batch.keys():
-        return Batch(**{f.name: batch.get(f.name) for f in fields(Batch)})
+        return Batch(
+            batch["inputs"], batch["target"], batch.get("groups"), batch.get("sample_weight")
+        )
     if isinstance(batch, (tuple, list)) and 2 <= len(batch) <= 4:
         return Batch(*batch)
     raise InputError(
@@ -102,23 +104,29 @@ class ArrayData:
             are not whole numbers from 0, or a weight is negative.
         """
         same_length(inputs=inputs, target=target, groups=groups, sample_weight=sample_weight)
-        x = _finite("inputs", torch.as_tensor(inputs))
+        x = _finite("inputs", _tensor("inputs", inputs))
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
         y = _indices("target", target)
         g = None if groups is None else _indices("groups", groups)
         w = None
         if sample_weight is not None:
-            w = _finite("sample_weight", torch.as_tensor(sample_weight)).float()
+            w = _finite("sample_weight", _tensor("sample_weight", sample_weight).float())
             if w.ndim != 1 or bool((w < 0).any()) or float(w.sum()) == 0.0:
-                raise InputError("sample_weight must be one-dimensional, never negative, not all 0.")
+                raise InputError(
+                    "sample_weight must be one-dimensional, never negative, not all 0."
+                )
         classes = int(y.max()) + 1 if num_classes is None else num_classes
         if int(y.max()) >= classes:
-            raise InputError(f"target has class {int(y.max())}, but there are only {classes} classes.")
+            raise InputError(
+                f"target has class {int(y.max())}, but there are only {classes} classes."
+            )
         if g is not None:
             num_groups = int(g.max()) + 1 if num_groups is None else num_groups
             if int(g.max()) >= num_groups:
-                raise InputError(f"groups has {int(g.max())}, but there are only {num_groups} groups.")
+                raise InputError(
+                    f"groups has {int(g.max())}, but there are only {num_groups} groups."
+                )
         return cls(x, y, classes, g, num_groups, w)
 
     def __len__(self) -> int:
@@ -170,9 +178,25 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
         if a is None and b is None:
             return None
         if a is None or b is None:
-            raise InputError("Training and validation data must both have groups and weights, or neither.")
+            raise InputError(
+                "Training and validation data must both have groups and weights, or neither."
+            )
         return torch.cat([a, b])
 
+    if first.inputs.shape[1:] != second.inputs.shape[1:]:
+        raise InputError(
+            "Training and validation inputs must have the same shape per example; got "
+            f"{tuple(first.inputs.shape[1:])} and {tuple(second.inputs.shape[1:])}."
+        )
+    for name, indices, known in (
+        ("class", second.target, first.num_classes),
+        ("group", second.groups, first.num_groups),
+    ):
+        if indices is not None and known is not None and int(indices.max()) >= known:
+            raise InputError(
+                f"Validation data has {name} {int(indices.max())}, but training data is numbered "
+                f"0 to {known - 1}. Number both alike."
+            )
     return replace(
         first,
         inputs=torch.cat([first.inputs, second.inputs]),
@@ -216,22 +240,35 @@ def balanced_batches(cells: Tensor, size: int, generator: torch.Generator) -> It
         yield torch.cat([members[i][next(draws[i])] for i in next(turns).tolist()])
 
 
+def _tensor(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be an array of numbers: {error}.") from None
+
+
 def _finite(name: str, values: Tensor) -> Tensor:
+    if values.dtype == torch.float64:
+        values = values.float()  # first, or a number beyond float32's range would pass for finite
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise InputError(
-            f"{name} must be finite; found {bad} NaN or infinite value{'s' * (bad > 1)}. "
+            f"{name} must be finite in float32; found {bad} NaN or infinite value{'s' * (bad > 1)}. "
             "Fill or drop them first."
         )
-    return values.float() if values.dtype == torch.float64 and name == "inputs" else values
+    return values
 
 
 def _indices(name: str, values: Any) -> Tensor:
-    tensor = torch.as_tensor(values)
+    remedy = "Number the labels first, with numpy.unique(return_inverse=True)."
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError):  # strings and other objects
+        raise InputError(f"{name} must hold whole numbers from 0, shape (n,). {remedy}") from None
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
         raise InputError(
             f"{name} must hold whole numbers from 0, shape (n,); got {tensor.dtype} of shape "
-            f"{tuple(tensor.shape)}. Number the labels first, with numpy.unique(return_inverse=True)."
+            f"{tuple(tensor.shape)}. {remedy}"
         )
     if len(tensor) and int(tensor.min()) < 0:
         raise InputError(f"{name} must be numbered from 0; its smallest is {int(tensor.min())}.")

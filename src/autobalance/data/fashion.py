@@ -63,10 +63,14 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
-        raise InputError(f"{path} is not a readable gzip file ({error}). Get it from {SOURCE}.") from None
+        raise InputError(
+            f"{path} is not a readable gzip file ({error}). Get it from {SOURCE}."
+        ) from None
     header = 4 + 4 * dimensions
     if len(raw) < header or raw[:4] != bytes([0, 0, 8, dimensions]):
-        raise InputError(f"{path} is not an IDX file of {dimensions} dimensions. Get it from {SOURCE}.")
+        raise InputError(
+            f"{path} is not an IDX file of {dimensions} dimensions. Get it from {SOURCE}."
+        )
     shape = np.frombuffer(raw, ">i4", count=dimensions, offset=4)
     if len(raw) != header + int(np.prod(shape)):
         raise InputError(f"{path} is truncated. Get it again from {SOURCE}.")

@@ -20,7 +20,8 @@ def stratified_folds(
         Class (or (class, group) cell) of each example, shape ``(n,)``.
     fraction : float
         Share of each cell's members held out per fold, rounded, but at least 1 where the cell has
-        `MIN_FOR_VALIDATION` members or more.
+        `MIN_FOR_VALIDATION` members or more, and never so many that folds overlap needlessly or
+        nothing is left for training.
     folds : int
         Number of splits. Their validation parts are disjoint as far as a cell's members allow.
     generator : torch.Generator
@@ -38,7 +39,7 @@ def stratified_folds(
         if n < MIN_FOR_VALIDATION:
             continue
         members = members[torch.randperm(n, generator=generator)]
-        size = max(1, round(fraction * n))
+        size = max(1, min(round(fraction * n), n // folds, n - 1))
         for fold in range(folds):
             held_out[fold].append(members[(torch.arange(size) + fold * size) % n])
     splits = []

@@ -1,7 +1,14 @@
 """Hypergradients: curvature products, solvers of the linear system, and the mixed product."""
 
 from autobalance.hypergrad.implicit import Hypergradient, hypergradient
-from autobalance.hypergrad.solvers import ConjugateGradient, Exact, Identity, Neumann, Solution, Solver
+from autobalance.hypergrad.solvers import (
+    ConjugateGradient,
+    Exact,
+    Identity,
+    Neumann,
+    Solution,
+    Solver,
+)
 from autobalance.hypergrad.system import TrainingSystem
 
 __all__ = [

@@ -161,13 +161,14 @@ class Neumann(Solver):
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
-        applied_b, tangent_b = system.product(b)
+        applied, tangent_b = system.product(b)
         # |A b| / |b| is at most the largest eigenvalue; the halving below corrects a low guess.
-        step = min(self.max_step, norm / max(float(applied_b.norm()), 1e-30))
-        q, tangent = step * b, step * tangent_b
-        residual = b - step * applied_b
-        for _ in range(self.terms - 1):
-            applied, residual_tangent = system.product(residual)
+        step = min(self.max_step, norm / max(float(applied.norm()), 1e-30))
+        q, tangent, residual = torch.zeros_like(b), torch.zeros_like(tangent_b), b
+        for term in range(self.terms):
+            residual_tangent = tangent_b
+            if term > 0:
+                applied, residual_tangent = system.product(residual)
             while float((residual - step * applied).norm()) > float(residual.norm()):
                 step /= 2
             q, tangent = q + step * residual, tangent + step * residual_tangent

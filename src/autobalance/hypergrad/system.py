@@ -82,7 +82,12 @@ class TrainingSystem:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Any, loss: LogitLoss, alpha: Sequence[Tensor], shift: float | Tensor
+        self,
+        model: nn.Module,
+        inputs: Any,
+        loss: LogitLoss,
+        alpha: Sequence[Tensor],
+        shift: float | Tensor,
     ) -> None:
         self.model = model
         self.inputs = inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ Reduction = Literal["mean", "sum", "none"]
 ArrayLike = Tensor | Sequence[float] | Any
 
 _FORMAT = "autobalance-loss"
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def reduced_loss(
@@ -57,7 +59,7 @@ def reduced_loss(
     if reduction == "sum":
         return loss.sum()
     w_y = target_weight(safe, parameters.weight, groups)
-    total = (scale if w_y is None else scale * w_y).sum()
+    total = (scale if w_y is None else scale * w_y.to(loss.dtype)).sum()
     return loss.sum() / total.clamp(min=torch.finfo(loss.dtype).tiny)
 
 
@@ -78,6 +80,16 @@ def _parameter(name: str, value: ArrayLike | None, *, above_zero: bool) -> Tenso
     if above_zero and bool((tensor <= 0).any()):
         raise InputError(f"{name} must be above 0 everywhere; its smallest is {tensor.min():g}.")
     return tensor
+
+
+def _counts_per_class(cls_num_list: ArrayLike) -> np.ndarray:
+    counts = class_counts(cls_num_list, name="cls_num_list")
+    if counts.ndim != 1:
+        raise InputError(
+            f"cls_num_list needs one count per class (k,); got shape {counts.shape}. For groups take "
+            "TunableCrossEntropy(GroupSpace(counts)).frozen(), logit adjustment within each group."
+        )
+    return counts
 
 
 class ParametricCrossEntropy(nn.Module):
@@ -122,11 +134,16 @@ class ParametricCrossEntropy(nn.Module):
         one_of("reduction", reduction, ("mean", "sum", "none"))
         if not 0.0 <= label_smoothing < 1.0:
             raise InputError(f"label_smoothing must lie in [0, 1); got {label_smoothing}.")
-        self.register_buffer("weight", _parameter("weight", weight, above_zero=True))
-        self.register_buffer("additive", _parameter("additive", additive, above_zero=False))
-        self.register_buffer(
-            "multiplicative", _parameter("multiplicative", multiplicative, above_zero=True)
-        )
+        parameters = {
+            "weight": _parameter("weight", weight, above_zero=True),
+            "additive": _parameter("additive", additive, above_zero=False),
+            "multiplicative": _parameter("multiplicative", multiplicative, above_zero=True),
+        }
+        given = [p.dtype for p in parameters.values() if p is not None]
+        # One dtype for all, wide enough for each: JSON records one.
+        dtype = reduce(torch.promote_types, given) if given else None
+        for name, p in parameters.items():
+            self.register_buffer(name, None if p is None else p.to(dtype))
         shapes = {tuple(p.shape) for p in self.parameters_of_loss if p is not None}
         if len({s[-1] for s in shapes}) > 1 or len({s[0] for s in shapes if len(s) == 2}) > 1:
             raise InputError(
@@ -204,7 +221,7 @@ class ParametricCrossEntropy(nn.Module):
     @classmethod
     def class_weighted(cls, cls_num_list: ArrayLike, **options: Any) -> ParametricCrossEntropy:
         """Weights n / (k n_y), the inverse class frequency with mean 1 over the examples."""
-        counts = class_counts(cls_num_list, name="cls_num_list")
+        counts = _counts_per_class(cls_num_list)
         return cls(weight=counts.sum() / (len(counts) * counts), **options)
 
     @classmethod
@@ -212,7 +229,7 @@ class ParametricCrossEntropy(nn.Module):
         cls, cls_num_list: ArrayLike, tau: float = 1.0, **options: Any
     ) -> ParametricCrossEntropy:
         """Logit adjustment l = tau log pi (Menon et al., ICLR 2021, eq. 10)."""
-        counts = class_counts(cls_num_list, name="cls_num_list")
+        counts = _counts_per_class(cls_num_list)
         return cls(additive=tau * np.log(counts / counts.sum()), **options)
 
     @classmethod
@@ -220,7 +237,7 @@ class ParametricCrossEntropy(nn.Module):
         cls, cls_num_list: ArrayLike, gamma: float = 0.3, **options: Any
     ) -> ParametricCrossEntropy:
         """CDT: delta_k = (n_k / n_max)^gamma (Ye et al., 2020)."""
-        counts = class_counts(cls_num_list, name="cls_num_list")
+        counts = _counts_per_class(cls_num_list)
         return cls(multiplicative=(counts / counts.max()) ** gamma, **options)
 
     @classmethod
@@ -228,7 +245,7 @@ class ParametricCrossEntropy(nn.Module):
         cls, cls_num_list: ArrayLike, gamma: float = 0.15, tau: float = 1.25, **options: Any
     ) -> ParametricCrossEntropy:
         """VS: CDT's delta with LA's l (Kini et al., NeurIPS 2021, eq. 1)."""
-        counts = class_counts(cls_num_list, name="cls_num_list")
+        counts = _counts_per_class(cls_num_list)
         return cls(
             additive=tau * np.log(counts / counts.sum()),
             multiplicative=(counts / counts.max()) ** gamma,
@@ -238,7 +255,9 @@ class ParametricCrossEntropy(nn.Module):
     # Other code bases' conventions --------------------------------------------------------
 
     @classmethod
-    def from_vs_code(cls, iota: ArrayLike, Delta: ArrayLike, **options: Any) -> ParametricCrossEntropy:
+    def from_vs_code(
+        cls, iota: ArrayLike, Delta: ArrayLike, **options: Any
+    ) -> ParametricCrossEntropy:
         """From the VS-loss code's convention, ``f / Delta + iota``."""
         divisor = _parameter("Delta", Delta, above_zero=True)
         assert divisor is not None
@@ -281,7 +300,10 @@ class ParametricCrossEntropy(nn.Module):
         return {
             "format": _FORMAT,
             "version": 1,
-            **{n: None if p is None else p.tolist() for n, p in self.parameters_of_loss._asdict().items()},
+            **{
+                n: None if p is None else p.tolist()
+                for n, p in self.parameters_of_loss._asdict().items()
+            },
             "dtype": str(next((p.dtype for p in self.parameters_of_loss if p is not None), None)),
             "reduction": self.reduction,
             "ignore_index": self.ignore_index,
@@ -292,13 +314,15 @@ class ParametricCrossEntropy(nn.Module):
     def from_dict(cls, record: dict[str, Any]) -> ParametricCrossEntropy:
         """Inverse of `to_dict`."""
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError("This is not a loss written by autobalance: its 'format' is not there.")
+            raise InputError(
+                "This is not a loss written by autobalance: its 'format' is not there."
+            )
         if record.get("version") != 1:
             raise InputError(
                 f"This loss was written in version {record.get('version')!r} of the format; "
                 "this release reads version 1. Read it with the release that wrote it."
             )
-        dtypes = {"torch.float32": torch.float32, "torch.float64": torch.float64, "None": None}
+        dtypes = {str(d): d for d in _DTYPES} | {"None": None}
         dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
         tensors = {
             n: None if record.get(n) is None else torch.tensor(record[n], dtype=dtype)
@@ -319,7 +343,9 @@ class ParametricCrossEntropy(nn.Module):
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
-            raise InputError(f"This is not a loss written by autobalance: not JSON ({error}).") from None
+            raise InputError(
+                f"This is not a loss written by autobalance: not JSON ({error})."
+            ) from None
         return cls.from_dict(record)
 
 

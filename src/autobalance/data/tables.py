@@ -1,0 +1,231 @@
+"""Tables: reading them, and turning mixed columns into the numbers a network takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from autobalance.checks import InputError
+
+MISSING = "<missing>"
+MAX_CATEGORIES = 100
+LARGEST_DEVIATION = 10.0
+_FORMAT = "autobalance-table-encoder"
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a CSV (also .gz, .bz2, .xz, .zip) or Parquet file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, empty, without rows or columns, or not of the kind its name says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no file {path}. Give the path of a CSV or Parquet table.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty. Give a table with a header and at least one row.")
+    suffixes = [s.lower() for s in path.suffixes]
+    try:
+        if suffixes[-1:] == [".parquet"]:
+            table = pd.read_parquet(path)
+        elif ".csv" in suffixes[-2:]:
+            table = pd.read_csv(path)
+        else:
+            raise InputError(f"{path.name} must end in .csv, .csv.gz, .csv.xz or .parquet.")
+    except InputError:
+        raise
+    except Exception as error:  # pandas, pyarrow and the decompressors raise dozens of kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read as a table: {reason}.") from None
+    if table.empty:
+        raise InputError(f"{path} has no rows. Give a table with a header and at least one row.")
+    table.columns = table.columns.map(str)
+    return table
+
+
+def column(table: pd.DataFrame, name: str, role: str) -> pd.Series:
+    """A column by name; refused where it is absent or has missing values."""
+    if name not in table.columns:
+        shown = ", ".join(map(str, table.columns[:20])) + (", ..." if table.shape[1] > 20 else "")
+        raise InputError(f"The {role} column {name!r} is not in the table, which has: {shown}.")
+    values = table[name]
+    if isinstance(values, pd.DataFrame):
+        raise InputError(f"The {role} column {name!r} appears more than once in the table.")
+    missing = int(values.isna().sum())
+    if missing:
+        first = int(np.flatnonzero(values.isna())[0])
+        raise InputError(
+            f"The {role} column {name!r} has {missing} missing value{'s' * (missing > 1)} (the first in "
+            f"row {first + 1}). Fill them, or drop these rows."
+        )
+    return values
+
+
+class TableEncoder:
+    """From a table's columns to numbers: scaled numeric columns, and one column per category.
+
+    Numeric columns are standardised by scikit-learn's `StandardScaler` and limited to 10 standard
+    deviations; a missing value becomes the mean, and a further column tells that it was missing.
+    Every other column is one-hot encoded by scikit-learn's `OneHotEncoder` over its most frequent
+    categories; a missing value is a category, and one not seen in training is all zeros. The
+    fitted state travels as JSON.
+    """
+
+    def __init__(self) -> None:
+        self.numeric: list[str] = []
+        self.missing: list[str] = []
+        self.categories: dict[str, list[str]] = {}
+        self._scaler = StandardScaler()
+        self._one_hot: OneHotEncoder | None = None
+
+    def fit(self, table: pd.DataFrame) -> TableEncoder:
+        """Learn scales and categories from the training table."""
+        if table.shape[1] == 0:
+            raise InputError("The table has no feature column left. Give at least one.")
+        if table.columns.has_duplicates:
+            twice = table.columns[table.columns.duplicated()][0]
+            raise InputError(
+                f"The column {twice!r} appears more than once. Give each a name of its own."
+            )
+        for name in table.columns:
+            values = table[name]
+            if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(
+                values
+            ):
+                raise InputError(
+                    f"The column {name!r} holds times. Turn it into numbers, such as days since a date."
+                )
+            if _is_numeric(values):
+                self.numeric.append(str(name))
+            else:
+                counts = _texts(values).value_counts()
+                # By frequency, then by name: value_counts leaves ties in an order of its own.
+                order = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
+                self.categories[str(name)] = sorted(str(c) for c, _ in order[:MAX_CATEGORIES])
+        numbers = self._numbers(table)
+        self.missing = [
+            n for n, column in zip(self.numeric, numbers.T, strict=True) if np.isnan(column).any()
+        ]
+        # An all-missing column has no mean; as zeros it is constant and says nothing.
+        empty = np.isnan(numbers).all(axis=0)
+        numbers[:, empty] = 0.0
+        if self.numeric:
+            self._scaler.fit(numbers)
+        self._build_one_hot()
+        return self
+
+    @property
+    def num_features(self) -> int:
+        """Width of what `transform` returns."""
+        return len(self.numeric) + len(self.missing) + sum(map(len, self.categories.values()))
+
+    def transform(self, table: pd.DataFrame) -> np.ndarray:
+        """Numbers for the network, shape ``(n, num_features)``, float32.
+
+        Raises
+        ------
+        InputError
+            If a column of the training table is absent, a numeric one holds text, or a value is
+            infinite.
+        """
+        absent = [n for n in [*self.numeric, *self.categories] if n not in table.columns]
+        if absent:
+            raise InputError(
+                f"The table lacks {len(absent)} column{'s' * (len(absent) > 1)} of the training table: "
+                f"{', '.join(absent[:10])}."
+            )
+        parts = []
+        if self.numeric:
+            numbers = self._numbers(table)
+            scaled = np.clip(self._scaler.transform(numbers), -LARGEST_DEVIATION, LARGEST_DEVIATION)
+            parts.append(np.nan_to_num(scaled))
+            flags = [self.numeric.index(name) for name in self.missing]
+            parts.append(np.isnan(numbers[:, flags]).astype(float))
+        if self._one_hot is not None:
+            texts = np.column_stack([_texts(table[n]).to_numpy(object) for n in self.categories])
+            parts.append(self._one_hot.transform(texts))
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fitted state in JSON's types."""
+        fitted = bool(self.numeric)
+        return {
+            "format": _FORMAT,
+            "version": 1,
+            "numeric": self.numeric,
+            "missing": self.missing,
+            "mean": np.asarray(self._scaler.mean_).tolist() if fitted else [],
+            "scale": np.asarray(self._scaler.scale_).tolist() if fitted else [],
+            "categories": self.categories,
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> TableEncoder:
+        """Inverse of `to_dict`."""
+        if (
+            not isinstance(record, dict)
+            or record.get("format") != _FORMAT
+            or record.get("version") != 1
+        ):
+            raise InputError("This is not a table encoder written by this version of autobalance.")
+        encoder = cls()
+        encoder.numeric = list(record["numeric"])
+        encoder.missing = list(record["missing"])
+        encoder.categories = {name: list(values) for name, values in record["categories"].items()}
+        if encoder.numeric:
+            scaler: Any = encoder._scaler
+            scaler.mean_ = np.asarray(record["mean"], dtype=np.float64)
+            scaler.scale_ = np.asarray(record["scale"], dtype=np.float64)
+            scaler.var_ = scaler.scale_**2
+            scaler.n_features_in_ = len(encoder.numeric)
+            if not len(encoder.numeric) == len(scaler.mean_) == len(scaler.scale_):
+                raise InputError(
+                    "This table encoder is altered: means and columns differ in number."
+                )
+        encoder._build_one_hot()
+        return encoder
+
+    def _build_one_hot(self) -> None:
+        if not self.categories:
+            return
+        kept = [np.array(values, dtype=object) for values in self.categories.values()]
+        make: Any = OneHotEncoder  # annotated by scikit-learn as taking the str "auto"
+        one_hot = make(categories=kept, handle_unknown="ignore", sparse_output=False)
+        # The categories are given, so fitting on any one row leaves the encoder ready.
+        self._one_hot = one_hot.fit(np.array([[values[0] for values in kept]], dtype=object))
+
+    def _numbers(self, table: pd.DataFrame) -> np.ndarray:
+        numbers = np.empty((len(table), len(self.numeric)))
+        for i, name in enumerate(self.numeric):
+            try:
+                numbers[:, i] = pd.Series(pd.to_numeric(table[name])).to_numpy(
+                    float, na_value=np.nan
+                )
+            except (ValueError, TypeError):
+                raise InputError(
+                    f"The column {name!r} was numeric in training, but now holds text. "
+                    "Correct it, or train with it as text."
+                ) from None
+        infinite = np.isinf(numbers).any(axis=0)
+        if infinite.any():
+            name = self.numeric[int(np.argmax(infinite))]
+            raise InputError(
+                f"The column {name!r} has an infinite value (inf). Replace it by a number, or by a "
+                "missing value (NaN), which is in order."
+            )
+        return numbers
+
+
+def _is_numeric(values: Any) -> bool:
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _texts(values: Any) -> pd.Series:
+    texts = values.astype("object").map(str)
+    return texts.where(values.notna(), MISSING)

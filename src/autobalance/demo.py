@@ -1,0 +1,125 @@
+"""The demo: cross-entropy, logit adjustment and a designed loss on the same real images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autobalance.data.batches import ArrayData
+from autobalance.data.fashion import CLASSES, ImageSet, long_tailed_sample
+from autobalance.losses.modules import ParametricCrossEntropy
+from autobalance.metrics import classification_report
+from autobalance.results import SearchResult, used_versions
+from autobalance.retraining import retrain
+from autobalance.searching import search
+from autobalance.settings import Recipe
+from autobalance.training import ProgressListener, predict_logits
+
+# Long enough that cross-entropy fits the training images (see docs/experiments.md).
+RECIPE = Recipe(epochs=60)
+TITLES = {
+    "cross_entropy": "Cross-entropy",
+    "logit_adjustment": "Logit adjustment (tau = 1)",
+    "autobalance": "autobalance",
+}
+
+
+def network() -> nn.Module:
+    """A small CNN for 28 x 28 images, 10 classes."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(64 * 9, 10),
+    )  # fmt: skip
+
+
+class Demo:
+    """One seed of the demo, method by method, under one recipe.
+
+    Parameters
+    ----------
+    train, test : ImageSet
+        By default the sample in the package.
+    seed : int
+        For everything random; the images stay the same.
+    progress : callable, optional
+        Called with the method's title and an `autobalance.training.Progress`.
+    """
+
+    def __init__(
+        self,
+        train: ImageSet | None = None,
+        test: ImageSet | None = None,
+        *,
+        seed: int = 0,
+        recipe: Recipe = RECIPE,
+        progress: Callable[[str, Any], None] | None = None,
+    ) -> None:
+        sample = long_tailed_sample() if train is None or test is None else (train, test)
+        self.data = ArrayData.of(*sample[0], num_classes=len(CLASSES))
+        self.test = sample[1]
+        self.seed = seed
+        self.recipe = recipe
+        self.progress = progress
+        self.result: SearchResult | None = None
+
+    def method(self, name: str) -> dict[str, Any]:
+        """Train one of `TITLES` and evaluate it: its entry in ``result.json``."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        counts = self.data.counts()
+        listener = self._listener(name)
+        common: dict[str, Any] = {
+            "recipe": self.recipe, "seed": self.seed, "device": "cpu", "progress": listener,
+        }  # fmt: skip
+        runs = 1
+        if name == "cross_entropy":
+            loss = ParametricCrossEntropy.cross_entropy()
+        elif name == "logit_adjustment":
+            loss = ParametricCrossEntropy.logit_adjusted(counts)
+        else:
+            self.result = search(network, self.data, **common)
+            loss, runs = self.result.loss, 2
+        model = retrain(network, self.data, loss, **common)
+        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+        predicted = predict_logits(model, torch.from_numpy(self.test.images)).argmax(dim=1)
+        return {
+            "title": TITLES[name],
+            **classification_report(self.test.target, predicted.numpy(), len(CLASSES)),
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "training_runs": runs,
+            "training_error": _training_error(model, self.data),
+        }
+
+    def record(self, methods: dict[str, Any], command: str) -> dict[str, Any]:
+        """The whole ``result.json``."""
+        assert self.result is not None
+        return {
+            "kind": "demo",
+            "status": "finished",
+            "command": command,
+            "objective": "balanced_error",
+            "class_names": list(CLASSES),
+            "group_names": None,
+            "class_counts": self.data.counts().tolist(),
+            "evaluation_data": f"{len(self.test.target):,} balanced test images",
+            "methods": methods,
+            "search": self.result.to_dict(),
+            "seconds": {"total": sum(m["seconds"] for m in methods.values())},
+            "versions": used_versions(),
+            "seed": self.seed,
+        }
+
+    def _listener(self, name: str) -> ProgressListener | None:
+        listener = self.progress
+        return None if listener is None else lambda progress: listener(TITLES[name], progress)
+
+
+def _training_error(model: nn.Module, data: ArrayData) -> float:
+    wrong: Tensor = predict_logits(model, data.inputs).argmax(dim=1) != data.target
+    return float(wrong.double().mean())

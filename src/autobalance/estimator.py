@@ -1,0 +1,337 @@
+"""The scikit-learn face: search, retrain, predict."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from torch import Tensor, nn
+
+from autobalance.checks import InputError, TrainingDiverged, same_length
+from autobalance.data.batches import ArrayData, concatenated
+from autobalance.data.tables import TableEncoder
+from autobalance.hypergrad import Solver
+from autobalance.networks import TableNetwork
+from autobalance.objectives import Objective, as_objective
+from autobalance.results import SearchResult
+from autobalance.retraining import retrain
+from autobalance.searching import SpaceFactory, search
+from autobalance.settings import Recipe, SearchSettings
+from autobalance.spaces import default_space
+from autobalance.training import Interrupted, ModelFactory, ProgressListener, predict_logits
+from autobalance.tuner import DEFAULT_SOLVER
+
+
+class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
+    """Classifier that designs its own training loss for imbalanced or group-sensitive data.
+
+    `fit` searches the loss on a train/validation split and retrains on all data with the loss
+    found, for about twice the cost of plain training.
+
+    Parameters
+    ----------
+    objective : str or Objective
+        What the loss is for: "balanced_error", "worst_class_error", or with groups
+        "group_balanced_error", "worst_group_error", "worst_class_and_group_error".
+    module : torch.nn.Module or callable, optional
+        The network, from inputs to logits ``(n, k)``. A module is copied before each training
+        run. A callable returns a new one; it is passed `num_features` and `num_classes` if it has
+        parameters of these names. By default a multilayer perceptron for tables.
+    recipe : Recipe, optional
+        How the network is trained.
+    settings : SearchSettings, optional
+        How the loss is searched.
+    space : callable
+        From the training counts to a `DesignSpace`.
+    solver : Solver
+        How hypergradients are solved for.
+    device : str
+        "auto", "cpu", "cuda", "cuda:1" or "mps".
+    random_state : int, RandomState or None
+        Decides splits, initial weights, orders and dropout.
+    progress : callable, optional
+        Called with an `autobalance.training.Progress` now and then.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (k,)
+        The labels.
+    groups_ : list or None
+        The groups' names, in the order of the loss's rows.
+    loss_ : ParametricCrossEntropy
+        The designed loss.
+    result_ : SearchResult
+        How it came about.
+    module_ : torch.nn.Module
+        The network retrained on all data.
+    encoder_ : TableEncoder or None
+        What turns a table into numbers; None for arrays of more than two dimensions.
+    n_features_in_ : int
+        Columns of X.
+    feature_names_in_ : ndarray of str
+        Their names, where X was a DataFrame.
+
+    Notes
+    -----
+    Tables (2-D) may have missing values, and as DataFrames categories; images are ``(n, c, h, w)``
+    arrays and need `module`. `predict_proba` is the softmax of the network's raw logits: trained
+    under an adjusted loss they are probabilities for balanced classes, not for the training priors.
+    Groups are needed by `fit` only, never to predict.
+    """
+
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+
+    def __init__(
+        self,
+        objective: str | Objective = "balanced_error",
+        *,
+        module: nn.Module | Callable[..., nn.Module] | None = None,
+        recipe: Recipe | None = None,
+        settings: SearchSettings | None = None,
+        space: SpaceFactory = default_space,
+        solver: Solver = DEFAULT_SOLVER,
+        device: str = "auto",
+        random_state: Any = None,
+        progress: ProgressListener | None = None,
+    ) -> None:
+        self.objective = objective
+        self.module = module
+        self.recipe = recipe
+        self.settings = settings
+        self.space = space
+        self.solver = solver
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.non_deterministic = False
+        return tags
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sensitive_features: Any = None,
+        sample_weight: Any = None,
+        validation: Sequence[Any] | None = None,
+    ) -> AutoBalanceClassifier:
+        """Design the loss and train the network.
+
+        Parameters
+        ----------
+        X : DataFrame or array-like
+            Table ``(n, d)``, or array ``(n, ...)`` for a network of your own.
+        y : array-like of shape (n,)
+            Labels of any kind, none missing.
+        sensitive_features : array-like, Series or DataFrame, optional
+            Group of each example; several columns make one group per combination.
+        sample_weight : array-like of shape (n,), optional
+            Non-negative weights, in training and in the objective.
+        validation : tuple, optional
+            ``(X, y)`` or ``(X, y, sensitive_features)`` to search on in place of a share of the
+            training data. Retraining uses both.
+
+        Returns
+        -------
+        AutoBalanceClassifier
+            Itself.
+
+        Raises
+        ------
+        InputError
+            If the data cannot be used; the message says what to do.
+        TrainingDiverged, Interrupted
+            If the loss becomes non-finite, or on Ctrl-C. `result_`, `loss_` and, while
+            retraining, `module_` then hold what was good before it.
+        """
+        as_objective(self.objective)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        data = self._training_data(X, y, sensitive_features, sample_weight)
+        held = None if validation is None else self._validation_data(validation, data)
+        factory = self._factory(data)
+        common: dict[str, Any] = {
+            "recipe": self.recipe, "seed": seed, "device": self.device, "progress": self.progress,
+        }  # fmt: skip
+        try:
+            result = search(
+                factory,
+                data,
+                validation=held,
+                objective=self.objective,
+                space=self.space,
+                settings=self.settings,
+                solver=self.solver,
+                **common,
+            )
+        except (TrainingDiverged, Interrupted) as stopped:
+            self._keep(stopped.partial)
+            raise
+        self._keep(result)
+        everything = data if held is None else concatenated(data, held)
+        try:
+            self.module_ = retrain(factory, everything, self.loss_, **common)
+        except (TrainingDiverged, Interrupted) as stopped:
+            if isinstance(stopped.partial, nn.Module):
+                self.module_ = stopped.partial
+            raise
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Raw logits, shape ``(n, k)``; for two classes their difference, shape ``(n,)``."""
+        logits = self._logits(X).numpy()
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Softmax of the raw logits, shape ``(n, k)``."""
+        return torch.softmax(self._logits(X).double(), dim=1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels, shape ``(n,)``."""
+        return self.classes_[self._logits(X).argmax(dim=1).numpy()]
+
+    def _keep(self, partial: object) -> None:
+        if isinstance(partial, SearchResult):
+            self.result_, self.loss_ = partial, partial.loss
+
+    def _logits(self, X: Any) -> Tensor:
+        check_is_fitted(self, "module_")
+        return predict_logits(self.module_, torch.from_numpy(self._inputs(X, reset=False)))
+
+    # From the user's data to tensors ------------------------------------------------------
+
+    def _training_data(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> ArrayData:
+        labels = _labels(y)
+        inputs = self._inputs(X, reset=True)
+        same_length(X=inputs, y=labels, sensitive_features=groups, sample_weight=sample_weight)
+        self.classes_, target = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(
+                f"Classification needs at least two classes; y has one class only, {self.classes_[0]!r}."
+            )
+        self.groups_ = None
+        index = None
+        if groups is not None:
+            names = _group_names(groups)
+            found, index = np.unique(names, return_inverse=True)
+            self.groups_ = found.tolist()
+            if len(found) > max(20, len(names) // 10):
+                raise InputError(
+                    f"sensitive_features has {len(found)} different values for {len(names)} examples; "
+                    "groups need several examples each. Bin a continuous column first (pandas.cut)."
+                )
+        weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float32)
+        return ArrayData.of(
+            inputs, target, groups=index, sample_weight=weight, num_classes=len(self.classes_)
+        )
+
+    def _validation_data(self, validation: Sequence[Any], data: ArrayData) -> ArrayData:
+        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+            raise InputError("validation must be (X, y) or (X, y, sensitive_features).")
+        X, y, *rest = validation
+        target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
+        groups = None
+        if self.groups_ is not None:
+            if not rest:
+                raise InputError(
+                    "validation needs sensitive_features too: (X, y, sensitive_features)."
+                )
+            groups = _positions(_group_names(rest[0]), self.groups_, "group", "sensitive_features")
+        weight = None if data.sample_weight is None else np.ones(len(target), dtype=np.float32)
+        return ArrayData.of(
+            self._inputs(X, reset=False),
+            target,
+            groups=groups,
+            sample_weight=weight,
+            num_classes=data.num_classes,
+            num_groups=data.num_groups,
+        )
+
+    def _inputs(self, X: Any, *, reset: bool) -> np.ndarray:
+        """Numbers for the network, float32; with `reset`, learn how to make them."""
+        validate: Any = validate_data  # annotated by scikit-learn as taking the str "no_validation"
+        if isinstance(X, pd.DataFrame):
+            validate(self, X, reset=reset, skip_check_array=True)
+            table = X.set_axis([str(c) for c in X.columns], axis=1)
+        else:
+            array = validate(
+                self,
+                X if not isinstance(X, Tensor) else X.numpy(force=True),
+                reset=reset,
+                dtype="numeric",
+                ensure_all_finite="allow-nan" if np.ndim(X) <= 2 else True,
+                allow_nd=self.module is not None,
+            )
+            if array.ndim > 2:
+                self.encoder_ = None
+                return np.ascontiguousarray(array, dtype=np.float32)
+            table = pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])])
+            if hasattr(self, "feature_names_in_"):
+                table.columns = [str(c) for c in self.feature_names_in_]
+        if reset:
+            self.encoder_ = TableEncoder().fit(table)
+        if self.encoder_ is None:
+            raise InputError(
+                "This classifier was fitted on arrays of more dimensions, not on tables."
+            )
+        return self.encoder_.transform(table)
+
+    def _factory(self, data: ArrayData) -> ModelFactory:
+        module = self.module
+        if module is None:
+            return lambda: TableNetwork(data.inputs.shape[1], data.num_classes)
+        if isinstance(module, nn.Module):
+            return lambda: copy.deepcopy(module)
+        if not callable(module):
+            raise InputError(
+                f"module must be a torch.nn.Module or return one; got {type(module).__name__}."
+            )
+        offered = {"num_features": data.inputs.shape[1], "num_classes": data.num_classes}
+        wanted = inspect.signature(module).parameters
+        chosen = {name: value for name, value in offered.items() if name in wanted}
+        return lambda: module(**chosen)
+
+
+def _labels(y: Any) -> np.ndarray:
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None.")
+    labels = column_or_1d(y, warn=True)
+    missing = pd.isna(labels)
+    if missing.any():
+        raise InputError(
+            f"y has {int(missing.sum())} missing labels (NaN), the first at position "
+            f"{int(np.argmax(missing))}. Fill them, or drop these examples."
+        )
+    check_classification_targets(labels)
+    return labels
+
+
+def _group_names(groups: Any) -> np.ndarray:
+    """One name per example; several columns are joined by a comma."""
+    frame = pd.DataFrame(groups)
+    if frame.isna().to_numpy().any():
+        raise InputError(
+            "sensitive_features has missing values. Fill them, for example with a group of their own."
+        )
+    return frame.astype(str).agg(", ".join, axis=1).to_numpy(dtype=str)
+
+
+def _positions(values: np.ndarray, known: list[Any], what: str, where: str) -> np.ndarray:
+    position = {value: i for i, value in enumerate(known)}
+    unseen = sorted({str(v) for v in values.tolist() if v not in position})
+    if unseen:
+        raise InputError(f"{where} has a {what} that training lacks: {', '.join(unseen[:5])}.")
+    return np.array([position[v] for v in values.tolist()])

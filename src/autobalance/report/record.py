@@ -1,0 +1,302 @@
+"""A run's result.json, read into what the report shows.
+
+Everything optional may be missing: what does not fit the number of classes counts as missing
+too. Text is made safe to write (no control characters, no endless names); escaping for HTML is
+the template's and matplotlib's business.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from autobalance.checks import InputError
+from autobalance.report.statistics import even_counts
+
+MAX_TEXT = 4000
+MAX_NAME = 120
+_BREAKING = {"Cc", "Cs", "Co", "Cn", "Cf", "Zl", "Zp"}
+# Joiners are part of how some scripts and emoji are written.
+_KEPT = {"\u200c", "\u200d"}
+
+TITLES = {
+    "additive": ("l", "additive adjustment l"),
+    "multiplicative": ("delta", "multiplicative adjustment delta"),
+    "weight": ("w", "class weight w"),
+}
+_NEUTRAL = {"additive": 0.0, "multiplicative": 1.0, "weight": 1.0}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of training, evaluated on test data.
+
+    Attributes
+    ----------
+    name, title : str
+        As in the record.
+    errors : ndarray
+        Error per class, shape ``(k,)``, in [0, 1]; NaN where a class has no example.
+    n : ndarray or None
+        Test examples per class, shape ``(k,)``; None where unknown.
+    scores : dict
+        "balanced_error", "worst_class_error" and "worst_group_error" where known.
+    seconds, training_runs : float or None
+        What it cost.
+    """
+
+    name: str
+    title: str
+    errors: np.ndarray
+    n: np.ndarray | None
+    scores: dict[str, float]
+    seconds: float | None
+    training_runs: float | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of l, delta and w.
+
+    Attributes
+    ----------
+    key, symbol, title : str
+        "additive", "l", and in words.
+    start, found : ndarray
+        Shape ``(g, k)``, g = 1 without groups. l has mean 0 in each row: only differences act.
+    steps : ndarray
+        Training steps at which the path was noted, shape ``(t,)``.
+    path : ndarray
+        Shape ``(t, g, k)``.
+    """
+
+    key: str
+    symbol: str
+    title: str
+    start: np.ndarray
+    found: np.ndarray
+    steps: np.ndarray
+    path: np.ndarray
+
+    @property
+    def changed(self) -> bool:
+        """Whether the search moved it."""
+        return bool(np.nanmax(np.abs(self.found - self.start), initial=0.0) > 1e-6)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, ready to be described.
+
+    Attributes
+    ----------
+    counts : ndarray
+        Training examples, shape ``(g, k)``, g = 1 without groups.
+    order : ndarray
+        Classes from the most to the least frequent, shape ``(k,)``.
+    curves : dict
+        "step", "objective", "hard_objective" and "training_loss", each of shape ``(t,)``.
+    """
+
+    kind: str
+    command: str | None
+    objective: str
+    classes: list[str]
+    groups: list[str] | None
+    counts: np.ndarray
+    order: np.ndarray
+    methods: list[Method]
+    evaluation_data: str | None
+    parts: list[Part]
+    curves: dict[str, np.ndarray]
+    status: str
+    design: dict[str, Any]
+    settings: dict[str, Any]
+    search_seconds: dict[str, float]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    seed: int | None
+    training_runs: float | None = None
+    class_totals: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def method(self, name: str) -> Method | None:
+        return next((m for m in self.methods if m.name == name), None)
+
+    @property
+    def before(self) -> Method | None:
+        """Plain cross-entropy, or whatever else came first."""
+        if self.method("cross_entropy"):
+            return self.method("cross_entropy")
+        return self.methods[0] if len(self.methods) > 1 else None
+
+    @property
+    def after(self) -> Method | None:
+        """The loss found, or whatever came last."""
+        return self.method("autobalance") or (self.methods[-1] if self.methods else None)
+
+
+def read_run(record: dict[str, Any]) -> Run:
+    """Read a run's record.
+
+    Raises
+    ------
+    InputError
+        If the record is not a mapping, or has neither class counts nor class names.
+    """
+    if not isinstance(record, dict):
+        raise InputError(f"A run's record must be a mapping; got {type(record).__name__}.")
+    record = _safe(record)
+    counts = _counts(record)
+    k = counts.shape[1]
+    totals = counts.sum(axis=0)
+    search = _mapping(record.get("search"))
+    return Run(
+        kind=str(record.get("kind") or "fit"),
+        command=_text(record.get("command")),
+        objective=str(record.get("objective") or "balanced_error"),
+        classes=_names(record.get("class_names"), k, "class"),
+        groups=_names(record.get("group_names"), len(counts), "group") if len(counts) > 1 else None,
+        counts=counts,
+        order=np.argsort(-totals, kind="stable"),
+        methods=[_method(n, _mapping(m), k) for n, m in _mapping(record.get("methods")).items()],
+        evaluation_data=_text(record.get("evaluation_data")),
+        parts=_parts(search, len(counts), k),
+        curves=_curves(search.get("history")),
+        status=str(search.get("status") or "finished"),
+        design=_mapping(search.get("design")),
+        settings=_mapping(search.get("settings")),
+        search_seconds=_numbers(search.get("seconds")),
+        seconds=_numbers(record.get("seconds")),
+        versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
+        seed=record.get("seed", search.get("seed")),
+        class_totals=totals,
+    )
+
+
+def safe_text(text: str, limit: int = MAX_TEXT) -> str:
+    """Text on one line or several, without characters that a file or a page cannot hold."""
+    shown = "".join(
+        c if c in "\n\t" or c in _KEPT or unicodedata.category(c) not in _BREAKING else "\ufffd"
+        for c in text[: limit + 1]
+    )
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _safe(value: Any) -> Any:
+    if isinstance(value, str):
+        return safe_text(value)
+    if isinstance(value, dict):
+        return {safe_text(str(k), MAX_NAME): _safe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_safe(v) for v in value]
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if value else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    found = {k: _number(v) for k, v in _mapping(value).items()}
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """Numbers as an array, NaN for null and infinities; None where they are no table."""
+    try:
+        array = np.array(value, dtype=float)
+    except (TypeError, ValueError):
+        return None
+    return np.where(np.isfinite(array), array, np.nan) if array.size else None
+
+
+def _counts(record: dict[str, Any]) -> np.ndarray:
+    counts = _array(record.get("class_counts"))
+    if counts is not None and counts.ndim in (1, 2):
+        return np.nan_to_num(np.atleast_2d(counts))
+    names = record.get("class_names")
+    if not isinstance(names, list) or not names:
+        raise InputError(
+            "The record has no usable class_counts and no class_names, so there is nothing to "
+            "report on. Write it again with the run that made it."
+        )
+    return np.zeros((1, len(names)))
+
+
+def _names(names: Any, count: int, kind: str) -> list[str]:
+    given = names if isinstance(names, list) else []
+    shown = [safe_text(" ".join(str(n).split()), MAX_NAME) for n in given[:count]]
+    return [n or "(empty)" for n in shown] + [f"{kind} {i}" for i in range(len(shown), count)]
+
+
+def _method(name: str, entry: dict[str, Any], k: int) -> Method:
+    errors = _array(entry.get("class_errors"))
+    if errors is None or errors.shape != (k,):
+        errors = np.full(k, np.nan)
+    n = _array(entry.get("class_n"))
+    if n is None or n.shape != (k,):
+        n = even_counts(errors, _number(entry.get("n")))
+    keys = ("balanced_error", "worst_class_error", "worst_group_error")
+    scores = {key: v for key in keys if (v := _number(entry.get(key))) is not None}
+    return Method(
+        name=name,
+        title=safe_text(str(entry.get("title") or name), MAX_NAME),
+        errors=errors,
+        n=n,
+        scores=scores,
+        seconds=_number(entry.get("seconds")),
+        training_runs=_number(entry.get("training_runs")),
+    )
+
+
+def _parts(search: dict[str, Any], g: int, k: int) -> list[Part]:
+    start, found = _mapping(search.get("start")), _mapping(search.get("loss"))
+    points = search.get("path")
+    points = [p for p in points if isinstance(p, dict)] if isinstance(points, list) else []
+    parts = []
+    for key, (symbol, title) in TITLES.items():
+        ends = [_rows(key, loss.get(key), g, k) for loss in (start, found)]
+        if ends[1] is None:
+            continue
+        if ends[0] is None:
+            ends[0] = np.full((g, k), _NEUTRAL[key])
+        rows = [(_number(p.get("step")), _rows(key, p.get(key), g, k)) for p in points]
+        rows = [(step, row) for step, row in rows if step is not None and row is not None]
+        path = np.array([row for _, row in rows]).reshape(-1, g, k)
+        steps = np.array([step for step, _ in rows], dtype=float)
+        parts.append(Part(key, symbol, title, ends[0], ends[1], steps, path))
+    return parts
+
+
+def _rows(key: str, value: Any, g: int, k: int) -> np.ndarray | None:
+    """One part of the loss as ``(g, k)``, in the report's gauge."""
+    array = None if value is None else _array(value)
+    if array is None or array.shape not in ((k,), (g, k)):
+        return None
+    rows = np.broadcast_to(array, (g, k)).astype(float)
+    if key == "additive" and np.isfinite(rows).any(axis=1).all():
+        rows = rows - np.nanmean(rows, axis=1, keepdims=True)
+    return rows
+
+
+def _curves(history: Any) -> dict[str, np.ndarray]:
+    entries = [e for e in history if isinstance(e, dict)] if isinstance(history, list) else []
+    entries = [e for e in entries if _number(e.get("step")) is not None]
+    keys = ("step", "objective", "hard_objective", "training_loss")
+    values = [[_number(e.get(key)) for key in keys] for e in entries]
+    table = np.array(values, dtype=float).reshape(-1, len(keys))
+    return dict(zip(keys, table.T, strict=True))

@@ -1,0 +1,89 @@
+"""Intervals for error rates, and smoothing for curves. numpy only."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+Z95 = 1.959964
+
+
+def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95% interval of a proportion (E. B. Wilson, JASA 22, 1927).
+
+    Parameters
+    ----------
+    share : ndarray
+        Observed proportions in [0, 1]; NaN where there is none.
+    n : ndarray
+        Trials behind each, same shape.
+
+    Returns
+    -------
+    low, high : ndarray
+        Ends of the interval in [0, 1]; NaN where `share` is NaN or `n` is 0.
+    """
+    share, n = np.asarray(share, dtype=float), np.asarray(n, dtype=float)
+    known = np.isfinite(share) & (n > 0)
+    p, trials = np.where(known, share, 0.0), np.where(known, n, 1.0)
+    shrink = 1.0 + Z95**2 / trials
+    middle = (p + Z95**2 / (2 * trials)) / shrink
+    half = Z95 / shrink * np.sqrt(p * (1 - p) / trials + Z95**2 / (4 * trials**2))
+    return (
+        np.where(known, np.clip(middle - half, 0.0, 1.0), np.nan),
+        np.where(known, np.clip(middle + half, 0.0, 1.0), np.nan),
+    )
+
+
+def even_counts(errors: np.ndarray, total: float | None) -> np.ndarray | None:
+    """Examples per class if `total` were spread evenly over the classes, shape ``(k,)``.
+
+    None where that cannot be: the total does not divide, or an error is not a whole number of
+    examples out of so many.
+    """
+    present = np.isfinite(errors)
+    if not total or not present.any() or total % present.sum():
+        return None
+    each = total / present.sum()
+    wrong = errors[present] * each
+    if np.abs(wrong - np.round(wrong)).max() > 1e-3:
+        return None
+    return np.where(present, each, 0.0)
+
+
+def mean_error_variance(errors: np.ndarray, n: np.ndarray) -> float:
+    """Variance of the balanced error due to the choice of test examples.
+
+    Each class's share is first pulled towards 1/2 by two successes and two failures (Agresti and
+    Coull), so that a class without any error does not count as known exactly.
+    """
+    present = np.isfinite(errors) & (n > 0)
+    trials = n[present] + 4
+    share = (errors[present] * n[present] + 2) / trials
+    return float(np.sum(share * (1 - share) / trials) / max(1, present.sum()) ** 2)
+
+
+def half_width(*variances: float) -> float:
+    """Half of the 95% interval of a sum or difference of independent estimates."""
+    return Z95 * math.sqrt(sum(variances))
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving average that ignores NaN; the window narrows towards the ends."""
+    result = np.full(len(values), np.nan)
+    for i in range(len(values)):
+        reach = min(window // 2, i, len(values) - 1 - i)
+        part = values[i - reach : i + reach + 1]
+        if np.isfinite(part).any():
+            result[i] = np.nanmean(part)
+    return result
+
+
+def slope(values: np.ndarray, log_counts: np.ndarray) -> float | None:
+    """Least-squares slope of `values` over `log_counts`; None where the counts do not differ."""
+    known = np.isfinite(values) & np.isfinite(log_counts)
+    if known.sum() < 2 or np.ptp(log_counts[known]) < 1e-6:
+        return None
+    centred = log_counts[known] - log_counts[known].mean()
+    return float(centred @ values[known] / (centred @ centred))

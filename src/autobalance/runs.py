@@ -1,0 +1,153 @@
+"""RUN folders: what a fit leaves on disk. JSON and safetensors, never a pickle.
+
+``result.json`` is the record that the report shows, ``model.json`` says how to build the network
+and its inputs, ``model.safetensors`` holds the weights. Each file is written whole under another
+name and then renamed, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from safetensors import SafetensorError
+
+from autobalance.checks import InputError
+from autobalance.data.tables import TableEncoder
+from autobalance.estimator import AutoBalanceClassifier
+from autobalance.networks import TableNetwork
+from autobalance.report import write_report
+from autobalance.results import SearchResult
+
+RESULT, MODEL, WEIGHTS, REPORT = "result.json", "model.json", "model.safetensors", "report.html"
+_FORMAT = "autobalance-run"
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> Path:
+    """Refuse an output folder that has something in it, unless told to overwrite."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"The output {path} is a file; give the name of a folder.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise InputError(
+            f"The output folder {path} is not empty. Add --overwrite, or give another name."
+        )
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write ``result.json`` and the report of it."""
+    write_atomically(folder / RESULT, json.dumps(record, indent=1, allow_nan=True).encode())
+    write_report(record, folder / REPORT)
+
+
+def save_run(
+    folder: str | Path, classifier: AutoBalanceClassifier, record: dict[str, Any], *, target: str
+) -> None:
+    """Write a fit on a table, or what there is of an interrupted one.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it does not exist.
+    classifier : AutoBalanceClassifier
+        Fitted with the default network; after an interrupted search it has no network yet.
+    record : dict
+        For ``result.json``.
+    target : str
+        Name of the target column.
+    """
+    folder = Path(folder)
+    for name in (RESULT, MODEL, WEIGHTS, REPORT):
+        (folder / name).unlink(missing_ok=True)  # an overwritten run must not outlive this one
+    module = getattr(classifier, "module_", None)
+    if isinstance(module, TableNetwork) and classifier.encoder_ is not None:
+        description = {
+            "format": _FORMAT,
+            "version": 1,
+            "target": target,
+            "classes": classifier.classes_.tolist(),
+            "groups": classifier.groups_,
+            "network": module.settings,
+            "encoder": classifier.encoder_.to_dict(),
+            "features": classifier.feature_names_in_.tolist(),
+        }
+        write_atomically(folder / WEIGHTS, safetensors.torch.save(module.state_dict()))
+        write_atomically(folder / MODEL, json.dumps(description).encode())
+    write_record(folder, record)
+
+
+def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
+    """The fitted classifier of a RUN folder, and its record.
+
+    Raises
+    ------
+    InputError
+        If the folder is not a RUN folder, was interrupted before its network was trained, or a
+        file of it is altered.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    if not (folder / MODEL).is_file():
+        raise InputError(
+            f"{folder} holds no trained network: its run is {record.get('status', 'unfinished')!r}. "
+            "Run `autobalance fit` again."
+        )
+    description = _read_json(folder / MODEL)
+    if description.get("format") != _FORMAT or description.get("version") != 1:
+        raise InputError(f"{folder / MODEL} was not written by this version of autobalance.")
+    try:
+        network = TableNetwork(**description["network"])
+        network.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
+        classifier = AutoBalanceClassifier()
+        classifier.module_ = network.eval()
+        classifier.encoder_ = TableEncoder.from_dict(description["encoder"])
+        classifier.classes_ = np.array(description["classes"])
+        classifier.groups_ = description["groups"]
+        classifier.feature_names_in_ = np.array(description["features"], dtype=object)
+        classifier.n_features_in_ = len(description["features"])
+        classifier.result_ = SearchResult.from_dict(record["search"])
+        classifier.loss_ = classifier.result_.loss
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The run in {folder} is incomplete or altered: {reason}.") from None
+    return classifier, {**record, "target": description["target"]}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a RUN folder."""
+    if not (folder / RESULT).is_file():
+        raise InputError(
+            f"{folder} is not a RUN folder: it has no {RESULT}. `autobalance fit` makes one."
+        )
+    return _read_json(folder / RESULT)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} is not a record of autobalance.")
+    return record
