@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import hypothesis
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -16,3 +17,9 @@ hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, max_examples=40, database=None
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Whatever a test draws from the global random state is the same in each run and order."""
+    torch.manual_seed(0)

@@ -149,9 +149,7 @@ def training_gradient(model: nn.Module, loss: TunableCrossEntropy, batch: Batch)
         groups=batch.groups,
         sample_weight=batch.sample_weight,
     )
-    return flatten(
-        torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
-    )
+    return flatten(torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True))
 
 
 def validation_gradient(model: nn.Module, objective: Objective, batch: Batch) -> Tensor:

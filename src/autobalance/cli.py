@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from autobalance import __version__
-from autobalance.checks import InputError, TrainingDiverged
+from autobalance.checks import InputError, TrainingDiverged, output_folder
 from autobalance.settings import Recipe, SearchSettings
 
 if TYPE_CHECKING:
@@ -112,10 +112,9 @@ def _parser() -> ArgumentParser:
 
 
 def _demo(options: Namespace, command: str) -> int:
-    from autobalance.runs import REPORT, check_output, write_record
-
-    out = check_output(options.out, overwrite=options.overwrite)
+    out = output_folder(options.out, overwrite=options.overwrite)
     from autobalance.demo import TITLES, Demo
+    from autobalance.runs import REPORT, write_record
     from autobalance.terminal import LiveProgress, print_methods
 
     with LiveProgress() as live:
@@ -128,14 +127,10 @@ def _demo(options: Namespace, command: str) -> int:
 
 
 def _fit(options: Namespace, command: str) -> int:
-    from autobalance.runs import REPORT, check_output, save_run
-
-    out = check_output(options.out, overwrite=options.overwrite)
-    from autobalance.data.tables import column, read_table
-    from autobalance.objectives import as_objective
-
-    as_objective(options.objective)
+    out = output_folder(options.out, overwrite=options.overwrite)
     recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
+    from autobalance.data.tables import column, read_table
+
     table = read_table(options.table)
     target = column(table, options.target, "target")
     groups = None if options.groups is None else column(table, options.groups, "group")
@@ -143,8 +138,11 @@ def _fit(options: Namespace, command: str) -> int:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     features = table.drop(columns=[c for c in (options.target, options.groups) if c is not None])
     from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.objectives import as_objective
+    from autobalance.runs import REPORT, save_run
     from autobalance.terminal import LiveProgress
 
+    as_objective(options.objective)
     begun = time.perf_counter()
     with LiveProgress() as live:
         classifier = AutoBalanceClassifier(
@@ -215,7 +213,7 @@ def _predict(options: Namespace, command: str) -> int:
 def _predictions(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
-    probabilities = classifier.predict_proba(table)
+    probabilities = classifier.predict_proba(_features(classifier, table))
     names = [f"probability_{c}" for c in classifier.classes_]
     frame = pd.DataFrame(probabilities, columns=names)
     frame.insert(0, "prediction", classifier.classes_[probabilities.argmax(axis=1)])
@@ -236,7 +234,7 @@ def _evaluate(options: Namespace, command: str) -> int:
         import pandas as pd
 
         groups, names = pd.factorize(column(table, options.groups, "group"), sort=True)
-    predicted = _known(classifier.predict(table), classifier)
+    predicted = _known(classifier.predict(_features(classifier, table)), classifier)
     report = classification_report(target, predicted, len(classifier.classes_), groups)
     report["classes"] = [str(c) for c in classifier.classes_]
     if names is not None:
@@ -246,6 +244,12 @@ def _evaluate(options: Namespace, command: str) -> int:
     else:
         print_report(report)
     return DONE
+
+
+def _features(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the training table; labels, groups and others are left out."""
+    assert classifier.encoder_ is not None  # fits of the command line are on tables
+    return classifier.encoder_.select(table)
 
 
 def _known(labels: Any, classifier: AutoBalanceClassifier) -> np.ndarray:

@@ -19,7 +19,7 @@ from autobalance.searching import search
 from autobalance.settings import Recipe
 from autobalance.training import ProgressListener, predict_logits
 
-# Long enough that cross-entropy fits the training images (see docs/experiments.md).
+# Long enough that every loss fits the training images, as real networks do; the same for all.
 RECIPE = Recipe(epochs=60)
 TITLES = {
     "cross_entropy": "Cross-entropy",
@@ -29,13 +29,22 @@ TITLES = {
 
 
 def network() -> nn.Module:
-    """A small CNN for 28 x 28 images, 10 classes."""
+    """A small CNN with BatchNorm for 28 x 28 images, 10 classes; 29,434 weights."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(64 * 9, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 9, 10),
+    )
 
 
 class Demo:

@@ -52,8 +52,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         How the loss is searched.
     space : callable
         From the training counts to a `DesignSpace`.
-    solver : Solver
-        How hypergradients are solved for.
+    solver : Solver, optional
+        How hypergradients are solved for; by default as in `search`.
     device : str
         "auto", "cpu", "cuda", "cuda:1" or "mps".
     random_state : int, RandomState or None
@@ -99,7 +99,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         recipe: Recipe | None = None,
         settings: SearchSettings | None = None,
         space: SpaceFactory = default_space,
-        solver: Solver = DEFAULT_SOLVER,
+        solver: Solver | None = None,
         device: str = "auto",
         random_state: Any = None,
         progress: ProgressListener | None = None,
@@ -174,7 +174,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 objective=self.objective,
                 space=self.space,
                 settings=self.settings,
-                solver=self.solver,
+                solver=self.solver or DEFAULT_SOLVER,
                 **common,
             )
         except (TrainingDiverged, Interrupted) as stopped:
@@ -201,7 +201,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels, shape ``(n,)``."""
-        return self.classes_[self._logits(X).argmax(dim=1).numpy()]
+        best = self._logits(X).argmax(dim=1).numpy()
+        return self.classes_[best]
 
     def _keep(self, partial: object) -> None:
         if isinstance(partial, SearchResult):
@@ -216,7 +217,9 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
     def _training_data(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> ArrayData:
         labels = _labels(y)
         inputs = self._inputs(X, reset=True)
-        same_length(X=inputs, y=labels, sensitive_features=groups, sample_weight=sample_weight)
+        names = None if groups is None else _group_names(groups)
+        weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float32)
+        same_length(X=inputs, y=labels, sensitive_features=names, sample_weight=weight)
         self.classes_, target = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(
@@ -224,8 +227,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             )
         self.groups_ = None
         index = None
-        if groups is not None:
-            names = _group_names(groups)
+        if names is not None:
             found, index = np.unique(names, return_inverse=True)
             self.groups_ = found.tolist()
             if len(found) > max(20, len(names) // 10):
@@ -233,7 +235,6 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                     f"sensitive_features has {len(found)} different values for {len(names)} examples; "
                     "groups need several examples each. Bin a continuous column first (pandas.cut)."
                 )
-        weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float32)
         return ArrayData.of(
             inputs, target, groups=index, sample_weight=weight, num_classes=len(self.classes_)
         )
@@ -272,7 +273,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 X if not isinstance(X, Tensor) else X.numpy(force=True),
                 reset=reset,
                 dtype="numeric",
-                ensure_all_finite="allow-nan" if np.ndim(X) <= 2 else True,
+                ensure_all_finite=False,  # ours name the column, and say what to do
                 allow_nd=self.module is not None,
             )
             if array.ndim > 2:
@@ -314,6 +315,10 @@ def _labels(y: Any) -> np.ndarray:
         raise InputError(
             f"y has {int(missing.sum())} missing labels (NaN), the first at position "
             f"{int(np.argmax(missing))}. Fill them, or drop these examples."
+        )
+    if np.issubdtype(labels.dtype, np.floating) and np.isinf(labels).any():
+        raise InputError(
+            "y has an infinite label (inf). Labels must be finite; drop these examples."
         )
     check_classification_targets(labels)
     return labels

@@ -1,11 +1,11 @@
-"""Networks used where the user brings none: a table network, and the demo's small CNN."""
+"""The network used where the user brings none."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class TableNetwork(nn.Sequential):
@@ -44,34 +44,3 @@ class TableNetwork(nn.Sequential):
             "hidden": list(hidden),
             "dropout": dropout,
         }
-
-
-class SmallConvNet(nn.Module):
-    """Three convolutions with BatchNorm and a linear head, for small images.
-
-    Parameters
-    ----------
-    channels, num_classes : int
-        Channels of the images ``(n, c, h, w)``, and k.
-    width : int
-        Channels of the first convolution; the others have twice and four times as many.
-    """
-
-    def __init__(self, channels: int, num_classes: int, width: int = 16) -> None:
-        super().__init__()
-
-        def block(before: int, after: int) -> list[nn.Module]:
-            return [
-                nn.Conv2d(before, after, 3, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-
-        self.features = nn.Sequential(
-            *block(channels, width), *block(width, 2 * width), *block(2 * width, 4 * width)
-        )
-        self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))

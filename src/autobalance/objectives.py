@@ -36,19 +36,33 @@ class SmoothError:
 
     Parameters
     ----------
-    temperature : float
-        T, on the scale of the logits.
+    temperature : float or None
+        T, on the scale of the logits. None takes `relative` times the batch's mean absolute
+        margin |f_y - max_{j != y} f_j|, held fixed under differentiation. Small T counts only
+        examples at the boundary, and with few of them the objective is noisy; large T counts all
+        alike, and the objective is biased.
+    relative : float
+        See `temperature`.
     """
 
-    temperature: float = 1.0
+    temperature: float | None = None
+    relative: float = 0.7
 
     def __post_init__(self) -> None:
-        positive("temperature", self.temperature)
+        if self.temperature is not None:
+            positive("temperature", self.temperature)
+        positive("relative", self.relative)
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         own = logits.gather(1, target[:, None]).squeeze(1)
         others = logits.scatter(1, target[:, None], -torch.inf).amax(dim=1)
-        return torch.sigmoid((others - own) / self.temperature)
+        margin = own - others
+        scale = self.temperature
+        if scale is None:
+            mean = margin.detach().abs().mean()
+            # All margins are 0 where the head is initialised at 0.
+            scale = self.relative * torch.where(mean > 0, mean, 1.0)
+        return torch.sigmoid(-margin / scale)
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,6 @@ RESULT, MODEL, WEIGHTS, REPORT = "result.json", "model.json", "model.safetensors
 _FORMAT = "autobalance-run"
 
 
-def check_output(path: str | Path, *, overwrite: bool) -> Path:
-    """Refuse an output folder that has something in it, unless told to overwrite."""
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"The output {path} is a file; give the name of a folder.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(
-            f"The output folder {path} is not empty. Add --overwrite, or give another name."
-        )
-    return path
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +76,6 @@ def save_run(
             "groups": classifier.groups_,
             "network": module.settings,
             "encoder": classifier.encoder_.to_dict(),
-            "features": classifier.feature_names_in_.tolist(),
         }
         write_atomically(folder / WEIGHTS, safetensors.torch.save(module.state_dict()))
         write_atomically(folder / MODEL, json.dumps(description).encode())
@@ -122,8 +109,8 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
         classifier.encoder_ = TableEncoder.from_dict(description["encoder"])
         classifier.classes_ = np.array(description["classes"])
         classifier.groups_ = description["groups"]
-        classifier.feature_names_in_ = np.array(description["features"], dtype=object)
-        classifier.n_features_in_ = len(description["features"])
+        classifier.feature_names_in_ = np.array(classifier.encoder_.columns, dtype=object)
+        classifier.n_features_in_ = len(classifier.encoder_.columns)
         classifier.result_ = SearchResult.from_dict(record["search"])
         classifier.loss_ = classifier.result_.loss
     except InputError:

@@ -39,10 +39,7 @@ def oracle(
     table = {name: p.numpy() for name, p in given.items()}
     out = np.zeros(n)
     for i in range(n):
-        row = {
-            name: p[groups[i]] if p.ndim == 2 else p
-            for name, p in table.items()
-        }
+        row = {name: p[groups[i]] if p.ndim == 2 else p for name, p in table.items()}
         z = row.get("multiplicative", np.ones(k)) * logits[i].numpy()
         z = z + row.get("additive", np.zeros(k))
         log_p = z - z.max() - np.log(np.exp(z - z.max()).sum())

@@ -114,7 +114,7 @@ class ArrayData:
             w = _finite("sample_weight", _tensor("sample_weight", sample_weight).float())
             if w.ndim != 1 or bool((w < 0).any()) or float(w.sum()) == 0.0:
                 raise InputError(
-                    "sample_weight must be one-dimensional, never negative, not all 0."
+                    "sample_weight must be one-dimensional, never negative and not all zero."
                 )
         classes = int(y.max()) + 1 if num_classes is None else num_classes
         if int(y.max()) >= classes:

@@ -78,6 +78,7 @@ class TableEncoder:
     """
 
     def __init__(self) -> None:
+        self.columns: list[str] = []
         self.numeric: list[str] = []
         self.missing: list[str] = []
         self.categories: dict[str, list[str]] = {}
@@ -93,6 +94,7 @@ class TableEncoder:
             raise InputError(
                 f"The column {twice!r} appears more than once. Give each a name of its own."
             )
+        self.columns = [str(name) for name in table.columns]
         for name in table.columns:
             values = table[name]
             if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(
@@ -125,6 +127,22 @@ class TableEncoder:
         """Width of what `transform` returns."""
         return len(self.numeric) + len(self.missing) + sum(map(len, self.categories.values()))
 
+    def select(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The columns of the training table, in their order; others are left out.
+
+        Raises
+        ------
+        InputError
+            If one is absent.
+        """
+        absent = [n for n in self.columns if n not in table.columns]
+        if absent:
+            raise InputError(
+                f"The table lacks {len(absent)} column{'s' * (len(absent) > 1)} of the training "
+                f"table: {', '.join(absent[:10])}."
+            )
+        return table.loc[:, self.columns]
+
     def transform(self, table: pd.DataFrame) -> np.ndarray:
         """Numbers for the network, shape ``(n, num_features)``, float32.
 
@@ -134,12 +152,7 @@ class TableEncoder:
             If a column of the training table is absent, a numeric one holds text, or a value is
             infinite.
         """
-        absent = [n for n in [*self.numeric, *self.categories] if n not in table.columns]
-        if absent:
-            raise InputError(
-                f"The table lacks {len(absent)} column{'s' * (len(absent) > 1)} of the training table: "
-                f"{', '.join(absent[:10])}."
-            )
+        table = self.select(table)
         parts = []
         if self.numeric:
             numbers = self._numbers(table)
@@ -158,6 +171,7 @@ class TableEncoder:
         return {
             "format": _FORMAT,
             "version": 1,
+            "columns": self.columns,
             "numeric": self.numeric,
             "missing": self.missing,
             "mean": np.asarray(self._scaler.mean_).tolist() if fitted else [],
@@ -175,6 +189,7 @@ class TableEncoder:
         ):
             raise InputError("This is not a table encoder written by this version of autobalance.")
         encoder = cls()
+        encoder.columns = list(record["columns"])
         encoder.numeric = list(record["numeric"])
         encoder.missing = list(record["missing"])
         encoder.categories = {name: list(values) for name, values in record["categories"].items()}

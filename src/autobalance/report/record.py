@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from autobalance.checks import InputError
 from autobalance.report.statistics import even_counts
 
 MAX_TEXT = 4000
-MAX_NAME = 120
+MAX_NAME = 80
 _BREAKING = {"Cc", "Cs", "Co", "Cn", "Cf", "Zl", "Zp"}
 # Joiners are part of how some scripts and emoji are written.
 _KEPT = {"\u200c", "\u200d"}
@@ -31,7 +31,7 @@ TITLES = {
 _NEUTRAL = {"additive": 0.0, "multiplicative": 1.0, "weight": 1.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
     """One way of training, evaluated on test data.
 
@@ -58,7 +58,7 @@ class Method:
     training_runs: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """One of l, delta and w.
 
@@ -88,7 +88,7 @@ class Part:
         return bool(np.nanmax(np.abs(self.found - self.start), initial=0.0) > 1e-6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A run, ready to be described.
 
@@ -120,8 +120,11 @@ class Run:
     seconds: dict[str, float]
     versions: dict[str, str]
     seed: int | None
-    training_runs: float | None = None
-    class_totals: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def class_totals(self) -> np.ndarray:
+        """Training examples per class, shape ``(k,)``."""
+        return self.counts.sum(axis=0)
 
     def method(self, name: str) -> Method | None:
         return next((m for m in self.methods if m.name == name), None)
@@ -129,9 +132,8 @@ class Run:
     @property
     def before(self) -> Method | None:
         """Plain cross-entropy, or whatever else came first."""
-        if self.method("cross_entropy"):
-            return self.method("cross_entropy")
-        return self.methods[0] if len(self.methods) > 1 else None
+        first = self.method("cross_entropy") or (self.methods[0] if self.methods else None)
+        return None if first is self.after else first
 
     @property
     def after(self) -> Method | None:
@@ -152,7 +154,6 @@ def read_run(record: dict[str, Any]) -> Run:
     record = _safe(record)
     counts = _counts(record)
     k = counts.shape[1]
-    totals = counts.sum(axis=0)
     search = _mapping(record.get("search"))
     return Run(
         kind=str(record.get("kind") or "fit"),
@@ -161,7 +162,7 @@ def read_run(record: dict[str, Any]) -> Run:
         classes=_names(record.get("class_names"), k, "class"),
         groups=_names(record.get("group_names"), len(counts), "group") if len(counts) > 1 else None,
         counts=counts,
-        order=np.argsort(-totals, kind="stable"),
+        order=np.argsort(-counts.sum(axis=0), kind="stable"),
         methods=[_method(n, _mapping(m), k) for n, m in _mapping(record.get("methods")).items()],
         evaluation_data=_text(record.get("evaluation_data")),
         parts=_parts(search, len(counts), k),
@@ -173,7 +174,6 @@ def read_run(record: dict[str, Any]) -> Run:
         seconds=_numbers(record.get("seconds")),
         versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
         seed=record.get("seed", search.get("seed")),
-        class_totals=totals,
     )
 
 

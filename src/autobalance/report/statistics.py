@@ -70,14 +70,16 @@ def half_width(*variances: float) -> float:
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average that ignores NaN; the window narrows towards the ends."""
-    result = np.full(len(values), np.nan)
-    for i in range(len(values)):
-        reach = min(window // 2, i, len(values) - 1 - i)
-        part = values[i - reach : i + reach + 1]
-        if np.isfinite(part).any():
-            result[i] = np.nanmean(part)
-    return result
+    """Centred moving average that ignores NaN; at the ends over what the window still holds."""
+    known = np.isfinite(values)
+    ones = np.ones(window | 1)
+    total = np.convolve(np.where(known, values, 0.0), ones)
+    count = np.convolve(known.astype(float), ones)
+    reach = (window | 1) // 2
+    middle = slice(reach, reach + len(values))
+    return np.divide(
+        total[middle], count[middle], out=np.full(len(values), np.nan), where=count[middle] > 0.5
+    )
 
 
 def slope(values: np.ndarray, log_counts: np.ndarray) -> float | None:

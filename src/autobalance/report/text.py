@@ -10,7 +10,7 @@ from autobalance.report.statistics import half_width, mean_error_variance, slope
 OBJECTIVES = {
     "balanced_error": (
         "balanced error",
-        "the mean of the classes' errors, each class counting the same",
+        "the mean error over classes, each class counting the same",
     ),
     "worst_class_error": ("worst class error", "the error of the class that fares worst"),
     "group_balanced_error": (
@@ -54,7 +54,7 @@ def duration(seconds: float | None) -> str:
     """Seconds as a reader says them, or a dash."""
     if seconds is None or not np.isfinite(seconds):
         return "–"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -146,10 +146,12 @@ def _about_additive(run: Run, part: Part) -> str:
     degree = (
         "about as much as" if abs(gap) < _SAME_SLOPE else "more than" if gap > 0 else "less than"
     )
+    unit = "each unit of log class frequency" + (
+        " within a group, on average" if run.groups else ""
+    )
     return (
         f"favours rare classes {degree} {_start_name(run)}, where the search began: the adjustment l "
-        f"grows by {number(after)} for each unit of log class frequency, at the start by "
-        f"{number(before)} ({moved})"
+        f"grows by {number(after)} for {unit}, at the start by {number(before)} ({moved})"
     )
 
 
@@ -169,19 +171,26 @@ def _brought(run: Run) -> str:
     others = [m for m in run.methods if m is not after and key in m.scores]
     text = f"{where}, its {name} is {percent(after.scores[key])}"
     clauses = [_against(after, m, key) for m in others]
-    return text + (", " + ", and ".join(clauses) if clauses else "") + "."
+    return text + (": " + "; ".join(clauses) if clauses else "") + "."
 
 
 def _against(after: Method, other: Method, key: str) -> str:
     """The loss found against one other method, and whether the test data can tell them apart."""
-    gap = after.scores[key] - other.scores[key]
-    title = other.title[:1].lower() + other.title[1:]
-    said = f"against {percent(other.scores[key])} with {title}"
+    gap = round(100 * (after.scores[key] - other.scores[key]), 1)
+    title = _in_sentence(other.title)
+    if gap == 0:
+        return f"as much as {title}"
+    said = f"{abs(gap):.1f} points {'less' if gap < 0 else 'more'} than {title}"
     reach = gap_half_width(after, other) if key == "balanced_error" else None
     if reach is None:
         return said
-    verdict = "more than" if abs(gap) > reach else "within"
-    return f"{said} ({points(gap)} points, {verdict} what the choice of test examples explains)"
+    verdict = "more than" if abs(gap) > 100 * reach else "within what"
+    return f"{said}, {verdict} the choice of test examples explains"
+
+
+def _in_sentence(title: str) -> str:
+    """A title as it stands within a sentence; acronyms and names in capitals stay."""
+    return title[:1].lower() + title[1:] if title[1:2].islower() else title
 
 
 def gap_half_width(a: Method, b: Method) -> float | None:

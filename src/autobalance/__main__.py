@@ -1,0 +1,5 @@
+"""``python -m autobalance``."""
+
+from autobalance.cli import entry
+
+entry()

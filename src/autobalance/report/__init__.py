@@ -1,0 +1,106 @@
+"""A run's record as one self-contained HTML file. Imports no torch."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from autobalance.report.figures import Picture, pictures
+from autobalance.report.record import read_run
+from autobalance.report.tables import (
+    cost_table,
+    errors_table,
+    methods_table,
+    parameters_table,
+    settings_table,
+    versions_table,
+)
+from autobalance.report.text import objective_name, sentences, warning
+
+__all__ = ["render_report", "write_report"]
+
+
+def write_report(record: dict[str, Any], path: Path) -> None:
+    """Write a run's report.
+
+    Parameters
+    ----------
+    record : dict
+        A run's result.json: "kind", "class_counts", "class_names", "search", "methods" and so on.
+        What is missing is left out of the report. A method may hold "class_n", its test examples
+        per class; without it intervals are shown only where the test data can be balanced.
+    path : Path
+        The HTML file to write. An existing one is replaced as a whole, or not at all.
+
+    Raises
+    ------
+    InputError
+        If the record is no run's record.
+    OSError
+        If the file cannot be written.
+    """
+    page = render_report(record).encode()
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_bytes(page)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def render_report(record: dict[str, Any]) -> str:
+    """The report as HTML; the same record gives the same text.
+
+    Raises
+    ------
+    InputError
+        If the record is no run's record.
+    """
+    run = read_run(record)
+    drawn = {
+        section: [Picture(p.title, Markup(p.svg), p.caption) for p in shown]
+        for section, shown in pictures(run).items()
+    }
+    script = _asset("sort.js")
+    return _template().render(
+        run=run,
+        objective=objective_name(run),
+        sentences=sentences(run),
+        warning=warning(run),
+        pictures=drawn,
+        methods=methods_table(run),
+        errors=errors_table(run),
+        parameters=parameters_table(run),
+        cost=cost_table(run),
+        settings=settings_table(run),
+        versions=versions_table(run),
+        style=_asset("style.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("autobalance", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("template.html.j2")
+
+
+def _asset(name: str) -> Markup:
+    """A file of this package, to stand in the page as it is."""
+    return Markup(files("autobalance.report").joinpath(name).read_text(encoding="utf-8"))

@@ -1,0 +1,223 @@
+"""The report's tables: what they say, apart from how they look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autobalance.report.record import Part, Run, safe_text
+from autobalance.report.statistics import half_width, mean_error_variance, wilson
+from autobalance.report.text import duration, number, percent, points
+
+MAX_ROWS = 1000
+MAX_SETTINGS = 200
+_LONG = 30  # rows; a longer table starts folded
+_SCORES = {
+    "balanced_error": "Balanced error",
+    "worst_class_error": "Worst class",
+    "worst_group_error": "Worst group",
+}
+_NOT_SETTINGS = {"class_counts", "validation_counts"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, a smaller note, and the number to sort by."""
+
+    text: str
+    note: str = ""
+    value: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. The first column heads the rows; the others hold numbers where `numeric`."""
+
+    name: str
+    caption: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    numeric: bool = True
+    sortable: bool = True
+
+    @property
+    def text_columns(self) -> set[int]:
+        """Columns beside the first without any number to sort by."""
+        if not self.numeric:
+            return set(range(len(self.columns)))
+        inner = range(1, len(self.columns))
+        return {i for i in inner if all(r[i].value is None and r[i].text != "–" for r in self.rows)}
+
+    @property
+    def long(self) -> bool:
+        return len(self.rows) > _LONG
+
+
+def methods_table(run: Run) -> Table | None:
+    """Methods side by side; the lowest error of each kind is marked."""
+    if not run.methods:
+        return None
+    keys = [key for key in _SCORES if any(key in m.scores for m in run.methods)]
+    lowest = {key: min(m.scores[key] for m in run.methods if key in m.scores) for key in keys}
+    rows = []
+    for method in run.methods:
+        row = [Cell(method.title)]
+        for key in keys:
+            value = method.scores.get(key)
+            note = ""
+            if key == "balanced_error" and value is not None and method.n is not None:
+                reach = half_width(mean_error_variance(method.errors, method.n))
+                note = f"± {100 * reach:.1f}"
+            best = value is not None and len(run.methods) > 1 and value == lowest[key]
+            row.append(Cell(percent(value), note, value, best))
+        runs = method.training_runs
+        row.append(Cell(duration(method.seconds), value=method.seconds))
+        row.append(Cell("–" if runs is None else f"{runs:g}", value=runs))
+        rows.append(row)
+    columns = ["Training loss", *(_SCORES[key] for key in keys), "Time", "Training runs"]
+    where = f"Errors on {run.evaluation_data}" if run.evaluation_data else "Errors on test data"
+    caption = f"{where}; the lowest in bold."
+    if any(cell.note for row in rows for cell in row):
+        caption += " ±: 95% interval for the choice of test examples; a new seed would add to it."
+    return Table("methods", caption, columns, rows)
+
+
+def errors_table(run: Run) -> Table | None:
+    """Error per class and method, most frequent class first."""
+    shown = [m for m in run.methods if np.isfinite(m.errors).any()]
+    if not shown:
+        return None
+    intervals = [None if m.n is None else wilson(m.errors, m.n) for m in shown]
+    change = _change(run)
+    rows = []
+    for c in run.order[:MAX_ROWS].tolist():
+        row = [Cell(run.classes[c]), _count(run.class_totals[c])]
+        for method, ends in zip(shown, intervals, strict=True):
+            error, note = float(method.errors[c]), ""
+            if ends is not None and np.isfinite(error):
+                note = f"{100 * ends[0][c]:.0f}–{100 * ends[1][c]:.0f}"
+            row.append(Cell(percent(error), note, _finite(error)))
+        if change is not None:
+            gap = float(change[c])
+            row.append(Cell(points(gap) if np.isfinite(gap) else "–", value=_finite(gap)))
+        rows.append(row)
+    columns = ["Class", "Training examples", *(m.title for m in shown)]
+    caption = "Error per class, most frequent first."
+    if any(ends is not None for ends in intervals):
+        caption += " Beside each: its 95% Wilson interval in percent."
+    if change is not None and run.before and run.after:
+        columns.append("Change, points")
+        caption += f" Change: from {run.before.title} to {run.after.title}."
+    return Table("errors", caption + _cut(len(run.order)), columns, rows)
+
+
+def _change(run: Run) -> np.ndarray | None:
+    """Error after less error before, per class; None where there are not two methods."""
+    if run.before is None or run.after is None or run.before is run.after:
+        return None
+    change = run.after.errors - run.before.errors
+    return change if np.isfinite(change).any() else None
+
+
+def parameters_table(run: Run) -> Table | None:
+    """Start and result of l, delta and w for every class, and for every group."""
+    if not run.parts:
+        return None
+    pairs = [(g, c) for c in run.order.tolist() for g in range(len(run.counts))]
+    rows = []
+    for g, c in pairs[:MAX_ROWS]:
+        row = [Cell(run.classes[c])]
+        if run.groups:
+            row.append(Cell(run.groups[g]))
+        row.append(_count(run.counts[g, c]))
+        for part in run.parts:
+            row += [_parameter(values[g, c]) for values in _columns(part)]
+        rows.append(row)
+    columns = ["Class", *(["Group"] if run.groups else []), "Training examples"]
+    for part in run.parts:
+        columns += (
+            [f"{part.symbol}, start", f"{part.symbol}, found"] if part.changed else [part.symbol]
+        )
+    caption = "Parameters of the loss, most frequent class first."
+    if any(part.key == "additive" for part in run.parts):
+        caption += " l is shown with mean 0" + (" in each group." if run.groups else ".")
+    return Table("parameters", caption + _cut(len(pairs)), columns, rows)
+
+
+def cost_table(run: Run) -> Table | None:
+    """What the run cost."""
+    known = [
+        ("Search", run.seconds.get("search", run.search_seconds.get("wall"))),
+        ("Search, processor time", run.search_seconds.get("cpu")),
+        ("Retraining", run.seconds.get("retrain")),
+        ("Total", run.seconds.get("total")),
+    ]
+    rows = [[Cell(name), Cell(duration(s), value=s)] for name, s in known if s is not None]
+    steps = run.settings.get("steps")
+    if isinstance(steps, (int, float)):
+        rows.append([Cell("Training steps per run"), Cell(f"{steps:,.0f}", value=steps)])
+    if upper := len(run.curves["step"]):
+        rows.append([Cell("Steps on the loss (upper level)"), Cell(f"{upper:,}", value=upper)])
+    if not rows:
+        return None
+    return Table("cost", "Time on the clock unless stated.", ["Part", "Cost"], rows, sortable=False)
+
+
+def settings_table(run: Run) -> Table | None:
+    """All settings, one a row, nested names joined by dots."""
+    rows = [[Cell(name), Cell(safe_text(value, 300))] for name, value in _flat("", run.settings)]
+    if not rows:
+        return None
+    rows = rows[:MAX_SETTINGS]
+    return Table("settings", "Settings of the run.", ["Setting", "Value"], rows, False, False)
+
+
+def versions_table(run: Run) -> Table | None:
+    """Versions of the software."""
+    rows = [[Cell(name), Cell(safe_text(str(v), 300))] for name, v in run.versions.items()]
+    if not rows:
+        return None
+    return Table("versions", "Software.", ["Package", "Version"], rows[:MAX_SETTINGS], False, False)
+
+
+def _columns(part: Part) -> list[np.ndarray]:
+    return [part.start, part.found] if part.changed else [part.found]
+
+
+def _count(value: Any) -> Cell:
+    return Cell(f"{value:,.0f}", value=float(value))
+
+
+def _parameter(value: float) -> Cell:
+    digits = 2 if not np.isfinite(value) or abs(value) >= 0.1 else 3
+    return Cell(number(value, digits), value=_finite(value))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _cut(count: int) -> str:
+    return (
+        ""
+        if count <= MAX_ROWS
+        else f" The first {MAX_ROWS:,} of {count:,} rows; all are in result.json."
+    )
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    for key, value in values.items():
+        if key in _NOT_SETTINGS:
+            continue
+        if isinstance(value, dict):
+            found += _flat(f"{prefix}{key}.", value)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            found.append((prefix + key, ", ".join(str(v) for v in value[:50])))
+        else:
+            found.append((prefix + key, str(value)))
+    return found

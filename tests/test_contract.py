@@ -1,0 +1,276 @@
+"""What every loss, objective, surrogate, space and solver keeps, found by walking the package.
+
+A new public class that does not join the table of examples below fails here.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import pickle
+import pkgutil
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import autobalance
+from autobalance.hypergrad import (
+    ConjugateGradient,
+    Exact,
+    Identity,
+    Neumann,
+    Solver,
+    hypergradient,
+)
+from autobalance.losses import LossParameters, ParametricCrossEntropy
+from autobalance.objectives import (
+    BalancedError,
+    CrossEntropyRisk,
+    Objective,
+    SmoothError,
+    Surrogate,
+    WeightedError,
+    WorstError,
+)
+from autobalance.spaces import (
+    PARTS,
+    ClassSpace,
+    ClusterSpace,
+    DesignSpace,
+    GroupSpace,
+    HierarchicalSpace,
+)
+from autobalance.tunable import TunableCrossEntropy
+from helpers import images
+
+COUNTS = [12, 6, 3, 2]
+BY_GROUP = [[8, 3, 2, 0], [4, 3, 1, 2]]
+
+# One example or more of each class, none in its default state where that would hide something.
+EXAMPLES: dict[type, list[Callable[[], Any]]] = {
+    ParametricCrossEntropy: [
+        ParametricCrossEntropy.cross_entropy,
+        lambda: ParametricCrossEntropy.class_weighted(COUNTS, label_smoothing=0.1),
+        lambda: ParametricCrossEntropy.vector_scaling(COUNTS, reduction="sum"),
+        lambda: ParametricCrossEntropy(additive=torch.randn(2, 4), reduction="none"),
+    ],
+    TunableCrossEntropy: [
+        lambda: TunableCrossEntropy(moved(HierarchicalSpace(COUNTS, learn=PARTS))),
+        lambda: TunableCrossEntropy(moved(GroupSpace(BY_GROUP, learn=PARTS)), reduction="sum"),
+    ],
+    HierarchicalSpace: [lambda: moved(HierarchicalSpace(COUNTS, learn=PARTS, tau=0.5))],
+    ClassSpace: [
+        lambda: moved(ClassSpace(COUNTS, learn=PARTS, sigmoid=True, sigma=0.5)),
+        lambda: moved(ClassSpace(BY_GROUP, learn=["additive"])),
+    ],
+    ClusterSpace: [lambda: moved(ClusterSpace(COUNTS, size=3, learn=PARTS, sigma=1.0))],
+    GroupSpace: [lambda: moved(GroupSpace(BY_GROUP, learn=PARTS))],
+    BalancedError: [
+        lambda: BalancedError(surrogate=SmoothError(temperature=2.0)),
+        lambda: BalancedError(over="class_and_group", surrogate=CrossEntropyRisk()),
+    ],
+    WeightedError: [
+        lambda: WeightedError(weights=(1.0, 2.0, 0.0, 3.0), surrogate=CrossEntropyRisk())
+    ],
+    WorstError: [lambda: WorstError(over="group", softness=0.2, surrogate=SmoothError(1.0))],
+    SmoothError: [lambda: SmoothError(temperature=0.5)],
+    CrossEntropyRisk: [CrossEntropyRisk],
+    Identity: [Identity],
+    ConjugateGradient: [lambda: ConjugateGradient(iterations=3, damping=0.1, warm_start=True)],
+    Neumann: [lambda: Neumann(terms=4, max_step=0.5)],
+    Exact: [lambda: Exact(damping=0.1)],
+}
+
+
+def moved(space: DesignSpace) -> DesignSpace:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in space.parameters():
+            p += 0.3 * torch.randn(p.shape, generator=generator)
+    return space
+
+
+def public_classes() -> set[type]:
+    """Every public concrete class of the package that is one of the kinds under contract."""
+    rooms = ("losses", "hypergrad", "spaces", "objectives", "tunable")
+    found: set[type] = set(get_args(Surrogate))
+    for info in pkgutil.walk_packages(autobalance.__path__, "autobalance."):
+        if info.name.split(".")[1] not in rooms:
+            continue
+        for name, value in vars(importlib.import_module(info.name)).items():
+            if not inspect.isclass(value) or value.__module__ != info.name or name[0] == "_":
+                continue
+            if issubclass(value, (nn.Module, Objective, Solver)) and not inspect.isabstract(value):
+                found.add(value)
+    return found
+
+
+def subclasses(base: type) -> set[type]:
+    below = {c for direct in base.__subclasses__() for c in {direct, *subclasses(direct)}}
+    return {c for c in below if c.__module__.startswith("autobalance.")}
+
+
+def test_every_public_class_has_an_example() -> None:
+    assert public_classes() == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("base", [DesignSpace, Objective, Solver])
+def test_every_subclass_has_an_example_wherever_it_lives(base: type) -> None:
+    concrete = {c for c in subclasses(base) if not inspect.isabstract(c)}
+    assert concrete <= set(EXAMPLES)
+    assert concrete
+    assert inspect.isabstract(base)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES, ids=lambda k: k.__name__)
+def test_every_class_is_documented_and_exported_by_its_package(kind: type) -> None:
+    assert (inspect.getdoc(kind) or "").strip()
+    assert getattr(autobalance, kind.__name__) is kind
+
+
+# Using an example -----------------------------------------------------------------------------
+
+
+def batch(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    return logits.to(dtype), torch.arange(9) % 3, torch.arange(9) % 2
+
+
+def use(thing: Any, dtype: torch.dtype = torch.float32, logits: Tensor | None = None) -> Tensor:
+    """What the thing computes, flat, on the logits given or some of its own."""
+    own, target, groups = batch(dtype)
+    f = own if logits is None else logits
+    if isinstance(thing, (ParametricCrossEntropy, TunableCrossEntropy, Objective)):
+        return thing(f, target, groups=groups).reshape(-1)
+    if isinstance(thing, (SmoothError, CrossEntropyRisk)):
+        return thing(f, target)
+    if isinstance(thing, DesignSpace):
+        parts = [p.reshape(-1) for p in thing() if p is not None]
+        return torch.cat([*parts, thing.penalty().reshape(1)])
+    assert isinstance(thing, Solver)
+    data = images(8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).to(dtype)
+        space = moved(ClassSpace(COUNTS)).to(dtype)
+    train = type(data)(data.inputs.to(dtype), data.target)
+    found = hypergradient(
+        model, TunableCrossEntropy(space), BalancedError(), train, train, solver=thing
+    )
+    return torch.cat([g.reshape(-1) for g in found.gradients])
+
+
+ALL = [
+    pytest.param(build, id=f"{kind.__name__}-{i}")
+    for kind, builds in EXAMPLES.items()
+    for i, build in enumerate(builds)
+]
+each = pytest.mark.parametrize("build", ALL)
+
+
+@each
+def test_pickle_and_deepcopy_compute_the_same_bit_for_bit(build: Callable[[], Any]) -> None:
+    thing = build()
+    expected = use(thing).detach()
+    for twin in (pickle.loads(pickle.dumps(thing)), copy.deepcopy(thing)):
+        assert type(twin) is type(thing)
+        assert repr(twin) == repr(thing)
+        assert torch.equal(use(twin).detach(), expected)
+        if not isinstance(thing, nn.Module):
+            assert twin == thing
+
+
+@each
+def test_float32_and_float64_agree_and_keep_their_dtype(build: Callable[[], Any]) -> None:
+    thing = build()
+    single = use(thing, torch.float32).detach()
+    if isinstance(thing, nn.Module):
+        thing = thing.double()
+    exact = use(thing, torch.float64).detach()
+    assert single.dtype == torch.float32
+    assert exact.dtype == torch.float64
+    assert torch.isfinite(exact).all()
+    torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@each
+def test_using_it_draws_nothing_at_random_and_repeats(build: Callable[[], Any]) -> None:
+    thing = build()
+    state = torch.random.get_rng_state()
+    assert torch.equal(use(thing).detach(), use(thing).detach())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def of(*kinds: type) -> Any:
+    chosen = [
+        pytest.param(build, id=f"{kind.__name__}-{i}")
+        for kind, builds in EXAMPLES.items()
+        if issubclass(kind, kinds)
+        for i, build in enumerate(builds)
+    ]
+    return pytest.mark.parametrize("build", chosen)
+
+
+@of(ParametricCrossEntropy, TunableCrossEntropy, Objective, *get_args(Surrogate))
+def test_differentiable_in_the_logits(build: Callable[[], Any]) -> None:
+    thing = build()
+    if isinstance(thing, nn.Module):
+        thing = thing.double()
+    leaf = batch(torch.float64)[0].requires_grad_()
+    value = use(thing, torch.float64, leaf)
+    assert torch.autograd.grad(value.sum(), leaf)[0].any()
+    assert torch.autograd.gradcheck(lambda f: use(thing, torch.float64, f), leaf)
+
+
+@of(DesignSpace)
+def test_differentiable_in_every_free_parameter(build: Callable[[], Any]) -> None:
+    space = build().double()
+    free = dict(space.named_parameters())
+    assert free
+
+    def at(*values: Tensor) -> Tensor:
+        parts: LossParameters = torch.func.functional_call(
+            space, dict(zip(free, values, strict=True)), ()
+        )
+        return torch.cat([p.reshape(-1) for p in parts if p is not None])
+
+    values = [p.detach().clone().requires_grad_() for p in free.values()]
+    mix = torch.randn(len(at(*values)), generator=torch.Generator().manual_seed(2)).double()
+    assert all(g.any() for g in torch.autograd.grad(at(*values) @ mix, values))
+    assert torch.autograd.gradcheck(at, values)
+
+
+@of(DesignSpace, TunableCrossEntropy, ParametricCrossEntropy)
+def test_state_dict_carries_everything_that_moves(build: Callable[[], Any]) -> None:
+    thing, other = build(), build()
+    for t in other.state_dict().values():
+        if t.is_floating_point():
+            t.mul_(1.5)
+    state = copy.deepcopy(other.state_dict())
+    if state:
+        assert not torch.equal(use(thing).detach(), use_fresh(other))
+    thing.load_state_dict(state)
+    assert torch.equal(use(thing).detach(), use_fresh(other))
+
+
+def use_fresh(thing: Any) -> Tensor:
+    """After its tensors were written to behind its back."""
+    if isinstance(thing, TunableCrossEntropy):
+        thing.refresh()
+    return use(thing).detach()
+
+
+@of(Objective, Solver, *get_args(Surrogate))
+def test_settings_cannot_be_changed_by_mistake(build: Callable[[], Any]) -> None:
+    """And equal settings are equal, so that they can be compared and used as keys."""
+    thing = build()
+    assert thing == build()
+    assert hash(thing) == hash(build())
+    for name in getattr(thing, "__dataclass_fields__", {}):
+        with pytest.raises(AttributeError, match=f"cannot assign to field '{name}'"):
+            setattr(thing, name, None)

@@ -1,0 +1,211 @@
+"""The scikit-learn face."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from autobalance import AutoBalanceClassifier, InputError, Interrupted, Recipe, TrainingDiverged
+
+QUICK = Recipe(epochs=10, min_steps=60)
+
+
+def classifier(**options: Any) -> AutoBalanceClassifier:
+    options = {"recipe": QUICK, "device": "cpu", "random_state": 0, **options}
+    return AutoBalanceClassifier(**options)
+
+
+def imbalanced(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Three overlapping blobs of 80, 15 and 5 percent."""
+    generator = np.random.default_rng(seed)
+    y = generator.choice(3, size=n, p=[0.8, 0.15, 0.05])
+    y[:9] = np.repeat([0, 1, 2], 3)
+    centres = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    return centres[y] + generator.normal(size=(n, 2)), y
+
+
+EXPECTED_FAILURES = {
+    "check_sample_weight_equivalence_on_dense_data": (
+        "stochastic: a weighted example and a repeated one are drawn into different batches"
+    )
+}
+
+
+@parametrize_with_checks(
+    [classifier(recipe=Recipe(epochs=20, min_steps=60))],
+    expected_failed_checks=lambda _: EXPECTED_FAILURES,
+)
+def test_scikit_learn_checks(estimator: BaseEstimator, check: Any) -> None:
+    check(estimator)
+
+
+def test_learns_and_describes_itself() -> None:
+    X, y = imbalanced()
+    names = np.array(["a", "b", "c"])
+    model = classifier(recipe=Recipe(epochs=30, min_steps=300)).fit(X, names[y])
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    probabilities = model.predict_proba(X)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-12)
+    np.testing.assert_array_equal(names[probabilities.argmax(axis=1)], model.predict(X))
+    recalls = [np.mean(model.predict(X)[y == k] == names[k]) for k in range(3)]
+    assert np.mean(recalls) > 0.8
+    assert model.loss_.num_classes == 3
+    assert model.result_.status == "finished"
+    assert isinstance(model.module_, nn.Module)
+    assert model.encoder_ is not None
+
+
+def test_same_seed_same_bits_and_global_state_untouched() -> None:
+    X, y = imbalanced()
+    before = torch.random.get_rng_state()
+    first, second = (classifier().fit(X, y) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    np.testing.assert_array_equal(first.predict_proba(X), second.predict_proba(X))
+    other = classifier(random_state=1).fit(X, y)
+    assert np.abs(other.predict_proba(X) - first.predict_proba(X)).max() > 1e-3
+
+
+def test_mixed_table_with_groups_validation_and_weights() -> None:
+    X, y = imbalanced()
+    table = pd.DataFrame(X, columns=["u", "v"])
+    table["colour"] = np.where(X[:, 0] > 0, "red", None)
+    table.loc[:5, "u"] = np.nan
+    groups = pd.DataFrame({"sex": np.where(X[:, 1] > 0, "f", "m"), "old": y == 0})
+    held = slice(0, 100)
+    model = classifier(objective="group_balanced_error").fit(
+        table,
+        y,
+        sensitive_features=groups,
+        sample_weight=np.linspace(0.5, 1.5, len(y)),
+        validation=(table[held], y[held], groups[held]),
+    )
+    assert model.groups_ == ["f, False", "f, True", "m, False", "m, True"]
+    assert model.loss_.num_groups == 4
+    assert model.feature_names_in_.tolist() == ["u", "v", "colour"]
+    assert model.predict(table).shape == y.shape
+    assert model.result_.settings["examples"] == 300
+    assert np.sum(model.result_.settings["validation_counts"]) == 100
+
+
+def test_images_with_an_own_module() -> None:
+    generator = np.random.default_rng(0)
+    y = np.repeat([0, 1], [60, 20])
+    X = generator.normal(size=(80, 1, 6, 6)).astype(np.float32) + y[:, None, None, None]
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    model = classifier(module=network, recipe=Recipe(min_steps=300)).fit(X, y)
+    assert model.score(X, y) > 0.9
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert model.encoder_ is None
+
+
+def test_own_module_factory_is_told_the_sizes() -> None:
+    X, y = imbalanced()
+    asked = []
+
+    def factory(num_features: int, num_classes: int) -> nn.Module:
+        asked.append((num_features, num_classes))
+        return nn.Linear(num_features, num_classes)
+
+    classifier(module=factory).fit(X, y)
+    assert asked == [(2, 3), (2, 3)]  # once for the search, once for retraining
+
+
+def test_pickle_clone_pipeline_and_grid_search() -> None:
+    X, y = imbalanced()
+    model = classifier().fit(X, y)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+    assert clone(model).get_params() == model.get_params()
+    pipeline = make_pipeline(StandardScaler(), classifier())
+    name = "autobalanceclassifier__recipe"
+    search = GridSearchCV(pipeline, {name: [QUICK, Recipe(epochs=10, min_steps=40)]}, cv=2)
+    assert 0.0 <= search.fit(X, y).score(X, y) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"y": np.r_[np.nan, np.ones(299)]},
+            r"y has 1 missing labels \(NaN\), the first at position 0",
+        ),
+        ({"y": np.ones(300)}, "one class only"),
+        ({"y": np.ones(299, int)}, "y has 299"),
+        ({"X": np.full((300, 2), np.inf)}, r"'x0' has an infinite value \(inf\)"),
+        ({"sensitive_features": [None] + [1] * 299}, "sensitive_features has missing values"),
+        ({"sensitive_features": [1] * 299}, "sensitive_features has 299"),
+        ({"sensitive_features": np.arange(300.0)}, "Bin a continuous column"),
+        ({"sample_weight": -np.ones(300)}, "never negative"),
+        ({"validation": (np.ones((3, 2)), [0, 1, 7])}, "y has a class that training lacks: 7"),
+        ({"validation": np.ones((3, 2))}, "validation must be"),
+    ],
+)
+def test_bad_input_to_fit(change: dict[str, Any], message: str) -> None:
+    X, y = imbalanced()
+    given = {"X": X, "y": y, **change}
+    with pytest.raises(InputError, match=message):
+        classifier().fit(**given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "accuracy"}, "objective must be one of balanced_error, .*; got 'accuracy'"),
+        ({"objective": "worst_group_error"}, "over groups, but the data has none"),
+        ({"module": nn.Linear(2, 5)}, "3 classes, but the network returned logits of width 5"),
+        ({"module": nn.Unflatten(1, (1, 2))}, "no trainable parameter"),
+        ({"module": "mlp"}, "module must be a torch.nn.Module"),
+        ({"device": "tpu9"}, "device 'tpu9' cannot be used"),
+    ],
+)
+def test_bad_settings(options: dict[str, Any], message: str) -> None:
+    X, y = imbalanced()
+    with pytest.raises(InputError, match=message):
+        classifier(**options).fit(X, y)
+
+
+def test_non_finite_image_is_refused() -> None:
+    X = np.zeros((20, 1, 4, 4), dtype=np.float32)
+    X[3, 0, 0, 0] = np.nan
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(
+        InputError, match="must be finite in float32; found 1 NaN or infinite value"
+    ):
+        classifier(module=network).fit(X, np.arange(20) % 2)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_divergence_keeps_the_last_good_state() -> None:
+    X, y = imbalanced()
+    wild = Recipe(optimizer="sgd", lr=1e20, momentum=0.0, max_grad_norm=1e30, min_steps=200)
+    model = classifier(recipe=wild)
+    with pytest.raises(TrainingDiverged, match=r"non-finite at step \d+ of \d+ .*lr=1e\+20"):
+        model.fit(X, y)
+    assert model.result_.status == "diverged"
+    assert not hasattr(model, "module_")
+
+
+def test_interrupt_while_retraining_keeps_loss_and_network() -> None:
+    X, y = imbalanced()
+
+    def stop(progress: Any) -> None:
+        if progress.phase == "retrain":
+            raise KeyboardInterrupt
+
+    model = classifier(progress=stop)
+    with pytest.raises(Interrupted):
+        model.fit(X, y)
+    assert model.result_.status == "finished"
+    assert all(bool(torch.isfinite(p).all()) for p in model.module_.parameters())

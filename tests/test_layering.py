@@ -1,0 +1,81 @@
+"""Imports point only downward, wherever in a file they stand."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import autobalance
+
+ROOT = Path(autobalance.__file__).parent
+
+# From top to bottom. A module may import from layers below its own and from its own package;
+# modules in one layer know nothing of each other.
+LAYERS = [
+    {"__main__"},
+    {"cli"},
+    {"demo", "runs"},
+    {"terminal", "estimator", "report"},
+    {"searching", "retraining"},
+    {"tuner", "training"},
+    {"results", "hypergrad"},
+    {"tunable"},
+    {"spaces", "objectives", "networks"},
+    {"losses", "metrics"},
+    {"data"},
+    {"settings"},
+    {"checks"},
+]
+DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def room(path: Path) -> str:
+    """Module or package directly within autobalance that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(source: str) -> set[str]:
+    """Rooms of autobalance that a file imports from; "" for the package itself."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what they point to"
+            # `from autobalance import spaces` imports a room as much as `import autobalance.spaces`
+            names = [f"{node.module}.{a.name}" for a in node.names]
+        else:
+            continue
+        found |= {[*name.split("."), ""][1] for name in names if name.split(".")[0] == ROOT.name}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
+def test_imports_point_only_downward(path: Path) -> None:
+    own = room(path)
+    assert own in DEPTH, f"{own} has no layer: give it one in LAYERS"
+    for other in imported(path.read_text(encoding="utf-8")) - {own, "__version__"}:
+        assert other in DEPTH, f"{path.name} imports autobalance.{other}, which has no layer"
+        assert DEPTH[other] > DEPTH[own], f"{own} must not import {other}, which lies above it"
+
+
+def test_every_layer_exists() -> None:
+    assert set(DEPTH) == {room(path) for path in FILES}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def f():\n    from autobalance.spaces import x", {"spaces"}),
+        ("import autobalance.data.batches as b, os", {"data"}),
+        ("from autobalance import spaces, __version__", {"spaces", "__version__"}),
+        ("import autobalance", {""}),
+        ("if TYPE_CHECKING:\n    from autobalance.losses.modules import x", {"losses"}),
+        ("import autobalances.other", set()),
+    ],
+)
+def test_what_counts_as_an_import(source: str, expected: set[str]) -> None:
+    assert imported(source) == expected

@@ -1,0 +1,296 @@
+"""Retraining with a fixed loss, and the shared lower level's own promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autobalance.checks import InputError, TrainingDiverged
+from autobalance.data.batches import ArrayData, shuffled_batches
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.objectives import BalancedError
+from autobalance.retraining import retrain
+from autobalance.settings import Recipe
+from autobalance.training import (
+    Interrupted,
+    Progress,
+    make_fabric,
+    make_optimizer,
+    predict_logits,
+    seeded,
+)
+from helpers import blobs, linear_factory
+
+QUICK = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
+
+
+def quick(
+    factory: Callable[[], nn.Module] | None = None, data: ArrayData | None = None, **given: Any
+) -> nn.Module:
+    loss = given.pop("loss", ParametricCrossEntropy.cross_entropy())
+    given = {"recipe": QUICK, "device": "cpu", **given}
+    return retrain(factory or linear_factory(), data or blobs(), loss, **given)
+
+
+def network() -> nn.Module:
+    """Without a bias ahead of BatchNorm: its gradient is rounding alone, which Adam would blow up."""
+    return nn.Sequential(
+        nn.Linear(2, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+    )
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([v.double().reshape(-1) for v in model.state_dict().values()])
+
+
+def error(model: nn.Module, data: ArrayData) -> float:
+    return BalancedError().hard(predict_logits(model, data.inputs), data.target)
+
+
+# Training -------------------------------------------------------------------------------------
+
+
+def plain_torch(data: ArrayData, recipe: Recipe, seed: int) -> nn.Module:
+    """The same run written out with torch alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = network().train()
+        if recipe.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                model.parameters(),
+                lr=0,
+                momentum=0.9,
+                nesterov=True,
+                weight_decay=recipe.weight_decay,
+            )
+        else:
+            optimizer = torch.optim.AdamW(
+                model.parameters(), lr=0, weight_decay=recipe.weight_decay
+            )
+        weight = ParametricCrossEntropy.class_weighted(data.counts()).weight
+        stream = shuffled_batches(len(data), recipe.batch_size, torch.Generator().manual_seed(seed))
+        total = recipe.steps(len(data))
+        for step in range(total):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * recipe.lr_factor(step, total)
+            index = next(stream)
+            optimizer.zero_grad()
+            logits = model(data.inputs[index])
+            nn.functional.cross_entropy(logits, data.target[index], weight).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_is_the_plain_torch_loop(optimizer: Any) -> None:
+    data = blobs()
+    recipe = Recipe(
+        epochs=1, min_steps=30, batch_size=32, lr=0.05, optimizer=optimizer, max_grad_norm=0.5
+    )
+    loss = ParametricCrossEntropy.class_weighted(data.counts())
+    found = quick(network, data, recipe=recipe, seed=7, loss=loss)
+    torch.testing.assert_close(
+        flat(found), flat(plain_torch(data, recipe, 7)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_loss_given_is_the_one_trained_with() -> None:
+    """Logit adjustment has the smaller balanced error, cross-entropy the smaller error."""
+    data, test = blobs((300, 60, 20), spread=1.2), blobs((200, 200, 200), seed=1, spread=1.2)
+    recipe = Recipe(epochs=1, min_steps=150, batch_size=64, lr=0.1)
+    counts = data.counts()
+    plain = quick(data=data, recipe=recipe)
+    adjusted = quick(data=data, recipe=recipe, loss=ParametricCrossEntropy.logit_adjusted(counts))
+    assert error(adjusted, test) < error(plain, test) - 0.1
+    overall = [
+        float((predict_logits(m, data.inputs).argmax(1) != data.target).float().mean())
+        for m in (plain, adjusted)
+    ]
+    assert overall[0] < overall[1]
+
+
+def test_returns_the_network_trained_in_evaluation_mode_on_the_cpu() -> None:
+    data = blobs()
+    model = quick(network)
+    assert isinstance(model, nn.Sequential)  # the factory's own, unwrapped
+    assert not any(m.training for m in model.modules())
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert int(model.get_buffer("1.num_batches_tracked")) == 40
+    assert error(model, data) < 0.4
+
+
+def test_groups_reach_the_loss() -> None:
+    data = blobs(groups=True)
+    uneven = ParametricCrossEntropy(additive=[[0.0, 0.0, 0.0], [5.0, 0.0, -5.0]])
+    even = ParametricCrossEntropy(additive=[[0.0, 0.0, 0.0]] * 2)
+    assert not torch.allclose(
+        flat(quick(data=data, loss=uneven)), flat(quick(data=data, loss=even))
+    )
+    with pytest.raises(InputError, match="rows for 2 groups: pass groups="):
+        quick(data=blobs(), loss=uneven)
+
+
+def test_sample_weights_reach_the_loss() -> None:
+    """Weight 0 for a class is as if its examples taught nothing."""
+    data = blobs((50, 50, 50))
+    weighted = ArrayData.of(data.inputs, data.target, sample_weight=(data.target != 2).float())
+    recipe = Recipe(epochs=1, min_steps=150, batch_size=64, lr=0.1)
+    predicted = predict_logits(quick(data=weighted, recipe=recipe), data.inputs).argmax(1)
+    assert 2 not in predicted.tolist()
+
+
+# Repeating ------------------------------------------------------------------------------------
+
+
+def test_one_seed_gives_one_network_bit_for_bit_and_touches_no_random_state() -> None:
+    first = quick(network, seed=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        before = torch.random.get_rng_state()
+        second = quick(network, seed=3)
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(flat(first), flat(second))
+    assert not torch.equal(flat(first), flat(quick(network, seed=4)))
+
+
+def test_seeded_gives_the_random_state_back_after_an_error() -> None:
+    before = torch.random.get_rng_state()
+    drawn: list[Tensor] = []
+
+    def fail() -> None:
+        with seeded(3):
+            drawn.append(torch.rand(2))
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with seeded(3):
+        assert torch.equal(torch.rand(2), drawn[0])
+
+
+def test_progress_is_told() -> None:
+    seen: list[Progress] = []
+    quick(recipe=Recipe(epochs=1, min_steps=50, batch_size=32), progress=seen.append)
+    assert seen == [Progress("retrain", step, 50) for step in (20, 40, 50)]
+
+
+# Failing --------------------------------------------------------------------------------------
+
+
+class NanAfter(nn.Module):
+    def __init__(self, passes: int) -> None:
+        super().__init__()
+        self.linear, self.left = nn.Linear(2, 3), passes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.left -= 1
+        return self.linear(inputs) * (torch.nan if self.left < 0 else 1.0)
+
+
+def test_a_loss_that_becomes_non_finite_keeps_the_network_before_that_step() -> None:
+    with pytest.raises(
+        TrainingDiverged, match=r"non-finite at step 26 of 40 \(loss nan, .*Recipe\(.*lr=0.05"
+    ) as raised:
+        quick(lambda: NanAfter(25))
+    assert raised.value.step == 26
+    kept = raised.value.partial
+    assert isinstance(kept, NanAfter)
+    assert not kept.training
+
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="interrupted") as interrupted:
+        quick(lambda: NanAfter(1000), progress=stop)  # at step 20
+    assert torch.isfinite(kept.linear.weight).all()
+    assert not torch.equal(kept.linear.weight, interrupted.value.partial.linear.weight)
+
+
+def test_a_gradient_that_becomes_non_finite_ends_it_too() -> None:
+    class Steep(nn.Module):
+        """Finite logits, infinite slope: the square root at 0."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(3))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.bias.sqrt() + 0.0 * inputs.sum(dim=1, keepdim=True)
+
+    with pytest.raises(TrainingDiverged, match=r"step 1 of 40 \(loss 1\.\d+, gradient norm") as e:
+        quick(Steep)
+    assert isinstance(e.value.partial, Steep)
+    assert not e.value.partial.bias.any()
+
+
+def test_an_enormous_learning_rate_diverges() -> None:
+    recipe = Recipe(epochs=1, min_steps=40, lr=1e30, optimizer="sgd")
+    with pytest.raises(TrainingDiverged, match=r"lr=1e\+30.*Lower lr or max_grad_norm") as raised:
+        quick(network, recipe=recipe)
+    assert raised.value.step > 1
+
+
+def test_ctrl_c_keeps_the_network_so_far() -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="interrupted") as raised:
+        quick(network, seed=2, progress=stop)
+    assert torch.equal(flat(raised.value.partial), flat(quick(network, seed=2)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"factory": linear_factory(4)}, r"3 classes, but .* width 4"),
+        ({"factory": nn.Flatten}, "The network has no trainable parameter"),
+        ({"factory": dict}, "must return a torch.nn.Module; got dict"),
+        ({"device": "abacus"}, "The device 'abacus' cannot be used here"),
+        (
+            {"loss": ParametricCrossEntropy.logit_adjusted([5, 3])},
+            "parameters for 2 classes, but the network returned logits of width 3",
+        ),
+    ],
+)
+def test_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        quick(**given)
+
+
+# Pieces ---------------------------------------------------------------------------------------
+
+
+def test_only_trainable_weights_are_optimised() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    held = {id(p) for g in make_optimizer(model, QUICK).param_groups for p in g["params"]}
+    assert held == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_predict_logits_is_in_evaluation_mode_and_gives_modes_back() -> None:
+    model = network()
+    model[3].eval()
+    modes = [m.training for m in model.modules()]
+    inputs = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    found = predict_logits(model, inputs, batch_size=3)
+    assert [m.training for m in model.modules()] == modes
+    assert int(model[1].num_batches_tracked) == 0
+    torch.testing.assert_close(found, model.eval()(inputs).detach(), rtol=1e-6, atol=1e-6)
+    assert not found.requires_grad
+
+
+def test_make_fabric_on_the_cpu() -> None:
+    assert make_fabric("cpu").device == torch.device("cpu")
+
+
+def test_whole_numbers_of_numpy_serve_as_data() -> None:
+    data = ArrayData.of(np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 3)
+    assert isinstance(quick(data=data), nn.Linear)

@@ -1,0 +1,368 @@
+"""Algorithm 1 on small synthetic data: what it finds, that it repeats, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autobalance.checks import InputError, TrainingDiverged
+from autobalance.data.batches import ArrayData, concatenated
+from autobalance.hypergrad import Identity
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.objectives import BalancedError
+from autobalance.results import SearchResult
+from autobalance.retraining import retrain
+from autobalance.searching import search
+from autobalance.settings import Recipe, SearchSettings
+from autobalance.spaces import ClassSpace, GroupSpace, HierarchicalSpace
+from autobalance.training import Interrupted, Progress, predict_logits
+from helpers import blobs, linear_factory
+
+QUICK = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
+UPPER = SearchSettings(every=4, warmup=0.25)
+
+
+def quick(data: ArrayData | None = None, **given: Any) -> SearchResult:
+    """Forty lower and seven upper steps."""
+    given = {"recipe": QUICK, "settings": UPPER, "device": "cpu", **given}
+    factory = given.pop("factory", linear_factory())
+    return search(factory, data or blobs(), **given)
+
+
+def noisy_network() -> nn.Module:
+    """Draws at random in its weights and in dropout, and has buffers."""
+    return nn.Sequential(
+        nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+    )
+
+
+class Fuse(nn.Module):
+    """A linear network that returns NaN, or raises, from the lower step after `at` on.
+
+    As the search's progress listener it learns where the search is: passes cannot be counted,
+    for hypergradients pass through as well.
+    """
+
+    def __init__(self, at: int, error: type[BaseException] | None = None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+        self.at, self.error, self.lit = at, error, False
+
+    def listen(self, progress: Progress) -> None:
+        self.lit = progress.step >= self.at
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.lit and self.error is not None:
+            raise self.error
+        return self.linear(inputs) * (torch.nan if self.lit else 1.0)
+
+
+def blown(fuse: Fuse) -> SearchResult:
+    return quick(factory=lambda: fuse, progress=fuse.listen)
+
+
+# What it finds --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "sign"), [(0.0, 1), (3.0, -1)])
+def test_tau_moves_towards_what_the_objective_wants(start: float, sign: int) -> None:
+    """Overlapping classes, a linear model: about tau = 1 is right for the balanced error."""
+    data = blobs((300, 100, 40), spread=1.2)
+    result = search(
+        linear_factory(),
+        data,
+        space=lambda counts: HierarchicalSpace(counts, tau=start, sigma_tau=10.0),
+        recipe=Recipe(epochs=1, min_steps=150, batch_size=64, lr=0.1),
+        settings=SearchSettings(every=2, lr=0.1, validation_fraction=0.4, average=0.2),
+        device="cpu",
+    )
+    found = result.design["tau"]
+    assert sign * (found - start) > 0.5
+    assert -0.5 < found < 2.5
+
+
+def test_finds_a_loss_better_than_cross_entropy_from_cross_entropy() -> None:
+    """On validation data of its own, balanced; then by retraining with either, on fresh data."""
+    data, held = blobs((300, 60, 20), spread=1.2), blobs((100, 100, 100), seed=1, spread=1.2)
+    recipe = Recipe(epochs=1, min_steps=300, batch_size=64, lr=0.5, optimizer="sgd")
+    result = search(
+        linear_factory(),
+        data,
+        validation=held,
+        space=lambda counts: ClassSpace(counts, learn=["additive"], tau=0.0),
+        recipe=recipe,
+        device="cpu",
+    )
+    assert result.history[-1].hard_objective < result.history[0].hard_objective - 0.1
+    assert result.loss.additive is not None
+    l_found = result.loss.additive.tolist()
+    assert l_found[0] > l_found[1] + 0.5 > l_found[2] + 1.0
+    test = blobs((400, 400, 400), seed=2, spread=1.2)
+    errors = []
+    for loss in (result.start, result.loss):
+        model = retrain(linear_factory(), data, loss, recipe=recipe, device="cpu")
+        errors.append(BalancedError().hard(predict_logits(model, test.inputs), test.target))
+    assert errors[1] < errors[0] - 0.1
+
+
+# The record -----------------------------------------------------------------------------------
+
+
+def test_the_record_is_complete() -> None:
+    data = blobs()
+    result = quick(data)
+    assert result.status == "finished"
+    steps = [record.step for record in result.history]
+    assert steps == [14, 18, 22, 26, 30, 34, 38]
+    assert [point.step for point in result.path] == [0, *steps]
+    assert result.settings["steps"] == 40
+    assert result.settings["examples"] == 172
+    assert result.settings["class_counts"] == [120, 40, 12]
+    assert result.settings["validation_counts"] == [24, 8, 2]
+    assert result.settings["recipe"] == QUICK.to_dict()
+    assert result.settings["search"] == UPPER.to_dict()
+    assert result.settings["objective"] == repr(BalancedError())
+    assert result.design["space"] == "HierarchicalSpace"
+    assert result.design["learns"] == ["additive"]
+    assert result.seconds["wall"] > 0
+    assert result.seconds["cpu"] > 0
+    start = ParametricCrossEntropy.logit_adjusted(data.counts())
+    assert torch.allclose(result.start.additive, start.additive)  # type: ignore[arg-type]
+    assert all(np.isfinite([r.objective, r.norm, r.training_loss]).all() for r in result.history)
+    assert not any(r.skipped for r in result.history)
+
+
+def test_the_loss_is_the_average_of_the_late_positions() -> None:
+    """Seven upper steps and the start; the last quarter are two."""
+    result = quick()
+    late = [point.additive for point in result.path[-2:]]
+    assert result.loss.additive is not None
+    np.testing.assert_allclose(result.loss.additive.tolist(), np.mean(late, axis=0), atol=1e-6)
+    assert result.path[-1].additive != result.path[0].additive
+    last = quick(settings=SearchSettings(every=4, warmup=0.25, average=0.01))
+    assert last.loss.additive is not None
+    np.testing.assert_allclose(last.loss.additive.tolist(), last.path[-1].additive, atol=1e-7)
+
+
+def test_the_loss_is_frozen_and_on_its_own() -> None:
+    loss = quick().loss
+    assert type(loss) is ParametricCrossEntropy
+    assert not any(p.requires_grad for p in loss.parameters_of_loss if p is not None)
+
+
+def test_the_path_is_thinned_where_classes_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autobalance.searching.MAX_PATH_NUMBERS", 12)
+    path = quick().path
+    assert len(path) * 3 <= 12
+    assert path[0].step == 0
+    assert [p.step for p in path] == sorted(p.step for p in path)
+
+
+def test_progress_is_told() -> None:
+    seen: list[Progress] = []
+    quick(progress=seen.append)
+    assert [p.step for p in seen] == [14, 18, 20, 22, 26, 30, 34, 38, 40]
+    assert {p.total for p in seen} == {40}
+    assert {p.phase for p in seen} == {"search"}
+    assert [p.step for p in seen if p.objective is None] == [20, 40]
+    assert all(0 <= p.objective <= 1 for p in seen if p.objective is not None)
+
+
+def test_warm_up_moves_nothing() -> None:
+    seen: list[Progress] = []
+    result = quick(settings=SearchSettings(every=1, warmup=0.75), progress=seen.append)
+    assert result.history[0].step == 31
+    assert [p.step for p in seen if p.phase == "warm-up"] == [20]
+
+
+# Repeating ------------------------------------------------------------------------------------
+
+
+def without_time(result: SearchResult) -> dict[str, Any]:
+    return {k: v for k, v in result.to_dict().items() if k != "seconds"}
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_one_seed_gives_one_result_bit_for_bit(folds: int) -> None:
+    """Whatever the global random state was, and without touching it."""
+    settings = SearchSettings(every=4, warmup=0.25, folds=folds)
+    given: dict[str, Any] = {"factory": noisy_network, "settings": settings}
+    first = quick(seed=3, **given)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        before = torch.random.get_rng_state()
+        numpy_before = np.random.get_state()[1].copy()  # type: ignore[index]
+        second = quick(seed=3, **given)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert (np.random.get_state()[1] == numpy_before).all()  # type: ignore[index]
+    assert without_time(first) == without_time(second)
+    third = without_time(quick(seed=4, **given))
+    assert third["loss"] != first.to_dict()["loss"]
+
+
+def test_the_random_state_comes_back_after_a_failure() -> None:
+    fuse = Fuse(14)
+    before = torch.random.get_rng_state()
+    with pytest.raises(TrainingDiverged, match="non-finite at step 15 of 40"):
+        blown(fuse)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# Splits, folds, groups ------------------------------------------------------------------------
+
+
+def test_folds_share_one_loss_and_pool_their_validation() -> None:
+    result = quick(settings=SearchSettings(every=4, warmup=0.25, folds=2))
+    assert result.settings["validation_counts"] == [48, 16, 4]
+    assert result.status == "finished"
+    one = quick()
+    assert result.history[0].iterations == 2 * one.history[0].iterations
+
+
+def test_a_validation_set_of_ones_own_is_used_whole_and_data_are_not_split() -> None:
+    held = blobs((5, 5, 5), seed=9)
+    result = quick(validation=held)
+    assert result.settings["validation_counts"] == [5, 5, 5]
+    assert result.settings["class_counts"] == [120, 40, 12]
+
+
+def test_groups_give_one_row_per_group() -> None:
+    data = blobs(groups=True)
+    result = quick(data, objective="worst_class_and_group_error")
+    assert result.loss.num_groups == 2
+    assert result.design["space"] == "GroupSpace"
+    assert result.settings["class_counts"] == [[60, 20, 6], [60, 20, 6]]
+    assert np.array(result.path[0].additive).shape == (2, 3)
+    assert result.path[0].additive != result.path[-1].additive
+
+
+def test_other_solvers_and_spaces() -> None:
+    result = quick(
+        solver=Identity(),
+        space=lambda c: ClassSpace(c, learn=["weight"]),
+        objective="worst_class_error",
+    )
+    assert result.design["learns"] == ["weight"]
+    assert result.loss.weight is not None
+    assert result.loss.multiplicative is None
+    assert {r.reason for r in result.history} == {"identity"}
+
+
+def test_classes_of_one_member_stay_in_training() -> None:
+    result = quick(blobs((60, 20, 1)))
+    assert result.settings["validation_counts"] == [12, 4, 0]
+    assert result.status == "finished"
+
+
+def test_sample_weights_are_seen() -> None:
+    data = blobs()
+    ones = ArrayData.of(data.inputs, data.target, sample_weight=np.ones(len(data)))
+    uneven = ArrayData.of(data.inputs, data.target, sample_weight=np.arange(1.0, len(data) + 1))
+    plain = quick(data).history[0].training_loss
+    assert quick(ones).history[0].training_loss == pytest.approx(plain, rel=1e-5)
+    assert quick(uneven).history[0].training_loss != pytest.approx(plain, rel=1e-3)
+
+
+# Failing --------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_becomes_non_finite_ends_it_with_the_result_so_far() -> None:
+    with pytest.raises(TrainingDiverged, match=r"step 27 of 40 \(loss nan.*lr=0.05.*Lower lr") as e:
+        blown(Fuse(26))
+    assert e.value.step == 27
+    partial = e.value.partial
+    assert isinstance(partial, SearchResult)
+    assert partial.status == "diverged"
+    assert [r.step for r in partial.history] == [14, 18, 22, 26]
+    assert torch.isfinite(partial.loss.additive).all()  # type: ignore[arg-type]
+
+
+def test_an_enormous_learning_rate_diverges_and_says_so() -> None:
+    recipe = Recipe(min_steps=40, epochs=1, optimizer="sgd", lr=1e30)
+    with pytest.raises(TrainingDiverged, match=r"became non-finite at step .* lr=1e[+]30") as error:
+        quick(factory=noisy_network, recipe=recipe)
+    assert 1 < error.value.step <= 40
+    assert isinstance(error.value.partial, SearchResult)
+    assert error.value.partial.loss.to_dict() == error.value.partial.start.to_dict()
+
+
+def interrupt_at(step: int) -> Callable[[Progress], None]:
+    def listen(progress: Progress) -> None:
+        if progress.step >= step:
+            raise KeyboardInterrupt
+
+    return listen
+
+
+def test_ctrl_c_keeps_the_result_so_far() -> None:
+    with pytest.raises(Interrupted, match="interrupted") as error:
+        quick(progress=interrupt_at(22))
+    assert isinstance(error.value, KeyboardInterrupt)
+    partial = error.value.partial
+    assert partial.status == "interrupted"
+    assert [r.step for r in partial.history] == [14, 18, 22]
+    assert SearchResult.from_json(partial.to_json()).status == "interrupted"
+    whole = quick()
+    assert [r.norm for r in partial.history] == [r.norm for r in whole.history[:3]]
+
+
+def test_ctrl_c_within_a_step_keeps_it_too() -> None:
+    with pytest.raises(Interrupted, match="interrupted") as error:
+        blown(Fuse(18, KeyboardInterrupt))
+    assert [r.step for r in error.value.partial.history] == [14, 18]
+
+
+# Refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"objective": "f1"}, "objective must be one of balanced_error, .* got 'f1'"),
+        ({"objective": "worst_group_error"}, "over groups, but the data has none. Pass groups"),
+        ({"factory": linear_factory(5)}, "3 classes, but the network returned logits of width 5"),
+        ({"factory": nn.Flatten}, "The network has no trainable parameter"),
+        ({"factory": lambda: 3}, "factory must return a torch.nn.Module; got int"),
+        (
+            {"factory": lambda: nn.Sequential(nn.Linear(2, 3), nn.Flatten(0))},
+            r"must return logits of shape \(32, 3\) for a batch of 32; got \(96,\)",
+        ),
+        ({"space": lambda counts: counts}, "space must return a DesignSpace; got ndarray"),
+        ({"space": GroupSpace}, r"GroupSpace takes counts per group and class \(g, k\)"),
+        ({"device": "tpu9"}, "The device 'tpu9' cannot be used here"),
+        (
+            {"validation": blobs((3, 3, 3)), "settings": SearchSettings(folds=2)},
+            "leaves nothing to fold: set folds to 1",
+        ),
+        ({"validation": blobs((3, 3, 3), groups=True)}, "must both have groups and weights"),
+        ({"validation": blobs((3, 3, 3, 3))}, "has class 3, but training data is numbered 0 to 2"),
+        ({"data": blobs((2, 2, 1))}, "No class has enough examples for validation among 5"),
+        ({"data": ArrayData.of(np.ones((9, 2)), [0] * 9)}, "at least two classes"),
+        (
+            {"data": ArrayData.of(np.ones((9, 2)), [0, 1, 3] * 3)},
+            r"class 2 has no training example \(classes without any: \[2\]\)",
+        ),
+    ],
+)
+def test_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        quick(**given)
+
+
+def test_validation_of_another_width_is_refused() -> None:
+    held = ArrayData.of(np.ones((6, 3)), [0, 1, 2] * 2)
+    with pytest.raises(InputError, match="must have the same shape per example"):
+        quick(validation=held)
+
+
+def test_data_are_not_written_to() -> None:
+    data = blobs()
+    before = concatenated(data, data)
+    quick(data)
+    assert torch.equal(before.inputs[: len(data)], data.inputs)
+    assert torch.equal(before.target[: len(data)], data.target)
