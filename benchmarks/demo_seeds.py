@@ -53,17 +53,22 @@ def main() -> None:
         print(f"seed {seed}: {shown}", flush=True)
 
     print(f"\nmean over {options.seeds} seeds +- standard error, in percent")
-    print(f"{'':18} {'balanced error':>16} {'worst class':>16} {'on training':>16} {'CPU time / CE':>14}")
+    print(
+        f"{'':18} {'balanced error':>16} {'worst class':>16} {'on training':>16} {'CPU time / CE':>14}"
+    )
     for name in TITLES:
         columns = [
             mean_and_error([100 * row[name][key] for row in rows])
             for key in ("balanced_error", "worst_class_error", "training_error")
         ]
         ratio = [row[name]["cpu_seconds"] / row["cross_entropy"]["cpu_seconds"] for row in rows]
-        print(f"{name:18} {columns[0]:>16} {columns[1]:>16} {columns[2]:>16} {np.mean(ratio):14.2f}")
+        print(
+            f"{name:18} {columns[0]:>16} {columns[1]:>16} {columns[2]:>16} {np.mean(ratio):14.2f}"
+        )
     for other in ("cross_entropy", "logit_adjustment"):
         difference = [
-            100 * (row["autobalance"]["balanced_error"] - row[other]["balanced_error"]) for row in rows
+            100 * (row["autobalance"]["balanced_error"] - row[other]["balanced_error"])
+            for row in rows
         ]
         print(f"autobalance - {other}: {mean_and_error(difference)} points, paired")
     if options.json:

@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 bad use or bad input, 130 Ctrl-C, 1 anything else.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -31,6 +32,9 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    # OpenMP's threads wait by spinning, which on a shared machine slows training many times over.
+    # It is read when torch is imported, which only the commands do.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = _parser()
     parsed = parser.parse_args(arguments)
     command = parsed.subcommand

@@ -52,8 +52,9 @@ class LiveProgress:
 
 def print_methods(methods: dict[str, dict[str, Any]]) -> None:
     """The demo's table."""
-    table = Table("method", title="Error in percent on test data")
-    for name in ("balanced", "worst class", "on training data", "seconds", "training runs"):
+    table = Table(title="Error in percent")
+    table.add_column("method", no_wrap=True)
+    for name in ("balanced", "worst class", "training", "seconds", "runs"):
         table.add_column(name, justify="right")
     for method in methods.values():
         table.add_row(

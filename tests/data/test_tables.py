@@ -57,7 +57,7 @@ def test_unusable_file_is_refused(
 
 def test_column_is_named_when_absent_missing_or_doubled() -> None:
     table = mixed()
-    with pytest.raises(InputError, match="target column 'label' is not in the table.*age, income"):
+    with pytest.raises(InputError, match=r"target column 'label' is not in the table.*age, income"):
         column(table, "label", "target")
     with pytest.raises(InputError, match=r"has 1 missing value \(the first in row 3\)"):
         column(table, "town", "group")
