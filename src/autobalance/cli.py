@@ -157,9 +157,10 @@ def _fit(options: Namespace, command: str) -> int:
             random_state=options.seed,
             progress=lambda progress: live.update("autobalance", progress),
         )
-        status = "finished"
+        status = "failed"
         try:
             classifier.fit(features, target, sensitive_features=groups)
+            status = "finished"
         except (TrainingDiverged, KeyboardInterrupt) as stopped:
             status = "diverged" if isinstance(stopped, TrainingDiverged) else "interrupted"
             raise

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from autobalance.checks import InputError
 from autobalance.report import render_report, write_report
@@ -430,7 +431,6 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_wilson_agrees_with_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats")
     for wrong, n in ((0, 5), (5, 5), (3, 40), (500, 1000)):
         low, high = wilson(np.array([wrong / n]), np.array([n]))
         expected = stats.binomtest(wrong, n).proportion_ci(0.95, method="wilson")
