@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from autobalance.checks import (
     class_counts,
     fraction,
     one_of,
-    output_folder,
     positive,
     same_length,
 )
@@ -63,15 +61,3 @@ def test_diverged_carries_its_step_and_what_was_good() -> None:
     error = TrainingDiverged("bad", step=3, partial="state")
     assert (str(error), error.step, error.partial) == ("bad", 3, "state")
     assert TrainingDiverged("bad", step=1).partial is None
-
-
-def test_output_folder(tmp_path: Path) -> None:
-    assert output_folder(tmp_path / "new", overwrite=False) == tmp_path / "new"
-    assert output_folder(str(tmp_path), overwrite=False) == tmp_path
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match=r"is not empty. Add --overwrite, or give another name"):
-        output_folder(tmp_path, overwrite=False)
-    assert output_folder(tmp_path, overwrite=True) == tmp_path
-    with pytest.raises(InputError, match="is a file; give the name of a folder"):
-        output_folder(tmp_path / "file", overwrite=True)
-    assert (tmp_path / "file").read_text() == "mine"

@@ -25,7 +25,7 @@ LAYERS = [
     {"spaces", "objectives", "networks"},
     {"losses", "metrics"},
     {"data"},
-    {"settings"},
+    {"settings", "files"},
     {"checks"},
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}

@@ -22,6 +22,7 @@ def test_by_hand() -> None:
         "error": pytest.approx(3 / 7),
         "balanced_error": pytest.approx((0.25 + 0.5 + 1.0) / 3),
         "worst_class_error": 1.0,
+        "class_n": [4, 2, 0, 1],
         "class_errors": [0.25, 0.5, None, 1.0],
         "worst_group_error": 0.75,
         "group_errors": {0: 0.0, 2: 0.75},

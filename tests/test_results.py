@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from dataclasses import asdict
 from typing import Any
@@ -59,6 +60,16 @@ def test_json_round_trip_bit_for_bit(status: str) -> None:
     expected = result(status=status)
     assert_same(SearchResult.from_json(expected.to_json()), expected)
     assert json.loads(expected.to_json(), parse_constant=pytest.fail)["status"] == status
+
+
+def test_numbers_that_are_not_there_are_null_in_json() -> None:
+    record = result().to_dict()
+    record["history"][0] |= {"residual": float("nan"), "norm": float("nan")}
+    found = SearchResult.from_json(SearchResult.from_dict(record).to_json())
+    text = json.loads(found.to_json(), parse_constant=pytest.fail)
+    assert text["history"][0]["residual"] is None
+    assert math.isnan(found.history[0].residual)
+    assert found.history[0].objective == 1 / 3
 
 
 def test_pickle_round_trip() -> None:

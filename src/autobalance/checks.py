@@ -7,7 +7,6 @@ enters the library; code behind them relies on what they have established.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -24,8 +23,8 @@ class TrainingDiverged(RuntimeError):
     step : int
         Lower-level step, counted from 1, whose loss was not finite.
     partial : object or None
-        What was good before that step: a `SearchResult` when raised by `search`, the model
-        when raised by `retrain`.
+        The last good state: a `SearchResult` when raised by `search`, the network when raised by
+        `retrain`.
     """
 
     def __init__(self, message: str, *, step: int, partial: object | None = None) -> None:
@@ -90,15 +89,3 @@ def fraction(name: str, value: float) -> float:
     if not 0.0 < value < 1.0:
         raise InputError(f"{name} must lie strictly between 0 and 1; got {value!r}.")
     return value
-
-
-def output_folder(path: str | Path, *, overwrite: bool) -> Path:
-    """Refuse an output folder that has something in it, unless told to overwrite."""
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"The output {path} is a file; give the name of a folder.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(
-            f"The output folder {path} is not empty. Add --overwrite, or give another name."
-        )
-    return path

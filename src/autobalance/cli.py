@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 bad use or bad input, 130 Ctrl-C, 1 anything else.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from autobalance import __version__
-from autobalance.checks import InputError, TrainingDiverged, output_folder
+from autobalance.checks import InputError, TrainingDiverged
+from autobalance.files import output_folder, to_json, write_atomically
 from autobalance.settings import Recipe, SearchSettings
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _predict(options: Namespace, command: str) -> int:
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"{out} must end in .csv or .parquet.")
     from autobalance.data.tables import read_table
-    from autobalance.runs import load_run, write_atomically
+    from autobalance.runs import load_run
 
     classifier, _ = load_run(options.run)
     predictions = _predictions(classifier, read_table(options.table))
@@ -245,7 +245,7 @@ def _evaluate(options: Namespace, command: str) -> int:
     if names is not None:
         report["groups"] = [str(name) for name in names]
     if options.json:
-        print(json.dumps(report))
+        print(to_json(report))
     else:
         print_report(report)
     return DONE

@@ -20,7 +20,8 @@ def classification_report(
     num_classes: int,
     groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Error rates in [0, 1]: overall, balanced, worst class; by class, and by group if given.
+    """Error rates in [0, 1]: overall, balanced, worst class; by class (with its number of examples),
+    and by group if given.
 
     Balanced and worst are over the classes (groups) present in `target`.
     """
@@ -30,6 +31,7 @@ def classification_report(
         "error": float(np.mean(target != predicted)),
         "balanced_error": float(np.nanmean(per_class)),
         "worst_class_error": float(np.nanmax(per_class)),
+        "class_n": np.bincount(target, minlength=num_classes).tolist(),
         "class_errors": [None if np.isnan(e) else float(e) for e in per_class],
     }
     if groups is not None:

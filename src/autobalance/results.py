@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from autobalance.checks import InputError
+from autobalance.files import to_json
 from autobalance.losses.modules import ParametricCrossEntropy
 
 _FORMAT = "autobalance-search"
@@ -92,7 +93,7 @@ class SearchResult:
     versions: dict[str, str] = field(default_factory=lambda: used_versions())
 
     def to_dict(self) -> dict[str, Any]:
-        """The record in JSON's types."""
+        """The record, for JSON; numbers that are not there (a residual nobody looked at) are NaN."""
         return {
             "format": _FORMAT,
             "version": 1,
@@ -130,7 +131,7 @@ class SearchResult:
             return cls(
                 loss=ParametricCrossEntropy.from_dict(record["loss"]),
                 start=ParametricCrossEntropy.from_dict(record["start"]),
-                history=[UpperRecord(**entry) for entry in record["history"]],
+                history=[UpperRecord(**_with_nan(entry)) for entry in record["history"]],
                 path=[PathPoint(**point) for point in record["path"]],
                 **{
                     k: record[k]
@@ -141,7 +142,7 @@ class SearchResult:
             raise InputError(f"This search result is incomplete or altered: {error}.") from None
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict())
+        return to_json(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> SearchResult:
@@ -152,6 +153,11 @@ class SearchResult:
                 f"This is not a search result of autobalance: not JSON ({error})."
             ) from None
         return cls.from_dict(record)
+
+
+def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: `to_json` writes null."""
+    return {key: float("nan") if value is None else value for key, value in entry.items()}
 
 
 def used_versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from autobalance.training import (
 )
 
 REPORT_EVERY = 20
+KEEP_EVERY = 20
 
 
 def retrain(
@@ -58,7 +59,8 @@ def retrain(
     Raises
     ------
     TrainingDiverged
-        If the loss becomes non-finite; its `partial` is the network before that step.
+        If the loss becomes non-finite; its `partial` is the network of at most `KEEP_EVERY` steps
+        before, at weights whose loss and gradient were finite.
     Interrupted
         On Ctrl-C; a KeyboardInterrupt whose `partial` is the network so far.
     """
@@ -67,13 +69,16 @@ def retrain(
     with seeded(seed):
         lower = LowerLevel(model_factory, data.to(fabric.device), recipe, fabric, seed)
         loss = loss.to(fabric.device)
+        good = lower.weights()
         try:
             while lower.done < lower.total:
+                before = lower.weights() if lower.done % KEEP_EVERY == 0 else None
                 lower.step(loss)
+                good = before or good
                 if progress and (lower.done % REPORT_EVERY == 0 or lower.done == lower.total):
                     progress(Progress("retrain", lower.done, lower.total))
         except TrainingDiverged as error:
-            error.partial = lower.result()
+            error.partial = lower.result(good)
             raise
         except KeyboardInterrupt:
             raise Interrupted(lower.result()) from None

@@ -1,14 +1,12 @@
 """RUN folders: what a fit leaves on disk. JSON and safetensors, never a pickle.
 
 ``result.json`` is the record that the report shows, ``model.json`` says how to build the network
-and its inputs, ``model.safetensors`` holds the weights. Each file is written whole under another
-name and then renamed, so that a reader never sees half of one.
+and its inputs, ``model.safetensors`` holds the weights. Each file is written whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from autobalance.checks import InputError
 from autobalance.data.tables import TableEncoder
 from autobalance.estimator import AutoBalanceClassifier
+from autobalance.files import to_json, write_atomically
 from autobalance.networks import TableNetwork
 from autobalance.report import write_report
 from autobalance.results import SearchResult
@@ -27,23 +26,9 @@ RESULT, MODEL, WEIGHTS, REPORT = "result.json", "model.json", "model.safetensors
 _FORMAT = "autobalance-run"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write ``result.json`` and the report of it."""
-    write_atomically(folder / RESULT, json.dumps(record, indent=1, allow_nan=True).encode())
+    write_atomically(folder / RESULT, to_json(record, indent=1).encode())
     write_report(record, folder / REPORT)
 
 
@@ -78,7 +63,7 @@ def save_run(
             "encoder": classifier.encoder_.to_dict(),
         }
         write_atomically(folder / WEIGHTS, safetensors.torch.save(module.state_dict()))
-        write_atomically(folder / MODEL, json.dumps(description).encode())
+        write_atomically(folder / MODEL, to_json(description).encode())
     write_record(folder, record)
 
 

@@ -142,7 +142,8 @@ class LowerLevel:
         Raises
         ------
         TrainingDiverged
-            If the loss or its gradient is not finite. The weights are still those before the step.
+            If the loss or its gradient is not finite. The weights are those before the step, which
+            need not be good ones.
         """
         rate = self.recipe.lr * self.recipe.lr_factor(self.done, self.total)
         for group in self.optimizer.param_groups:
@@ -167,9 +168,16 @@ class LowerLevel:
         self.batch = batch
         return value.detach()
 
-    def result(self) -> nn.Module:
-        """A copy of the network at its present weights, in evaluation mode, on the CPU."""
-        return copy.deepcopy(self.module).cpu().eval()
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the network's present weights and buffers."""
+        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def result(self, weights: dict[str, Tensor] | None = None) -> nn.Module:
+        """A copy of the network, at its present weights or at these, in evaluation mode, on the CPU."""
+        module = copy.deepcopy(self.module)
+        if weights is not None:
+            module.load_state_dict(weights)
+        return module.cpu().eval()
 
 
 @torch.no_grad()

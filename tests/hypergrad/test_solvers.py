@@ -79,6 +79,12 @@ def test_exact_equals_numpy() -> None:
     assert (found.reason, found.iterations) == ("exact", 6)
 
 
+def test_exact_says_so_where_the_curvature_is_singular() -> None:
+    system, b = MatrixSystem(torch.zeros(6, 6, dtype=torch.float64)), vector(6)
+    with pytest.raises(InputError, match=r"singular .* Give Exact a damping above 0"):
+        solve(Exact(), system, b)
+
+
 def test_conjugate_gradient_of_many_iterations_equals_exact() -> None:
     system, b = MatrixSystem(matrix(SPECTRUM)), vector(6)
     found = solve(ConjugateGradient(iterations=100, tolerance=1e-13), system, b)
@@ -252,6 +258,7 @@ def test_exact_refuses_what_does_not_fit() -> None:
         (ConjugateGradient, {"damping": -1.0}, "damping and tolerance must not be negative"),
         (ConjugateGradient, {"tolerance": -1.0}, "damping and tolerance must not be negative"),
         (Neumann, {"terms": 0}, "terms must be at least 1; got 0"),
+        (Exact, {"damping": -1.0}, "damping must not be negative; got -1.0"),
         (Neumann, {"damping": -1.0}, "damping must not be negative; got -1.0"),
         (Neumann, {"max_step": 0.0}, "max_step must be a finite number above 0; got 0.0"),
     ],

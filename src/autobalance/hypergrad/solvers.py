@@ -191,6 +191,10 @@ class Exact(Solver):
     damping: float = 0.0
     max_parameters: int = 5000
 
+    def __post_init__(self) -> None:
+        if self.damping < 0:
+            raise InputError(f"damping must not be negative; got {self.damping}.")
+
     def solve(self, system: TrainingSystem, b: Tensor, start: Tensor | None = None) -> Solution:
         n = b.numel()
         if n > self.max_parameters:
@@ -200,6 +204,11 @@ class Exact(Solver):
             )
         unit = torch.eye(n, dtype=b.dtype, device=b.device)
         matrix = torch.stack([system.product(row)[0] for row in unit])
-        q = torch.linalg.solve(matrix, b)
+        q, info = torch.linalg.solve_ex(matrix, b)
+        if int(info) != 0:
+            raise InputError(
+                "The training loss's curvature is singular at these weights, so the exact system "
+                "has no solution. Give Exact a damping above 0, or train with weight decay."
+            )
         residual = float((b - matrix @ q).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny))
         return Solution(q, system.tangent(q), residual, n, "exact")

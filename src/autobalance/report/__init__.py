@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from autobalance.files import write_atomically
 from autobalance.report.figures import Picture, pictures
 from autobalance.report.record import read_run
 from autobalance.report.tables import (
@@ -47,14 +47,7 @@ def write_report(record: dict[str, Any], path: Path) -> None:
     OSError
         If the file cannot be written.
     """
-    page = render_report(record).encode()
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(page)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, render_report(record).encode())
 
 
 def render_report(record: dict[str, Any]) -> str:

@@ -1,0 +1,56 @@
+"""Files that are written whole or not at all, and JSON that any reader accepts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from autobalance.checks import InputError
+
+
+def output_folder(path: str | Path, *, overwrite: bool) -> Path:
+    """Refuse an output folder that has something in it, unless told to overwrite."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"The output {path} is a file; give the name of a folder.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise InputError(
+            f"The output folder {path} is not empty. Add --overwrite, or give another name."
+        )
+    return path
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file under another name and rename it, so that no reader sees half of one.
+
+    Where it fails, a disk being full for example, a file that was there before stays whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_json(record: Any, *, indent: int | None = None) -> str:
+    """JSON text of a record; numbers that JSON does not have (NaN, infinities) become null."""
+    return json.dumps(_without_gaps(record), indent=indent, allow_nan=False)
+
+
+def _without_gaps(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_gaps(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_gaps(item) for item in value]
+    return value
