@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.checks import InputError, TrainingDiverged
-from autobalance.data.batches import ArrayData, shuffled_batches
+from autobalance.data.batches import ArrayData, ShuffledBatches
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import BalancedError
 from autobalance.retraining import retrain
@@ -73,7 +73,7 @@ def plain_torch(data: ArrayData, recipe: Recipe, seed: int) -> nn.Module:
                 model.parameters(), lr=0, weight_decay=recipe.weight_decay
             )
         weight = ParametricCrossEntropy.class_weighted(data.counts()).weight
-        stream = shuffled_batches(len(data), recipe.batch_size, torch.Generator().manual_seed(seed))
+        stream = ShuffledBatches(len(data), recipe.batch_size, torch.Generator().manual_seed(seed))
         total = recipe.steps(len(data))
         for step in range(total):
             for group in optimizer.param_groups:

@@ -91,6 +91,9 @@ def _parser() -> ArgumentParser:
     fit.add_argument(
         "--overwrite", action="store_true", help="write into a folder that is not empty"
     )
+    fit.add_argument(
+        "--resume", action="store_true", help="continue a run that was stopped in this folder"
+    )
     fit.add_argument("--seed", type=int, default=0, help="for everything random")
     fit.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     fit.add_argument("--config", action="config", help="YAML file with any of these options")
@@ -131,7 +134,7 @@ def _demo(options: Namespace, command: str) -> int:
 
 
 def _fit(options: Namespace, command: str) -> int:
-    out = output_folder(options.out, overwrite=options.overwrite)
+    out = output_folder(options.out, overwrite=options.overwrite or options.resume)
     recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
     from autobalance.data.tables import column, read_table
 
@@ -141,12 +144,18 @@ def _fit(options: Namespace, command: str) -> int:
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     features = table.drop(columns=[c for c in (options.target, options.groups) if c is not None])
-    from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.estimator import AutoBalanceClassifier, checkpoint_files
     from autobalance.objectives import as_objective
     from autobalance.runs import REPORT, save_run
     from autobalance.terminal import LiveProgress
 
     as_objective(options.objective)
+    kept = [path for path in checkpoint_files(out).values() if path.exists()]
+    if options.resume and not kept:
+        raise InputError(f"{out} holds no unfinished run. Leave --resume out to start one.")
+    if not options.resume:
+        for path in kept:
+            path.unlink()  # of a run that --overwrite gives up
     begun = time.perf_counter()
     with LiveProgress() as live:
         classifier = AutoBalanceClassifier(
@@ -155,6 +164,7 @@ def _fit(options: Namespace, command: str) -> int:
             settings=settings,
             device=options.device,
             random_state=options.seed,
+            checkpoint=out,
             progress=lambda progress: live.update("autobalance", progress),
         )
         status = "failed"

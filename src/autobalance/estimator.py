@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,9 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         "auto", "cpu", "cuda", "cuda:1" or "mps".
     random_state : int, RandomState or None
         Decides splits, initial weights, orders and dropout.
+    checkpoint : path, optional
+        A folder for the state of a running `fit`. A fit that was killed continues from there when
+        it is called again with the same data and settings; once done it removes what it kept.
     progress : callable, optional
         Called with an `autobalance.training.Progress` now and then.
 
@@ -102,6 +106,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         solver: Solver | None = None,
         device: str = "auto",
         random_state: Any = None,
+        checkpoint: str | Path | None = None,
         progress: ProgressListener | None = None,
     ) -> None:
         self.objective = objective
@@ -112,6 +117,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self.solver = solver
         self.device = device
         self.random_state = random_state
+        self.checkpoint = checkpoint
         self.progress = progress
 
     def __sklearn_tags__(self) -> Any:
@@ -166,6 +172,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         common: dict[str, Any] = {
             "recipe": self.recipe, "seed": seed, "device": self.device, "progress": self.progress,
         }  # fmt: skip
+        kept = {} if self.checkpoint is None else checkpoint_files(self.checkpoint)
         try:
             result = search(
                 factory,
@@ -175,6 +182,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 space=self.space,
                 settings=self.settings,
                 solver=self.solver or DEFAULT_SOLVER,
+                checkpoint=kept.get("search"),
                 **common,
             )
         except (TrainingDiverged, Interrupted) as stopped:
@@ -183,11 +191,15 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self._keep(result)
         everything = data if held is None else concatenated(data, held)
         try:
-            self.module_ = retrain(factory, everything, self.loss_, **common)
+            self.module_ = retrain(
+                factory, everything, self.loss_, checkpoint=kept.get("retrain"), **common
+            )
         except (TrainingDiverged, Interrupted) as stopped:
             if isinstance(stopped.partial, nn.Module):
                 self.module_ = stopped.partial
             raise
+        for path in kept.values():
+            path.unlink(missing_ok=True)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -304,6 +316,11 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         wanted = inspect.signature(module).parameters
         chosen = {name: value for name, value in offered.items() if name in wanted}
         return lambda: module(**chosen)
+
+
+def checkpoint_files(folder: str | Path) -> dict[str, Path]:
+    """Where `fit` keeps the state of its two phases."""
+    return {phase: Path(folder) / f"{phase}.checkpoint" for phase in ("search", "retrain")}
 
 
 def _labels(y: Any) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""The network used where the user brings none."""
+"""Networks of the library's own: for tables where the user brings none, and for small images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class TableNetwork(nn.Sequential):
@@ -44,3 +45,54 @@ class TableNetwork(nn.Sequential):
             "hidden": list(hidden),
             "dropout": dropout,
         }
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut without parameters (option A of He et al.)."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.added = stride, width - before
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = x[:, :, :: self.stride, :: self.stride]
+        if self.added:
+            half = self.added // 2
+            short = F.pad(short, (0, 0, 0, 0, half, self.added - half))
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + short)
+
+
+class ResNet32(nn.Sequential):
+    """ResNet-32 for small images (He et al., 2016, section 4.2), 464,154 weights for 10 classes.
+
+    From ``(n, c, h, w)`` to logits ``(n, k)``; any h and w of at least 4.
+
+    Parameters
+    ----------
+    num_classes : int
+        k.
+    channels : int
+        c.
+    """
+
+    def __init__(self, num_classes: int, channels: int = 3) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+        ]
+        before = 16
+        for width in (16, 32, 64):
+            for block in range(5):
+                stride = 2 if block == 0 and width > 16 else 1
+                layers.append(_Block(before, width, stride))
+                before = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)

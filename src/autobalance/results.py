@@ -14,6 +14,9 @@ from autobalance.losses.modules import ParametricCrossEntropy
 
 _FORMAT = "autobalance-search"
 MAX_PATH_NUMBERS = 100_000
+_PLAIN = (
+    "design", "settings", "seed", "seconds", "status", "choice", "training_runs", "versions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,39 @@ class PathPoint:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One loss in the final choice; see `autobalance.choosing`.
+
+    Attributes
+    ----------
+    name : str
+        "designed", "start" or "cross_entropy".
+    loss : ParametricCrossEntropy
+        The loss.
+    objective : float
+        Over the 0-1 error, of networks trained with it on every fold, on all held-out examples.
+    difference : float
+        The objective less that of the start; below 0 is better.
+    standard_error : float
+        Of the difference, from the sampling of the held-out examples.
+    """
+
+    name: str
+    loss: ParametricCrossEntropy
+    objective: float
+    difference: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
     Attributes
     ----------
     loss : ParametricCrossEntropy
-        The designed loss, frozen; it needs nothing else to be used elsewhere.
+        The designed loss, or the candidate chosen in its place; frozen, it needs nothing else to
+        be used elsewhere.
     start : ParametricCrossEntropy
         The loss from which the search started.
     history : list of UpperRecord
@@ -79,6 +108,12 @@ class SearchResult:
         "wall" and "cpu" time of the search.
     status : str
         "finished", "interrupted" or "diverged".
+    candidates : list of Candidate
+        What the final choice was among; empty where there was none.
+    choice : str
+        Name of the candidate chosen; "designed" where there was no choice.
+    training_runs : float
+        What the search cost, in training runs on the training split.
     """
 
     loss: ParametricCrossEntropy
@@ -90,6 +125,9 @@ class SearchResult:
     seed: int
     seconds: dict[str, float]
     status: str = "finished"
+    candidates: list[Candidate] = field(default_factory=list)
+    choice: str = "designed"
+    training_runs: float = 1.0
     versions: dict[str, str] = field(default_factory=lambda: used_versions())
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +145,12 @@ class SearchResult:
             "seconds": self.seconds,
             "history": [asdict(record) for record in self.history],
             "path": [asdict(point) for point in self.path],
+            "candidates": [
+                {**vars(candidate), "loss": candidate.loss.to_dict()}
+                for candidate in self.candidates
+            ],
+            "choice": self.choice,
+            "training_runs": self.training_runs,
         }
 
     @classmethod
@@ -133,10 +177,11 @@ class SearchResult:
                 start=ParametricCrossEntropy.from_dict(record["start"]),
                 history=[UpperRecord(**_with_nan(entry)) for entry in record["history"]],
                 path=[PathPoint(**point) for point in record["path"]],
-                **{
-                    k: record[k]
-                    for k in ("design", "settings", "seed", "seconds", "status", "versions")
-                },
+                candidates=[
+                    Candidate(**{**entry, "loss": ParametricCrossEntropy.from_dict(entry["loss"])})
+                    for entry in record["candidates"]
+                ],
+                **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"This search result is incomplete or altered: {error}.") from None

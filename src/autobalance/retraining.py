@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from torch import nn
 
 from autobalance.checks import TrainingDiverged
@@ -9,11 +12,13 @@ from autobalance.data.batches import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.settings import Recipe
 from autobalance.training import (
+    Checkpoint,
     Interrupted,
     LowerLevel,
     ModelFactory,
     Progress,
     ProgressListener,
+    describe,
     make_fabric,
     seeded,
 )
@@ -30,6 +35,7 @@ def retrain(
     recipe: Recipe | None = None,
     seed: int = 0,
     device: str = "auto",
+    checkpoint: str | Path | None = None,
     progress: ProgressListener | None = None,
 ) -> nn.Module:
     """Train a new network on all of `data` with the given loss, by default the one searched for.
@@ -48,6 +54,8 @@ def retrain(
         Seeds initial weights, the order of examples and dropout.
     device : str
         "auto", "cpu", "cuda", "cuda:1" or "mps".
+    checkpoint : path, optional
+        As for `search`.
     progress : callable, optional
         Called with a `Progress` now and then.
 
@@ -63,11 +71,27 @@ def retrain(
         before, at weights whose loss and gradient were finite.
     Interrupted
         On Ctrl-C; a KeyboardInterrupt whose `partial` is the network so far.
+    InputError
+        If the checkpoint is not one of this run.
     """
     recipe = recipe or Recipe()
     fabric = make_fabric(device)
     with seeded(seed):
         lower = LowerLevel(model_factory, data.to(fabric.device), recipe, fabric, seed)
+
+        def identity() -> dict[str, Any]:
+            return {
+                "kind": "retrain",
+                "seed": seed,
+                "recipe": recipe.to_dict(),
+                "loss": loss.to_dict(),
+                **describe(lower.module, data),
+            }
+
+        saved = Checkpoint(checkpoint, identity, lower.state_dict)
+        state = saved.load()
+        if state is not None:
+            lower.load_state_dict(state)
         loss = loss.to(fabric.device)
         good = lower.weights()
         try:
@@ -75,6 +99,7 @@ def retrain(
                 before = lower.weights() if lower.done % KEEP_EVERY == 0 else None
                 lower.step(loss)
                 good = before or good
+                saved.save_if_due()
                 if progress and (lower.done % REPORT_EVERY == 0 or lower.done == lower.total):
                     progress(Progress("retrain", lower.done, lower.total))
         except TrainingDiverged as error:
@@ -82,4 +107,5 @@ def retrain(
             raise
         except KeyboardInterrupt:
             raise Interrupted(lower.result()) from None
+        saved.save()
     return lower.result()

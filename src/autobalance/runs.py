@@ -81,7 +81,7 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
     if not (folder / MODEL).is_file():
         raise InputError(
             f"{folder} holds no trained network: its run is {record.get('status', 'unfinished')!r}. "
-            "Run `autobalance fit` again."
+            "Run `autobalance fit` again, with --resume or --overwrite."
         )
     description = _read_json(folder / MODEL)
     if description.get("format") != _FORMAT or description.get("version") != 1:

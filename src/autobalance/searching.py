@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,24 +15,30 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from autobalance.checks import InputError, TrainingDiverged
-from autobalance.data.batches import ArrayData, Batch, balanced_batches, concatenated
+from autobalance.choosing import Outcomes, best, compare, train_candidates
+from autobalance.data.batches import ArrayData, BalancedBatches, Batch, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
+from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.results import MAX_PATH_NUMBERS, PathPoint, SearchResult, UpperRecord
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import DesignSpace, default_space
 from autobalance.training import (
+    Checkpoint,
     Interrupted,
     LowerLevel,
     ModelFactory,
     Progress,
     ProgressListener,
+    describe,
     make_fabric,
     seeded,
 )
 from autobalance.tunable import TunableCrossEntropy
 from autobalance.tuner import DEFAULT_SOLVER, LossTuner, UpperStep
+
+MAX_SKIPPED = 5
 
 SpaceFactory = Callable[[np.ndarray], DesignSpace]
 
@@ -47,6 +55,7 @@ def search(
     solver: Solver = DEFAULT_SOLVER,
     seed: int = 0,
     device: str = "auto",
+    checkpoint: str | Path | None = None,
     progress: ProgressListener | None = None,
 ) -> SearchResult:
     """Design the training loss for an objective, by bilevel search.
@@ -74,6 +83,10 @@ def search(
         machine, bit for bit on the CPU.
     device : str
         "auto", "cpu", "cuda", "cuda:1" or "mps".
+    checkpoint : path, optional
+        A file to keep the run's state in, every half minute and at the end. Where it exists the
+        run continues from it, on the CPU to the same bits as if it had never stopped. Remove it
+        once you have the result.
     progress : callable, optional
         Called with a `Progress` at every upper step.
 
@@ -84,9 +97,11 @@ def search(
     Raises
     ------
     InputError
-        If the data cannot be searched on; the message says what to do.
+        If the data cannot be searched on, or the checkpoint is not one of this run; the message
+        says what to do.
     TrainingDiverged
-        If a training loss becomes non-finite; its `partial` is the result so far.
+        If a training loss becomes non-finite, or five hypergradients in a row; its `partial` is
+        the result so far.
     Interrupted
         On Ctrl-C; a KeyboardInterrupt whose `partial` is the result so far.
 
@@ -101,11 +116,11 @@ def search(
             f"The objective {objective!r} is over groups, but the data has none. Pass groups "
             "(sensitive_features, --groups), or choose an objective over classes."
         )
-    fabric = make_fabric(device)
     with seeded(seed):
         run = _Search(
-            model_factory, data, validation, goal, space, recipe, settings, solver, seed, fabric
-        )
+            model_factory, data, validation, goal, space, recipe, settings, solver, seed, device,
+            checkpoint,
+        )  # fmt: skip
         try:
             run.run(progress)
         except TrainingDiverged as error:
@@ -113,6 +128,7 @@ def search(
             raise
         except KeyboardInterrupt:
             raise Interrupted(run.result("interrupted")) from None
+        run.saved.save()
         return run.result("finished")
 
 
@@ -122,7 +138,7 @@ class _Fold:
 
     lower: LowerLevel
     validation: ArrayData
-    draws: Any
+    draws: BalancedBatches
 
 
 class _Search:
@@ -139,28 +155,36 @@ class _Search:
         settings: SearchSettings,
         solver: Solver,
         seed: int,
-        fabric: Fabric,
+        device: str,
+        checkpoint: str | Path | None,
     ) -> None:
-        self.settings, self.seed = settings, seed
+        self.model_factory, self.objective = model_factory, objective
+        self.recipe, self.settings = recipe, settings
+        self.seed, self.device = seed, device
+        fabric = make_fabric(device)
         design = space(data.counts())
         if not isinstance(design, DesignSpace):
             raise InputError(f"space must return a DesignSpace; got {type(design).__name__}.")
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
-        splits = _splits(data, validation, settings, seed)
+        self.splits = _splits(data, validation, settings, seed)
         self.folds = [
             _fold(model_factory, train, held, recipe, settings, fabric, seed + i)
-            for i, (train, held) in enumerate(splits)
+            for i, (train, held) in enumerate(self.splits)
         ]
-        held_counts = np.sum([held.counts() for _, held in splits], axis=0)
+        held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
         self.tuner = LossTuner(
             self.loss, objective, solver=solver, lr=settings.lr, validation_counts=held_counts
         )
         self.total = self.folds[0].lower.total
         self.begin = max(1, round(settings.warmup * self.total))
+        self.done = 0
+        self.stopped = False
         self.history: list[UpperRecord] = []
         self.path: list[PathPoint] = []
         self.positions: list[list[Tensor]] = []
+        self.outcomes: Outcomes = {}
+        self.spent = {"wall": 0.0, "cpu": 0.0}
         self.clock = (time.perf_counter(), time.process_time())
         self.record = {
             "recipe": recipe.to_dict(),
@@ -173,43 +197,131 @@ class _Search:
             "validation_counts": held_counts.tolist(),
         }
 
-    def run(self, progress: ProgressListener | None) -> None:
-        """Algorithm 1 up to, and without, retraining."""
+        def identity() -> dict[str, Any]:
+            everything = data if validation is None else concatenated(data, validation)
+            return {
+                "kind": "search",
+                "seed": seed,
+                "settings": self.record,
+                "space": repr(design),
+                **describe(self.folds[0].lower.module, everything),
+            }
+
+        self.saved = Checkpoint(checkpoint, identity, self.state_dict)
         self._remember()
-        done = 0
-        while done < self.total:
+        state = self.saved.load()
+        if state is not None:
+            self.load_state_dict(state)
+
+    def run(self, progress: ProgressListener | None) -> None:
+        """Algorithm 1 up to, and without, retraining; then the final choice, with folds."""
+        while self.done < self.total and not self.stopped:
             losses = [fold.lower.step(self.loss) for fold in self.folds]
-            done += 1
+            self.done += 1
             upper = None
-            if done > self.begin and (done - self.begin) % self.settings.every == 0:
+            if self.done > self.begin and (self.done - self.begin) % self.settings.every == 0:
                 upper = self._upper_step()
-                self._note(done, float(torch.stack(losses).mean()), upper)
-            if progress and (upper or done == self.total or done % 20 == 0):
-                phase = "warm-up" if done <= self.begin else "search"
-                progress(Progress(phase, done, self.total, upper.hard_objective if upper else None))
+                self._note(float(torch.stack(losses).mean()), upper)
+                self.stopped = self._no_longer_improves()
+            self.saved.save_if_due()
+            if progress and (upper or self.done == self.total or self.done % 20 == 0):
+                phase = "warm-up" if self.done <= self.begin else "search"
+                progress(
+                    Progress(phase, self.done, self.total, upper.hard_objective if upper else None)
+                )
+        if len(self.folds) > 1:
+            train_candidates(
+                self.model_factory,
+                self.splits,
+                self._losses(),
+                recipe=self.recipe,
+                seed=self.seed,
+                device=self.device,
+                outcomes=self.outcomes,
+                after_each=self.saved.save,
+                progress=progress,
+            )
 
     def result(self, status: str) -> SearchResult:
-        """The loss at the average of its late positions, with everything that led to it."""
-        space = self.loss.space
-        keep = max(1, round(self.settings.average * len(self.positions)))
-        with torch.no_grad():
-            for i, p in enumerate(space.parameters()):
-                p.copy_(
-                    torch.stack([position[i] for position in self.positions[-keep:]]).mean(dim=0)
-                )
-        self.loss.refresh()
+        """The loss chosen, with everything that led to it."""
+        losses = self._losses()
+        candidates, choice = [], "designed"
+        if self.outcomes and all(len(runs) == len(self.folds) for runs in self.outcomes.values()):
+            held = [held for _, held in self.splits]
+            candidates = compare(losses, self.outcomes, held, self.objective, "start", self.seed)
+            choice = best(candidates).name
+        space = self._designed()
         start, cpu = self.clock
+        chosen_runs = sum(len(runs) for runs in self.outcomes.values())
         return SearchResult(
-            loss=self.loss.frozen().cpu(),
+            loss=losses[choice],
             start=self.start,
             history=self.history,
             path=self.path,
             design={"space": type(space).__name__, "learns": list(space.learns), **space.values()},
             settings=self.record,
             seed=self.seed,
-            seconds={"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu},
+            seconds={
+                "wall": self.spent["wall"] + time.perf_counter() - start,
+                "cpu": self.spent["cpu"] + time.process_time() - cpu,
+            },
             status=status,
+            candidates=candidates,
+            choice=choice,
+            training_runs=len(self.folds) * self.done / self.total + chosen_runs,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continues the search elsewhere, beside the global random state."""
+        start, cpu = self.clock
+        return {
+            "done": self.done,
+            "stopped": self.stopped,
+            "folds": [
+                {"lower": fold.lower.state_dict(), "draws": fold.draws.state_dict()}
+                for fold in self.folds
+            ],
+            "tuner": self.tuner.state_dict(),
+            "history": [asdict(record) for record in self.history],
+            "path": [asdict(point) for point in self.path],
+            "positions": [torch.stack(places) for places in zip(*self.positions, strict=True)],
+            "outcomes": self.outcomes,
+            "seconds": {
+                "wall": self.spent["wall"] + time.perf_counter() - start,
+                "cpu": self.spent["cpu"] + time.process_time() - cpu,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.done, self.stopped = state["done"], state["stopped"]
+        for fold, saved in zip(self.folds, state["folds"], strict=True):
+            fold.lower.load_state_dict(saved["lower"])
+            fold.draws.load_state_dict(saved["draws"])
+        self.tuner.load_state_dict(state["tuner"])
+        self.history = [UpperRecord(**record) for record in state["history"]]
+        self.path = [PathPoint(**point) for point in state["path"]]
+        self.positions = [list(p) for p in zip(*state["positions"], strict=True)]
+        self.outcomes = state["outcomes"]
+        self.spent = state["seconds"]
+
+    def _designed(self) -> DesignSpace:
+        """A copy of the space at the average of its late positions."""
+        space = copy.deepcopy(self.loss.space)
+        keep = max(1, round(self.settings.average * len(self.positions)))
+        with torch.no_grad():
+            for i, p in enumerate(space.parameters()):
+                late = [position[i] for position in self.positions[-keep:]]
+                p.copy_(torch.stack(late).mean(dim=0))
+        return space
+
+    def _losses(self) -> dict[str, ParametricCrossEntropy]:
+        """The candidates of the final choice, by name."""
+        return {
+            "designed": TunableCrossEntropy(self._designed()).frozen().cpu(),
+            "start": self.start,
+            "cross_entropy": ParametricCrossEntropy.cross_entropy(),
+        }
 
     def _upper_step(self) -> UpperStep:
         results = []
@@ -224,15 +336,32 @@ class _Search:
                 )
         return self.tuner.update(results)
 
-    def _note(self, done: int, training_loss: float, upper: UpperStep) -> None:
-        self.history.append(UpperRecord(step=done, training_loss=training_loss, **asdict(upper)))
-        self._remember(done)
+    def _note(self, training_loss: float, upper: UpperStep) -> None:
+        self.history.append(
+            UpperRecord(step=self.done, training_loss=training_loss, **asdict(upper))
+        )
+        self._remember()
+        if self.tuner.skipped_in_a_row >= MAX_SKIPPED:
+            raise TrainingDiverged(
+                f"{MAX_SKIPPED} hypergradients in a row were not finite, the last after step "
+                f"{self.done} of {self.total}, with {self.recipe}. The last good loss is kept. "
+                "Lower the learning rate, or scale the inputs.",
+                step=self.done,
+            )
 
-    def _remember(self, done: int = 0) -> None:
+    def _no_longer_improves(self) -> bool:
+        patience = self.settings.patience
+        if patience is None or len(self.history) < 2 * patience:
+            return False
+        values = np.array([record.objective for record in self.history])
+        means = np.convolve(values, np.ones(patience) / patience, mode="valid")
+        return len(means) - 1 - int(np.argmin(means)) >= patience
+
+    def _remember(self) -> None:
         self.positions.append([p.detach().clone() for p in self.loss.space.parameters()])
         now = self.loss.space().detach()
         lists = {n: None if p is None else p.tolist() for n, p in now._asdict().items()}
-        self.path.append(PathPoint(done, **lists))
+        self.path.append(PathPoint(self.done, **lists))
         numbers = len(self.path) * sum(p.numel() for p in now if p is not None)
         if numbers > MAX_PATH_NUMBERS:
             self.path = self.path[::2]
@@ -269,5 +398,5 @@ def _fold(
 ) -> _Fold:
     lower = LowerLevel(model_factory, train.to(fabric.device), recipe, fabric, seed)
     generator = torch.Generator().manual_seed(seed)
-    draws = balanced_batches(held.cells(), settings.validation_batch_size, generator)
+    draws = BalancedBatches(held.cells(), settings.validation_batch_size, generator)
     return _Fold(lower, held.to(fabric.device), draws)

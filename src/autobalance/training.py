@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -14,13 +16,21 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from autobalance.checkpoints import (
+    fingerprint,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
 from autobalance.checks import InputError, TrainingDiverged
-from autobalance.data.batches import ArrayData, Batch, shuffled_batches
+from autobalance.data.batches import ArrayData, Batch, ShuffledBatches
+from autobalance.hypergrad.system import logits_of
 from autobalance.losses.modules import check_width
 from autobalance.settings import Recipe
 
 ModelFactory = Callable[[], nn.Module]
-Phase = Literal["warm-up", "search", "retrain"]
+Phase = Literal["warm-up", "search", "choose", "retrain"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,63 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
+class Checkpoint:
+    """Where a run keeps its state, and when.
+
+    Parameters
+    ----------
+    path : path or None
+        The file; None keeps nothing.
+    identity : callable
+        Returns what makes it this run and no other; called where there is a path.
+    state : callable
+        Returns the run's state, beside the global random state, which is kept with it.
+    seconds : float
+        At most so often.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        identity: Callable[[], dict[str, Any]],
+        state: Callable[[], dict[str, Any]],
+        seconds: float = 30.0,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.identity = identity() if self.path else {}
+        self.state = state
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of an earlier run, its random state restored; None where there is none."""
+        if self.path is None or not self.path.exists():
+            return None
+        saved = load_checkpoint(self.path, self.identity)
+        set_random_state(saved["random"])
+        return saved["state"]
+
+    def save_if_due(self) -> None:
+        if self.path is not None and time.monotonic() - self._last >= self.seconds:
+            self.save()
+
+    def save(self) -> None:
+        if self.path is not None:
+            tree = {"state": self.state(), "random": random_state()}
+            save_checkpoint(self.path, tree, self.identity)
+            self._last = time.monotonic()
+
+
+def describe(module: nn.Module, data: ArrayData) -> dict[str, Any]:
+    """The parts of a run's identity that come from the network and the data."""
+    shapes = {name: list(value.shape) for name, value in module.state_dict().items()}
+    return {
+        "network": shapes,
+        "data": fingerprint(data.inputs, data.target, data.groups, data.sample_weight),
+        "torch": torch.__version__,
+    }
+
+
 class LowerLevel:
     """A network, its optimiser and its stream of batches.
 
@@ -130,7 +197,7 @@ class LowerLevel:
         self.module = module
         self.network, self.optimizer = fabric.setup(module, make_optimizer(module, recipe))
         self.batch: Batch | None = None
-        self._stream = shuffled_batches(
+        self._stream = ShuffledBatches(
             len(data), recipe.batch_size, torch.Generator().manual_seed(seed)
         )
         self._weights = [p for p in module.parameters() if p.requires_grad]
@@ -149,7 +216,7 @@ class LowerLevel:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.data.batch(next(self._stream).to(self.data.target.device))
-        logits = self.network(batch.inputs)
+        logits = logits_of(self.network, batch.inputs)
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
         value = loss(logits, batch.target, groups=batch.groups, sample_weight=batch.sample_weight)
@@ -167,6 +234,22 @@ class LowerLevel:
         self.done += 1
         self.batch = batch
         return value.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continues the training elsewhere, beside the global random state."""
+        return {
+            "done": self.done,
+            "module": self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "stream": self._stream.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.done = state["done"]
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._stream.load_state_dict(state["stream"])
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the network's present weights and buffers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autobalance.checks import InputError, positive
-from autobalance.data.batches import Batch, as_batch
-from autobalance.hypergrad import ConjugateGradient, Hypergradient, Solver, hypergradient
+from autobalance.data.batches import Batch, as_batch, as_batches
+from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
 from autobalance.objectives import Objective, as_objective
 from autobalance.tunable import TunableCrossEntropy
 
-DEFAULT_SOLVER = ConjugateGradient(iterations=1, warm_start=True)
+DEFAULT_SOLVER = SingleLoop()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class LossTuner:
         What the loss is for; see `autobalance.objectives`.
     optimizer : torch.optim.Optimizer, optional
         The network's optimiser, read for its coupled weight decay (SGD's and Adam's, not
-        AdamW's), which is part of the training loss's curvature.
+        AdamW's), which is part of the training loss's curvature, and for its preconditioner.
     solver : Solver
         How the linear system is solved; the default keeps its solution between steps and refines
         it by one conjugate-gradient iteration.
@@ -75,6 +75,13 @@ class LossTuner:
         Size of the whole validation set, per class ``(k,)`` or per group and class ``(g, k)``. It
         decides how strongly the space is held to its start: the prior counts for one over the
         effective validation size. By default each validation batch is taken for the whole set.
+    adapter : callable
+        Makes a `Batch` of what your loader yields.
+
+    Attributes
+    ----------
+    skipped, skipped_in_a_row : int
+        Steps that moved nothing because the hypergradient was not finite: in all, and lately.
 
     Examples
     --------
@@ -92,6 +99,7 @@ class LossTuner:
         solver: Solver = DEFAULT_SOLVER,
         lr: float = 0.05,
         validation_counts: Any = None,
+        adapter: Callable[[Any], Batch] = as_batch,
     ) -> None:
         if not isinstance(loss, TunableCrossEntropy):
             raise InputError(
@@ -103,8 +111,11 @@ class LossTuner:
         self.optimizer = optimizer
         self.solver = solver
         self.validation_counts = validation_counts
+        self.adapter = adapter
         self.upper_optimizer = torch.optim.Adam(loss.space.parameters(), lr=positive("lr", lr))
-        self._starts: dict[int, Tensor] = {}
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self._carried: dict[int, dict[str, Tensor]] = {}
 
     def step(self, model: nn.Module, train_batch: Any, val_batch: Any) -> UpperStep:
         """Move the loss by one step.
@@ -114,10 +125,17 @@ class LossTuner:
         model : nn.Module
             The network being trained, in the mode in which it is trained.
         train_batch, val_batch
-            A `Batch`, ``(inputs, target[, groups[, sample_weight]])`` or a mapping with these
-            names, on the model's device.
+            What `adapter` takes; by default a `Batch`, ``(inputs, target[, groups[,
+            sample_weight]])``, or a mapping or dataclass with these names; see
+            `autobalance.data.batches.as_batch`. On the model's device. A list of training batches
+            gives products averaged over them, at the memory of one.
+
+        Raises
+        ------
+        InputError
+            If a batch cannot be read or does not fit the model and the loss.
         """
-        batch = as_batch(val_batch)
+        batch = self.adapter(val_batch)
         return self.update([self.hypergradient(model, train_batch, batch)], batch)
 
     def hypergradient(
@@ -130,24 +148,28 @@ class LossTuner:
         replica: int = 0,
     ) -> Hypergradient:
         """The hypergradient alone; `replica` tells networks trained side by side apart."""
+        lower = optimizer or self.optimizer
         result = hypergradient(
             model,
             self.loss,
             self.objective,
-            as_batch(train_batch),
-            as_batch(val_batch),
+            as_batches(train_batch, self.adapter),
+            self.adapter(val_batch),
             solver=self.solver,
-            weight_decay=coupled_weight_decay(optimizer or self.optimizer, model),
-            start=self._starts.get(replica),
+            weight_decay=coupled_weight_decay(lower, model),
+            preconditioner=adaptive_preconditioner(lower, model),
+            carried=self._carried.get(replica),
         )
-        if self.solver.warm_start and bool(torch.isfinite(result.solution.direction).all()):
-            self._starts[replica] = result.solution.direction
+        # A solution that is not finite would spoil the next one.
+        self._carried[replica] = result.solution.carried if result.finite else {}
         return result
 
     def update(self, results: Sequence[Hypergradient], val_batch: Batch | None = None) -> UpperStep:
         """Step along the mean of these hypergradients plus the prior's gradient."""
         free = list(self.loss.space.parameters())
         finite = [r for r in results if r.finite]
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         norm = float("nan")
         if finite:
             penalty = self.loss.space.penalty() / self._effective_size(val_batch)
@@ -170,6 +192,23 @@ class LossTuner:
             reason=first.reason,
             skipped=not finite,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continues the tuning elsewhere: the space, its optimiser, and the solver's memory."""
+        return {
+            "space": self.loss.space.state_dict(),
+            "upper_optimizer": self.upper_optimizer.state_dict(),
+            "carried": {str(replica): dict(kept) for replica, kept in self._carried.items()},
+            "skipped": [self.skipped, self.skipped_in_a_row],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.loss.space.load_state_dict(state["space"])
+        self.loss.refresh()
+        self.upper_optimizer.load_state_dict(state["upper_optimizer"])
+        self._carried = {int(replica): dict(kept) for replica, kept in state["carried"].items()}
+        self.skipped, self.skipped_in_a_row = state["skipped"]
 
     def _effective_size(self, val_batch: Batch | None) -> float:
         counts = self.validation_counts
@@ -204,3 +243,23 @@ def coupled_weight_decay(optimizer: Optimizer | None, model: nn.Module) -> float
     if len(set(values)) <= 1:
         return values[0] if values else 0.0
     return torch.cat([torch.full_like(p, v).flatten() for p, v in zip(leaves, values, strict=True)])
+
+
+def adaptive_preconditioner(optimizer: Optimizer | None, model: nn.Module) -> Tensor | None:
+    """1 / (sqrt(v) + eps) of Adam and its kin, flat over the trainable weights; None for others.
+
+    v is the bias-corrected second moment. A weight without one, not stepped yet, has 1.
+    """
+    if optimizer is None:
+        return None
+    found: dict[int, Tensor] = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state.get(p, {})
+            if "exp_avg_sq" in state:
+                share = 1.0 - group["betas"][1] ** float(state["step"])
+                found[id(p)] = 1.0 / ((state["exp_avg_sq"] / share).sqrt() + group["eps"])
+    if not found:
+        return None
+    leaves = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([found.get(id(p), torch.ones_like(p)).detach().flatten() for p in leaves])

@@ -17,9 +17,9 @@ from autobalance.data.batches import (
     ArrayData,
     Batch,
     as_batch,
-    balanced_batches,
+    BalancedBatches,
     concatenated,
-    shuffled_batches,
+    ShuffledBatches,
 )
 
 X = np.arange(8.0).reshape(4, 2)
@@ -34,23 +34,23 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @given(n=st.integers(1, 30), size=st.integers(1, 40), seed=st.integers(0, 100))
-def test_shuffled_batches_have_one_size_and_take_each_example_once_per_pass(
+def test_ShuffledBatches_have_one_size_and_take_each_example_once_per_pass(
     n: int, size: int, seed: int
 ) -> None:
-    batches = list(islice(shuffled_batches(n, size, seeded(seed)), 3 * n))
+    batches = list(islice(ShuffledBatches(n, size, seeded(seed)), 3 * n))
     assert {len(b) for b in batches} == {min(size, n)}
     stream = torch.cat(batches)
     for start in range(0, len(stream) - n + 1, n):
         assert sorted(stream[start : start + n].tolist()) == list(range(n))
 
 
-def test_shuffled_batches_follow_the_generator() -> None:
+def test_ShuffledBatches_follow_the_generator() -> None:
     def first(seed: int) -> list[int]:
-        return next(shuffled_batches(50, 50, seeded(seed))).tolist()
+        return next(ShuffledBatches(50, 50, seeded(seed))).tolist()
 
     assert first(1) == first(1)
     assert first(1) != first(2)
-    passes = list(islice(shuffled_batches(50, 50, seeded()), 2))
+    passes = list(islice(ShuffledBatches(50, 50, seeded()), 2))
     assert passes[0].tolist() != passes[1].tolist()
 
 
@@ -59,9 +59,9 @@ def test_shuffled_batches_follow_the_generator() -> None:
     size=st.integers(1, 40),
     seed=st.integers(0, 100),
 )
-def test_balanced_batches_are_even_over_the_cells(counts: list[int], size: int, seed: int) -> None:
+def test_BalancedBatches_are_even_over_the_cells(counts: list[int], size: int, seed: int) -> None:
     cells = torch.repeat_interleave(torch.arange(len(counts)) * 3, torch.tensor(counts))
-    draws = list(islice(balanced_batches(cells, size, seeded(seed)), 20))
+    draws = list(islice(BalancedBatches(cells, size, seeded(seed)), 20))
     if len(cells) <= size:
         assert all(d.tolist() == list(range(len(cells))) for d in draws)
         return
@@ -77,9 +77,9 @@ def test_balanced_batches_are_even_over_the_cells(counts: list[int], size: int, 
             assert sorted(turns[start : start + len(counts)]) == list(range(len(counts)))
 
 
-def test_balanced_batches_take_turns_fairly_and_go_through_each_cell() -> None:
+def test_BalancedBatches_take_turns_fairly_and_go_through_each_cell() -> None:
     cells = torch.repeat_interleave(torch.arange(5), 4)
-    stream = torch.cat(list(islice(balanced_batches(cells, 2, seeded()), 50)))
+    stream = torch.cat(list(islice(BalancedBatches(cells, 2, seeded()), 50)))
     assert torch.bincount(cells[stream]).tolist() == [20] * 5
     assert torch.bincount(stream).tolist() == [5] * 20
 

@@ -335,10 +335,10 @@ def test_equals_finite_differences_of_retraining_with_the_sum() -> None:
 def warm_started(name: str, solver: Solver, steps: int) -> tuple[Hypergradient, Tensor]:
     loss, train, held, model = solved(name)
     given = (model, loss, BalancedError(), train, held)
-    start: Tensor | None = None
+    carried: dict[str, Tensor] = {}
     for _ in range(steps):
-        found = hypergradient(*given, solver=solver, weight_decay=DECAY, start=start)
-        start = found.solution.direction
+        found = hypergradient(*given, solver=solver, weight_decay=DECAY, carried=carried)
+        carried = found.solution.carried
     exact = hypergradient(*given, solver=Exact(), weight_decay=DECAY)
     return found, flatten(exact.gradients)
 

@@ -33,6 +33,8 @@ class MatrixSystem:
         self.A = A
         self.J = 2 * torch.eye(len(A), dtype=A.dtype) if J is None else J
         self.products = 0
+        self.shift = 0.0
+        self.preconditioner: Tensor | None = None
 
     def tangent(self, vector: Tensor) -> Tensor:
         return self.J @ vector
@@ -41,9 +43,14 @@ class MatrixSystem:
         self.products += 1
         return self.A @ vector, self.tangent(vector)
 
+    def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
+        torch.testing.assert_close(tangent, self.tangent(vector))
+        return float(vector @ self.A @ vector)
+
 
 def solve(solver: Solver, system: MatrixSystem, b: Tensor, start: Tensor | None = None) -> Solution:
-    return solver.solve(cast(TrainingSystem, system), b, start)
+    carried = None if start is None else {"q": start}
+    return solver.solve(cast(TrainingSystem, system), b, carried)
 
 
 def matrix(eigenvalues: list[float], seed: int = 0) -> Tensor:
@@ -103,8 +110,7 @@ def test_conjugate_gradient_equals_exact_on_a_networks_own_system() -> None:
     design = space()
     system = TrainingSystem(
         model,
-        batch.inputs,
-        lambda f: loss.at(design, f, batch.target),
+        [(batch.inputs, lambda f: loss.at(design, f, batch.target))],
         list(space.parameters()),
         0.02,
     )
@@ -146,7 +152,7 @@ def test_neumanns_first_step_does_not_overshoot_either() -> None:
     """|A b| / |b| far below the largest eigenvalue: the bound from it is too bold a step."""
     system = MatrixSystem(torch.diag(torch.tensor([1.0, 1000.0], dtype=torch.float64)))
     b = torch.tensor([1.0, 0.01], dtype=torch.float64)
-    found = solve(Neumann(terms=1), system, b)
+    found = solve(Neumann(terms=1, power_iterations=1), system, b)
     assert true_residual(system, b, found.direction) < 1.0
     assert system.products == 1
 
@@ -255,8 +261,8 @@ def test_exact_refuses_what_does_not_fit() -> None:
     ("kind", "given", "message"),
     [
         (ConjugateGradient, {"iterations": 0}, "iterations must be at least 1; got 0"),
-        (ConjugateGradient, {"damping": -1.0}, "damping and tolerance must not be negative"),
-        (ConjugateGradient, {"tolerance": -1.0}, "damping and tolerance must not be negative"),
+        (ConjugateGradient, {"damping": -1.0}, "damping must not be negative; got -1.0"),
+        (ConjugateGradient, {"tolerance": -1.0}, "tolerance must not be negative; got -1.0"),
         (Neumann, {"terms": 0}, "terms must be at least 1; got 0"),
         (Exact, {"damping": -1.0}, "damping must not be negative; got -1.0"),
         (Neumann, {"damping": -1.0}, "damping must not be negative; got -1.0"),

@@ -51,7 +51,7 @@ def system_of(
             design, f, batch.target, groups=batch.groups, sample_weight=batch.sample_weight
         )
 
-    return TrainingSystem(model, batch.inputs, logit_loss, list(loss.space.parameters()), shift)
+    return TrainingSystem(model, [(batch.inputs, logit_loss)], list(loss.space.parameters()), shift)
 
 
 def direction(model: nn.Module, seed: int = 3) -> Tensor:

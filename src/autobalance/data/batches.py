@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ class Batch:
     Attributes
     ----------
     inputs : Any
-        What the network takes; a tensor ``(n, ...)`` in all of the library's own data.
+        What the network takes: a tensor ``(n, ...)``, as in all of the library's own data, or a
+        mapping of keyword arguments.
     target : Tensor
         Class indices, shape ``(n,)``, int64.
     groups : Tensor or None
@@ -38,21 +39,36 @@ class Batch:
 def as_batch(batch: Any) -> Batch:
     """A `Batch` from what loaders usually yield.
 
-    A `Batch` as it is; a tuple or list ``(inputs, target[, groups[, sample_weight]])``; or a
-    mapping with the keys "inputs" and "target" and, optionally, "groups" and "sample_weight".
+    A `Batch` as it is; a tuple or list ``(inputs, target[, groups[, sample_weight]])``; a mapping
+    or dataclass with "inputs" and "target" and, optionally, "groups" and "sample_weight"; or a
+    mapping with "labels", as Hugging Face's collators make them, whose other entries (but
+    "groups" and "sample_weight") are the network's keyword arguments.
     """
     if isinstance(batch, Batch):
         return batch
-    if isinstance(batch, Mapping) and {"inputs", "target"} <= batch.keys():
-        return Batch(
-            batch["inputs"], batch["target"], batch.get("groups"), batch.get("sample_weight")
-        )
-    if isinstance(batch, (tuple, list)) and 2 <= len(batch) <= 4:
+    if is_dataclass(batch) and not isinstance(batch, type):
+        batch = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    if isinstance(batch, Mapping):
+        extra = batch.get("groups"), batch.get("sample_weight")
+        if {"inputs", "target"} <= batch.keys():
+            return Batch(batch["inputs"], batch["target"], *extra)
+        others = batch.keys() - {"labels", "groups", "sample_weight"}
+        if "labels" in batch and others:
+            return Batch({k: batch[k] for k in batch if k in others}, batch["labels"], *extra)
+    elif isinstance(batch, (tuple, list)) and 2 <= len(batch) <= 4:
         return Batch(*batch)
     raise InputError(
-        "A batch must be (inputs, target[, groups[, sample_weight]]), a mapping with these names, "
-        f"or a Batch; got {type(batch).__name__}."
+        "A batch must be (inputs, target[, groups[, sample_weight]]), a mapping or dataclass with "
+        'these names, a mapping with "labels", or a Batch; got '
+        f"{type(batch).__name__}. For others give an adapter: LossTuner(..., adapter=to_batch)."
     )
+
+
+def as_batches(batches: Any, adapter: Callable[[Any], Batch] = as_batch) -> list[Batch]:
+    """One batch, or a list of several; a list that holds a tensor is one batch."""
+    if isinstance(batches, list) and batches and not any(isinstance(b, Tensor) for b in batches):
+        return [adapter(batch) for batch in batches]
+    return [adapter(batches)]
 
 
 @dataclass(frozen=True)
@@ -206,38 +222,62 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
     )
 
 
-def shuffled_batches(examples: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+class ShuffledBatches(Iterator[Tensor]):
     """Endless stream of index batches, each of exactly ``min(size, examples)``.
 
     One permutation follows the other and a batch may span two of them, so that no batch is
     short: a short last batch would be noisy, and of a single example unfit for BatchNorm.
     """
-    size = min(size, examples)
-    left = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(left) < size:
-            left = torch.cat([left, torch.randperm(examples, generator=generator)])
-        yield left[:size]
-        left = left[size:]
+
+    def __init__(self, examples: int, size: int, generator: torch.Generator) -> None:
+        self.examples, self.size, self.generator = examples, min(size, examples), generator
+        self.left = torch.empty(0, dtype=torch.int64)
+
+    def __next__(self) -> Tensor:
+        while len(self.left) < self.size:
+            more = torch.randperm(self.examples, generator=self.generator)
+            self.left = torch.cat([self.left, more])
+        batch, self.left = self.left[: self.size], self.left[self.size :]
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "left": self.left}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.left = state["left"]
 
 
-def balanced_batches(cells: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+class BalancedBatches(Iterator[Tensor]):
     """Endless stream of index batches of at most `size`, drawn evenly over the cells.
 
     Where everything fits into one batch, that is every batch. Otherwise each cell gives the same
     number (a small one all it has), each cell in its own shuffled order; where there are more
     cells than places, cells take turns.
     """
-    if len(cells) <= size:
-        everything = torch.arange(len(cells))
-        while True:
-            yield everything
-    members = [torch.nonzero(cells == c).squeeze(1) for c in torch.unique(cells)]
-    each = max(1, size // len(members))
-    draws = [shuffled_batches(len(m), each, generator) for m in members]
-    turns = shuffled_batches(len(members), min(size, len(members)), generator)
-    while True:
-        yield torch.cat([members[i][next(draws[i])] for i in next(turns).tolist()])
+
+    def __init__(self, cells: Tensor, size: int, generator: torch.Generator) -> None:
+        self.everything = torch.arange(len(cells)) if len(cells) <= size else None
+        self.generator = generator
+        self.members = [torch.nonzero(cells == c).squeeze(1) for c in torch.unique(cells)]
+        each = max(1, size // len(self.members))
+        self.draws = [ShuffledBatches(len(m), each, generator) for m in self.members]
+        self.turns = ShuffledBatches(len(self.members), size, generator)
+
+    def __next__(self) -> Tensor:
+        if self.everything is not None:
+            return self.everything
+        chosen = next(self.turns).tolist()
+        return torch.cat([self.members[i][next(self.draws[i])] for i in chosen])
+
+    def state_dict(self) -> dict[str, Any]:
+        left = [stream.left for stream in (*self.draws, self.turns)]
+        return {"generator": self.generator.get_state(), "left": left}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        for stream, left in zip((*self.draws, self.turns), state["left"], strict=True):
+            stream.left = left
 
 
 def _tensor(name: str, values: Any) -> Tensor:

@@ -6,6 +6,8 @@ from autobalance.hypergrad.solvers import (
     Exact,
     Identity,
     Neumann,
+    Nystrom,
+    SingleLoop,
     Solution,
     Solver,
 )
@@ -17,6 +19,8 @@ __all__ = [
     "Hypergradient",
     "Identity",
     "Neumann",
+    "Nystrom",
+    "SingleLoop",
     "Solution",
     "Solver",
     "TrainingSystem",

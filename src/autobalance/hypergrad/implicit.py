@@ -10,6 +10,7 @@ weights. Weights, buffers, gradients, modes and random state are left bit-identi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,16 @@ from torch import Tensor, nn
 
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
-from autobalance.hypergrad.solvers import Solution, Solver
-from autobalance.hypergrad.system import TrainingSystem, borrowed, call, flatten, trainable
+from autobalance.hypergrad.solvers import Carried, Solution, Solver
+from autobalance.hypergrad.system import (
+    LogitLoss,
+    TrainingSystem,
+    borrowed,
+    call,
+    eager,
+    flatten,
+    trainable,
+)
 from autobalance.losses.modules import check_width
 from autobalance.objectives import Objective
 from autobalance.tunable import TunableCrossEntropy
@@ -54,14 +63,15 @@ def hypergradient(
     model: nn.Module,
     loss: TunableCrossEntropy,
     objective: Objective,
-    train_batch: Batch,
+    train_batch: Batch | Sequence[Batch],
     validation_batch: Batch,
     *,
     solver: Solver,
     weight_decay: float | Tensor = 0.0,
-    start: Tensor | None = None,
+    preconditioner: Tensor | None = None,
+    carried: Carried | None = None,
 ) -> Hypergradient:
-    """Hypergradient of the objective on one validation batch through one training batch.
+    """Hypergradient of the objective on one validation batch through training batches.
 
     Parameters
     ----------
@@ -71,16 +81,28 @@ def hypergradient(
         The training loss; its space's parameters are differentiated by.
     objective : Objective
         What is to become small on validation data.
-    train_batch, validation_batch : Batch
+    train_batch : Batch or sequence of Batch
+        On the model's device. Products are means over several, at the memory of one.
+    validation_batch : Batch
         On the model's device.
     solver : Solver
         How to solve ``A q = b``.
     weight_decay : float or Tensor
         The lower level's coupled L2 penalty, part of its curvature; one number, or one per
         trainable weight, flat.
-    start : Tensor, optional
-        A q to start from.
+    preconditioner : Tensor, optional
+        The lower optimiser's own, flat, for solvers that make use of it.
+    carried : mapping, optional
+        ``solution.carried`` of the last upper step.
+
+    Raises
+    ------
+    InputError
+        If the model has no trainable weight, its logits have another width than the loss, or a
+        batch is too small for BatchNorm.
     """
+    model = eager(model)
+    train_batches = [train_batch] if isinstance(train_batch, Batch) else train_batch
     parameters = trainable(model)
     if not parameters:
         raise InputError("The model has no trainable parameter: nothing depends on the loss.")
@@ -102,17 +124,19 @@ def hypergradient(
     with borrowed(model), torch.enable_grad():
         design = loss.space()
 
-        def logit_loss(f: Tensor) -> Tensor:
-            return loss.at(
-                design,
-                f,
-                train_batch.target,
-                groups=train_batch.groups,
-                sample_weight=train_batch.sample_weight,
+        def logit_loss(batch: Batch) -> LogitLoss:
+            return lambda f: loss.at(
+                design, f, batch.target, groups=batch.groups, sample_weight=batch.sample_weight
             )
 
-        shift = weight_decay + solver.damping
-        system = TrainingSystem(model, train_batch.inputs, logit_loss, free, shift)
-        solution = solver.solve(system, b, start)
+        system = TrainingSystem(
+            model,
+            [(batch.inputs, logit_loss(batch)) for batch in train_batches],
+            free,
+            weight_decay + solver.damping,
+            curvature=solver.curvature,
+            preconditioner=preconditioner,
+        )
+        solution = solver.solve(system, b, carried)
         gradients = [-g for g in system.mixed(solution.tangent)]
     return Hypergradient(gradients, float(value.detach()), hard, solution)

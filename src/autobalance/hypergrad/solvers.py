@@ -1,19 +1,23 @@
 r"""Solvers of A q = b for a hypergradient, b the validation gradient.
 
 Each is a frozen bundle of its settings. Since A v always comes together with J v, a solver
-carries J q along with q, and the mixed product that follows costs no further pass.
+carries J q along with q, and the mixed product that follows costs no further pass. What a solver
+wants to know at the next upper step it leaves in `Solution.carried`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, positive
-from autobalance.hypergrad.system import TrainingSystem
+from autobalance.checks import InputError, one_of, positive
+from autobalance.hypergrad.system import Curvature, TrainingSystem
+
+Carried = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,10 @@ class Solution:
     iterations : int
         Products with A.
     reason : str
-        Why it stopped: "tolerance", "iterations", "exact", "zero" (b = 0) or "identity".
+        Why it stopped: "tolerance", "iterations", "exact", "zero" (b = 0), "identity" or
+        "indefinite" (negative curvature was met, and damped away).
+    carried : dict of Tensor
+        For the solver's next call; empty where it starts anew each time.
     """
 
     direction: Tensor
@@ -39,163 +46,308 @@ class Solution:
     residual: float
     iterations: int
     reason: str
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
-    """Base of all solvers."""
+    """Base of all solvers.
+
+    Parameters
+    ----------
+    damping : float
+        Added to the curvature's diagonal, in the units of the loss per squared weight.
+    curvature : {"gauss_newton", "hessian"}
+        What A is, beside weight decay and damping; see `TrainingSystem`.
+    """
 
     damping: float = 0.0
-    warm_start: bool = False
+    curvature: Curvature = "gauss_newton"
+
+    def __post_init__(self) -> None:
+        if self.damping < 0:
+            raise InputError(f"damping must not be negative; got {self.damping}.")
+        one_of("curvature", self.curvature, ("gauss_newton", "hessian"))
 
     @abstractmethod
-    def solve(self, system: TrainingSystem, b: Tensor, start: Tensor | None = None) -> Solution:
-        """Solve ``A q = b``, from `start` where the solver makes use of one."""
+    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+        """Solve ``A q = b``, given what the last call's solution carried, if there was one."""
 
 
 def _zero(system: TrainingSystem, b: Tensor) -> Solution:
     return Solution(b, system.tangent(b), 0.0, 0, "zero")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Identity(Solver):
     """q = b: the inverse curvature taken as the identity (as in DARTS and T1-T2). Cheapest.
 
     It has the right zero where the loss's parameters act alike on all weights, and a scale that
     can be off by orders of magnitude; Adam on the upper level hides the scale.
+
+    Parameters
+    ----------
+    preconditioned : bool
+        Take the lower optimiser's preconditioner in place of the identity (as in SAMA, Choe et
+        al., NeurIPS 2023): Adam's 1 / (sqrt(v) + eps); for SGD it changes nothing.
     """
 
-    def solve(self, system: TrainingSystem, b: Tensor, start: Tensor | None = None) -> Solution:
-        return Solution(b, system.tangent(b), float("nan"), 0, "identity")
+    preconditioned: bool = False
+
+    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+        q = _preconditioned(system, b) if self.preconditioned else b
+        return Solution(q, system.tangent(q), float("nan"), 0, "identity")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class SingleLoop(Solver):
+    """One step on the system per upper step, from the last q (SOBA; Dagreou et al., NeurIPS 2022).
+
+    The product that gives the residual ``r = b - A q`` gives J q as well, so a step costs one
+    product, and the mixed product is that of q before the step. Now and then the step's length is
+    found by an exact line search along r, at the cost of one forward-mode pass more; between, the
+    last length serves. The moving average of MA-SOBA (Chen et al., 2023) is Adam's first moment on
+    the upper level.
+
+    Parameters
+    ----------
+    line_search_every : int
+        Upper steps between two line searches; 1 searches always.
+    preconditioned : bool
+        Step along the lower optimiser's preconditioner times r.
+    """
+
+    damping: float = 1e-2
+    line_search_every: int = 4
+    preconditioned: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.line_search_every < 1:
+            raise InputError(f"line_search_every must be at least 1; got {self.line_search_every}.")
+
+    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+        norm = float(b.norm())
+        if norm == 0.0:
+            return _zero(system, b)
+        if carried:
+            q, length, age = carried["q"], float(carried["length"]), int(carried["age"])
+            applied, tangent = system.product(q)
+            residual, products = b - applied, 1
+        else:
+            q, length, age = torch.zeros_like(b), 0.0, 0
+            residual, tangent, products = b, None, 0
+        relative = float(residual.norm()) / norm
+        p = _preconditioned(system, residual) if self.preconditioned else residual
+        # A residual above b says that the last length was too long: q is worse than nothing.
+        if age % self.line_search_every == 0 or relative > 1.0:
+            p_tangent = system.tangent(p)
+            curvature = system.quadratic(p, p_tangent)
+            if curvature > 0:
+                length, age = float(residual @ p) / curvature, 0
+            refined = length * p_tangent
+            tangent = refined if tangent is None else tangent + refined
+        assert tangent is not None  # without q the line search has run
+        q = q + length * p
+        kept = {
+            "q": q,
+            "length": torch.tensor(length, dtype=torch.float64),
+            "age": torch.tensor(age + 1),
+        }
+        return Solution(q, tangent, relative, products, "iterations", kept)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConjugateGradient(Solver):
-    """Conjugate gradients on the damped Gauss-Newton system.
+    """Conjugate gradients on the damped system.
 
     Parameters
     ----------
     iterations : int
         At most so many; each costs one product.
-    damping : float
-        Added to the curvature's diagonal, in the units of the loss per squared weight.
     tolerance : float
         Stop when ``|b - A q| <= tolerance |b|``.
     warm_start : bool
-        Start from the last upper step's q, at the cost of one more product. With one iteration
-        this is the single-loop method with an exact line search (Dagreou et al., NeurIPS 2022).
+        Start from the last upper step's q, at the cost of one more product.
+
+    Notes
+    -----
+    Where the curvature is not positive along a direction, as may be with the exact Hessian, the
+    damping is raised to twice what would have made it so, the solve begins anew, and the solution's
+    reason is "indefinite".
     """
 
-    iterations: int = 5
     damping: float = 1e-2
+    iterations: int = 5
     tolerance: float = 1e-3
     warm_start: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.iterations < 1:
             raise InputError(f"iterations must be at least 1; got {self.iterations}.")
-        if self.damping < 0 or self.tolerance < 0:
-            raise InputError("damping and tolerance must not be negative.")
+        if self.tolerance < 0:
+            raise InputError(f"tolerance must not be negative; got {self.tolerance}.")
 
-    def solve(self, system: TrainingSystem, b: Tensor, start: Tensor | None = None) -> Solution:
+    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
-        products = 0
-        if start is None:
-            q, tangent, residual = torch.zeros_like(b), None, b.clone()
-        else:
-            applied, tangent = system.product(start)
-            q, residual, products = start.clone(), b - applied, 1
-        p, squared = residual, float(residual @ residual)
-        for _ in range(self.iterations):
-            if squared**0.5 <= self.tolerance * norm:
+        products, extra = 0, 0.0
+        start = carried["q"] if carried else None
+        while True:  # until no direction of negative curvature is met
+            if start is None:
+                q, tangent, residual = torch.zeros_like(b), None, b.clone()
+            else:
+                applied, tangent = system.product(start)
+                q, residual = start.clone(), b - applied - extra * start
+                products += 1
+            p, squared = residual, float(residual @ residual)
+            indefinite = 0.0
+            for _ in range(self.iterations):
+                if squared**0.5 <= self.tolerance * norm:
+                    break
+                applied, p_tangent = system.product(p)
+                applied = applied + extra * p
+                products += 1
+                curvature, length = float(p @ applied), float(p @ p)
+                if curvature <= 0:
+                    indefinite = -curvature / length
+                    break
+                step = squared / curvature
+                q = q + step * p
+                tangent = step * p_tangent if tangent is None else tangent + step * p_tangent
+                residual = residual - step * applied
+                last, squared = squared, float(residual @ residual)
+                p = residual + (squared / last) * p
+            if indefinite <= 0.0:
                 break
-            applied, p_tangent = system.product(p)
-            products += 1
-            curvature = float(p @ applied)
-            if curvature <= 0:  # only by rounding, A being positive semi-definite
-                break
-            step = squared / curvature
-            q = q + step * p
-            tangent = step * p_tangent if tangent is None else tangent + step * p_tangent
-            residual = residual - step * applied
-            last, squared = squared, float(residual @ residual)
-            p = residual + (squared / last) * p
+            extra += 2.0 * indefinite + self.damping
+            start = None
         if tangent is None:
             tangent = system.tangent(q)
         relative = squared**0.5 / norm
         reason = "tolerance" if relative <= self.tolerance else "iterations"
-        return Solution(q, tangent, relative, products, reason)
+        kept = {"q": q} if self.warm_start else {}
+        return Solution(q, tangent, relative, products, "indefinite" if extra else reason, kept)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Neumann(Solver):
     """Truncated Neumann series, q = step * sum_j (I - step A)^j b, its step bounded.
 
     Run as the Richardson iteration that the series is. With the step of 1 that is usual in
-    published code the series diverges where the curvature exceeds 2; here the first step is
-    bounded by the curvature along b, and halved whenever the residual grows.
+    published code the series diverges where the curvature exceeds 2. Here the step is one over an
+    estimate of the largest eigenvalue, by power iteration, and halved whenever the residual grows.
 
     Parameters
     ----------
     terms : int
-        Products with A.
-    damping : float
-        As for `ConjugateGradient`.
+        Products with A, beside those of the power iteration.
+    power_iterations : int
+        Products spent on the estimate, from b.
     max_step : float
         Upper bound of the step.
     """
 
-    terms: int = 5
     damping: float = 1e-2
+    terms: int = 5
+    power_iterations: int = 2
     max_step: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.terms < 1:
-            raise InputError(f"terms must be at least 1; got {self.terms}.")
-        if self.damping < 0:
-            raise InputError(f"damping must not be negative; got {self.damping}.")
+        super().__post_init__()
+        for name in ("terms", "power_iterations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
         positive("max_step", self.max_step)
 
-    def solve(self, system: TrainingSystem, b: Tensor, start: Tensor | None = None) -> Solution:
+    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
-        applied, tangent_b = system.product(b)
-        # |A b| / |b| is at most the largest eigenvalue; the halving below corrects a low guess.
-        step = min(self.max_step, norm / max(float(applied.norm()), 1e-30))
-        q, tangent, residual = torch.zeros_like(b), torch.zeros_like(tangent_b), b
+        first = system.product(b)  # the power iteration's, and the series' second term
+        vector, largest = first[0], float(first[0].norm()) / norm
+        for _ in range(1, self.power_iterations):
+            length = float(vector.norm())
+            if length == 0.0:
+                break
+            vector = system.product(vector / length)[0]
+            largest = max(largest, float(vector.norm()))
+        step = min(self.max_step, 1.0 / max(largest, 1e-30))
+        q, residual = torch.zeros_like(b), b
+        tangent = torch.zeros_like(first[1])
         for term in range(self.terms):
-            residual_tangent = tangent_b
-            if term > 0:
-                applied, residual_tangent = system.product(residual)
+            applied, residual_tangent = first if term == 0 else system.product(residual)
             while float((residual - step * applied).norm()) > float(residual.norm()):
                 step /= 2
             q, tangent = q + step * residual, tangent + step * residual_tangent
             residual = residual - step * applied
-        return Solution(q, tangent, float(residual.norm()) / norm, self.terms, "iterations")
+        products = self.terms + self.power_iterations - 1
+        return Solution(q, tangent, float(residual.norm()) / norm, products, "iterations")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Nystrom(Solver):
+    r"""Low-rank inverse by the Nystrom approximation (Hataya and Yamada, AISTATS 2023).
+
+    .. math:: A \approx \rho I + C W^{-1} C^T, \qquad C = (A - \rho I) \Omega, \quad W = \Omega^T C
+
+    for Gaussian Omega of `rank` columns, inverted by Woodbury's identity; rho is weight decay plus
+    damping. Without iterations, and without a step length; the damping must be of the size of the
+    eigenvalues left out.
+
+    Parameters
+    ----------
+    rank : int
+        Columns, and products.
+    seed : int
+        Of Omega.
+    """
+
+    damping: float = 1e-2
+    rank: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("damping", self.damping)
+        if self.rank < 1:
+            raise InputError(f"rank must be at least 1; got {self.rank}.")
+
+    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+        norm = float(b.norm())
+        if norm == 0.0:
+            return _zero(system, b)
+        generator = torch.Generator().manual_seed(self.seed)
+        omega = torch.randn(self.rank, b.numel(), generator=generator, dtype=b.dtype).to(b.device)
+        shift = system.shift + torch.zeros_like(b)
+        columns = torch.stack([system.product(row)[0] for row in omega]) - omega * shift
+        small = omega @ columns.T
+        small = (small + small.T) / 2
+        # (D + C W^-1 C')^-1 b = D^-1 b - D^-1 C (W + C' D^-1 C)^-1 C' D^-1 b, D the shift.
+        scaled = b / shift
+        core = small + (columns / shift) @ columns.T
+        correction = torch.linalg.lstsq(core.cpu(), (columns @ scaled).cpu()[:, None]).solution
+        q = scaled - (correction.to(b)[:, 0] @ columns) / shift
+        return Solution(q, system.tangent(q), float("nan"), self.rank, "iterations")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Exact(Solver):
     """Dense solve, one product per weight: the oracle, and for small heads.
 
     Parameters
     ----------
     damping : float
-        As for `ConjugateGradient`; 0 where weight decay makes A invertible.
+        0 where weight decay makes A invertible.
     max_parameters : int
         Refuse larger networks, whose matrix would not fit.
     """
 
-    damping: float = 0.0
     max_parameters: int = 5000
 
-    def __post_init__(self) -> None:
-        if self.damping < 0:
-            raise InputError(f"damping must not be negative; got {self.damping}.")
-
-    def solve(self, system: TrainingSystem, b: Tensor, start: Tensor | None = None) -> Solution:
+    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
         n = b.numel()
         if n > self.max_parameters:
             raise InputError(
@@ -212,3 +364,7 @@ class Exact(Solver):
             )
         residual = float((b - matrix @ q).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny))
         return Solution(q, system.tangent(q), residual, n, "exact")
+
+
+def _preconditioned(system: TrainingSystem, vector: Tensor) -> Tensor:
+    return vector if system.preconditioner is None else system.preconditioner * vector

@@ -1,4 +1,4 @@
-r"""The linear system behind a hypergradient, on one training batch.
+r"""The linear system behind a hypergradient, on one training batch or several.
 
 At weights theta, with logits f = f(x; theta), batch loss L(f; alpha) and J = df/dtheta, the
 Gauss-Newton system and the mixed product are
@@ -10,21 +10,32 @@ Gauss-Newton system and the mixed product are
     = \frac{\partial}{\partial \alpha} \left\langle \frac{\partial L}{\partial f}, J q \right\rangle .
 
 alpha enters after the logits, so once u = J q is known (one forward-mode pass) the mixed product
-costs a derivative of the size of the logits.
+costs a derivative of the size of the logits. With several batches A and the mixed product are
+means over them, and only one batch's graph is in memory at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from autobalance.checks import InputError
 
 LogitLoss = Callable[[Tensor], Tensor]
+Curvature = Literal["gauss_newton", "hessian"]
+
+# Networks found to hold an operation without a forward-mode rule.
+_without_forward_mode: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -41,6 +52,11 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
 
 
+def eager(model: nn.Module) -> nn.Module:
+    """The network behind `torch.compile`, whose compiled form has no forward mode."""
+    return getattr(model, "_orig_mod", model)
+
+
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Lend the model out: each module's mode and the random state come back as they were.
@@ -49,114 +65,267 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+        # The fused kernels of attention have neither forward-mode nor second derivatives.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules:  # parts of the model may be compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
             yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def call(model: nn.Module, parameters: dict[str, Any], inputs: Any) -> Tensor:
     """Logits at these parameters; buffers (BatchNorm's) are updated on copies."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    return functional_call(model, {**parameters, **buffers}, (inputs,))
+    if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
+        # Convolutions follow their input's layout; this one is faster in all our passes.
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return logits_of(
+        lambda *a, **k: functional_call(model, {**parameters, **buffers}, a, k), inputs
+    )
+
+
+def logits_of(network: Callable[..., Any], inputs: Any) -> Tensor:
+    """Call a network with a tensor, or a mapping of its keyword arguments; its logits.
+
+    A network may return the logits, or an object with an attribute or key "logits".
+
+    Raises
+    ------
+    InputError
+        If a batch is too small for BatchNorm.
+    """
+    try:
+        output: Any = network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "BatchNorm cannot train on a batch of one example. Use batches of at least two, or "
+            f"drop the last, short one. ({error})"
+        ) from None
+    if isinstance(output, Mapping):
+        return output["logits"]
+    return getattr(output, "logits", output)
 
 
 class TrainingSystem:
-    """Products with A, J and the mixed derivative, all on the same batch, mode and dropout mask.
+    """Products with A, J and the mixed derivative, all on the same batches, mode and dropout masks.
 
     Parameters
     ----------
     model : nn.Module
         In the mode in which it is trained.
-    inputs : Any
-        The batch's inputs.
-    loss : callable
-        Batch loss as a function of logits ``(n, k)`` alone, differentiable twice.
+    batches : sequence of (inputs, loss)
+        Each batch's inputs, and its loss as a function of logits ``(n, k)`` alone, differentiable
+        twice.
     alpha : sequence of Tensor
         What the loss is to be differentiated by, beside the logits.
     shift : float or Tensor
         Weight decay plus damping, added to the curvature's diagonal; one number, or one per
         trainable weight, flat.
+    curvature : {"gauss_newton", "hessian"}
+        "hessian" adds the second derivative of the logits, by double backward: exact, dearer, and
+        in general not positive definite.
+    preconditioner : Tensor, optional
+        The lower optimiser's own, flat: what it multiplies gradients by. None means 1.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        inputs: Any,
-        loss: LogitLoss,
+        batches: Sequence[tuple[Any, LogitLoss]],
         alpha: Sequence[Tensor],
         shift: float | Tensor,
+        *,
+        curvature: Curvature = "gauss_newton",
+        preconditioner: Tensor | None = None,
     ) -> None:
+        keep = len(batches) == 1
+        self.batches = [_BatchSystem(model, inputs, loss, keep) for inputs, loss in batches]
+        self.alpha = list(alpha)
+        self.shift = shift
+        self.curvature = curvature
+        self.preconditioner = preconditioner
+
+    def tangent(self, vector: Tensor) -> Tensor:
+        """J v, the logits' change along v, shape ``(n, k)`` over all batches."""
+        return torch.cat([batch.tangent(vector) for batch in self.batches])
+
+    def product(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """A v and J v."""
+        total = torch.zeros_like(vector)
+        tangents = []
+        for batch in self.batches:
+            tangents.append(batch.tangent(vector))
+            exact = self.curvature == "hessian"
+            total += batch.hessian_product(vector) if exact else batch.pull(tangents[-1])
+        return total / len(self.batches) + self.shift * vector, torch.cat(tangents)
+
+    def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
+        """V' A v for u = J v; without a reverse pass under Gauss-Newton."""
+        if self.curvature == "hessian":
+            return float(vector @ self.product(vector)[0])
+        parts = zip(self.batches, self._split(tangent), strict=True)
+        curved = sum(float((batch.curved(u) * u).sum()) for batch, u in parts)
+        return curved / len(self.batches) + float((self.shift * vector) @ vector)
+
+    def mixed(self, tangent: Tensor) -> list[Tensor]:
+        """d/dalpha <dL/df, u> for u = J q, one tensor for each of alpha."""
+        parts = zip(self.batches, self._split(tangent), strict=True)
+        total = sum((batch.gradient_along(u) for batch, u in parts), torch.zeros(()))
+        return list(
+            torch.autograd.grad(
+                total / len(self.batches), self.alpha, retain_graph=True, materialize_grads=True
+            )
+        )
+
+    def _split(self, tangent: Tensor) -> tuple[Tensor, ...]:
+        return tangent.split([batch.size for batch in self.batches])
+
+
+class _BatchSystem:
+    """The system's parts that belong to one batch."""
+
+    def __init__(self, model: nn.Module, inputs: Any, loss: LogitLoss, keep_graph: bool) -> None:
         self.model = model
         self.inputs = inputs
         self.loss = loss
-        self.alpha = list(alpha)
-        self.shift = shift
+        self.keep_graph = keep_graph
         self.parameters = trainable(model)
         self.leaves = list(self.parameters.values())
-        self._rng = torch.random.get_rng_state()
-        self._device = self.leaves[0].device
-        self._device_rng = (
-            torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-        )
-        self._logits: Tensor | None = None
-        self._logit_leaf: Tensor | None = None
-        self._logit_gradient: Tensor | None = None
+        self._random: tuple[Tensor, Tensor | None] | None = None
+        self._logits: Tensor | None = None  # with their graph
+        self._gradient: Tensor | None = None  # of the loss, by the weights, with its graph
+        self._point: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows of the logits."""
+        return len(self._at()[0])
 
     def tangent(self, vector: Tensor) -> Tensor:
-        """J v, the logits' change along v, shape ``(n, k)``; one forward-mode pass."""
+        """J v by one forward-mode pass, or where the network has no such rules by two backward."""
         directions = unflatten(vector, self.leaves)
+        if self.model not in _without_forward_mode:
+            try:
+                return self._forward_mode(directions)
+            except (NotImplementedError, RuntimeError) as error:
+                if not _is_missing_rule(error):
+                    raise
+                _without_forward_mode.add(self.model)
+                warnings.warn(
+                    "Part of the network has no forward-mode derivative; hypergradients use double "
+                    f"backward, which is slower. ({str(error).splitlines()[0]})",
+                    stacklevel=2,
+                )
+        return self._double_backward(directions)
+
+    def curved(self, tangent: Tensor) -> Tensor:
+        """(d2L/df2) u, shape ``(n, k)``."""
+        leaf, _ = self._at()
+        return torch.autograd.grad(
+            self.gradient_along(tangent), leaf, retain_graph=True, materialize_grads=True
+        )[0]
+
+    def gradient_along(self, tangent: Tensor) -> Tensor:
+        """<dL/df, u>, differentiable in alpha."""
+        return (self._at()[1] * tangent).sum()
+
+    def pull(self, tangent: Tensor) -> Tensor:
+        """J' (d2L/df2) u, flat."""
+        logits = self._graph()
+        pulled = torch.autograd.grad(
+            logits,
+            self.leaves,
+            self.curved(tangent).to(logits.dtype),
+            retain_graph=self.keep_graph,
+            materialize_grads=True,
+        )
+        return flatten(pulled)
+
+    def hessian_product(self, vector: Tensor) -> Tensor:
+        """(d2L/dtheta2) v by double backward, flat."""
+        gradient = self._gradient
+        if gradient is None:
+            value = self.loss(self._graph())
+            gradient = flatten(
+                torch.autograd.grad(value, self.leaves, create_graph=True, materialize_grads=True)
+            )
+            if self.keep_graph:
+                self._gradient = gradient
+        return flatten(
+            torch.autograd.grad(
+                gradient @ vector,
+                self.leaves,
+                retain_graph=self.keep_graph,
+                materialize_grads=True,
+            )
+        )
+
+    def _forward_mode(self, directions: list[Tensor]) -> Tensor:
         with torch.no_grad(), forward_ad.dual_level():
             duals = {
                 name: forward_ad.make_dual(p.detach(), t)
                 for (name, p), t in zip(self.parameters.items(), directions, strict=True)
             }
             primal, tangent = forward_ad.unpack_dual(self._call(duals))
-        if self._logit_leaf is None:
-            self._set_logits(primal)
+        self._set_point(primal)
         return torch.zeros_like(primal) if tangent is None else tangent
 
-    def product(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """A v and J v."""
-        tangent = self.tangent(vector)
-        curved = torch.autograd.grad(
-            self._gradient_along(tangent), self._leaf(), retain_graph=True, materialize_grads=True
-        )[0]
-        if self._logits is None:
-            self._logits = self._call(dict(self.parameters))
+    def _double_backward(self, directions: list[Tensor]) -> Tensor:
+        logits = self._graph()
+        dummy = torch.zeros_like(logits, requires_grad=True)
         pulled = torch.autograd.grad(
-            self._logits, self.leaves, curved, retain_graph=True, materialize_grads=True
+            logits, self.leaves, dummy, create_graph=True, materialize_grads=True
         )
-        return flatten(pulled) + self.shift * vector, tangent
+        return torch.autograd.grad(
+            pulled, dummy, directions, retain_graph=self.keep_graph, materialize_grads=True
+        )[0]
 
-    def mixed(self, tangent: Tensor) -> list[Tensor]:
-        """d/dalpha <dL/df, u> for u = J q, one tensor for each of alpha."""
-        return list(
-            torch.autograd.grad(
-                self._gradient_along(tangent),
-                self.alpha,
-                retain_graph=True,
-                materialize_grads=True,
-            )
-        )
+    def _graph(self) -> Tensor:
+        """Logits with their graph; kept for later products where one batch is all there is."""
+        if self._logits is not None:
+            return self._logits
+        logits = self._call(dict(self.parameters))
+        self._set_point(logits)
+        if self.keep_graph:
+            self._logits = logits
+        return logits
 
     def _call(self, parameters: dict[str, Any]) -> Tensor:
-        torch.random.set_rng_state(self._rng)
-        if self._device_rng is not None:
-            torch.cuda.set_rng_state(self._device_rng, self._device)
-        return call(self.model, parameters, self.inputs)
+        device = self.leaves[0].device
+        if self._random is None:
+            on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+            self._random = torch.random.get_rng_state(), on_device
+        torch.random.set_rng_state(self._random[0])
+        if self._random[1] is not None:
+            torch.cuda.set_rng_state(self._random[1], device)
+        if self.model not in _without_forward_mode:
+            return call(self.model, parameters, self.inputs)
+        # Fused recurrent layers have no second derivatives either; torch's own have.
+        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            return call(self.model, parameters, self.inputs)
 
-    def _set_logits(self, logits: Tensor) -> None:
-        leaf = logits.detach().clone().requires_grad_()
-        self._logit_leaf = leaf
-        self._logit_gradient = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)[0]
+    def _at(self) -> tuple[Tensor, Tensor]:
+        """The logits as a leaf of their own, and the loss's gradient there with its graph."""
+        if self._point is None:
+            self._graph()
+        assert self._point is not None  # set by every pass
+        return self._point
 
-    def _leaf(self) -> Tensor:
-        assert self._logit_leaf is not None  # `tangent` ran first
-        return self._logit_leaf
+    def _set_point(self, logits: Tensor) -> None:
+        if self._point is None:
+            leaf = logits.detach().clone().requires_grad_()
+            gradient = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)[0]
+            self._point = leaf, gradient
 
-    def _gradient_along(self, tangent: Tensor) -> Tensor:
-        assert self._logit_gradient is not None  # `tangent` ran first
-        return (self._logit_gradient * tangent).sum()
+
+def _is_missing_rule(error: Exception) -> bool:
+    """Whether torch says that an operation has no forward-mode derivative."""
+    text = str(error).lower()
+    return "forward ad" in text or "jvp" in text or "forward mode" in text

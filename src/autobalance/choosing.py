@@ -1,0 +1,152 @@
+"""The final choice among losses: each trained on every fold, judged on what the fold held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autobalance.data.batches import ArrayData
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.objectives import Objective
+from autobalance.results import Candidate
+from autobalance.retraining import retrain
+from autobalance.settings import Recipe
+from autobalance.training import ModelFactory, Progress, ProgressListener, predict_logits
+
+DRAWS = 2000
+Outcomes = dict[str, list[Tensor]]
+
+
+def train_candidates(
+    model_factory: ModelFactory,
+    splits: Sequence[tuple[ArrayData, ArrayData]],
+    losses: Mapping[str, ParametricCrossEntropy],
+    *,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    outcomes: Outcomes,
+    after_each: Callable[[], None],
+    progress: ProgressListener | None,
+) -> None:
+    """Fill in, for every loss and fold, which held-out examples a network trained so gets wrong.
+
+    Parameters
+    ----------
+    model_factory : callable
+        Returns a new network.
+    splits : sequence of (ArrayData, ArrayData)
+        Training and held-out data of each fold.
+    losses : mapping
+        Candidates by name.
+    recipe, seed, device
+        As for `retrain`; fold i has seed ``seed + i``.
+    outcomes : dict
+        Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``, bool. What is there
+        already is not run again.
+    after_each : callable
+        Called after each training run.
+    progress : callable, optional
+        Told the runs done of all.
+    """
+    total = len(losses) * len(splits)
+    for fold, (train, held) in enumerate(splits):
+        for name, loss in losses.items():
+            done = outcomes.setdefault(name, [])
+            if len(done) > fold:
+                continue
+            model = retrain(
+                model_factory, train, loss, recipe=recipe, seed=seed + fold, device=device
+            )
+            done.append(predict_logits(model, held.inputs).argmax(dim=1) != held.target)
+            after_each()
+            if progress:
+                finished = sum(len(runs) for runs in outcomes.values())
+                progress(Progress("choose", finished, total))
+
+
+def compare(
+    losses: Mapping[str, ParametricCrossEntropy],
+    outcomes: Outcomes,
+    held: Sequence[ArrayData],
+    objective: Objective,
+    reference: str,
+    seed: int,
+) -> list[Candidate]:
+    """Each candidate's objective on all folds' held-out examples, and its difference to one.
+
+    The difference's standard error is that of the examples' sampling: for each cell, the four
+    shares of (right or wrong under one loss, right or wrong under the other) are drawn from their
+    posterior under a uniform Dirichlet prior worth one example, which keeps a cell of a single
+    example from looking certain.
+
+    Parameters
+    ----------
+    losses : mapping
+        Candidates by name.
+    outcomes : dict
+        From `train_candidates`.
+    held : sequence of ArrayData
+        Each fold's held-out examples.
+    objective : Objective
+        Judged by its hard value.
+    reference : str
+        Whose difference is 0.
+    seed : int
+        Of the draws.
+    """
+    cells = torch.cat([data.cells() for data in held]).numpy()
+    count = held[0].num_classes * (held[0].num_groups or 1)
+    wrong = {name: torch.cat(runs).numpy() for name, runs in outcomes.items()}
+    candidates = []
+    for name, loss in losses.items():
+        pairs = np.zeros((count, 2, 2))
+        np.add.at(pairs, (cells, wrong[name].astype(int), wrong[reference].astype(int)), 1)
+        generator = np.random.default_rng(seed)
+        shares = pairs[None].reshape(1, count, 4)
+        drawn = np.stack(
+            [generator.dirichlet(cell + 0.25, size=DRAWS) for cell in shares[0]], axis=1
+        ).reshape(DRAWS, count, 2, 2)
+        sizes = pairs.sum(axis=(1, 2))
+        values = [
+            _aggregate(objective, rates, sizes, held[0])
+            for rates in (drawn[:, :, 1, :].sum(axis=2), drawn[:, :, :, 1].sum(axis=2))
+        ]
+        exact = np.divide(
+            np.stack([pairs[:, 1, :].sum(axis=1), pairs[:, :, 1].sum(axis=1)]),
+            sizes,
+            out=np.zeros((2, count)),
+            where=sizes > 0,
+        )
+        value, base = _aggregate(objective, exact, sizes, held[0])
+        error = 0.0 if name == reference else float(np.std(values[0] - values[1]))
+        candidates.append(Candidate(name, loss, float(value), float(value - base), error))
+    return candidates
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate of the lowest objective; the start, unless another is better than it."""
+    start = next(c for c in candidates if c.name == "start")
+    lowest = min(candidates, key=lambda c: c.objective)
+    return lowest if lowest.difference < 0 else start
+
+
+def _aggregate(
+    objective: Objective, rates: np.ndarray, sizes: np.ndarray, data: ArrayData
+) -> np.ndarray:
+    """The hard objective for each row of error rates per (class, group) cell."""
+    groups, classes = data.num_groups or 1, data.num_classes
+    wrong = (rates * sizes).reshape(-1, groups, classes)
+    table = sizes.reshape(groups, classes)
+    if objective.over == "class":
+        wrong, mass = wrong.sum(axis=1), table.sum(axis=0)
+    elif objective.over == "group":
+        wrong, mass = wrong.sum(axis=2), table.sum(axis=1)
+    else:
+        wrong, mass = wrong.reshape(len(wrong), -1), table.reshape(-1)
+    risks = torch.from_numpy(np.divide(wrong, mass, out=np.zeros_like(wrong), where=mass > 0))
+    present = torch.from_numpy(mass > 0)
+    return np.array([float(objective.aggregate(row, present)) for row in risks])
