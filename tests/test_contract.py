@@ -23,6 +23,8 @@ from autobalance.hypergrad import (
     Exact,
     Identity,
     Neumann,
+    Nystrom,
+    SingleLoop,
     Solver,
     hypergradient,
 )
@@ -83,6 +85,8 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
     ConjugateGradient: [lambda: ConjugateGradient(iterations=3, damping=0.1, warm_start=True)],
     Neumann: [lambda: Neumann(terms=4, max_step=0.5)],
     Exact: [lambda: Exact(damping=0.1)],
+    Nystrom: [lambda: Nystrom(rank=3, damping=0.1)],
+    SingleLoop: [lambda: SingleLoop(line_search_every=2, preconditioned=True)],
 }
 
 
