@@ -15,11 +15,11 @@ from torch import Tensor
 from autobalance.checks import InputError
 from autobalance.data.batches import (
     ArrayData,
-    Batch,
-    as_batch,
     BalancedBatches,
-    concatenated,
+    Batch,
     ShuffledBatches,
+    as_batch,
+    concatenated,
 )
 
 X = np.arange(8.0).reshape(4, 2)
@@ -34,7 +34,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @given(n=st.integers(1, 30), size=st.integers(1, 40), seed=st.integers(0, 100))
-def test_ShuffledBatches_have_one_size_and_take_each_example_once_per_pass(
+def test_shuffled_batches_have_one_size_and_take_each_example_once_per_pass(
     n: int, size: int, seed: int
 ) -> None:
     batches = list(islice(ShuffledBatches(n, size, seeded(seed)), 3 * n))
@@ -44,7 +44,7 @@ def test_ShuffledBatches_have_one_size_and_take_each_example_once_per_pass(
         assert sorted(stream[start : start + n].tolist()) == list(range(n))
 
 
-def test_ShuffledBatches_follow_the_generator() -> None:
+def test_shuffled_batches_follow_the_generator() -> None:
     def first(seed: int) -> list[int]:
         return next(ShuffledBatches(50, 50, seeded(seed))).tolist()
 
@@ -59,7 +59,7 @@ def test_ShuffledBatches_follow_the_generator() -> None:
     size=st.integers(1, 40),
     seed=st.integers(0, 100),
 )
-def test_BalancedBatches_are_even_over_the_cells(counts: list[int], size: int, seed: int) -> None:
+def test_balanced_batches_are_even_over_the_cells(counts: list[int], size: int, seed: int) -> None:
     cells = torch.repeat_interleave(torch.arange(len(counts)) * 3, torch.tensor(counts))
     draws = list(islice(BalancedBatches(cells, size, seeded(seed)), 20))
     if len(cells) <= size:
@@ -77,7 +77,7 @@ def test_BalancedBatches_are_even_over_the_cells(counts: list[int], size: int, s
             assert sorted(turns[start : start + len(counts)]) == list(range(len(counts)))
 
 
-def test_BalancedBatches_take_turns_fairly_and_go_through_each_cell() -> None:
+def test_balanced_batches_take_turns_fairly_and_go_through_each_cell() -> None:
     cells = torch.repeat_interleave(torch.arange(5), 4)
     stream = torch.cat(list(islice(BalancedBatches(cells, 2, seeded()), 50)))
     assert torch.bincount(cells[stream]).tolist() == [20] * 5

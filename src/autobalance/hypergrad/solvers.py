@@ -320,16 +320,15 @@ class Nystrom(Solver):
         if norm == 0.0:
             return _zero(system, b)
         generator = torch.Generator().manual_seed(self.seed)
-        omega = torch.randn(self.rank, b.numel(), generator=generator, dtype=b.dtype).to(b.device)
+        omega = torch.randn(self.rank, b.numel(), generator=generator, dtype=torch.float64).to(b)
         shift = system.shift + torch.zeros_like(b)
         columns = torch.stack([system.product(row)[0] for row in omega]) - omega * shift
         small = omega @ columns.T
-        small = (small + small.T) / 2
         # (D + C W^-1 C')^-1 b = D^-1 b - D^-1 C (W + C' D^-1 C)^-1 C' D^-1 b, D the shift.
         scaled = b / shift
-        core = small + (columns / shift) @ columns.T
-        correction = torch.linalg.lstsq(core.cpu(), (columns @ scaled).cpu()[:, None]).solution
-        q = scaled - (correction.to(b)[:, 0] @ columns) / shift
+        core = ((small + small.T) / 2 + (columns / shift) @ columns.T).double().cpu()
+        correction = torch.linalg.pinv(core, hermitian=True) @ (columns @ scaled).double().cpu()
+        q = scaled - (correction.to(b) @ columns) / shift
         return Solution(q, system.tangent(q), float("nan"), self.rank, "iterations")
 
 
