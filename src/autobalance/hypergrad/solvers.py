@@ -19,6 +19,10 @@ from autobalance.hypergrad.system import Curvature, TrainingSystem
 
 Carried = Mapping[str, Tensor]
 
+RESIDUAL_LIMIT = 2.0
+"""A relative residual above this says that the single loop's last step was too long. On a batch of
+its own, a good q leaves a residual of about 1."""
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -139,8 +143,7 @@ class SingleLoop(Solver):
             residual, tangent, products = b, None, 0
         relative = float(residual.norm()) / norm
         p = _preconditioned(system, residual) if self.preconditioned else residual
-        # A residual above b says that the last length was too long: q is worse than nothing.
-        if age % self.line_search_every == 0 or relative > 1.0:
+        if age % self.line_search_every == 0 or relative > RESIDUAL_LIMIT:
             p_tangent = system.tangent(p)
             curvature = system.quadratic(p, p_tangent)
             if curvature > 0:
