@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autobalance import training
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.data.batches import ArrayData, ShuffledBatches
 from autobalance.losses import ParametricCrossEntropy
@@ -179,6 +181,48 @@ def test_progress_is_told() -> None:
     seen: list[Progress] = []
     quick(recipe=Recipe(epochs=1, min_steps=50, batch_size=32), progress=seen.append)
     assert seen == [Progress("retrain", step, 50) for step in (20, 40, 50)]
+
+
+# Resuming -------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_continues_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(progress: Progress) -> None:
+        if progress.step >= 20:
+            raise Killed
+
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    path = tmp_path / "retrain.checkpoint"
+    whole = quick(network, seed=2)
+    with pytest.raises(Killed):
+        quick(network, seed=2, checkpoint=path, progress=kill)
+    seen: list[Progress] = []
+    found = quick(network, seed=2, checkpoint=path, progress=seen.append)
+    assert torch.equal(flat(found), flat(whole))
+    assert [progress.step for progress in seen] == [40]
+    assert torch.equal(flat(quick(network, seed=2, checkpoint=path)), flat(whole))
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"loss": ParametricCrossEntropy.logit_adjusted([3, 2, 1])}, "loss"),
+        ({"recipe": Recipe(epochs=2, min_steps=40)}, "recipe"),
+        ({"data": blobs(seed=3)}, "data"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, changed: dict[str, Any], part: str
+) -> None:
+    quick(checkpoint=tmp_path / "c")
+    with pytest.raises(InputError, match=f"of another run: its {part} is"):
+        quick(**changed, checkpoint=tmp_path / "c")
 
 
 # Failing --------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autobalance import training
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.data.batches import ArrayData, concatenated
 from autobalance.hypergrad import Identity
@@ -366,3 +370,138 @@ def test_data_are_not_written_to() -> None:
     quick(data)
     assert torch.equal(before.inputs[: len(data)], data.inputs)
     assert torch.equal(before.target[: len(data)], data.target)
+
+
+# Stopping, choosing, resuming -----------------------------------------------------------------
+
+
+def test_stops_when_the_objective_no_longer_falls() -> None:
+    settings = SearchSettings(every=1, warmup=0.1, patience=5)
+    whole = quick(settings=replace(settings, patience=None))
+    result = quick(settings=settings, recipe=replace(QUICK, min_steps=400))
+    assert len(whole.history) == 36
+    assert 10 <= len(result.history) < 300
+    assert result.training_runs == pytest.approx(result.history[-1].step / 400)
+    values = np.array([record.objective for record in result.history])
+    means = np.convolve(values, np.ones(5) / 5, mode="valid")
+    assert len(means) - 1 - means.argmin() == 5
+
+
+def test_five_hypergradients_in_a_row_that_are_not_finite_end_the_search() -> None:
+    class Unseen(nn.Module):
+        """Finite in training, not in evaluation, where the validation gradient is taken."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.linear(inputs) * (1.0 if self.training else torch.nan)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(TrainingDiverged, match=r"5 hypergradients .* not finite") as error:
+            quick(factory=Unseen)
+    partial = error.value.partial
+    assert isinstance(partial, SearchResult)
+    assert partial.status == "diverged"
+    assert [record.skipped for record in partial.history] == [True] * 5
+    assert partial.loss.to_dict() == partial.start.to_dict()
+
+
+def test_with_folds_the_best_on_held_out_data_is_chosen() -> None:
+    result = quick(settings=replace(UPPER, folds=2))
+    names = [candidate.name for candidate in result.candidates]
+    assert names == ["designed", "start", "cross_entropy"]
+    chosen = next(c for c in result.candidates if c.name == result.choice)
+    assert chosen.objective == min(c.objective for c in result.candidates)
+    assert result.loss.to_dict() == chosen.loss.to_dict()
+    assert result.candidates[1].loss.to_dict() == result.start.to_dict()
+    assert result.training_runs == 2 + 6
+    again = SearchResult.from_json(result.to_json())
+    assert again.to_dict() == result.to_dict()
+
+
+def test_a_start_that_is_better_is_kept() -> None:
+    """A search that walks off at a huge rate must not be worse than where it came from."""
+    data = blobs((300, 100, 40), spread=1.2)
+    settings = SearchSettings(every=2, folds=3, lr=30.0)
+    space = lambda counts: HierarchicalSpace(counts, sigma_tau=1e3, sigma_eps=1e3)  # noqa: E731
+    result = quick(data, settings=settings, space=space, recipe=replace(QUICK, min_steps=80))
+    assert result.choice == "start"
+    assert result.loss.to_dict() == result.start.to_dict()
+    assert result.candidates[0].difference > 0.05
+
+
+def test_with_one_fold_there_is_no_choice() -> None:
+    result = quick()
+    assert (result.candidates, result.choice, result.training_runs) == ([], "designed", 1.0)
+
+
+class Killed(BaseException):
+    """What no handler of the search knows: the state on disk is all that is left."""
+
+
+def killed_at(step: int, phase: str) -> Callable[[Progress], None]:
+    def listen(progress: Progress) -> None:
+        if progress.phase == phase and progress.step >= step:
+            raise Killed
+
+    return listen
+
+
+@pytest.mark.parametrize(
+    ("step", "phase"), [(20, "warm-up"), (27, "search"), (36, "search"), (2, "choose")]
+)
+def test_a_killed_search_continues_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, phase: str
+) -> None:
+    """Weights, BatchNorm, dropout, Adam, q, samplers, the space and its history all come back."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    given: dict[str, Any] = {
+        "data": blobs(groups=True),
+        "factory": noisy_network,
+        "settings": SearchSettings(every=3, warmup=0.6, folds=2, validation_batch_size=12),
+        "seed": 5,
+    }
+    whole = quick(**given)
+    path = tmp_path / "search.checkpoint"
+    with pytest.raises(Killed):
+        quick(**given, checkpoint=path, progress=killed_at(step, phase))
+    seen: list[Progress] = []
+    found = quick(**given, checkpoint=path, progress=seen.append)
+    assert without_time(found) == without_time(whole)
+    assert (seen[0].phase, seen[0].step) >= (phase, step) or phase == "warm-up"
+    calls = len(seen)
+    again = quick(**given, checkpoint=path, progress=seen.append)  # it was finished
+    assert without_time(again) == without_time(whole)
+    assert len(seen) == calls
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"seed": 6}, "seed"),
+        ({"data": blobs(seed=1)}, "data"),
+        ({"factory": lambda: nn.Linear(2, 3, bias=False)}, "network"),
+        ({"settings": replace(UPPER, every=2)}, "settings"),
+        ({"objective": "worst_class_error"}, "settings"),
+        ({"space": ClassSpace}, "space"),
+    ],
+)
+def test_a_checkpoint_of_another_search_is_refused(
+    tmp_path: Path, changed: dict[str, Any], part: str
+) -> None:
+    path = tmp_path / "search.checkpoint"
+    quick(seed=5, checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=f"of another run: its {part} is"):
+        quick(**{"seed": 5, "checkpoint": path, **changed})
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    given: dict[str, Any] = {"factory": noisy_network, "seed": 2}
+    path = tmp_path / "search.checkpoint"
+    assert without_time(quick(**given, checkpoint=path)) == without_time(quick(**given))

@@ -30,6 +30,8 @@ from autobalance.losses.modules import check_width
 from autobalance.settings import Recipe
 
 ModelFactory = Callable[[], nn.Module]
+CHECKPOINT_SECONDS = 30.0
+
 Phase = Literal["warm-up", "search", "choose", "retrain"]
 
 
@@ -113,8 +115,6 @@ class Checkpoint:
         Returns what makes it this run and no other; called where there is a path.
     state : callable
         Returns the run's state, beside the global random state, which is kept with it.
-    seconds : float
-        At most so often.
     """
 
     def __init__(
@@ -122,12 +122,10 @@ class Checkpoint:
         path: str | Path | None,
         identity: Callable[[], dict[str, Any]],
         state: Callable[[], dict[str, Any]],
-        seconds: float = 30.0,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.identity = identity() if self.path else {}
         self.state = state
-        self.seconds = seconds
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -139,7 +137,7 @@ class Checkpoint:
         return saved["state"]
 
     def save_if_due(self) -> None:
-        if self.path is not None and time.monotonic() - self._last >= self.seconds:
+        if self.path is not None and time.monotonic() - self._last >= CHECKPOINT_SECONDS:
             self.save()
 
     def save(self) -> None:
