@@ -287,7 +287,7 @@ def test_penalty_is_the_gaussian_log_prior() -> None:
 def test_the_papers_space_has_no_prior() -> None:
     space = ClassSpace([9, 3])
     scatter(space)
-    assert float(space.penalty()) == 0.0
+    assert float(space.penalty().detach()) == 0.0
     assert not space.penalty().requires_grad
 
 
@@ -330,6 +330,33 @@ def test_values_names_the_free_parameters() -> None:
     assert space.values() == {"tau": 1.0, "eps": [0.0, 0.0], "log_weight": [0.0, 0.0]}
 
 
+@pytest.mark.parametrize(
+    ("over", "expected"),
+    [
+        ("class", [[0.6, 0.4], [0.6, 0.4]]),
+        ("group", [[1.0, 1.0], [1.0, 1.0]]),
+        ("class_and_group", [[48.6 / 61, 12.4 / 61], [12.6 / 41, 28.4 / 41]]),
+    ],
+)
+def test_by_default_the_start_is_consistent_for_the_objective(
+    over: str, expected: list[list[float]]
+) -> None:
+    """Up to a common factor per row, exp(l) is what the objective wants training to correct."""
+    space = default_space([[48, 12], [12, 28]], over)
+    ratio = space().additive.detach().exp() / torch.tensor(expected)
+    torch.testing.assert_close(ratio[:, 0], ratio[:, 1])
+    assert float(space.penalty().detach()) == 0.0
+
+
+def test_importance_moves_the_start_to_what_is_consistent_for_it() -> None:
+    """Weights proportional to the priors make the weighted error the plain one: l is constant."""
+    additive = default_space([60, 30, 10], importance=[6.0, 3.0, 1.0])().additive
+    torch.testing.assert_close(additive, additive[:1].expand(3))
+    even, plain = (default_space([60, 30, 10], importance=i)().additive for i in ([2, 2, 2], None))
+    torch.testing.assert_close(even, plain)
+    assert torch.isfinite(default_space([60, 30, 10], importance=[1, 0, 1])().additive).all()
+
+
 def test_default_space_follows_the_counts() -> None:
     assert isinstance(default_space([5, 3]), HierarchicalSpace)
     assert isinstance(default_space(np.array([[5, 3], [1, 2]])), GroupSpace)
@@ -347,6 +374,8 @@ def test_default_space_follows_the_counts() -> None:
         (lambda: ClusterSpace([5, 1], size=0), "size must be at least 1 class per cluster; got 0"),
         (lambda: ClusterSpace([[5, 1]], size=1), r"ClusterSpace takes counts per class \(k,\)"),
         (lambda: GroupSpace([5, 1]), r"GroupSpace takes counts per group and class \(g, k\)"),
+        (lambda: HierarchicalSpace([5, 1], importance=[1, -1]), "importance must hold one non-"),
+        (lambda: HierarchicalSpace([5, 1], importance=[1, 1, 1]), "got shape"),
         (lambda: GroupSpace([[5, 1]], sigma_tau=0.0), "sigma_tau must be a finite number"),
     ],
 )

@@ -27,7 +27,6 @@ from autobalance.results import SearchResult
 from autobalance.retraining import retrain
 from autobalance.searching import SpaceFactory, search
 from autobalance.settings import Recipe, SearchSettings
-from autobalance.spaces import default_space
 from autobalance.training import Interrupted, ModelFactory, ProgressListener, predict_logits
 from autobalance.tuner import DEFAULT_SOLVER
 
@@ -51,8 +50,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         How the network is trained.
     settings : SearchSettings, optional
         How the loss is searched.
-    space : callable
-        From the training counts to a `DesignSpace`.
+    space : callable, optional
+        From the training counts to a `DesignSpace`; by default as in `search`.
     solver : Solver, optional
         How hypergradients are solved for; by default as in `search`.
     device : str
@@ -102,7 +101,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         module: nn.Module | Callable[..., nn.Module] | None = None,
         recipe: Recipe | None = None,
         settings: SearchSettings | None = None,
-        space: SpaceFactory = default_space,
+        space: SpaceFactory | None = None,
         solver: Solver | None = None,
         device: str = "auto",
         random_state: Any = None,

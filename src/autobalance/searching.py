@@ -20,7 +20,7 @@ from autobalance.data.batches import ArrayData, BalancedBatches, Batch, concaten
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import Objective, as_objective
+from autobalance.objectives import Objective, WeightedError, as_objective
 from autobalance.results import MAX_PATH_NUMBERS, PathPoint, SearchResult, UpperRecord
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import DesignSpace, default_space
@@ -49,7 +49,7 @@ def search(
     *,
     validation: ArrayData | None = None,
     objective: str | Objective = "balanced_error",
-    space: SpaceFactory = default_space,
+    space: SpaceFactory | None = None,
     recipe: Recipe | None = None,
     settings: SearchSettings | None = None,
     solver: Solver = DEFAULT_SOLVER,
@@ -70,8 +70,10 @@ def search(
         A validation set of the user's own. By default a share of `data` is held out.
     objective : str or Objective
         What is to become small on validation data; see `autobalance.objectives`.
-    space : callable
-        From the training counts, ``(k,)`` or ``(g, k)``, to a `DesignSpace`.
+    space : callable, optional
+        From the training counts, ``(k,)`` or ``(g, k)``, to a `DesignSpace`. By default a
+        hierarchical one that starts at a loss consistent for the objective; see
+        `autobalance.spaces.default_space`.
     recipe : Recipe, optional
         How the network is trained.
     settings : SearchSettings, optional
@@ -150,7 +152,7 @@ class _Search:
         data: ArrayData,
         validation: ArrayData | None,
         objective: Objective,
-        space: SpaceFactory,
+        space: SpaceFactory | None,
         recipe: Recipe,
         settings: SearchSettings,
         solver: Solver,
@@ -162,7 +164,7 @@ class _Search:
         self.recipe, self.settings = recipe, settings
         self.seed, self.device = seed, device
         fabric = make_fabric(device)
-        design = space(data.counts())
+        design = space(data.counts()) if space else _start_for(objective, data)
         if not isinstance(design, DesignSpace):
             raise InputError(f"space must return a DesignSpace; got {type(design).__name__}.")
         self.loss = TunableCrossEntropy(design).to(fabric.device)
@@ -365,6 +367,13 @@ class _Search:
         numbers = len(self.path) * sum(p.numel() for p in now if p is not None)
         if numbers > MAX_PATH_NUMBERS:
             self.path = self.path[::2]
+
+
+def _start_for(objective: Objective, data: ArrayData) -> DesignSpace:
+    importance = objective.weights if isinstance(objective, WeightedError) else None
+    return default_space(
+        data.counts(), objective.over, importance if objective.over == "class" else None
+    )
 
 
 def _splits(

@@ -88,12 +88,13 @@ class HierarchicalSpace(DesignSpace):
     r"""Shared strengths plus shrunken deviations per class. The default.
 
     .. math::
-        l_k = \tau \log \pi_k + \epsilon_k, \qquad
+        l_k = \tau \log \pi_k - \log \omega_k + \epsilon_k, \qquad
         \log \delta_k = \gamma \log(n_k / n_{max}) + \epsilon'_k, \qquad
         \log w_k = \epsilon''_k
 
-    It starts at tau = 1, gamma = 0 and no deviations, which is logit adjustment (LA), consistent
-    for the balanced error. With a ``(g, k)`` table of counts see `GroupSpace`.
+    It starts at tau = 1, gamma = 0 and no deviations: with omega = 1 that is logit adjustment (LA),
+    consistent for the balanced error, and else consistent for the error weighted by omega. With a
+    ``(g, k)`` table of counts see `GroupSpace`.
 
     Parameters
     ----------
@@ -103,10 +104,15 @@ class HierarchicalSpace(DesignSpace):
         Which of "weight", "additive" and "multiplicative" to learn.
     tau : float
         Start of tau.
+    importance : array-like, optional
+        omega_k, how much the objective makes of each class's error, shape ``(k,)``, not negative;
+        only ratios matter. None: all alike.
     sigma_tau, sigma_eps : float
         Standard deviations of the priors on the shared strengths (tau, gamma) and on each
         deviation, in the units of log pi (nats) for l and of log delta for delta.
     """
+
+    offset: Tensor
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class HierarchicalSpace(DesignSpace):
         *,
         learn: Iterable[str] = ("additive",),
         tau: float = 1.0,
+        importance: Any = None,
         sigma_tau: float = 1.0,
         sigma_eps: float = 1.0,
     ) -> None:
@@ -126,6 +133,7 @@ class HierarchicalSpace(DesignSpace):
         self.sigma_eps = positive("sigma_eps", sigma_eps)
         self.start = float(tau)
         k = self.num_classes
+        self.register_buffer("offset", _log_importance(importance, k))
         if "additive" in self.learns:
             self.tau = nn.Parameter(torch.tensor(float(tau)))
             self.eps = nn.Parameter(torch.zeros(k))
@@ -138,9 +146,9 @@ class HierarchicalSpace(DesignSpace):
     def forward(self) -> LossParameters:
         log_prior = (self.counts / self.counts.sum()).log()
         weight = multiplicative = None
-        additive = self.start * log_prior
+        additive = self.start * log_prior - self.offset
         if "additive" in self.learns:
-            additive = self.tau * log_prior + _centred(self.eps)
+            additive = self.tau * log_prior - self.offset + _centred(self.eps)
         if "multiplicative" in self.learns:
             shared = self.gamma * (self.counts / self.counts.max()).log()
             multiplicative = (shared + _centred(self.log_delta)).exp()
@@ -159,6 +167,19 @@ class HierarchicalSpace(DesignSpace):
         if "weight" in self.learns:
             total = total + self.log_weight.square().sum() / (2 * self.sigma_eps**2)
         return total
+
+
+def _log_importance(importance: Any, classes: int) -> Tensor:
+    """Log omega_k, its largest 0; a class of no importance counts as one of 1e-3."""
+    if importance is None:
+        return torch.zeros(classes)
+    omega = torch.as_tensor(importance, dtype=torch.get_default_dtype())
+    if omega.shape != (classes,) or not bool((omega >= 0).all()) or not float(omega.max()) > 0:
+        raise InputError(
+            f"importance must hold one non-negative number per class ({classes}), not all 0; "
+            f"got shape {tuple(omega.shape)}."
+        )
+    return (omega / omega.max()).clamp(min=1e-3).log()
 
 
 class ClassSpace(DesignSpace):
@@ -274,7 +295,7 @@ class GroupSpace(DesignSpace):
 
     .. math:: l_{kg} = \tau_c \log \pi_k + \tau_g \log(\pi_{k|g} / \pi_k) + \epsilon_{kg}
 
-    It starts at tau_c = tau_g = 1: logit adjustment within each group, l_kg = log pi_{k|g}.
+    By default it starts at tau_c = tau_g = 1: logit adjustment within each group, l_kg = log pi_{k|g}.
     A group's main effect cancels in the softmax; it acts through w. The prior of a class within
     a group is smoothed by one example spread as the classes are overall, so that empty cells
     stay finite.
@@ -283,6 +304,9 @@ class GroupSpace(DesignSpace):
     ----------
     counts : array-like
         Training examples per group and class, shape ``(g, k)``.
+    tau_class, tau_group : float
+        Start of the shared strengths: (1, 1) is consistent where classes count alike within each
+        group, (1, 0) where they do over all groups, (0, 0) where examples count alike.
     learn, sigma_tau, sigma_eps
         As for `HierarchicalSpace`.
     """
@@ -292,18 +316,21 @@ class GroupSpace(DesignSpace):
         counts: Any,
         *,
         learn: Iterable[str] = ("additive",),
+        tau_class: float = 1.0,
+        tau_group: float = 1.0,
         sigma_tau: float = 1.0,
         sigma_eps: float = 1.0,
     ) -> None:
         super().__init__(counts, learn)
         if self.counts.ndim != 2:
             raise InputError("GroupSpace takes counts per group and class (g, k).")
+        self.starts = {"tau_class": float(tau_class), "tau_group": float(tau_group)}
         self.sigma_tau = positive("sigma_tau", sigma_tau)
         self.sigma_eps = positive("sigma_eps", sigma_eps)
         shape = self.counts.shape
         if "additive" in self.learns:
-            self.tau_class = nn.Parameter(torch.ones(()))
-            self.tau_group = nn.Parameter(torch.ones(()))
+            self.tau_class = nn.Parameter(torch.tensor(self.starts["tau_class"]))
+            self.tau_group = nn.Parameter(torch.tensor(self.starts["tau_group"]))
             self.eps = nn.Parameter(torch.zeros(shape))
         if "multiplicative" in self.learns:
             self.log_delta = nn.Parameter(torch.zeros(shape))
@@ -314,10 +341,12 @@ class GroupSpace(DesignSpace):
         prior = self.counts.sum(dim=0) / self.counts.sum()
         within = (self.counts + prior) / (self.counts.sum(dim=1, keepdim=True) + 1.0)
         weight = multiplicative = None
-        additive = within.log()
+        tau_class, tau_group = self.starts["tau_class"], self.starts["tau_group"]
         if "additive" in self.learns:
-            shared = self.tau_class * prior.log() + self.tau_group * (within / prior).log()
-            additive = shared + _centred(self.eps)
+            tau_class, tau_group = self.tau_class, self.tau_group
+        additive = tau_class * prior.log() + tau_group * (within / prior).log()
+        if "additive" in self.learns:
+            additive = additive + _centred(self.eps)
         if "multiplicative" in self.learns:
             multiplicative = self.log_delta.exp()
         if "weight" in self.learns:
@@ -327,12 +356,28 @@ class GroupSpace(DesignSpace):
     def penalty(self) -> Tensor:
         total = self.counts.new_zeros(())
         for name, p in self.named_parameters():
-            shared = name.startswith("tau")
-            sigma, start = (self.sigma_tau, 1.0) if shared else (self.sigma_eps, 0.0)
+            start = self.starts.get(name, 0.0)
+            sigma = self.sigma_tau if name in self.starts else self.sigma_eps
             total = total + (p - start).square().sum() / (2 * sigma**2)
         return total
 
 
-def default_space(counts: Sequence[float] | np.ndarray) -> DesignSpace:
-    """`HierarchicalSpace` for counts per class, `GroupSpace` for counts per group and class."""
-    return HierarchicalSpace(counts) if np.ndim(counts) == 1 else GroupSpace(counts)
+def default_space(
+    counts: Sequence[float] | np.ndarray, over: str = "class", importance: Any = None
+) -> DesignSpace:
+    """The space that starts at a loss consistent for an objective over these cells.
+
+    Parameters
+    ----------
+    counts : array-like
+        Training examples per class ``(k,)``, or per group and class ``(g, k)``.
+    over : {"class", "group", "class_and_group"}
+        The objective's cells. The error of a group is that of its examples, so over groups the
+        start is cross-entropy.
+    importance : array-like, optional
+        As for `HierarchicalSpace`.
+    """
+    if np.ndim(counts) == 1:
+        return HierarchicalSpace(counts, importance=importance)
+    tau_class, tau_group = {"class": (1.0, 0.0), "group": (0.0, 0.0)}.get(over, (1.0, 1.0))
+    return GroupSpace(counts, tau_class=tau_class, tau_group=tau_group)
