@@ -18,7 +18,7 @@ LAYERS = [
     {"cli"},
     {"demo", "runs"},
     {"terminal", "estimator", "report"},
-    {"searching", "retraining"},
+    {"searching", "retraining", "heads"},
     {"tuner", "training"},
     {"results", "hypergrad"},
     {"tunable"},
