@@ -131,6 +131,9 @@ def search_head(
     n x k probabilities per fold in work, or none where they exceed 1 GiB in float32; a product then
     costs half as much again.
 
+    Where the space learns delta, a step may make some delta_k so small or large that the lower level
+    is badly conditioned, and one evaluation then takes thousands of products.
+
     References
     ----------
     Li et al., "AutoBalance", NeurIPS 2021; the implicit gradient as in Lorraine et al., AISTATS
