@@ -32,6 +32,17 @@ def wrong(*pattern: str) -> list[Tensor]:
     return [torch.tensor([c == "x" for c in fold]) for fold in pattern]
 
 
+def compared(
+    losses: dict[str, ParametricCrossEntropy],
+    outcomes: dict[str, list[Tensor]],
+    folds: list[ArrayData],
+    objective: Objective,
+) -> list[Candidate]:
+    cells = torch.cat([fold.cells() for fold in folds])
+    shape = (folds[0].num_groups or 1, folds[0].num_classes)
+    return compare(losses, outcomes, cells, shape, objective, seed=0)
+
+
 FOLDS = [held([0, 0, 0, 1]), held([0, 0, 1, 1])]
 OUTCOMES = {
     "designed": wrong("x...", "....",),
@@ -42,7 +53,7 @@ OUTCOMES = {
 
 def test_objectives_and_differences_by_hand() -> None:
     """Class 0 has five examples over the folds, class 1 three, class 2 none."""
-    found = {c.name: c for c in compare(LOSSES, OUTCOMES, FOLDS, BalancedError(), "start", seed=0)}
+    found = {c.name: c for c in compared(LOSSES, OUTCOMES, FOLDS, BalancedError())}
     assert found["designed"].objective == pytest.approx((1 / 5 + 0) / 2)
     assert found["start"].objective == pytest.approx((0 + 2 / 3) / 2)
     assert found["cross_entropy"].objective == pytest.approx((0 + 1) / 2)
@@ -66,7 +77,7 @@ def test_the_objective_is_its_hard_value_on_all_folds(objective: Objective) -> N
     missed = torch.tensor([1, 0, 0, 1, 1, 0, 0, 0]).bool()
     outcomes = {"start": [missed[:4], missed[4:]], "designed": wrong("....", "....")}
     folds = [held(target[:4], groups[:4]), held(target[4:], groups[4:])]
-    found = compare({"start": LOSS, "designed": LOSS}, outcomes, folds, objective, "start", seed=0)
+    found = compared({"start": LOSS, "designed": LOSS}, outcomes, folds, objective)
     logits = torch.zeros(8, 3)
     shown = torch.where(missed, (torch.tensor(target) + 1) % 3, torch.tensor(target))
     logits[torch.arange(8), shown] = 1.0
@@ -84,7 +95,7 @@ def test_the_standard_error_is_that_of_paired_sampling() -> None:
     outcomes = {"designed": [a], "start": [b]}
     fold = ArrayData.of(torch.zeros(n, 1), target)
     losses = {"designed": LOSS, "start": LOSS}
-    found = compare(losses, outcomes, [fold], BalancedError(), "start", seed=0)[0]
+    found = compared(losses, outcomes, [fold], BalancedError())[0]
     d = a.double() - b.double()
     variance = sum(float(d[target == c].var() / (target == c).sum()) for c in range(3)) / 9
     assert found.standard_error == pytest.approx(math.sqrt(variance), rel=0.08)
@@ -93,7 +104,7 @@ def test_the_standard_error_is_that_of_paired_sampling() -> None:
 def test_one_example_is_never_certain() -> None:
     outcomes = {"designed": wrong("."), "start": wrong("x")}
     losses = {"designed": LOSS, "start": LOSS}
-    found = compare(losses, outcomes, [held([0])], BalancedError(), "start", seed=0)[0]
+    found = compared(losses, outcomes, [held([0])], BalancedError())[0]
     assert found.difference == -1.0
     assert found.standard_error > 0.2
 

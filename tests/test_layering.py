@@ -18,7 +18,7 @@ LAYERS = [
     {"cli"},
     {"demo", "runs"},
     {"terminal", "estimator", "report"},
-    {"searching"},
+    {"searching", "heads"},
     {"choosing"},
     {"retraining"},
     {"tuner", "training"},

@@ -38,8 +38,11 @@ _HOME = {
     "TunableCrossEntropy": "tunable",
     "WeightedError": "objectives",
     "WorstError": "objectives",
+    "extract_features": "heads",
     "retrain": "retraining",
+    "retrain_head": "heads",
     "search": "searching",
+    "search_head": "heads",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

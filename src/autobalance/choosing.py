@@ -17,6 +17,7 @@ from autobalance.settings import Recipe
 from autobalance.training import ModelFactory, Progress, ProgressListener, predict_logits
 
 DRAWS = 2000
+START = "start"
 Outcomes = dict[str, list[Tensor]]
 
 
@@ -71,12 +72,12 @@ def train_candidates(
 def compare(
     losses: Mapping[str, ParametricCrossEntropy],
     outcomes: Outcomes,
-    held: Sequence[ArrayData],
+    cells: Tensor,
+    shape: tuple[int, int],
     objective: Objective,
-    reference: str,
     seed: int,
 ) -> list[Candidate]:
-    """Each candidate's objective on all folds' held-out examples, and its difference to one.
+    """Each candidate's objective on all folds' held-out examples, and its difference to the start.
 
     The difference's standard error is that of the examples' sampling: for each cell, the four
     shares of (right or wrong under one loss, right or wrong under the other) are drawn from their
@@ -89,22 +90,21 @@ def compare(
         Candidates by name.
     outcomes : dict
         From `train_candidates`.
-    held : sequence of ArrayData
-        Each fold's held-out examples.
+    cells : Tensor
+        ``group * k + class`` of every held-out example, fold after fold, shape ``(n,)``.
+    shape : (int, int)
+        Numbers of groups and of classes.
     objective : Objective
         Judged by its hard value.
-    reference : str
-        Whose difference is 0.
     seed : int
         Of the draws.
     """
-    cells = torch.cat([data.cells() for data in held]).numpy()
-    count = held[0].num_classes * (held[0].num_groups or 1)
+    count = shape[0] * shape[1]
     wrong = {name: torch.cat(runs).numpy() for name, runs in outcomes.items()}
     candidates = []
     for name, loss in losses.items():
         pairs = np.zeros((count, 2, 2))
-        np.add.at(pairs, (cells, wrong[name].astype(int), wrong[reference].astype(int)), 1)
+        np.add.at(pairs, (cells.numpy(), wrong[name].astype(int), wrong[START].astype(int)), 1)
         generator = np.random.default_rng(seed)
         shares = pairs[None].reshape(1, count, 4)
         drawn = np.stack(
@@ -112,7 +112,7 @@ def compare(
         ).reshape(DRAWS, count, 2, 2)
         sizes = pairs.sum(axis=(1, 2))
         values = [
-            _aggregate(objective, rates, sizes, held[0])
+            _aggregate(objective, rates, sizes, shape)
             for rates in (drawn[:, :, 1, :].sum(axis=2), drawn[:, :, :, 1].sum(axis=2))
         ]
         exact = np.divide(
@@ -121,26 +121,25 @@ def compare(
             out=np.zeros((2, count)),
             where=sizes > 0,
         )
-        value, base = _aggregate(objective, exact, sizes, held[0])
-        error = 0.0 if name == reference else float(np.std(values[0] - values[1]))
+        value, base = _aggregate(objective, exact, sizes, shape)
+        error = 0.0 if name == START else float(np.std(values[0] - values[1]))
         candidates.append(Candidate(name, loss, float(value), float(value - base), error))
     return candidates
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
     """The candidate of the lowest objective; the start, unless another is better than it."""
-    start = next(c for c in candidates if c.name == "start")
+    start = next(c for c in candidates if c.name == START)
     lowest = min(candidates, key=lambda c: c.objective)
     return lowest if lowest.difference < 0 else start
 
 
 def _aggregate(
-    objective: Objective, rates: np.ndarray, sizes: np.ndarray, data: ArrayData
+    objective: Objective, rates: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
 ) -> np.ndarray:
     """The hard objective for each row of error rates per (class, group) cell."""
-    groups, classes = data.num_groups or 1, data.num_classes
-    wrong = (rates * sizes).reshape(-1, groups, classes)
-    table = sizes.reshape(groups, classes)
+    wrong = (rates * sizes).reshape(-1, *shape)
+    table = sizes.reshape(shape)
     if objective.over == "class":
         wrong, mass = wrong.sum(axis=1), table.sum(axis=0)
     elif objective.over == "group":

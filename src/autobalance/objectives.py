@@ -127,6 +127,11 @@ class Objective(ABC):
     def __post_init__(self) -> None:
         one_of("over", self.over, ("class", "group", "class_and_group"))
 
+    @property
+    def importance(self) -> tuple[float, ...] | None:
+        """What it makes of each class's error, beforehand; None where all classes count alike."""
+        return None
+
     @abstractmethod
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
         """One number from the cells' risks ``(cells,)`` and which of them are present."""
@@ -220,6 +225,10 @@ class WeightedError(Objective):
                 "weights must hold one non-negative number per cell, not all 0; "
                 f"got {self.weights!r}."
             )
+
+    @property
+    def importance(self) -> tuple[float, ...] | None:
+        return self.weights if self.over == "class" else None
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
         self._check(len(risks))

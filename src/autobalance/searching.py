@@ -20,7 +20,7 @@ from autobalance.data.batches import ArrayData, BalancedBatches, Batch, concaten
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import Objective, WeightedError, as_objective
+from autobalance.objectives import Objective, as_objective
 from autobalance.results import MAX_PATH_NUMBERS, PathPoint, SearchResult, UpperRecord
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import DesignSpace, default_space
@@ -164,7 +164,11 @@ class _Search:
         self.recipe, self.settings = recipe, settings
         self.seed, self.device = seed, device
         fabric = make_fabric(device)
-        design = space(data.counts()) if space else _start_for(objective, data)
+        counts = data.counts()
+        if space is None:
+            design = default_space(counts, objective.over, objective.importance)
+        else:
+            design = space(counts)
         if not isinstance(design, DesignSpace):
             raise InputError(f"space must return a DesignSpace; got {type(design).__name__}.")
         self.loss = TunableCrossEntropy(design).to(fabric.device)
@@ -249,8 +253,9 @@ class _Search:
         losses = self._losses()
         candidates, choice = [], "designed"
         if self.outcomes and all(len(runs) == len(self.folds) for runs in self.outcomes.values()):
-            held = [held for _, held in self.splits]
-            candidates = compare(losses, self.outcomes, held, self.objective, "start", self.seed)
+            cells = torch.cat([held.cells() for _, held in self.splits])
+            shape = (self.splits[0][0].num_groups or 1, self.splits[0][0].num_classes)
+            candidates = compare(losses, self.outcomes, cells, shape, self.objective, self.seed)
             choice = best(candidates).name
         space = self._designed()
         start, cpu = self.clock
@@ -367,13 +372,6 @@ class _Search:
         numbers = len(self.path) * sum(p.numel() for p in now if p is not None)
         if numbers > MAX_PATH_NUMBERS:
             self.path = self.path[::2]
-
-
-def _start_for(objective: Objective, data: ArrayData) -> DesignSpace:
-    importance = objective.weights if isinstance(objective, WeightedError) else None
-    return default_space(
-        data.counts(), objective.over, importance if objective.over == "class" else None
-    )
 
 
 def _splits(

@@ -1,0 +1,132 @@
+"""Features from a frozen network, and their standardisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autobalance.checks import InputError
+from autobalance.hypergrad.system import borrowed
+from autobalance.training import make_fabric
+
+ROWS = 4096
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: nn.Module, inputs: Any, *, batch_size: int = 256, device: str = "auto"
+) -> Tensor:
+    """Outputs of a frozen network in evaluation mode, for `search_head` and `retrain_head`.
+
+    Modes, weights, buffers and the random state are left as they were; the network is moved to
+    the device and back.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        From inputs ``(n, ...)`` to features ``(n, d)`` or ``(n, ...)``, which are flattened.
+    inputs : Tensor or array
+        Shape ``(n, ...)``, n at least 1.
+    batch_size : int
+        Examples per pass.
+    device : str
+        "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Returns
+    -------
+    Tensor
+        Shape ``(n, d)``, on the CPU, float32 where the network computes in less.
+
+    Raises
+    ------
+    InputError
+        If there is no example, an output is not a tensor with one row per example, or a feature
+        is not finite.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1; got {batch_size}.")
+    examples = torch.as_tensor(inputs)
+    if examples.ndim == 0 or len(examples) == 0:
+        raise InputError("There is no example to extract features from: the inputs are empty.")
+    target = make_fabric(device).device
+    home = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    features: Tensor | None = None
+    try:
+        backbone.to(target)
+        with borrowed(backbone):
+            backbone.eval()
+            for first in range(0, len(examples), batch_size):
+                part = examples[first : first + batch_size]
+                rows = _rows(backbone(part.to(target)), len(part), first)
+                if features is None:
+                    features = rows.new_empty(len(examples), rows.shape[1], device="cpu")
+                features[first : first + len(part)] = rows.cpu()
+    finally:
+        backbone.to(home)
+    assert features is not None  # there is an example
+    return features
+
+
+def _rows(output: Any, examples: int, first: int) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != examples:
+        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            f"The backbone must return a tensor of shape ({examples}, ...) for a batch of "
+            f"{examples}; got {came}."
+        )
+    rows = as_floating(output.flatten(1))
+    finite = torch.isfinite(rows).all(dim=1)
+    if not bool(finite.all()):
+        bad = first + int((~finite).nonzero()[0])
+        raise InputError(
+            f"The backbone's features are not finite (NaN or infinite), first for example {bad}. "
+            "Check that input, and that the backbone suits its scale and precision."
+        )
+    return rows
+
+
+def as_floating(features: Tensor) -> Tensor:
+    """Float32 for what is narrower or whole numbers, else as it is."""
+    wide = features.dtype in (torch.float32, torch.float64)
+    return features if wide else features.float()
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and scale of each feature, ``(d,)``, in float64; a constant feature has scale 1."""
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Scaling:
+        """Those of features ``(n, d)``, accumulated in float64 over chunks."""
+        mean = sum(part.double().sum(dim=0) for part in features.split(ROWS)) / len(features)
+        assert isinstance(mean, Tensor)
+        squares = torch.zeros_like(mean)
+        for part in features.split(ROWS):
+            squares += (part.double() - mean).square().sum(dim=0)
+        scale = (squares / len(features)).sqrt()
+        # A constant column's rounding is not a scale.
+        rounding = 10 * torch.finfo(features.dtype).eps * mean.abs()
+        return cls(mean, torch.where(scale > rounding, scale, 1.0))
+
+    def apply_(self, features: Tensor) -> Tensor:
+        """Standardise features ``(n, d)`` in place."""
+        for part in features.split(ROWS):
+            part.copy_((part.double() - self.mean) / self.scale)
+        return features
+
+    def linear(self, weights: Tensor) -> nn.Linear:
+        """The head on raw features that equals weights ``(k, d + 1)`` on standardised ones."""
+        exact = weights.double()
+        matrix = exact[:, :-1] / self.scale
+        # Not initialised, which would draw random numbers.
+        head = nn.Linear(matrix.shape[1], matrix.shape[0], device="meta", dtype=weights.dtype)
+        bias = exact[:, -1] - matrix @ self.mean
+        head.weight = nn.Parameter(matrix.to(weights.dtype))
+        head.bias = nn.Parameter(bias.to(weights.dtype))
+        return head.eval()

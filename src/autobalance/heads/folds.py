@@ -1,0 +1,149 @@
+"""One standardised copy of the features, and folds that are weights over its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autobalance.checks import InputError
+from autobalance.data.batches import ArrayData, Batch, concatenated
+from autobalance.data.splits import stratified_folds
+from autobalance.heads.features import Scaling, as_floating
+from autobalance.heads.problem import HeadProblem
+from autobalance.settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """Data whose features ``(n, d)`` are standardised, on the device, and how they were."""
+
+    data: ArrayData
+    scaling: Scaling
+
+    def problem(self, weight_decay: float, held: Tensor | None = None) -> HeadProblem:
+        """The lower level on all rows but those `held` out."""
+        features = self.data.inputs
+        weight = self.data.sample_weight
+        weight = features.new_ones(len(features)) if weight is None else weight.to(features)
+        if held is not None:
+            weight = weight.clone()
+            weight[held] = 0.0
+        if not bool(weight.any()):
+            raise InputError(
+                "No training example has a sample_weight above 0. Give some weight to each class."
+            )
+        return HeadProblem(
+            features,
+            self.data.target,
+            self.data.num_classes,
+            sample_weight=weight,
+            weight_decay=weight_decay,
+            groups=self.data.groups,
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold: its lower level, and its validation rows."""
+
+    problem: HeadProblem
+    validation: Batch
+
+
+def standardised(
+    data: ArrayData,
+    device: torch.device,
+    *,
+    order: Tensor | None = None,
+    validation: ArrayData | None = None,
+) -> Standardised:
+    """A standardised copy of the data in `order`, followed by `validation`.
+
+    Mean and scale are those of `data`, whichever rows are held out later: labels have no part
+    in them, folds share one copy, and weight decay means the same in search and retraining.
+    """
+    features = as_floating(data.inputs.flatten(1))
+    if validation is not None:
+        # Without features first, which only checks that both belong together.
+        labels = concatenated(_labels(data), _labels(validation))
+        features = torch.cat([features, validation.inputs.flatten(1).to(features)])
+    elif order is not None:
+        labels = replace(data, inputs=data.target).subset(order)
+        features = features[order]
+    else:
+        labels, features = data, features.clone()
+    features = features.to(device)
+    scaling = Scaling.of(features[: len(data)])
+    scaling.apply_(features)
+    return Standardised(replace(labels, inputs=features).to(device), scaling)
+
+
+def split(
+    data: ArrayData,
+    validation: ArrayData | None,
+    *,
+    weight_decay: float,
+    folds: int,
+    validation_fraction: float,
+    seed: int,
+    device: torch.device,
+) -> tuple[list[Split], np.ndarray]:
+    """Folds over one copy of the features, and the validation examples' counts over all folds.
+
+    Raises
+    ------
+    InputError
+        If the folds exceed the data, a validation set of the user's own is to be folded or does
+        not belong to the data, or no class has enough examples.
+    """
+    SearchSettings(folds=folds, validation_fraction=validation_fraction)  # refuses wrong numbers
+    if validation is not None:
+        if folds != 1:
+            raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")
+        whole = standardised(data, device, validation=validation)
+        held = [torch.arange(len(data), len(data) + len(validation), device=device)]
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        cells = data.cells().cpu()
+        parts = [rows for _, rows in stratified_folds(cells, validation_fraction, folds, generator)]
+        if any(len(rows) == 0 for rows in parts):
+            raise InputError(
+                f"No class has enough examples for validation among {len(data)}: the search needs "
+                "at least 3 in some class. Add data, or retrain_head with "
+                "ParametricCrossEntropy.logit_adjusted."
+            )
+        # Rows in the order of the fold that holds them out, so that a fold's training skips
+        # most of its validation rows, and reads them without a copy.
+        first = torch.full((len(data),), folds)
+        for i in reversed(range(folds)):
+            first[parts[i]] = i
+        order = torch.argsort(first, stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        whole = standardised(data, device, order=order)
+        held = [place[rows].sort().values.to(device) for rows in parts]
+    labels = replace(whole.data, inputs=whole.data.target)
+    counts = np.sum([labels.subset(rows).counts() for rows in held], axis=0)
+    splits = [Split(whole.problem(weight_decay, rows), _batch(whole.data, rows)) for rows in held]
+    return splits, counts
+
+
+def _labels(data: ArrayData) -> ArrayData:
+    return replace(data, inputs=data.inputs[:0])
+
+
+def _batch(data: ArrayData, rows: Tensor) -> Batch:
+    """These rows, as views where they are in succession."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 != len(rows):
+        return data.batch(rows)
+    part = slice(first, last + 1)
+    return Batch(
+        data.inputs[part],
+        data.target[part],
+        None if data.groups is None else data.groups[part],
+        None if data.sample_weight is None else data.sample_weight[part],
+    )
