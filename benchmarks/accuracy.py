@@ -126,9 +126,7 @@ class Lower:
     def curvature(self) -> Tensor:
         """The exact Hessian, dense."""
         gradient = flatten(torch.autograd.grad(self.value(), self.weights, create_graph=True))
-        rows = [
-            flatten(torch.autograd.grad(g, self.weights, retain_graph=True)) for g in gradient
-        ]
+        rows = [flatten(torch.autograd.grad(g, self.weights, retain_graph=True)) for g in gradient]
         return torch.stack(rows)
 
     def train_fully(self, tolerance: float = 1e-11) -> float:
@@ -167,13 +165,17 @@ class Lower:
             if float(gradient.norm()) < tolerance:
                 return
             self._move(self.inverse @ gradient)
-        raise RuntimeError(f"Retraining stopped at a gradient norm of {float(gradient.norm()):.1e}.")
+        raise RuntimeError(
+            f"Retraining stopped at a gradient norm of {float(gradient.norm()):.1e}."
+        )
 
     def _positive_inverse(self) -> Tensor:
         curvature = self.curvature()
         smallest = float(torch.linalg.eigvalsh(curvature)[0])
         if smallest <= 0:
-            raise RuntimeError(f"No minimum: the curvature's smallest eigenvalue is {smallest:.1e}.")
+            raise RuntimeError(
+                f"No minimum: the curvature's smallest eigenvalue is {smallest:.1e}."
+            )
         return torch.linalg.inv(curvature)
 
     def _move(self, step: Tensor) -> None:

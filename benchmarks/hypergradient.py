@@ -209,7 +209,9 @@ def profile(rounds: int) -> dict[str, Cost]:
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--profile", action="store_true", help="only the parts of an upper step")
-    parser.add_argument("--memory-of", help="only print this one's bytes; used by the script itself")
+    parser.add_argument(
+        "--memory-of", help="only print this one's bytes; used by the script itself"
+    )
     options = parser.parse_args()
     prepare(options.threads)
     if options.memory_of:
