@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from measuring import options_of, prepare, write_json
 from torch import Tensor, nn
 
 from autobalance.data.batches import ArrayData, Batch
@@ -48,7 +49,6 @@ from autobalance.spaces import HierarchicalSpace
 from autobalance.training import LowerLevel, make_fabric
 from autobalance.tunable import TunableCrossEntropy
 from autobalance.tuner import DEFAULT_SOLVER, coupled_weight_decay
-from measuring import options_of, prepare, write_json
 
 SOLVERS: dict[str, Solver] = {
     "single_loop": SingleLoop(),

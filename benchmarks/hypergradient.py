@@ -23,6 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import (
+    Cost,
+    Timed,
+    Training,
+    interleaved,
+    length_of,
+    options_of,
+    prepare,
+    write_json,
+)
 from torch import Tensor
 
 from autobalance.data.batches import Batch
@@ -37,16 +47,6 @@ from autobalance.hypergrad import (
 )
 from autobalance.networks import ResNet32
 from autobalance.tuner import DEFAULT_SOLVER
-from measuring import (
-    Cost,
-    Timed,
-    Training,
-    interleaved,
-    length_of,
-    options_of,
-    prepare,
-    write_json,
-)
 
 SOLVERS: dict[str, Solver] = {
     "single_loop": SingleLoop(),
@@ -64,13 +64,14 @@ DEFAULT = next((name for name, s in SOLVERS.items() if s == DEFAULT_SOLVER), "de
 SOLVERS.setdefault(DEFAULT, DEFAULT_SOLVER)
 PUBLISHED = {"published_1": 1, "published_10": 10}
 TERMS, STEP = 5, 1.0  # of the published Neumann series
+SLOW = {"neumann_5", "nystrom_5", "conjugate_gradient_5_hessian", *PUBLISHED}  # not for --quick
 # Bound to meet, and what we aim at.
 STEP_TARGETS = {DEFAULT: (3.2, 2.5), "identity": (2.2, 1.8)}
 MEMORY_TARGETS = {DEFAULT: (1.5, 1.2)}
 PEERS = {"betty": "betty-ml", "torchopt": "torchopt"}
 
 
-def published_hypergradient(training: Training, batches: int) -> list[Tensor]:
+def published_hypergradient(training: Training, batches: int, terms: int = TERMS) -> list[Tensor]:
     """The published procedure over so many training and validation batches."""
     model, loss = training.lower.module, training.loss
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -98,7 +99,7 @@ def published_hypergradient(training: Training, batches: int) -> list[Tensor]:
         lambda f, batch: loss.at(design, f, batch.target), train, create_graph=True
     )
     v, q = b, b
-    for _ in range(TERMS):
+    for _ in range(terms):
         product = torch.autograd.grad(graph, weights, grad_outputs=v, retain_graph=True)
         v = [a - STEP * h for a, h in zip(v, product, strict=True)]
         q = [a + d for a, d in zip(q, v, strict=True)]
@@ -126,15 +127,13 @@ def step_costs(names: list[str], *, quick: bool) -> dict[str, Cost]:
     training = new_training(5 if quick else 30)
     cases = {}
     for name in names:
-        dear = name not in STEP_TARGETS
         length = length_of(SOLVERS[name]) if name in SOLVERS else 1
-        rounds = (1 if dear else 3) if quick else (5 if dear else 12)
-        once = name == "published_10"  # minutes each
+        rounds = (2 if quick else 6) if name in STEP_TARGETS else (1 if quick else 3)
         cases[name] = Timed(
             action_of(name, training),
             length=length,
-            rounds=1 if once else rounds,
-            warm_up=0 if once else length if length > 1 else 1,
+            rounds=1 if name in SLOW else rounds,
+            warm_up=length if name in STEP_TARGETS else int(name not in SLOW),
         )
     return interleaved(training, cases)
 
@@ -153,13 +152,15 @@ def resident(field: str) -> int:
 def peak_memory(name: str) -> int:
     """Bytes above what was held before the first step; to be run in a process of its own."""
     training = new_training(0)
-    action = None if name == "training" else action_of(name, training)
+    steps, action = 2, lambda: None
+    if name in PUBLISHED:  # later terms hold no more than the first
+        steps, action = 1, lambda: published_hypergradient(training, PUBLISHED[name], terms=1)
+    elif name in SOLVERS:  # from the first line search to the second
+        steps, action = length_of(SOLVERS[name]) + 1, training.upper_step(SOLVERS[name])
     before = resident("VmRSS")
-    for _ in range(2):
+    for _ in range(steps):
         training.train()
-        for _ in range(1 if name in PUBLISHED else 3):  # a line search and none
-            if action is not None:
-                action()
+        action()
     return resident("VmHWM") - before
 
 
@@ -222,9 +223,7 @@ def main() -> None:
             print(f"{name:46} {cost.ratio:6.2f}")
         return
 
-    names = [*SOLVERS, *PUBLISHED]
-    if options.quick:
-        names.remove("published_10")
+    names = [n for n in (*SOLVERS, *PUBLISHED) if not (options.quick and n in SLOW - {DEFAULT})]
     costs = step_costs(names, quick=options.quick)
     plain = memory_in_child("training", options.threads)
     memory = {name: memory_in_child(name, options.threads) / plain for name in names}

@@ -16,11 +16,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from measuring import Cost, Timed, Training, interleaved, length_of, options_of, prepare, write_json
 from torch import nn
 
 from autobalance.networks import TableNetwork
 from autobalance.tuner import DEFAULT_SOLVER
-from measuring import Cost, Timed, Training, interleaved, length_of, options_of, prepare, write_json
 
 FEATURES, CLASSES, HIDDEN, BATCH = 50, 10, 256, 128
 PARAMETERS = (10_000, 100_000, 1_000_000, 10_000_000)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from measuring import cpu_seconds, options_of, prepare, write_json
 from torch import nn
 
 from autobalance.data.batches import ArrayData
@@ -28,7 +29,6 @@ from autobalance.results import SearchResult
 from autobalance.retraining import retrain
 from autobalance.searching import search
 from autobalance.settings import Recipe
-from measuring import cpu_seconds, options_of, prepare, write_json
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cnn": network,

@@ -29,7 +29,7 @@ def positive(ratios: dict[str, float]) -> bool:
 
 def test_a_small_case_of_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
-    import scaling  # noqa: PLC0415
+    import scaling
 
     costs = {n: scaling.cost(width=8, classes=3, batch=n, rounds=1) for n in (8, 16)}
     assert all(c.seconds > 0 and c.ratio > 0 for c in costs.values())
