@@ -165,9 +165,8 @@ class Lower:
             if float(gradient.norm()) < tolerance:
                 return
             self._move(self.inverse @ gradient)
-        raise RuntimeError(
-            f"Retraining stopped at a gradient norm of {float(gradient.norm()):.1e}."
-        )
+        norm = float(self.gradient().norm())
+        raise RuntimeError(f"Retraining stopped at a gradient norm of {norm:.1e}.")
 
     def _positive_inverse(self) -> Tensor:
         curvature = self.curvature()
