@@ -1,6 +1,6 @@
 """Cost and memory of one upper step, by estimator, as multiples of a plain training step.
 
-    .venv/bin/python benchmarks/hypergradient.py [--quick] [--json FILE]
+    .venv/bin/python benchmarks/hypergradient.py [--quick] [--json FILE] [--only NAME ...]
 
 ResNet-32 with BatchNorm on 32 x 32 x 3 images, batches of 128 for training and validation alike,
 single precision. A training step is `LowerLevel.step`: forward, backward, clipping, optimiser. An
@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -223,12 +224,13 @@ def main() -> None:
             print(f"{name:46} {cost.ratio:6.2f}")
         return
 
-    names = [n for n in (*SOLVERS, *PUBLISHED) if not (options.quick and n in SLOW - {DEFAULT})]
+    left_out = SLOW - {DEFAULT} if options.quick else set()
+    names = options.only or [n for n in (*SOLVERS, *PUBLISHED) if n not in left_out]
     costs = step_costs(names, quick=options.quick)
     plain = memory_in_child("training", options.threads)
     memory = {name: memory_in_child(name, options.threads) / plain for name in names}
 
-    alone = costs["identity"].training_seconds
+    alone = median(cost.training_seconds for cost in costs.values())
     print(f"training step: {alone:.3f} CPU seconds, {plain / 2**20:.0f} MiB; default: {DEFAULT}\n")
     print(f"{'upper step by':30} {'CPU time':>9} {'target':>7} {'memory':>7} {'target':>7}")
     for name in sorted(names, key=lambda n: costs[n].ratio):
