@@ -1,0 +1,175 @@
+"""What the cost benchmarks share: a network in training, and CPU times of steps beside it.
+
+Processor time of this process, not wall time, so that other work on the machine counts little.
+Every upper step is timed beside a training step and their ratio taken before anything is averaged,
+so that slow changes of the machine's speed cancel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from autobalance.data.batches import ArrayData, Batch
+from autobalance.data.longtail import exponential_counts
+from autobalance.hypergrad import Solver
+from autobalance.settings import Recipe
+from autobalance.spaces import HierarchicalSpace
+from autobalance.training import LowerLevel, make_fabric
+from autobalance.tunable import TunableCrossEntropy
+from autobalance.tuner import LossTuner
+
+
+def options_of(doc: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and cases")
+    parser.add_argument("--json", type=Path, help="also write every number here")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def prepare(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # torch's own, on the first use of forward-mode differentiation
+    warnings.filterwarnings("ignore", "`torch.jit.script` is", DeprecationWarning)
+
+
+def write_json(path: Path | None, numbers: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+def cpu_seconds(action: Callable[[], Any]) -> float:
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def long_tailed_noise(shape: tuple[int, ...], classes: int, examples: int, seed: int) -> ArrayData:
+    """Noise around a mean of each class's own; class 0 is ten times as frequent as the last."""
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.from_numpy(exponential_counts(classes, 1000, 10)).double()
+    target = torch.multinomial(share, examples, replacement=True, generator=generator)
+    means = torch.randn(classes, *shape, generator=generator)
+    noise = torch.randn(examples, *shape, generator=generator)
+    return ArrayData.of(noise + 0.5 * means[target], target, num_classes=classes)
+
+
+class Training:
+    """A network in training on made-up data, and a batch for the upper level.
+
+    Parameters
+    ----------
+    factory : callable
+        Returns the network.
+    shape, classes : tuple of int, int
+        Of one example's input; number of classes.
+    batch_size : int
+        Of training and validation batches alike.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], nn.Module],
+        shape: tuple[int, ...],
+        classes: int,
+        batch_size: int = 128,
+    ) -> None:
+        torch.manual_seed(0)
+        data = long_tailed_noise(shape, classes, 9 * batch_size, seed=0)
+        held = torch.arange(batch_size)
+        self.held: Batch = data.batch(held)
+        self.data = data.subset(torch.arange(batch_size, len(data)))
+        self.recipe = Recipe(epochs=10_000, batch_size=batch_size)
+        self.lower = LowerLevel(factory, self.data, self.recipe, make_fabric("cpu"), 0)
+        self.loss = self.new_loss()
+
+    def new_loss(self) -> TunableCrossEntropy:
+        # Classes that the draw lacks count as one, for their priors.
+        return TunableCrossEntropy(HierarchicalSpace(self.data.counts().clip(min=1)))
+
+    def train(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self.lower.step(self.loss)
+
+    def upper_step(self, solver: Solver) -> Callable[[], None]:
+        """An action that makes one upper step, of a loss of its own: training stays the same."""
+        tuner = LossTuner(self.new_loss(), optimizer=self.lower.optimizer, solver=solver)
+        return lambda: _checked(tuner.step(self.lower.module, self.lower.batch, self.held).skipped)
+
+
+def _checked(skipped: bool) -> None:
+    assert not skipped, "a hypergradient was not finite"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An action's CPU seconds, and as a multiple of the training steps beside it: medians."""
+
+    seconds: float
+    ratio: float
+    training_seconds: float
+
+
+@dataclass
+class Timed:
+    """An action timed beside training steps.
+
+    Parameters
+    ----------
+    action : callable
+        Makes one step.
+    length : int
+        Consecutive steps that make one measurement, their mean.
+    rounds : int
+        Measurements.
+    warm_up : int
+        Steps before the first.
+    """
+
+    action: Callable[[], Any]
+    length: int = 1
+    rounds: int = 3
+    warm_up: int = 1
+
+
+def length_of(solver: Solver) -> int:
+    """Consecutive steps whose mean is the solver's cost: those between two line searches."""
+    return getattr(solver, "line_search_every", 1)
+
+
+def interleaved(training: Training, cases: dict[str, Timed]) -> dict[str, Cost]:
+    """Time the cases in turn, round after round, one training step before each step."""
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    for case in cases.values():
+        for _ in range(case.warm_up):
+            training.train()
+            case.action()
+    for turn in range(max(case.rounds for case in cases.values())):
+        for name, case in cases.items():
+            if turn >= case.rounds:
+                continue
+            own = plain = 0.0
+            for _ in range(case.length):
+                plain += cpu_seconds(training.train)
+                own += cpu_seconds(case.action)
+            pairs[name].append((own / case.length, plain / case.length))
+    return {
+        name: Cost(
+            median(own for own, _ in measured),
+            median(own / plain for own, plain in measured),
+            median(plain for _, plain in measured),
+        )
+        for name, measured in pairs.items()
+    }

@@ -1,0 +1,74 @@
+"""The cost and accuracy benchmarks run, and write the numbers that they promise."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def quick(script: str, tmp_path: Path, *extra: str) -> tuple[dict[str, Any], str]:
+    """The JSON and the table of a quick run."""
+    path = tmp_path / "numbers.json"
+    command = [sys.executable, str(FOLDER / script), "--quick", "--json", str(path), *extra]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text()), done.stdout
+
+
+def positive(ratios: dict[str, float]) -> bool:
+    return all(math.isfinite(r) and r > 0 for r in ratios.values())
+
+
+def test_a_small_case_of_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import scaling
+
+    costs = {n: scaling.cost(width=8, classes=3, batch=n, rounds=1) for n in (8, 16)}
+    assert all(c.seconds > 0 and c.ratio > 0 for c in costs.values())
+    assert math.isfinite(scaling.slopes(costs)["slope"])
+    assert scaling.width_for(1_000_000) == 969
+
+
+@pytest.mark.slow
+def test_hypergradient(tmp_path: Path) -> None:
+    numbers, table = quick("hypergradient.py", tmp_path)
+    assert set(numbers) == {"default", "step_ratio", "memory_ratio"}
+    assert numbers["step_ratio"].keys() == numbers["memory_ratio"].keys()
+    assert {"identity", numbers["default"]} <= numbers["step_ratio"].keys()
+    assert positive(numbers["step_ratio"])
+    assert positive(numbers["memory_ratio"])
+    assert "target" in table
+
+
+@pytest.mark.slow
+def test_accuracy(tmp_path: Path) -> None:
+    numbers, _ = quick("accuracy.py", tmp_path)
+    for network in ("linear", "mlp"):
+        exact = numbers[network]["estimators"]["exact_hessian"]["1"]
+        assert exact["cosine"] == pytest.approx(1.0, abs=1e-6)
+        assert exact["scale"] == pytest.approx(1.0, abs=1e-4)
+    assert all(p["residual"] <= 1e-3 for p in numbers["training"]["points"].values())
+
+
+@pytest.mark.slow
+def test_search_cost(tmp_path: Path) -> None:
+    numbers, _ = quick("search_cost.py", tmp_path, "--turns", "1")
+    assert set(numbers) == {"search_ratio", "end_to_end_ratio"}
+    for ratios in numbers.values():
+        assert set(ratios) == {"cnn", "mlp"}
+        assert positive(ratios)
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path: Path) -> None:
+    numbers, _ = quick("scaling.py", tmp_path)
+    assert set(numbers) == {"parameters", "classes", "batch"}
+    assert all(math.isfinite(axis["slope"]) for axis in numbers.values())
