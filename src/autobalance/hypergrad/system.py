@@ -308,7 +308,9 @@ class _BatchSystem:
         if self.model not in _without_forward_mode:
             return call(self.model, parameters, self.inputs)
         # Fused recurrent layers have no second derivatives either; torch's own have.
-        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+        # Only this flag: setting TF32 for oneDNN warns where there is no Intel GPU.
+        mkldnn = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None)
+        with mkldnn, torch.backends.cudnn.flags(enabled=False):
             return call(self.model, parameters, self.inputs)
 
     def _at(self) -> tuple[Tensor, Tensor]:
