@@ -237,6 +237,45 @@ def dense_hypergradient(
     return -flatten(torch.autograd.grad(along, list(loss.space.parameters())))
 
 
+# Systems given by a matrix --------------------------------------------------------------------
+
+SPECTRUM = [0.05, 0.3, 0.5, 1.0, 1.7, 2.5]
+
+
+class MatrixSystem:
+    """A system given by its matrix, plus the shift; the "logits" are J q with J known as well."""
+
+    def __init__(self, A: Tensor, J: Tensor | None = None, shift: float | Tensor = 0.0) -> None:
+        self.A = A + torch.diag(shift + torch.zeros(len(A), dtype=A.dtype))
+        self.J = 2 * torch.eye(len(A), dtype=A.dtype) if J is None else J
+        self.products = self.tangents = 0
+        self.shift = shift
+        self.preconditioner: Tensor | None = None
+
+    def tangent(self, vector: Tensor) -> Tensor:
+        self.tangents += 1
+        return self.J @ vector
+
+    def product(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        self.products += 1
+        return self.A @ vector, self.J @ vector
+
+    def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
+        torch.testing.assert_close(tangent, self.J @ vector)
+        return float(vector @ self.A @ vector)
+
+
+def matrix(eigenvalues: list[float], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(eigenvalues)
+    Q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+    return Q @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ Q.T
+
+
+def vector(n: int, seed: int = 1) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 # Toy data -------------------------------------------------------------------------------------
 
 
