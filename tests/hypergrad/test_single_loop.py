@@ -146,7 +146,7 @@ def test_a_zero_right_hand_side_gives_zero_and_carries_nothing() -> None:
 
 def test_refuses_the_exact_hessian() -> None:
     """At negative curvature it would grow without bound, and stay finite for hundreds of steps."""
-    with pytest.raises(InputError, match="negative curvature.* use ConjugateGradient"):
+    with pytest.raises(InputError, match=r"negative curvature.* use ConjugateGradient"):
         SingleLoop(curvature="hessian")
 
 
