@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from autobalance.data.batches import ArrayData, Batch
 from autobalance.hypergrad.system import flatten
 from autobalance.objectives import Objective
+from autobalance.spaces import PARTS, ClassSpace
 from autobalance.tunable import TunableCrossEntropy
 
 NUM_CLASSES = 4
@@ -139,8 +141,16 @@ def dense_jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def training_gradient(model: nn.Module, loss: TunableCrossEntropy, batch: Batch) -> Tensor:
-    """dL/dtheta at the space's present point, flat, differentiable in the space."""
+def class_loss(reduction: Any = "mean", *, groups: bool = False) -> TunableCrossEntropy:
+    """All of w, l and delta free, off their start."""
+    space = ClassSpace(GROUP_COUNTS if groups else COUNTS, learn=PARTS).double()
+    scatter(space)
+    return TunableCrossEntropy(space, reduction=reduction)
+
+
+def _gradient_and_weights(
+    model: nn.Module, loss: TunableCrossEntropy, batch: Batch
+) -> tuple[Tensor, list[Tensor]]:
     logits, weights = forward(model, batch.inputs)
     value = loss.at(
         loss.space(),
@@ -149,7 +159,23 @@ def training_gradient(model: nn.Module, loss: TunableCrossEntropy, batch: Batch)
         groups=batch.groups,
         sample_weight=batch.sample_weight,
     )
-    return flatten(torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True))
+    gradient = torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
+    return flatten(gradient), weights
+
+
+def training_gradient(model: nn.Module, loss: TunableCrossEntropy, batch: Batch) -> Tensor:
+    """dL/dtheta at the space's present point, flat, differentiable in the space."""
+    return _gradient_and_weights(model, loss, batch)[0]
+
+
+def dense_hessian(model: nn.Module, loss: TunableCrossEntropy, batch: Batch) -> Tensor:
+    """d2L/dtheta2 by double backward, one reverse pass for each weight."""
+    gradient, weights = _gradient_and_weights(model, loss, batch)
+    rows = [
+        flatten(torch.autograd.grad(g, weights, retain_graph=True, materialize_grads=True))
+        for g in gradient
+    ]
+    return torch.stack(rows)
 
 
 def validation_gradient(model: nn.Module, objective: Objective, batch: Batch) -> Tensor:
@@ -187,6 +213,67 @@ def logit_curvature(
         middle = np.diag(p[i]) - np.outer(p[i], p[i])
         dense[i, :, i, :] = c[i] * np.outer(delta[i], delta[i]) * middle
     return torch.from_numpy(dense.reshape(n * k, n * k))
+
+
+def dense_hypergradient(
+    model: nn.Module,
+    loss: TunableCrossEntropy,
+    objective: Objective,
+    train: Batch | list[Batch],
+    held: Batch,
+    shift: float,
+    reduction: str = "mean",
+) -> Tensor:
+    """-(d2L / d alpha d theta) A^-1 b, each piece by its own slow oracle; L a mean over batches."""
+    batches = [train] if isinstance(train, Batch) else train
+    total: Any = 0
+    for batch in batches:
+        J = dense_jacobian(model, batch.inputs)
+        logits, _ = forward(model, batch.inputs)
+        total = total + J.T @ logit_curvature(loss, logits, batch, reduction=reduction) @ J
+    A = total / len(batches) + shift * torch.eye(len(total), dtype=total.dtype)
+    q = torch.linalg.solve(A, validation_gradient(model, objective, held))
+    along = sum(training_gradient(model, loss, batch) @ q for batch in batches) / len(batches)
+    return -flatten(torch.autograd.grad(along, list(loss.space.parameters())))
+
+
+# Systems given by a matrix --------------------------------------------------------------------
+
+SPECTRUM = [0.05, 0.3, 0.5, 1.0, 1.7, 2.5]
+
+
+class MatrixSystem:
+    """A system given by its matrix, plus the shift; the "logits" are J q with J known as well."""
+
+    def __init__(self, A: Tensor, J: Tensor | None = None, shift: float | Tensor = 0.0) -> None:
+        self.A = A + torch.diag(shift + torch.zeros(len(A), dtype=A.dtype))
+        self.J = 2 * torch.eye(len(A), dtype=A.dtype) if J is None else J
+        self.products = self.tangents = 0
+        self.shift = shift
+        self.preconditioner: Tensor | None = None
+
+    def tangent(self, vector: Tensor) -> Tensor:
+        self.tangents += 1
+        return self.J @ vector
+
+    def product(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        self.products += 1
+        return self.A @ vector, self.J @ vector
+
+    def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
+        torch.testing.assert_close(tangent, self.J @ vector)
+        return float(vector @ self.A @ vector)
+
+
+def matrix(eigenvalues: list[float], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(eigenvalues)
+    Q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+    return Q @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ Q.T
+
+
+def vector(n: int, seed: int = 1) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # Toy data -------------------------------------------------------------------------------------

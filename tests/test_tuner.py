@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
-from autobalance.hypergrad import ConjugateGradient, Exact, Hypergradient, Identity, hypergradient
+from autobalance.hypergrad import (
+    ConjugateGradient,
+    Exact,
+    Hypergradient,
+    Identity,
+    SingleLoop,
+    hypergradient,
+)
 from autobalance.hypergrad.system import flatten
-from autobalance.objectives import BalancedError, WorstError
+from autobalance.objectives import BalancedError, SmoothError, WorstError
 from autobalance.spaces import PARTS, ClassSpace, DesignSpace, HierarchicalSpace
 from autobalance.tunable import TunableCrossEntropy
-from autobalance.tuner import LossTuner, coupled_weight_decay
-from helpers import COUNTS, GROUP_COUNTS, images, network, scatter
+from autobalance.tuner import (
+    LossTuner,
+    UpperStep,
+    adaptive_preconditioner,
+    coupled_weight_decay,
+)
+from helpers import COUNTS, GROUP_COUNTS, images, network, scatter, validation_gradient
 
 
 def space(**given: Any) -> DesignSpace:
@@ -112,23 +127,130 @@ def test_the_loss_follows_at_once() -> None:
     assert torch.equal(after, upper.loss.frozen()(logits, batch.target))
 
 
+# Batches and outputs ---------------------------------------------------------------------------
+
+
+@dataclass
+class Collated:
+    inputs: Tensor
+    target: Tensor
+    groups: Tensor | None = None
+
+
+@dataclass
+class Output:
+    """What Hugging Face's models return."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+class Named(nn.Module):
+    """Takes its input by name, and returns its logits in something."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.network = network("batch_norm")
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.network(x))
+
+
 @pytest.mark.parametrize(
     "form",
     [
         lambda b: (b.inputs, b.target, b.groups),
         lambda b: [b.inputs, b.target, b.groups],
         lambda b: {"inputs": b.inputs, "target": b.target, "groups": b.groups},
+        lambda b: Collated(b.inputs, b.target, b.groups),
     ],
-    ids=["tuple", "list", "mapping"],
+    ids=["tuple", "list", "mapping", "dataclass"],
 )
-def test_batches_as_loaders_yield_them(form: Any) -> None:
+@pytest.mark.parametrize("several", [False, True], ids=["one", "list-of-two"])
+def test_batches_as_loaders_yield_them(form: Any, several: bool) -> None:
     design = ClassSpace(GROUP_COUNTS).double()
     objective = BalancedError(over="class_and_group")
     steps = []
     for wrap in (lambda b: b, form):
         upper = tuner(copy.deepcopy(design), objective=objective)
-        steps.append(upper.step(network("mlp"), wrap(images(10)), wrap(images(15))))
+        train = [wrap(images(10)), wrap(images(7, seed=3))] if several else wrap(images(10))
+        steps.append(upper.step(network("mlp"), train, wrap(images(15))))
     assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda f: f, Output, lambda f: {"loss": None, "logits": f}],
+    ids=["tensor", "object", "dict"],
+)
+def test_batches_and_outputs_as_hugging_face_makes_them(wrap: Any) -> None:
+    upper, plain = tuner(), tuner()
+    train, held = ({"x": b.inputs, "labels": b.target} for b in (images(10), images(15)))
+    step = upper.step(Named(wrap), train, held)
+    assert step == plain.step(network("batch_norm"), *(
+        Batch(b.inputs, b.target) for b in (images(10), images(15))
+    ))  # fmt: skip
+    assert torch.equal(position(upper), position(plain))
+
+
+def test_an_adapter_reads_what_the_loader_yields() -> None:
+    upper = tuner(adapter=lambda d: Batch(d["pixels"] / 2, d["class"]))
+    train, held = ({"pixels": 2 * b.inputs, "class": b.target} for b in (images(10), images(15)))
+    plain = [Batch(b.inputs, b.target) for b in (images(10), images(15))]
+    assert upper.step(network("mlp"), train, held) == tuner().step(network("mlp"), *plain)
+    again = tuner(adapter=upper.adapter).step(network("mlp"), [train, train], held)
+    assert again.objective == pytest.approx(tuner().step(network("mlp"), *plain).objective)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"pixels": images(4).inputs},
+        {"labels": images(4).target},
+        (images(4).inputs,),
+        [],
+        "batch",
+        ((images(4).inputs, images(4).target), (images(4).inputs, images(4).target)),
+        (images(4).inputs, [0, 1, 2, 0]),
+    ],
+    ids=["mapping", "labels-alone", "inputs-alone", "empty", "text", "tuple-of-batches", "numbers"],
+)
+def test_a_batch_that_cannot_be_read_is_refused(bad: Any) -> None:
+    for train, held in ((bad, images(10)), (images(10), bad)):
+        with pytest.raises(InputError, match=r"A batch must be .*give an adapter"):
+            tuner().step(network("mlp"), train, held)
+
+
+def test_a_batch_of_one_is_refused_where_batch_norm_trains_on_it() -> None:
+    model = network("batch_norm")
+    with pytest.raises(InputError, match=r"BatchNorm cannot train on a batch of one example"):
+        tuner().step(model, images(1), images(15))
+    assert not tuner().step(model, images(10), images(1)).skipped  # evaluation mode
+    assert not tuner().step(model.eval(), images(1), images(15)).skipped
+    assert not tuner().step(network("mlp"), images(1), images(15)).skipped
+
+
+def test_classes_that_the_validation_batch_lacks_are_left_out_of_the_average() -> None:
+    """By hand: the mean over the classes present, and the prior's pull by their counts."""
+    model, train = network("mlp"), images(10)
+    target = torch.tensor([0, 0, 0, 2, 2])  # of four classes
+    held = Batch(images(5, seed=5).inputs, target)
+    f = copy.deepcopy(model).eval()(held.inputs).detach().numpy()
+    smooth, wrong = [], []
+    for row, y in zip(f, target.tolist(), strict=True):
+        margin = row[y] - max(row[j] for j in range(4) if j != y)
+        smooth.append(1 / (1 + np.exp(margin)))
+        wrong.append(float(row.argmax() != y))
+    objective = BalancedError(surrogate=SmoothError(temperature=1.0))
+    step = tuner(objective=objective).step(model, train, held)
+    assert step.objective == pytest.approx((np.mean(smooth[:3]) + np.mean(smooth[3:])) / 2)
+    assert step.hard_objective == pytest.approx((np.mean(wrong[:3]) + np.mean(wrong[3:])) / 2)
+
+    size = 1 / (0.25 / 3 + 0.25 / 2)
+    assert pull(held, "balanced_error") == pytest.approx(
+        100 * pull(held, "balanced_error", validation_counts=[100 * size] + [0] * 3)
+    )
 
 
 # The prior ------------------------------------------------------------------------------------
@@ -224,15 +346,44 @@ def broken_model() -> nn.Module:
 
 
 def test_a_non_finite_hypergradient_moves_nothing_and_is_not_kept() -> None:
+    """The steps after it are those of a tuner that starts anew from the same place."""
+    given = (images(10), images(15))
     upper = tuner()
+    for _ in range(3):
+        upper.step(network("mlp"), *given)
     before = position(upper)
-    step = upper.step(broken_model(), images(10), images(15))
+    step = upper.step(broken_model(), *given)
     assert step.skipped
     assert math.isnan(step.norm)
     assert torch.equal(position(upper), before)
-    healthy = upper.step(network("mlp"), images(10), images(15))
+    found = upper.hypergradient(network("mlp"), *given)
+    anew = tuner(copy.deepcopy(upper.loss.space)).hypergradient(network("mlp"), *given)
+    assert found.finite
+    assert torch.equal(flatten(found.gradients), flatten(anew.gradients))
+    assert found.solution.iterations == 0  # no product for a last solution
+
+
+def test_a_validation_batch_that_is_not_finite_is_not_kept_either() -> None:
+    """Between line searches the gradient is by the last q, and finite; the next q is not."""
+    model, train, held = network("mlp"), images(10), images(15)
+    bad = replace(held, inputs=torch.where(held.inputs > 1, torch.nan, held.inputs))
+    upper = tuner()
+    upper.step(model, train, held)
+    before = position(upper)
+    assert upper.step(model, train, bad).skipped
+    assert torch.equal(position(upper), before)
+    healthy = upper.step(model, train, held)
     assert not healthy.skipped
-    assert healthy == tuner().step(network("mlp"), images(10), images(15))
+    assert math.isfinite(healthy.norm)
+
+
+def test_skipped_steps_are_counted_in_all_and_in_a_row() -> None:
+    given = (images(10), images(15))
+    upper, counts = tuner(), []
+    for healthy in (False, False, True, False, True, True):
+        upper.step(network("mlp") if healthy else broken_model(), *given)
+        counts.append((upper.skipped, upper.skipped_in_a_row))
+    assert counts == [(1, 1), (2, 2), (2, 0), (3, 1), (3, 0), (3, 0)]
 
 
 def test_one_non_finite_network_of_several_is_left_out() -> None:
@@ -241,8 +392,141 @@ def test_one_non_finite_network_of_several_is_left_out() -> None:
     bad = upper.hypergradient(broken_model(), *given, replica=0)
     good = upper.hypergradient(network("mlp"), *given, replica=1)
     assert not upper.update([bad, good]).skipped
+    assert (upper.skipped, upper.skipped_in_a_row) == (0, 0)
     alone.update([alone.hypergradient(network("mlp"), *given)])
     assert torch.equal(position(upper), position(alone))
+
+
+# Continued elsewhere --------------------------------------------------------------------------
+
+
+def replicas() -> list[nn.Module]:
+    return [network("batch_norm", seed) for seed in (0, 1)]
+
+
+def both(upper: LossTuner, i: int) -> UpperStep:
+    """One step of two networks, on batches of their own."""
+    held = images(15, seed=50 + i)
+    results = [
+        upper.hypergradient(model, images(10, seed=10 * i + r), held, replica=r)
+        for r, model in enumerate(replicas())
+    ]
+    return upper.update(results, held)
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["copied-state", "live-state"])
+def test_a_state_continues_bit_for_bit(copied: bool) -> None:
+    """Side by side with the tuner that it was taken from, which it must not share memory with."""
+    first = tuner()
+    for i in range(3):
+        both(first, i)
+    first.step(broken_model(), images(10), images(15))  # counted
+    both(first, 3)
+    state = first.state_dict()
+    second = tuner(HierarchicalSpace(COUNTS, learn=PARTS).double())
+    second.load_state_dict(copy.deepcopy(state) if copied else state)
+    assert torch.equal(position(second), position(first))
+    assert (second.skipped, second.skipped_in_a_row) == (1, 0)
+    logits = torch.randn(5, 4, dtype=torch.float64)
+    target = torch.tensor([0, 1, 2, 3, 0])
+    assert torch.equal(second.loss(logits, target), first.loss(logits, target))  # up to date
+    for i in range(4, 10):
+        assert both(second, i) == both(first, i)
+        assert torch.equal(position(second), position(first))
+
+
+def test_a_state_holds_tensors_and_plain_values_alone() -> None:
+    """So that it can be written without pickle; with one entry for each replica."""
+    upper = tuner()
+    both(upper, 0)
+    state = upper.state_dict()
+    assert list(state["carried"]) == ["0", "1"]
+
+    def check(value: Any) -> None:
+        if isinstance(value, dict):
+            for item in value.values():
+                check(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                check(item)
+        else:
+            assert isinstance(value, (Tensor, int, float, str, bool, type(None)))
+
+    check(state)
+
+
+def test_a_state_may_be_of_another_dtype() -> None:
+    """As of another device: the solver's memory follows the network."""
+    first = tuner()
+    first.step(network("mlp"), images(10), images(15))
+    second = tuner(space().float())
+    second.load_state_dict(first.state_dict())
+    train, held = (replace(b, inputs=b.inputs.float()) for b in (images(10), images(15)))
+    assert not second.step(network("mlp").float(), train, held).skipped
+
+
+def test_a_layer_may_be_unfrozen_between_two_steps() -> None:
+    model, given = network("mlp"), (images(10), images(15))
+    model.get_submodule("1").requires_grad_(False)
+    upper = tuner()
+    for _ in range(2):
+        upper.step(model, *given)
+    model.requires_grad_(True)
+    found = upper.hypergradient(model, *given)
+    anew = tuner(copy.deepcopy(upper.loss.space)).hypergradient(model, *given)
+    assert torch.equal(flatten(found.gradients), flatten(anew.gradients))
+
+
+# The optimiser's preconditioner ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_adams_preconditioner_is_that_of_its_last_step(kind: Any) -> None:
+    """By hand from the gradients; a weight that was never stepped has 1."""
+    model = network("mlp")
+    used, spare = list(model.parameters())[:3], list(model.parameters())[3]
+    optimizer = kind(model.parameters(), lr=0.01, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.1)
+    second = [np.zeros(p.shape) for p in used]
+    for _ in range(3):
+        for i, p in enumerate(used):
+            p.grad = torch.randn(p.shape, dtype=p.dtype)
+            gradient = p.grad.numpy().copy()
+            if kind is torch.optim.Adam:  # coupled: the penalty's gradient counts
+                gradient += 0.1 * p.detach().numpy()
+            second[i] = 0.95 * second[i] + 0.05 * gradient**2
+        optimizer.step()
+    expected = [1 / (np.sqrt(v / (1 - 0.95**3)) + 1e-4) for v in second] + [np.ones(spare.shape)]
+    by_hand = torch.from_numpy(np.concatenate([e.ravel() for e in expected]))
+    found = adaptive_preconditioner(optimizer, model)
+    assert found is not None
+    torch.testing.assert_close(found, by_hand, rtol=1e-12, atol=0)
+
+    given = (images(10), images(15))
+    upper = tuner(optimizer=optimizer, solver=Identity(preconditioned=True))
+    b = validation_gradient(model, BalancedError(), given[1])
+    q = upper.hypergradient(model, *given).solution.direction
+    torch.testing.assert_close(q, by_hand * b, rtol=1e-10, atol=1e-14)
+
+    model.get_submodule("1").requires_grad_(False)  # then of the others alone
+    rest = adaptive_preconditioner(optimizer, model)
+    assert rest is not None
+    torch.testing.assert_close(rest, by_hand[-len(rest) :], rtol=1e-12, atol=0)
+
+
+def test_plain_sgd_has_no_preconditioner() -> None:
+    model, given = network("mlp"), (images(10), images(15))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert adaptive_preconditioner(optimizer, model) is None
+    assert adaptive_preconditioner(torch.optim.Adam(model.parameters()), model) is None  # not yet
+    assert adaptive_preconditioner(None, model) is None
+    for preconditioned in (Identity(preconditioned=True), SingleLoop(preconditioned=True)):
+        plain = replace(preconditioned, preconditioned=False)
+        uppers = [tuner(optimizer=optimizer, solver=s) for s in (preconditioned, plain)]
+        a, b = (upper.hypergradient(model, *given) for upper in uppers)
+        assert torch.equal(flatten(a.gradients), flatten(b.gradients))
 
 
 # The optimiser's weight decay -----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ class LossTuner:
         decides how strongly the space is held to its start: the prior counts for one over the
         effective validation size. By default each validation batch is taken for the whole set.
     adapter : callable
-        Makes a `Batch` of what your loader yields.
+        Makes a `Batch` of what your loader yields; not asked where that is one already.
 
     Attributes
     ----------
@@ -135,7 +136,7 @@ class LossTuner:
         InputError
             If a batch cannot be read or does not fit the model and the loss.
         """
-        batch = self.adapter(val_batch)
+        batch = self._read(val_batch)
         return self.update([self.hypergradient(model, train_batch, batch)], batch)
 
     def hypergradient(
@@ -153,8 +154,8 @@ class LossTuner:
             model,
             self.loss,
             self.objective,
-            as_batches(train_batch, self.adapter),
-            self.adapter(val_batch),
+            as_batches(train_batch, self._read),
+            self._read(val_batch),
             solver=self.solver,
             weight_decay=coupled_weight_decay(lower, model),
             preconditioner=adaptive_preconditioner(lower, model),
@@ -206,9 +207,13 @@ class LossTuner:
         """Inverse of `state_dict`."""
         self.loss.space.load_state_dict(state["space"])
         self.loss.refresh()
-        self.upper_optimizer.load_state_dict(state["upper_optimizer"])
+        # Adam moves its moments in place: not those of the tuner that the state came from.
+        self.upper_optimizer.load_state_dict(copy.deepcopy(state["upper_optimizer"]))
         self._carried = {int(replica): dict(kept) for replica, kept in state["carried"].items()}
         self.skipped, self.skipped_in_a_row = state["skipped"]
+
+    def _read(self, batch: Any) -> Batch:
+        return batch if isinstance(batch, Batch) else self.adapter(batch)
 
     def _effective_size(self, val_batch: Batch | None) -> float:
         counts = self.validation_counts

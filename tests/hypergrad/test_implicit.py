@@ -40,15 +40,12 @@ from autobalance.spaces import (
 from autobalance.tunable import TunableCrossEntropy
 from autobalance.tuner import DEFAULT_SOLVER
 from helpers import (
-    COUNTS,
-    GROUP_COUNTS,
     NETWORKS,
     blobs,
-    dense_jacobian,
-    forward,
+    class_loss,
+    dense_hypergradient,
     images,
     leaves,
-    logit_curvature,
     network,
     scatter,
     training_gradient,
@@ -58,36 +55,11 @@ from helpers import (
 DECAY = 0.05
 
 
-def class_loss(reduction: Any = "mean", *, groups: bool = False) -> TunableCrossEntropy:
-    space = ClassSpace(GROUP_COUNTS if groups else COUNTS, learn=PARTS).double()
-    scatter(space)
-    return TunableCrossEntropy(space, reduction=reduction)
-
-
 def cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b / (a.norm() * b.norm()))
 
 
 # One batch, dense algebra ---------------------------------------------------------------------
-
-
-def dense_hypergradient(
-    model: nn.Module,
-    loss: TunableCrossEntropy,
-    objective: Objective,
-    train: Batch,
-    held: Batch,
-    shift: float,
-    reduction: str,
-) -> Tensor:
-    """-(d2L / d alpha d theta) A^-1 b, each piece by its own slow oracle."""
-    logits, _ = forward(model, train.inputs)
-    J = dense_jacobian(model, train.inputs)
-    A = J.T @ logit_curvature(loss, logits, train, reduction=reduction) @ J
-    A = A + shift * torch.eye(len(A), dtype=A.dtype)
-    q = torch.linalg.solve(A, validation_gradient(model, objective, held))
-    along = training_gradient(model, loss, train) @ q
-    return -flatten(torch.autograd.grad(along, list(loss.space.parameters())))
 
 
 @pytest.mark.parametrize("groups", [False, True], ids=["class", "class-and-group"])

@@ -17,35 +17,27 @@ from autobalance.hypergrad import (
     Exact,
     Identity,
     Neumann,
+    Nystrom,
     Solution,
     Solver,
     TrainingSystem,
+    hypergradient,
 )
+from autobalance.objectives import BalancedError
 from autobalance.spaces import ClassSpace
 from autobalance.tunable import TunableCrossEntropy
-from helpers import COUNTS, images, network, scatter
-
-
-class MatrixSystem:
-    """A system given by its matrix A; the "logits" are J q with J known as well."""
-
-    def __init__(self, A: Tensor, J: Tensor | None = None) -> None:
-        self.A = A
-        self.J = 2 * torch.eye(len(A), dtype=A.dtype) if J is None else J
-        self.products = 0
-        self.shift = 0.0
-        self.preconditioner: Tensor | None = None
-
-    def tangent(self, vector: Tensor) -> Tensor:
-        return self.J @ vector
-
-    def product(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        self.products += 1
-        return self.A @ vector, self.tangent(vector)
-
-    def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
-        torch.testing.assert_close(tangent, self.tangent(vector))
-        return float(vector @ self.A @ vector)
+from helpers import (
+    COUNTS,
+    SPECTRUM,
+    MatrixSystem,
+    class_loss,
+    images,
+    matrix,
+    network,
+    scatter,
+    validation_gradient,
+    vector,
+)
 
 
 def solve(solver: Solver, system: MatrixSystem, b: Tensor, start: Tensor | None = None) -> Solution:
@@ -53,22 +45,10 @@ def solve(solver: Solver, system: MatrixSystem, b: Tensor, start: Tensor | None 
     return solver.solve(cast(TrainingSystem, system), b, carried)
 
 
-def matrix(eigenvalues: list[float], seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    n = len(eigenvalues)
-    Q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    return Q @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ Q.T
-
-
-def vector(n: int, seed: int = 1) -> Tensor:
-    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def true_residual(system: MatrixSystem, b: Tensor, q: Tensor) -> float:
     return float((b - system.A @ q).norm() / b.norm())
 
 
-SPECTRUM = [0.05, 0.3, 0.5, 1.0, 1.7, 2.5]
 SOLVERS: list[Solver] = [
     Identity(),
     ConjugateGradient(iterations=3, tolerance=0.0),
@@ -257,12 +237,142 @@ def test_exact_refuses_what_does_not_fit() -> None:
         solve(Exact(max_parameters=5), MatrixSystem(matrix(SPECTRUM)), vector(6))
 
 
+# Indefinite matrices --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+@pytest.mark.parametrize("iterations", [2, 5, 30])
+@pytest.mark.parametrize("seed", range(4))
+def test_conjugate_gradient_damps_negative_curvature_away(
+    seed: int, iterations: int, damping: float
+) -> None:
+    """Plain conjugate gradients would step to a saddle, uphill along the negative directions."""
+    system, b = MatrixSystem(matrix([-1.0, -0.3, 0.2, 0.5, 1.0, 3.0])), vector(6, seed)
+    solver = ConjugateGradient(iterations=iterations, damping=damping, tolerance=1e-10)
+    found = solve(solver, system, b, vector(6, seed=9) if seed % 2 else None)
+    assert torch.isfinite(found.direction).all()
+    assert float(found.direction @ b) > 0
+    torch.testing.assert_close(found.tangent, system.tangent(found.direction))
+    assert found.iterations == system.products
+    if iterations >= 5:
+        assert found.reason == "indefinite"
+    if iterations == 30:  # the solution of A + extra I for one extra
+        q = found.direction
+        extra = (b - system.A @ q) / q
+        torch.testing.assert_close(extra, extra.mean().expand(6), rtol=1e-5, atol=0)
+        assert float(extra.mean()) > 1.0  # more than the most negative eigenvalue
+
+
+def test_conjugate_gradient_leaves_a_definite_matrix_alone() -> None:
+    system, b = MatrixSystem(matrix(SPECTRUM)), vector(6)
+    assert solve(ConjugateGradient(damping=5.0), system, b).reason == "iterations"
+
+
+@pytest.mark.parametrize("name", ["mlp", "batch_norm", "cnn", "dropout"])
+def test_conjugate_gradient_on_the_exact_hessian_at_random_weights(name: str) -> None:
+    model, held = network(name), images(15, seed=5)
+    solver = ConjugateGradient(curvature="hessian", iterations=20)
+    found = hypergradient(model, class_loss(), BalancedError(), images(10), held, solver=solver)
+    b = validation_gradient(model, BalancedError(), held)
+    assert found.solution.reason == "indefinite"
+    assert found.finite
+    assert float(found.solution.direction @ b) > 0
+
+
+# Preconditioned -------------------------------------------------------------------------------
+
+
+def test_preconditioned_identity_scales_b() -> None:
+    J = torch.randn(4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    system, b = MatrixSystem(matrix(SPECTRUM), J), vector(6)
+    system.preconditioner = torch.linspace(0.1, 2.0, 6, dtype=torch.float64)
+    found = solve(Identity(preconditioned=True), system, b)
+    torch.testing.assert_close(found.direction, system.preconditioner * b, rtol=0, atol=0)
+    torch.testing.assert_close(found.tangent, J @ (system.preconditioner * b))
+    assert torch.equal(solve(Identity(), system, b).direction, b)
+    system.preconditioner = None
+    assert torch.equal(solve(Identity(preconditioned=True), system, b).direction, b)
+
+
+# Nystrom --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [6, 9])
+@pytest.mark.parametrize("by_weight", [False, True], ids=["one-shift", "by-weight"])
+def test_nystrom_of_full_rank_equals_exact(by_weight: bool, rank: int) -> None:
+    shift = torch.linspace(0.02, 0.5, 6, dtype=torch.float64) if by_weight else 0.02
+    system, b = MatrixSystem(matrix([0.0, 0.1, 0.3, 1.0, 5.0, 40.0]), shift=shift), vector(6)
+    found = solve(Nystrom(rank=rank), system, b)
+    expected = solve(Exact(), system, b)
+    torch.testing.assert_close(found.direction, expected.direction, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(found.tangent, expected.tangent, rtol=1e-7, atol=1e-7)
+    assert found.iterations == rank
+
+
+def test_nystrom_of_full_rank_equals_exact_on_a_network() -> None:
+    given = (network("tied"), class_loss(), BalancedError(), images(10), images(15, seed=5))
+    exact = hypergradient(*given, solver=Exact(damping=0.05), weight_decay=0.1)
+    found = hypergradient(*given, solver=Nystrom(damping=0.05, rank=64), weight_decay=0.1)
+    torch.testing.assert_close(found.gradients, exact.gradients, rtol=1e-7, atol=1e-9)
+
+
+def test_nystroms_error_falls_with_the_rank() -> None:
+    """By orders of magnitude once the rank is that of the curvature."""
+    low = matrix([0.0] * 20 + [0.5, 2.0, 10.0, 50.0])
+    system, b = MatrixSystem(low, shift=0.01), vector(24)
+    exact = solve(Exact(), system, b).direction
+    errors = [
+        float((solve(Nystrom(rank=r), system, b).direction - exact).norm() / exact.norm())
+        for r in (1, 2, 3, 4)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 1e-2
+    assert errors[3] < 1e-9
+
+
+def test_nystrom_solves_by_its_own_approximation_of_the_matrix() -> None:
+    """Woodbury's identity against the dense C W^-1 C' + shift, with the same Omega."""
+    system, b = MatrixSystem(matrix([0.1, 0.3, 1.0, 2.0, 5.0, 40.0]), shift=0.3), vector(6)
+    found = solve(Nystrom(rank=3, seed=4), system, b)
+    generator = torch.Generator().manual_seed(4)
+    Omega = torch.randn(3, 6, generator=generator, dtype=torch.float64).numpy().T
+    K = system.A.numpy() - 0.3 * np.eye(6)
+    C = K @ Omega
+    approximate = C @ np.linalg.inv(Omega.T @ C) @ C.T + 0.3 * np.eye(6)
+    expected = np.linalg.solve(approximate, b.numpy())
+    np.testing.assert_allclose(found.direction.numpy(), expected, rtol=1e-9)
+
+
+# Neumann's step -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power_iterations", [1, 2, 3])
+def test_neumanns_step_is_one_over_the_power_iterations_estimate(power_iterations: int) -> None:
+    """B hardly sees the largest eigenvalue; each power iteration sees it 1e6 times better."""
+    eigenvalues = np.array([0.5, 1.0, 1e6])
+    system = MatrixSystem(torch.diag(torch.from_numpy(eigenvalues)))
+    b = torch.tensor([1.0, 1.0, 1e-9], dtype=torch.float64)
+    v, largest = b.numpy(), 0.0
+    for _ in range(power_iterations):
+        v = eigenvalues * v / np.linalg.norm(v)
+        largest = max(largest, float(np.linalg.norm(v)))
+    found = solve(Neumann(terms=1, power_iterations=power_iterations), system, b)
+    torch.testing.assert_close(found.direction, b * min(1.0, 1 / largest), rtol=1e-12, atol=0)
+    many = solve(Neumann(terms=200, power_iterations=power_iterations), system, b)
+    assert true_residual(system, b, many.direction) < 1.0
+    assert (power_iterations == 3) == (largest > 0.99e6)
+
+
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
         (ConjugateGradient, {"iterations": 0}, "iterations must be at least 1; got 0"),
         (ConjugateGradient, {"damping": -1.0}, "damping must not be negative; got -1.0"),
         (ConjugateGradient, {"tolerance": -1.0}, "tolerance must not be negative; got -1.0"),
+        (Nystrom, {"rank": 0}, "rank must be at least 1; got 0"),
+        (Nystrom, {"damping": 0.0}, "damping must be a finite number above 0; got 0.0"),
+        (Identity, {"curvature": "newton"}, "curvature must be one of"),
+        (Neumann, {"power_iterations": 0}, "power_iterations must be at least 1; got 0"),
         (Neumann, {"terms": 0}, "terms must be at least 1; got 0"),
         (Exact, {"damping": -1.0}, "damping must not be negative; got -1.0"),
         (Neumann, {"damping": -1.0}, "damping must not be negative; got -1.0"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,13 +13,23 @@ from torch import Tensor, nn
 
 from autobalance.data.batches import Batch
 from autobalance.hypergrad import TrainingSystem
-from autobalance.hypergrad.system import borrowed, call, flatten, trainable, unflatten
+from autobalance.hypergrad.system import (
+    LogitLoss,
+    _without_forward_mode,
+    borrowed,
+    call,
+    flatten,
+    trainable,
+    unflatten,
+)
 from autobalance.spaces import PARTS, ClassSpace
 from autobalance.tunable import TunableCrossEntropy
 from helpers import (
     COUNTS,
     GROUP_COUNTS,
     NETWORKS,
+    class_loss,
+    dense_hessian,
     dense_jacobian,
     forward,
     images,
@@ -42,16 +53,22 @@ def tunable(
 
 
 def system_of(
-    model: nn.Module, loss: TunableCrossEntropy, batch: Batch, shift: float | Tensor = SHIFT
+    model: nn.Module,
+    loss: TunableCrossEntropy,
+    batch: Batch | list[Batch],
+    shift: float | Tensor = SHIFT,
+    **given: Any,
 ) -> TrainingSystem:
     design = loss.space()
 
-    def logit_loss(f: Tensor) -> Tensor:
-        return loss.at(
+    def logit_loss(batch: Batch) -> LogitLoss:
+        return lambda f: loss.at(
             design, f, batch.target, groups=batch.groups, sample_weight=batch.sample_weight
         )
 
-    return TrainingSystem(model, [(batch.inputs, logit_loss)], list(loss.space.parameters()), shift)
+    batches = [batch] if isinstance(batch, Batch) else batch
+    pairs = [(b.inputs, logit_loss(b)) for b in batches]
+    return TrainingSystem(model, pairs, list(loss.space.parameters()), shift, **given)
 
 
 def direction(model: nn.Module, seed: int = 3) -> Tensor:
@@ -141,15 +158,6 @@ def test_product_is_symmetric_and_positive_semidefinite() -> None:
     assert float(eigenvalues[-1]) > 0.1
 
 
-def test_shift_may_differ_by_weight() -> None:
-    model, batch = network("mlp"), images(10)
-    v = direction(model)
-    shifts = torch.linspace(0, 1, len(v), dtype=torch.float64)
-    plain, _ = system_of(model, tunable(), batch, shift=0.0).product(v)
-    found, _ = system_of(model, tunable(), batch, shift=shifts).product(v)
-    close(found - plain, shifts * v, 1e-12)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("groups", [False, True], ids=["class", "class-and-group"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -206,6 +214,180 @@ def test_all_products_see_one_dropout_mask() -> None:
         torch.manual_seed(99)
         other, _ = system_of(model, tunable(), batch).product(v)
     assert not torch.allclose(first, other)
+
+
+# Several batches ------------------------------------------------------------------------------
+
+
+def uneven() -> list[Batch]:
+    """Of different sizes, so that a mean over batches is none over examples."""
+    return [images(10, weighted=True), images(7, seed=1), images(4, seed=2)]
+
+
+def batch_by_batch(
+    model: nn.Module, batches: list[Batch], oracle: Callable[[Batch], Tensor]
+) -> list[Tensor]:
+    """The oracle on each batch, the dropout masks drawn one after the other."""
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        for batch in batches:
+            found.append(oracle(batch))
+            copy.deepcopy(model)(batch.inputs)  # moves the random state on
+    return found
+
+
+def dense_gauss_newton(model: nn.Module, loss: TunableCrossEntropy, batch: Batch) -> Tensor:
+    J = dense_jacobian(model, batch.inputs)
+    return J.T @ logit_curvature(loss, forward(model, batch.inputs)[0], batch) @ J
+
+
+CURVATURES: dict[Any, Any] = {"gauss_newton": dense_gauss_newton, "hessian": dense_hessian}
+
+
+@pytest.mark.parametrize("batches", [uneven()[:1], uneven()], ids=["one", "three"])
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_product_and_quadratic_are_means_of_the_batches_dense_matrices(
+    name: str, curvature: Any, batches: list[Batch]
+) -> None:
+    """Either curvature; train-mode BatchNorm, a mask for each batch, frozen and tied weights."""
+    model, loss = network(name), class_loss()
+    v = direction(model)
+    dense = batch_by_batch(model, batches, lambda b: CURVATURES[curvature](model, loss, b))
+    A = torch.stack(dense).mean(dim=0) + SHIFT * torch.eye(len(v), dtype=v.dtype)
+    rows = batch_by_batch(model, batches, lambda b: dense_jacobian(model, b.inputs) @ v)
+    with borrowed(model):
+        system = system_of(model, loss, batches, curvature=curvature)
+        found, tangent = system.product(v)
+        again, _ = system.product(v)
+        quadratic = system.quadratic(v, tangent)
+    close(found, A @ v, 1e-11)
+    close(tangent.reshape(-1), torch.cat(rows), 1e-12)
+    assert torch.equal(again, found)  # the same masks
+    assert quadratic == pytest.approx(float(v @ A @ v), rel=1e-11)
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_mixed_product_of_several_batches_is_the_mean_of_theirs(
+    name: str, curvature: Any
+) -> None:
+    model, loss, batches = network(name), class_loss(), uneven()
+    q, free = direction(model), list(loss.space.parameters())
+    along = batch_by_batch(model, batches, lambda b: training_gradient(model, loss, b) @ q)
+    expected = flatten(torch.autograd.grad(torch.stack(along).mean(), free))
+    with borrowed(model):
+        system = system_of(model, loss, batches, curvature=curvature)
+        _, tangent = system.product(q)  # its passes leave the mixed product what it needs
+        found = flatten(system.mixed(tangent))
+        again = flatten(system.mixed(tangent))
+    close(found, expected, 1e-11)
+    assert torch.equal(again, found)
+
+
+def test_each_batch_has_a_dropout_mask_of_its_own() -> None:
+    model, batch = network("dropout"), images(10)
+    with borrowed(model):
+        first, second = (
+            system_of(model, class_loss(), [batch, batch]).tangent(direction(model)).split(10)
+        )
+    assert not torch.allclose(first, second)
+    with borrowed(model):
+        alone = system_of(model, class_loss(), batch).tangent(direction(model))
+    assert torch.equal(first, alone)
+
+
+class _Graph:
+    """Lives as long as the graph of one forward pass."""
+
+
+class Watched(nn.Module):
+    """A network that knows how many graphs of its own were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network("mlp")
+        self.alive: weakref.WeakSet[_Graph] = weakref.WeakSet()
+        self.most = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = _watch(self, self.network(inputs))
+        self.most = max(self.most, len(self.alive))
+        return logits
+
+
+class _Watch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, owner: Watched) -> Tensor:
+        ctx.graph = _Graph()
+        owner.alive.add(ctx.graph)
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0].clone(), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return tangents[0].clone()
+
+
+def _watch(owner: Watched, logits: Tensor) -> Tensor:
+    return cast(Tensor, _Watch.apply(logits, owner))
+
+
+@pytest.mark.parametrize("forward_mode", [True, False], ids=["forward-mode", "double-backward"])
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_many_batches_need_the_memory_of_one(curvature: Any, forward_mode: bool) -> None:
+    """No graph of an earlier batch is kept."""
+    model = Watched()
+    if not forward_mode:
+        _without_forward_mode.add(model)
+    v = direction(model)
+    system = system_of(model, class_loss(), uneven(), curvature=curvature)
+    for _ in range(2):
+        _, tangent = system.product(v)
+        system.quadratic(v, tangent)
+        system.mixed(tangent)
+    assert model.most == 1
+    assert len(model.alive) == 0
+    alone = system_of(model, class_loss(), images(10), curvature=curvature)
+    alone.product(v)
+    assert len(model.alive) == 1  # a single batch's is kept for the next product
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_double_backward_equals_forward_mode(name: str, curvature: Any) -> None:
+    """What stands in where a network has no forward mode, here on networks that have it."""
+    model, loss, batches = network(name), class_loss(), uneven()
+    v = direction(model)
+    with borrowed(model):
+        system = system_of(model, loss, batches, curvature=curvature)
+        product, tangent = system.product(v)
+        mixed = flatten(system.mixed(tangent))
+    _without_forward_mode.add(model)
+    with borrowed(model):
+        system = system_of(model, loss, batches, curvature=curvature)
+        other, other_tangent = system.product(v)
+        close(flatten(system.mixed(other_tangent)), mixed, 1e-10)
+    close(other, product, 1e-10)
+    close(other_tangent, tangent, 1e-10)
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_shift_by_weight_is_part_of_product_and_quadratic(curvature: Any) -> None:
+    model, batches = network("mlp"), uneven()
+    v = direction(model)
+    shifts = torch.linspace(0, 1, len(v), dtype=torch.float64)
+    plain = system_of(model, class_loss(), batches, 0.0, curvature=curvature)
+    system = system_of(model, class_loss(), batches, shifts, curvature=curvature)
+    found, tangent = system.product(v)
+    close(found - plain.product(v)[0], shifts * v, 1e-12)
+    assert system.quadratic(v, tangent) == pytest.approx(float(v @ found), rel=1e-12)
+    assert plain.quadratic(v, tangent) == pytest.approx(
+        float(v @ found - v @ (shifts * v)), rel=1e-11
+    )
 
 
 def test_trainable_takes_tied_weights_once_and_leaves_frozen_ones_out() -> None:

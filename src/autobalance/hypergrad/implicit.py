@@ -56,7 +56,9 @@ class Hypergradient:
 
     @property
     def finite(self) -> bool:
-        return all(bool(torch.isfinite(g).all()) for g in self.gradients)
+        """Whether all is finite, with the direction that a solver may carry on with."""
+        found = [*self.gradients, self.solution.direction]
+        return all(bool(torch.isfinite(t).all()) for t in found)
 
 
 def hypergradient(

@@ -129,13 +129,19 @@ class SingleLoop(Solver):
         super().__post_init__()
         if self.line_search_every < 1:
             raise InputError(f"line_search_every must be at least 1; got {self.line_search_every}.")
+        if self.curvature == "hessian":
+            raise InputError(
+                "SingleLoop has no bound where it meets negative curvature, as the exact Hessian's "
+                "may be. Keep curvature='gauss_newton', or use ConjugateGradient."
+            )
 
     def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
-        if carried:
-            q, length, age = carried["q"], float(carried["length"]), int(carried["age"])
+        start = _last(carried, b)
+        if carried and start is not None:
+            q, length, age = start, float(carried["length"]), int(carried["age"])
             applied, tangent = system.product(q)
             residual, products = b - applied, 1
         else:
@@ -197,7 +203,7 @@ class ConjugateGradient(Solver):
         if norm == 0.0:
             return _zero(system, b)
         products, extra = 0, 0.0
-        start = carried["q"] if carried else None
+        start = _last(carried, b)
         while True:  # until no direction of negative curvature is met
             if start is None:
                 q, tangent, residual = torch.zeros_like(b), None, b.clone()
@@ -366,6 +372,13 @@ class Exact(Solver):
             )
         residual = float((b - matrix @ q).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny))
         return Solution(q, system.tangent(q), residual, n, "exact")
+
+
+def _last(carried: Carried | None, b: Tensor) -> Tensor | None:
+    """The last q, unless it was for other weights: some may have been frozen or freed since."""
+    if not carried or carried["q"].shape != b.shape:
+        return None
+    return carried["q"].to(b)  # a checkpoint's may lie on another device
 
 
 def _preconditioned(system: TrainingSystem, vector: Tensor) -> Tensor:

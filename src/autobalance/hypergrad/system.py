@@ -307,8 +307,7 @@ class _BatchSystem:
             torch.cuda.set_rng_state(self._random[1], device)
         if self.model not in _without_forward_mode:
             return call(self.model, parameters, self.inputs)
-        # Fused recurrent layers have no second derivatives either; torch's own have.
-        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+        with _unfused():
             return call(self.model, parameters, self.inputs)
 
     def _at(self) -> tuple[Tensor, Tensor]:
@@ -323,6 +322,19 @@ class _BatchSystem:
             leaf = logits.detach().clone().requires_grad_()
             gradient = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)[0]
             self._point = leaf, gradient
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Without the fused recurrent layers, which lack second derivatives too; torch's own have them."""
+    mkldnn = torch.backends.mkldnn
+    before = mkldnn.enabled
+    mkldnn.enabled = False  # `mkldnn.flags` would set TF32 as well, which warns on a CPU
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        mkldnn.enabled = before
 
 
 def _is_missing_rule(error: Exception) -> bool:
