@@ -18,11 +18,12 @@ from scipy import stats
 
 from autobalance.checks import InputError
 from autobalance.report import render_report, write_report
+from autobalance.report.formats import duration
 from autobalance.report.record import read_run, safe_text
 from autobalance.report.statistics import even_counts, slope, smoothed, wilson
-from autobalance.report.text import duration, sentences
+from autobalance.report.text import sentences
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "wbr", "link", "br", "hr", "img", "input"}
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -193,7 +194,7 @@ def checked(record: dict[str, Any]) -> Checker:
 def test_a_usual_run_is_shown_whole() -> None:
     page = checked(make_record(k=10, parts=("additive", "multiplicative", "weight")))
     assert page.count("figure") == 1 + 3 + 3 + 2
-    shown = " ".join(page.text)
+    shown = "".join(page.text)
     for heading in ("Methods compared", "Error per class", "The loss found", "The search", "Cost"):
         assert heading in shown
     for said in ("autobalance demo --out run", "1 h 6 min", "recipe.epochs", "torch", "class 9"):
@@ -210,9 +211,9 @@ def test_a_thousand_classes_stay_small_and_quick() -> None:
     record = make_record(k=1000, steps=300, parts=("additive", "multiplicative", "weight"))
     record["class_names"] = [f"n{i:08d} a rather long name of a class" for i in range(1000)]
     record["search"]["path"] = record["search"]["path"][::6]
-    begin = time.perf_counter()
+    begin = time.process_time()
     page = checked(record)
-    assert time.perf_counter() - begin < 5.0
+    assert time.process_time() - begin < 5.0
     labels = page.count("text")
     assert labels < 200
     assert page.count("details") == 2
@@ -242,7 +243,8 @@ def test_hostile_names_stay_text() -> None:
     assert "<script>alert(1)</script>" in shown
     assert "$x_{$ \\frac $$ ^" in shown
     assert "{{ 7 * 7 }}" in shown
-    assert page.count("b") == page.count("u") == page.count("i") == 0
+    assert page.count("b") == page.count("u") == 0
+    assert "<i>images</i>" in shown
 
 
 def test_characters_that_no_file_can_hold_are_replaced() -> None:
@@ -398,7 +400,7 @@ def test_a_difference_within_the_noise_of_the_test_data_is_called_so() -> None:
 
 def test_without_test_data_the_validation_data_is_named_with_its_limits() -> None:
     record = make_record() | {"methods": {}, "kind": "fit"}
-    assert "nothing was measured on test data" in sentences(read_run(record))[2]
+    assert "Nothing was measured on test data" in sentences(read_run(record))[2]
 
 
 def test_an_unmoved_loss_is_called_unmoved() -> None:
@@ -416,7 +418,7 @@ def test_a_search_that_did_not_finish_is_said_first() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.04, "0.0 s"),
+        (0.04, "under 0.1 s"),
         (59.94, "59.9 s"),
         (59.99, "1 min 0 s"),
         (61, "1 min 1 s"),
