@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +29,8 @@ from autobalance.report.tables import (
 from autobalance.report.text import facts, objective_name, sentences
 
 __all__ = ["render_report", "write_report"]
+
+_OPTION = re.compile(r"--[a-z][a-z_.]{0,40}[a-z]")
 
 
 def write_report(record: dict[str, Any], path: Path) -> None:
@@ -97,7 +100,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "options": _options}
     return environment.get_template("template.html.j2")
 
 
@@ -105,6 +108,12 @@ def _breakable(text: str) -> Markup:
     """A name that may break after its dots and underscores, and nowhere else."""
     shown = str(escape(text))
     return Markup(shown.replace(".", ".<wbr>").replace("_", "_<wbr>"))
+
+
+def _options(text: str) -> Markup:
+    """Prose whose command-line options do not break after their dashes."""
+    shown = str(escape(text))
+    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', shown))
 
 
 def _asset(name: str) -> Markup:

@@ -168,8 +168,8 @@ def _parameter_picture(run: Run, part: Part) -> Picture:
         "multiplicative": "Multiplies the logits in training only. 1 leaves them as they are.",
         "weight": "Weight of a class's examples, with mean 1 over the training examples.",
     }[part.key]
-    if not part.changed:
-        caption += " The search held it fixed."
+    if not part.changed and run.search_status == "finished":
+        caption += " The search left it as it was."
     caption += _left_out(run)
     return Picture(title, inline_svg(figure, f"fig-{part.key}", title, described), caption)
 

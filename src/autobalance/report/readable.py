@@ -58,7 +58,7 @@ def readable(key: str, value: Any) -> str:
 def _parsed(text: str) -> _Call | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # odd escapes in somebody's text
+            warnings.simplefilter("ignore")  # odd escapes in somebody's text
             found = _value(ast.parse(text[:_MAX_PARSED], mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
