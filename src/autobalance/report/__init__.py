@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from autobalance.files import write_atomically
 from autobalance.report.figures import Picture, pictures
 from autobalance.report.record import read_run
+from autobalance.report.status import heading, loss_heading, warning
 from autobalance.report.tables import (
+    choice_table,
     cost_table,
     errors_table,
     methods_table,
@@ -23,9 +26,11 @@ from autobalance.report.tables import (
     settings_table,
     versions_table,
 )
-from autobalance.report.text import objective_name, sentences, warning
+from autobalance.report.text import facts, objective_name, sentences
 
 __all__ = ["render_report", "write_report"]
+
+_OPTION = re.compile(r"--[a-z][a-z_.]{0,40}[a-z]")
 
 
 def write_report(record: dict[str, Any], path: Path) -> None:
@@ -66,11 +71,15 @@ def render_report(record: dict[str, Any]) -> str:
     script = _asset("sort.js")
     return _template().render(
         run=run,
-        objective=objective_name(run),
+        heading=heading(run, objective_name(run)),
+        loss_heading=loss_heading(run),
+        parts={part.key for part in run.parts},
         sentences=sentences(run),
+        facts=facts(run),
         warning=warning(run),
         pictures=drawn,
         methods=methods_table(run),
+        choice=choice_table(run),
         errors=errors_table(run),
         parameters=parameters_table(run),
         cost=cost_table(run),
@@ -91,7 +100,20 @@ def _template() -> Template:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    environment.filters |= {"breakable": _breakable, "options": _options}
     return environment.get_template("template.html.j2")
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may break after its dots and underscores, and nowhere else."""
+    shown = str(escape(text))
+    return Markup(shown.replace(".", ".<wbr>").replace("_", "_<wbr>"))
+
+
+def _options(text: str) -> Markup:
+    """Prose whose command-line options do not break after their dashes."""
+    shown = str(escape(text))
+    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', shown))
 
 
 def _asset(name: str) -> Markup:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from autobalance.report.svg import RAMP
 
-WIDTH = 420.0  # points; a phone shows it at about 0.8 of this, still legible
+WIDTH = 380.0  # units of the SVG; a phone shows it a little smaller, a desktop a little larger
 
 
 def new_figure(height: float) -> Figure:

@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from autobalance.report.drawing import dashes, dots, evenly_spaced, legend, new_figure, ramp, short
+from autobalance.report.formats import percent
 from autobalance.report.record import Method, Part, Run
 from autobalance.report.statistics import smoothed, wilson
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style, inline_svg
-from autobalance.report.text import objective_name, percent
+from autobalance.report.tables import found_label
+from autobalance.report.text import objective_name
 
 MAX_LABELLED = 30
 MAX_LINES = 40
@@ -23,6 +25,7 @@ MAX_CURVE_POINTS = 300
 MAX_PANELS = 4
 MAX_DOTS = 1000
 _BINS = 10
+LABEL_GAP = 16.0  # points between the middles of two names
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _error_pictures(run: Run) -> Iterator[Picture]:
 
 def _forest(run: Run, methods: list[Method]) -> Figure:
     k = len(run.classes)
-    figure = new_figure(70.0 + 26.0 * max(k, 3))
+    figure = new_figure(70.0 + 27.0 * max(k, 3))
     axes = figure.add_subplot()
     rows = np.arange(k)
     for i, (method, colour) in enumerate(zip(methods, _colours(methods), strict=True)):
@@ -143,11 +146,12 @@ def _colours(methods: list[Method]) -> list[str]:
 
 def _parameter_picture(run: Run, part: Part) -> Picture:
     panels = _panels(run)
-    figure = new_figure(260.0 if len(panels) == 1 else 60.0 + 190.0 * len(panels))
+    height = 280.0 if len(panels) == 1 else 60.0 + 190.0 * len(panels)
+    figure = new_figure(height)
     all_axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, g in zip(all_axes, panels, strict=True):
-        _against_frequency(axes, run, part, g)
-        axes.set_title(_panel_title(run, part, g), color=MUTED, fontsize=11.5)
+        _against_frequency(axes, run, part, g, (height - 60.0) / len(panels) - 30.0)
+        axes.set_title(_panel_title(run, part, g), color=INK)
     all_axes[-1].set_xlabel(
         "training examples of the class" + (" in the group" if run.groups else "")
     )
@@ -164,13 +168,14 @@ def _parameter_picture(run: Run, part: Part) -> Picture:
         "multiplicative": "Multiplies the logits in training only. 1 leaves them as they are.",
         "weight": "Weight of a class's examples, with mean 1 over the training examples.",
     }[part.key]
-    if not part.changed:
-        caption += " The search held it fixed."
+    if not part.changed and run.search_status == "finished":
+        caption += " The search left it as it was."
     caption += _left_out(run)
-    return Picture(title, inline_svg(figure, f"fig-{part.symbol}", title, described), caption)
+    return Picture(title, inline_svg(figure, f"fig-{part.key}", title, described), caption)
 
 
-def _against_frequency(axes: Axes, run: Run, part: Part, g: int) -> None:
+def _against_frequency(axes: Axes, run: Run, part: Part, g: int, height: float) -> None:
+    """One panel; its axes are about `height` points high."""
     counts = np.maximum(run.counts[g], 0.5)  # a class that a group lacks stands left of 1
     start, found = part.start[g], part.found[g]
     thin = evenly_spaced(len(counts), MAX_DOTS // len(_panels(run)))
@@ -180,7 +185,7 @@ def _against_frequency(axes: Axes, run: Run, part: Part, g: int) -> None:
             ends, places = dashes(start, found, counts)
             axes.plot(places, ends, color=MUTED, linewidth=0.75)
         dots(axes, counts[thin], start[thin], BEFORE, "start", hollow=True, size=size)
-    dots(axes, counts[thin], found[thin], AFTER, "found", hollow=False, size=size)
+    dots(axes, counts[thin], found[thin], AFTER, found_label(run), hollow=False, size=size)
     if counts.max() / counts.min() > 3:
         axes.set_xscale("log")
         wide = counts.max() / counts.min() > 100
@@ -192,33 +197,37 @@ def _against_frequency(axes: Axes, run: Run, part: Part, g: int) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     axes.margins(0.08)
     if len(counts) <= MAX_LABELLED:
-        _name_the_moved(axes, run, counts, start, found)
+        _name_the_moved(axes, run, counts, start, found, height)
 
 
 def _name_the_moved(
-    axes: Axes, run: Run, counts: np.ndarray, start: np.ndarray, found: np.ndarray
+    axes: Axes, run: Run, counts: np.ndarray, start: np.ndarray, found: np.ndarray, height: float
 ) -> None:
-    """Name the three classes that moved most, on the side where there is room."""
+    """Name the three classes that moved most, on the side where there is room, pushed apart."""
     moved = np.nan_to_num(np.abs(found - start))
+    named = [c for c in np.argsort(-moved, kind="stable")[:3] if moved[c] > 1e-6]
     middle = np.sqrt(counts.max() * counts.min())
-    for c in np.argsort(-moved, kind="stable")[:3]:
-        if moved[c] > 1e-6:
-            left = counts[c] <= middle
+    low, high = axes.get_ylim()
+    for left in (True, False):
+        side = [c for c in named if (counts[c] <= middle) == left]
+        if not side:
+            continue
+        at = (found[side] - low) / (high - low)
+        for c, own, place in zip(side, at, _apart(at, LABEL_GAP / height), strict=True):
             axes.annotate(
                 short(run.classes[c], 16),
                 (counts[c], found[c]),
-                xytext=(8 if left else -8, 0),
+                xytext=(9 if left else -9, (place - own) * height),
                 textcoords="offset points",
                 ha="left" if left else "right",
                 va="center",
                 color=INK,
-                fontsize=11.5,
             )
 
 
 def _path_picture(run: Run, part: Part) -> Picture:
     panels = _panels(run)
-    height = 300.0 if len(panels) == 1 else 50.0 + 200.0 * len(panels)
+    height = 420.0 if len(panels) == 1 else 50.0 + 210.0 * len(panels)
     figure = new_figure(height)
     all_axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     order = run.order[evenly_spaced(len(run.order), MAX_LINES)]
@@ -226,7 +235,7 @@ def _path_picture(run: Run, part: Part) -> Picture:
         _lines(axes, run, part, g, order)
     for axes, g in zip(all_axes, panels, strict=True):  # once the shared axes are settled
         _label_ends(axes, run, part.path[-1, g], order, height / len(panels) - 50)
-        axes.set_title(_panel_title(run, part, g), color=MUTED, fontsize=11.5)
+        axes.set_title(_panel_title(run, part, g), color=INK)
     all_axes[-1].set_xlabel("training step")
     title = f"Path of {part.symbol} over the search"
     described = (
@@ -240,7 +249,7 @@ def _path_picture(run: Run, part: Part) -> Picture:
         )
     if part.key == "additive":
         caption += " Mean 0 over the classes at every step."
-    svg = inline_svg(figure, f"fig-path-{part.symbol}", title, described)
+    svg = inline_svg(figure, f"fig-path-{part.key}", title, described)
     return Picture(
         title, svg, caption + " The result is an average over the last steps." + _left_out(run)
     )
@@ -272,7 +281,7 @@ def _label_ends(axes: Axes, run: Run, last: np.ndarray, order: np.ndarray, heigh
         return
     low, high = axes.get_ylim()
     ends = np.array([last[order[i]] for i in labels])
-    spread = _apart((ends - low) / (high - low), 13.5 / height)
+    spread = _apart((ends - low) / (high - low), LABEL_GAP / height)
     for at, (i, label) in zip(spread, labels.items(), strict=True):
         axes.annotate(
             label,
@@ -282,7 +291,6 @@ def _label_ends(axes: Axes, run: Run, last: np.ndarray, order: np.ndarray, heigh
             textcoords="offset points",
             va="center",
             color=ramp(i, len(order)),
-            fontsize=11.5,
             annotation_clip=False,
         )
 
@@ -375,7 +383,7 @@ def _left_out(run: Run) -> str:
 
 
 def _panel_title(run: Run, part: Part, g: int) -> str:
-    symbol = "l (mean 0)" if part.key == "additive" else part.symbol
+    symbol = "ℓ (mean 0)" if part.key == "additive" else part.symbol
     return f"{symbol}, {short(run.groups[g], 30)}" if run.groups else symbol
 
 

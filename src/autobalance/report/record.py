@@ -24,8 +24,8 @@ _BREAKING = {"Cc", "Cs", "Co", "Cn", "Cf", "Zl", "Zp"}
 _KEPT = {"\u200c", "\u200d"}
 
 TITLES = {
-    "additive": ("l", "additive adjustment l"),
-    "multiplicative": ("delta", "multiplicative adjustment delta"),
+    "additive": ("ℓ", "additive adjustment ℓ"),
+    "multiplicative": ("δ", "multiplicative adjustment δ"),
     "weight": ("w", "class weight w"),
 }
 _NEUTRAL = {"additive": 0.0, "multiplicative": 1.0, "weight": 1.0}
@@ -60,14 +60,15 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One of l, delta and w.
+    """One of ℓ, δ and w.
 
     Attributes
     ----------
     key, symbol, title : str
-        "additive", "l", and in words.
+        "additive", "ℓ", and in words.
     start, found : ndarray
-        Shape ``(g, k)``, g = 1 without groups. l has mean 0 in each row: only differences act.
+        Shape ``(g, k)``, g = 1 without groups. ℓ has mean 0 in each row: only differences act.
+        `found` is the designed loss, whether or not the final choice took it.
     steps : ndarray
         Training steps at which the path was noted, shape ``(t,)``.
     path : ndarray
@@ -88,6 +89,26 @@ class Part:
         return bool(np.nanmax(np.abs(self.found - self.start), initial=0.0) > 1e-6)
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One loss of the final choice, judged on held-out examples.
+
+    Attributes
+    ----------
+    name : str
+        "designed", "start" or "cross_entropy".
+    objective : float
+        Over the 0-1 error, in [0, 1].
+    difference, standard_error : float or None
+        From the start; below 0 is better.
+    """
+
+    name: str
+    objective: float
+    difference: float | None
+    standard_error: float | None
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """A run, ready to be described.
@@ -100,6 +121,14 @@ class Run:
         Classes from the most to the least frequent, shape ``(k,)``.
     curves : dict
         "step", "objective", "hard_objective" and "training_loss", each of shape ``(t,)``.
+    search_status, status : str
+        Of the search, and of the whole run: with the search finished, that of retraining.
+    candidates : list of Candidate
+        What the final choice was among; empty where there was none.
+    choice : str
+        Name of the candidate taken.
+    training_runs : float or None
+        What the search cost, in training runs.
     """
 
     kind: str
@@ -113,7 +142,11 @@ class Run:
     evaluation_data: str | None
     parts: list[Part]
     curves: dict[str, np.ndarray]
+    search_status: str
     status: str
+    candidates: list[Candidate]
+    choice: str
+    training_runs: float | None
     design: dict[str, Any]
     settings: dict[str, Any]
     search_seconds: dict[str, float]
@@ -125,6 +158,28 @@ class Run:
     def class_totals(self) -> np.ndarray:
         """Training examples per class, shape ``(k,)``."""
         return self.counts.sum(axis=0)
+
+    @property
+    def folds(self) -> int | None:
+        """Splits that the search used, where the record says so."""
+        folds = _number(_mapping(self.settings.get("search")).get("folds"))
+        return None if folds is None or folds < 1 else int(folds)
+
+    @property
+    def steps(self) -> int | None:
+        """Lower-level steps of one training run."""
+        steps = _number(self.settings.get("steps"))
+        return None if steps is None else int(steps)
+
+    @property
+    def steps_done(self) -> int | None:
+        """Steps that the search has done, of `steps`."""
+        if self.training_runs is None or self.steps is None:
+            return None
+        return min(self.steps, round(self.training_runs / (self.folds or 1) * self.steps))
+
+    def candidate(self, name: str) -> Candidate | None:
+        return next((c for c in self.candidates if c.name == name), None)
 
     def method(self, name: str) -> Method | None:
         return next((m for m in self.methods if m.name == name), None)
@@ -155,6 +210,8 @@ def read_run(record: dict[str, Any]) -> Run:
     counts = _counts(record)
     k = counts.shape[1]
     search = _mapping(record.get("search"))
+    search_status = str(search.get("status") or "finished")
+    candidates, choice = _candidates(search)
     return Run(
         kind=str(record.get("kind") or "fit"),
         command=_text(record.get("command")),
@@ -167,7 +224,11 @@ def read_run(record: dict[str, Any]) -> Run:
         evaluation_data=_text(record.get("evaluation_data")),
         parts=_parts(search, len(counts), k),
         curves=_curves(search.get("history")),
-        status=str(search.get("status") or "finished"),
+        search_status=search_status,
+        status=str(record.get("status") or search_status),
+        candidates=candidates,
+        choice=choice,
+        training_runs=_number(search.get("training_runs")),
         design=_mapping(search.get("design")),
         settings=_mapping(search.get("settings")),
         search_seconds=_numbers(search.get("seconds")),
@@ -198,6 +259,10 @@ def _safe(value: Any) -> Any:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _entries(value: Any) -> list[dict[str, Any]]:
+    return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str | None:
@@ -263,10 +328,30 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
     )
 
 
+def _candidates(search: dict[str, Any]) -> tuple[list[Candidate], str]:
+    """The final choice and what it took; nothing where it did not come to one."""
+    found = []
+    for entry in _entries(search.get("candidates")):
+        name, objective = _text(entry.get("name")), _number(entry.get("objective"))
+        if name is None or objective is None:
+            continue
+        gap, error = _number(entry.get("difference")), _number(entry.get("standard_error"))
+        found.append(Candidate(safe_text(name, MAX_NAME), objective, gap, error))
+    choice = _text(search.get("choice"))
+    return found, choice if any(c.name == choice for c in found) and choice else "designed"
+
+
+def _designed(search: dict[str, Any]) -> dict[str, Any]:
+    """The loss that the search designed; the choice may have taken another."""
+    for entry in _entries(search.get("candidates")):
+        if entry.get("name") == "designed" and isinstance(entry.get("loss"), dict):
+            return entry["loss"]
+    return _mapping(search.get("loss"))
+
+
 def _parts(search: dict[str, Any], g: int, k: int) -> list[Part]:
-    start, found = _mapping(search.get("start")), _mapping(search.get("loss"))
-    points = search.get("path")
-    points = [p for p in points if isinstance(p, dict)] if isinstance(points, list) else []
+    start, found = _mapping(search.get("start")), _designed(search)
+    points = _entries(search.get("path"))
     parts = []
     for key, (symbol, title) in TITLES.items():
         ends = [_rows(key, loss.get(key), g, k) for loss in (start, found)]
@@ -294,8 +379,7 @@ def _rows(key: str, value: Any, g: int, k: int) -> np.ndarray | None:
 
 
 def _curves(history: Any) -> dict[str, np.ndarray]:
-    entries = [e for e in history if isinstance(e, dict)] if isinstance(history, list) else []
-    entries = [e for e in entries if _number(e.get("step")) is not None]
+    entries = [e for e in _entries(history) if _number(e.get("step")) is not None]
     keys = ("step", "objective", "hard_objective", "training_loss")
     values = [[_number(e.get(key)) for key in keys] for e in entries]
     table = np.array(values, dtype=float).reshape(-1, len(keys))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from autobalance.report.choice import candidate_title
+from autobalance.report.formats import duration, number, percent, points
+from autobalance.report.readable import readable
 from autobalance.report.record import Part, Run, safe_text
 from autobalance.report.statistics import half_width, mean_error_variance, wilson
-from autobalance.report.text import duration, number, percent, points
+from autobalance.report.text import objective_name, start_name
 
 MAX_ROWS = 1000
 MAX_SETTINGS = 200
 _LONG = 30  # rows; a longer table starts folded
+_WIDE = 5  # columns
 _SCORES = {
     "balanced_error": "Balanced error",
     "worst_class_error": "Worst class",
@@ -25,12 +28,13 @@ _NOT_SETTINGS = {"class_counts", "validation_counts"}
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, a smaller note, and the number to sort by."""
+    """One cell: its text, a smaller note, the number to sort by, and what it was read from."""
 
     text: str
     note: str = ""
     value: float | None = None
     best: bool = False
+    raw: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Table:
     @property
     def long(self) -> bool:
         return len(self.rows) > _LONG
+
+    @property
+    def wide(self) -> bool:
+        """Whether a phone has no room for it."""
+        return self.numeric and len(self.columns) > _WIDE
 
 
 def methods_table(run: Run) -> Table | None:
@@ -84,6 +93,37 @@ def methods_table(run: Run) -> Table | None:
     if any(cell.note for row in rows for cell in row):
         caption += " ±: 95% interval for the choice of test examples; a new seed would add to it."
     return Table("methods", caption, columns, rows)
+
+
+def choice_table(run: Run) -> Table | None:
+    """The final choice: every candidate's held-out error, and its difference to the start."""
+    if not run.candidates:
+        return None
+    start = start_name(run)
+    lowest = min(c.objective for c in run.candidates)
+    rows = []
+    for c in run.candidates:
+        gap = None if c.name == "start" else c.difference
+        note = ""
+        if gap is not None and c.standard_error is not None:
+            note = f"± {100 * c.standard_error:.1f}"
+        rows.append(
+            [
+                Cell(candidate_title(c.name, start)),
+                Cell(percent(c.objective), value=c.objective, best=c.objective == lowest),
+                Cell("–" if gap is None else points(gap), note, gap),
+                Cell("taken" if c.name == run.choice else ""),
+            ]
+        )
+    folds = f"{run.folds} folds" if run.folds else "folds"
+    caption = (
+        f"Each loss trained anew on each of the {folds}; errors ({objective_name(run)}, 0-1) on all "
+        "examples held out; the lowest in bold. Difference to the start in percentage points ± its "
+        "standard error; below 0 is better. The same held-out examples guided the search, which "
+        "flatters the designed loss a little."
+    )
+    columns = ["Training loss", "Held-out error", "Difference, points", "Choice"]
+    return Table("choice", caption, columns, rows, sortable=False)
 
 
 def errors_table(run: Run) -> Table | None:
@@ -124,7 +164,7 @@ def _change(run: Run) -> np.ndarray | None:
 
 
 def parameters_table(run: Run) -> Table | None:
-    """Start and result of l, delta and w for every class, and for every group."""
+    """Start and result of ℓ, δ and w for every class, and for every group."""
     if not run.parts:
         return None
     pairs = [(g, c) for c in run.order.tolist() for g in range(len(run.counts))]
@@ -137,43 +177,76 @@ def parameters_table(run: Run) -> Table | None:
         for part in run.parts:
             row += [_parameter(values[g, c]) for values in _columns(part)]
         rows.append(row)
+    found = found_label(run)
     columns = ["Class", *(["Group"] if run.groups else []), "Training examples"]
     for part in run.parts:
         columns += (
-            [f"{part.symbol}, start", f"{part.symbol}, found"] if part.changed else [part.symbol]
+            [f"{part.symbol}, start", f"{part.symbol}, {found}"] if part.changed else [part.symbol]
         )
     caption = "Parameters of the loss, most frequent class first."
     if any(part.key == "additive" for part in run.parts):
-        caption += " l is shown with mean 0" + (" in each group." if run.groups else ".")
+        caption += " ℓ is shown with mean 0" + (" in each group." if run.groups else ".")
     return Table("parameters", caption + _cut(len(pairs)), columns, rows)
+
+
+def found_label(run: Run) -> str:
+    """What the loss at the end of the search is called beside its start."""
+    if run.search_status != "finished":
+        return "at the stop"
+    return "found" if run.choice == "designed" else "designed"
 
 
 def cost_table(run: Run) -> Table | None:
     """What the run cost."""
+    designed = run.method("autobalance")
+    compared = len(run.methods) > 1
+    diverged = run.search_status == "diverged"
+    whole = None if designed is None or not compared else designed.seconds
+    search = run.seconds.get("search", run.search_seconds.get("wall"))
     known = [
-        ("Search", run.seconds.get("search", run.search_seconds.get("wall"))),
+        ("Search, until it diverged" if diverged else "Search", search),
         ("Search, processor time", run.search_seconds.get("cpu")),
         ("Retraining", run.seconds.get("retrain")),
-        ("Total", run.seconds.get("total")),
+        ("autobalance: search and retraining", whole),
+        (
+            f"Total, all {len(run.methods)} methods compared" if compared else "Total",
+            run.seconds.get("total"),
+        ),
     ]
     rows = [[Cell(name), Cell(duration(s), value=s)] for name, s in known if s is not None]
-    steps = run.settings.get("steps")
-    if isinstance(steps, (int, float)):
-        rows.append([Cell("Training steps per run"), Cell(f"{steps:,.0f}", value=steps)])
+    if run.training_runs is not None and not diverged:
+        runs = run.training_runs
+        rows.append([Cell("Search, in training runs"), Cell(f"{runs:.3g}", value=runs)])
+    if run.steps is not None:
+        done = run.steps_done if diverged else None
+        steps = f"{run.steps:,}" if done is None else f"{done:,} of {run.steps:,}"
+        name = "Training steps per run" if done is None else "Training steps done"
+        rows.append([Cell(name), Cell(steps, value=run.steps)])
     if upper := len(run.curves["step"]):
         rows.append([Cell("Steps on the loss (upper level)"), Cell(f"{upper:,}", value=upper)])
     if not rows:
         return None
-    return Table("cost", "Time on the clock unless stated.", ["Part", "Cost"], rows, sortable=False)
+    caption = "Time on the clock unless stated."
+    if whole is not None:
+        caption += (
+            " The search is part of autobalance's time; the total covers all methods compared, "
+            "one after another."
+        )
+    return Table("cost", caption, ["Part", "Cost"], rows, sortable=False)
 
 
 def settings_table(run: Run) -> Table | None:
     """All settings, one a row, nested names joined by dots."""
-    rows = [[Cell(name), Cell(safe_text(value, 300))] for name, value in _flat("", run.settings)]
+    rows = [[Cell(name), _setting(name, value)] for name, value in _flat("", run.settings)]
     if not rows:
         return None
     rows = rows[:MAX_SETTINGS]
     return Table("settings", "Settings of the run.", ["Setting", "Value"], rows, False, False)
+
+
+def _setting(name: str, value: Any) -> Cell:
+    text, raw = safe_text(readable(name, value), 300), str(value)
+    return Cell(text, raw=safe_text(raw, 600) if isinstance(value, str) and text != raw else "")
 
 
 def versions_table(run: Run) -> Table | None:
@@ -209,15 +282,13 @@ def _cut(count: int) -> str:
     )
 
 
-def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, str]]:
+def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:
     found = []
     for key, value in values.items():
         if key in _NOT_SETTINGS:
             continue
         if isinstance(value, dict):
             found += _flat(f"{prefix}{key}.", value)
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            found.append((prefix + key, ", ".join(str(v) for v in value[:50])))
         else:
-            found.append((prefix + key, str(value)))
+            found.append((prefix + key, value))
     return found

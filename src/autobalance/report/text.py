@@ -1,9 +1,11 @@
-"""What a run asked and found, in sentences, and numbers as a reader wants them."""
+"""What a run asked and found, in sentences."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from autobalance.report.choice import UNNAMED, choice_sentence, one_fold_sentence
+from autobalance.report.formats import duration, number, percent
 from autobalance.report.record import Method, Part, Run
 from autobalance.report.statistics import half_width, mean_error_variance, slope
 
@@ -29,36 +31,7 @@ _SCORE = {
     "worst_group_error": ("worst_group_error", "worst group error"),
 }
 _SAME_SLOPE = 0.05
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share in [0, 1] as a percentage, or a dash."""
-    return "–" if share is None or not np.isfinite(share) else f"{100 * share:.{digits}f}%"
-
-
-def points(difference: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    value = round(100 * difference, 1)
-    return f"{'+' if value > 0 else '−' if value < 0 else '±'}{abs(value):.1f}"
-
-
-def number(value: float, digits: int = 2) -> str:
-    """A number with a real minus sign, or a dash."""
-    if not np.isfinite(value):
-        return "–"
-    text = f"{value:.{digits}f}"
-    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a reader says them, or a dash."""
-    if seconds is None or not np.isfinite(seconds):
-        return "–"
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
+_SAME_ERROR = 0.01  # a change of the validation error that is not worth a word
 
 
 def objective_name(run: Run) -> str:
@@ -67,17 +40,40 @@ def objective_name(run: Run) -> str:
 
 def sentences(run: Run) -> list[str]:
     """What was asked, what was found, and what it brought."""
-    return [_asked(run), _found(run), _brought(run)]
+    said: list[str | None] = [_asked(run), _found(run)]
+    if _measured(run):
+        said.append(_on_test_data(run))
+    elif not run.candidates and run.search_status != "diverged":
+        said.append(_on_validation(run))
+    said.append(choice_sentence(run, start_name(run)))
+    if not _measured(run):
+        said.append(one_fold_sentence(run))
+    return [text for text in said if text]
 
 
-def warning(run: Run) -> str | None:
-    """What the reader must know before anything else, or None."""
-    return {
-        "finished": None,
-        "interrupted": "The search was interrupted. The loss shown is the best estimate up to then.",
-        "diverged": "Training diverged: its loss became infinite or NaN. The loss shown is that of "
-        "the steps before. Lower the learning rate, then search again.",
-    }.get(run.status, f"The search ended with the status “{run.status}”.")
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The numbers that a reader looks for first, with their names."""
+    key, name = _score(run)
+    found = [("Objective", objective_name(run))]
+    for method in run.methods:
+        if key in method.scores:
+            title = f"{name.capitalize()}, {in_sentence(method.title)}"
+            found.append((title, percent(method.scores[key])))
+    taken, start = run.candidate(run.choice), run.candidate("start")
+    if taken is not None and not _measured(run):
+        found.append(("Held-out error, loss taken", percent(taken.objective)))
+        if start is not None and start is not taken:
+            found.append(("Held-out error, start", percent(start.objective)))
+    totals = run.class_totals
+    if totals.any():
+        found.append(("Training examples", f"{totals.sum():,.0f}"))
+        rarest = totals[run.order[-1]]
+        if rarest > 0:
+            ratio = f"{totals[run.order[0]] / rarest:,.0f} to 1"
+            found.append(("Most frequent to rarest class", ratio))
+    if run.seconds.get("total") is not None:
+        found.append(("Time in all", duration(run.seconds["total"])))
+    return found
 
 
 def _asked(run: Run) -> str:
@@ -104,27 +100,31 @@ def _found(run: Run) -> str:
     if not run.parts:
         return "The record holds no designed loss: training uses plain cross-entropy."
     if not any(part.changed for part in run.parts):
-        return f"The search left the loss where it began, at {_start_name(run)}."
+        if run.search_status == "diverged":
+            return (
+                f"The search never changed the loss: what is shown is its start, {start_name(run)}."
+            )
+        return f"The search left the loss where it began, at {start_name(run)}."
     said = [_about_additive(run, p) if p.key == "additive" else _about_range(p) for p in run.parts]
-    return " ".join(["The loss it found", "; ".join(s for s in said if s) + "."])
+    subject = "The loss it found" if run.choice == "designed" else "The loss the search designed"
+    if run.search_status != "finished":
+        subject = "The loss so far"
+    return f"{subject} {'; '.join(s for s in said if s)}."
 
 
-def _start_name(run: Run) -> str:
+def start_name(run: Run) -> str:
+    """The loss that the search began with, in words."""
     parts = {p.key: p for p in run.parts}
     if any(np.ptp(p.start) > 1e-6 for key, p in parts.items() if key != "additive"):
-        return "the loss it began with"
+        return UNNAMED
     slopes = _slopes(run, parts["additive"].start) if "additive" in parts else [0.0]
     if "additive" not in parts or not np.abs(parts["additive"].start).max() > 1e-6:
         return "plain cross-entropy"
-    return (
-        "logit adjustment"
-        if slopes and np.allclose(slopes, 1.0, atol=0.02)
-        else "the loss it began with"
-    )
+    return "logit adjustment" if slopes and np.allclose(slopes, 1.0, atol=0.02) else UNNAMED
 
 
 def _slopes(run: Run, rows: np.ndarray) -> list[float]:
-    """Per row, how l changes with the logarithm of the class's frequency."""
+    """Per row, how ℓ changes with the logarithm of the class's frequency."""
     with np.errstate(divide="ignore"):
         logs = np.where(run.counts > 0, np.log(run.counts), np.nan)
     found = [slope(row, log) for row, log in zip(rows, logs, strict=True)]
@@ -133,26 +133,40 @@ def _slopes(run: Run, rows: np.ndarray) -> list[float]:
 
 def _about_additive(run: Run, part: Part) -> str:
     if not part.changed:
-        return "keeps the additive adjustment l of its start"
+        return "keeps the additive adjustment ℓ of its start"
     start, found = (_slopes(run, rows) for rows in (part.start, part.found))
     group, k = np.unravel_index(np.nanargmax(np.abs(part.found - part.start)), part.found.shape)
     shift = part.found[group, k] - part.start[group, k]
     whom = run.classes[k] + (f" in {run.groups[group]}" if run.groups else "")
-    moved = f"it moves {whom} most, by {number(shift)}"
+    moved = f"ℓ of {whom} moved most, by {number(shift)}"
     if not start or not found:
-        return f"shifts the classes' logits in training ({moved})"
+        return f"shifts the classes' logits in training; {moved}"
     before, after = float(np.mean(start)), float(np.mean(found))
+    return (
+        f"{_leaning(run, before, after)}. Its strength, the growth of ℓ with log class frequency, is "
+        f"{number(after)}, at the start {number(before)} (0 is plain cross-entropy, 1 logit "
+        f"adjustment{'; means over the groups' if run.groups else ''}); {moved}"
+    )
+
+
+def _leaning(run: Run, before: float, after: float) -> str:
+    """Whom a loss of strength `after` favours, against that of its start."""
+    named = start_name(run)
+    start = named + ("" if named == UNNAMED else ", where the search began")
+    if after < -_SAME_SLOPE:
+        if before < -_SAME_SLOPE:
+            return f"favours frequent classes over rare ones, as does {start}"
+        return (
+            "is the other way round from what is usual: it favours frequent classes over rare ones, "
+            f"unlike {start}. Check it on test data before using it"
+        )
+    if abs(after) <= _SAME_SLOPE < abs(before):
+        return f"treats rare and frequent classes nearly alike, unlike {start}"
     gap = after - before
     degree = (
         "about as much as" if abs(gap) < _SAME_SLOPE else "more than" if gap > 0 else "less than"
     )
-    unit = "each unit of log class frequency" + (
-        " within a group, on average" if run.groups else ""
-    )
-    return (
-        f"favours rare classes {degree} {_start_name(run)}, where the search began: the adjustment l "
-        f"grows by {number(after)} for {unit}, at the start by {number(before)} ({moved})"
-    )
+    return f"favours rare classes {degree} {start}"
 
 
 def _about_range(part: Part) -> str:
@@ -162,11 +176,20 @@ def _about_range(part: Part) -> str:
     return f"its {part.title} runs from {number(low)} to {number(high)}"
 
 
-def _brought(run: Run) -> str:
+def _score(run: Run) -> tuple[str, str]:
+    return _SCORE.get(run.objective, ("balanced_error", "balanced error"))
+
+
+def _measured(run: Run) -> bool:
+    """Whether test data judged the loss."""
     after = run.method("autobalance")
-    key, name = _SCORE.get(run.objective, ("balanced_error", "balanced error"))
-    if after is None or key not in after.scores:
-        return _on_validation(run)
+    return after is not None and _score(run)[0] in after.scores
+
+
+def _on_test_data(run: Run) -> str:
+    after = run.method("autobalance")
+    assert after is not None
+    key, name = _score(run)
     where = f"On {run.evaluation_data}" if run.evaluation_data else "On test data"
     others = [m for m in run.methods if m is not after and key in m.scores]
     text = f"{where}, its {name} is {percent(after.scores[key])}"
@@ -177,7 +200,7 @@ def _brought(run: Run) -> str:
 def _against(after: Method, other: Method, key: str) -> str:
     """The loss found against one other method, and whether the test data can tell them apart."""
     gap = round(100 * (after.scores[key] - other.scores[key]), 1)
-    title = _in_sentence(other.title)
+    title = in_sentence(other.title)
     if gap == 0:
         return f"as much as {title}"
     said = f"{abs(gap):.1f} points {'less' if gap < 0 else 'more'} than {title}"
@@ -188,7 +211,7 @@ def _against(after: Method, other: Method, key: str) -> str:
     return f"{said}, {verdict} the choice of test examples explains"
 
 
-def _in_sentence(title: str) -> str:
+def in_sentence(title: str) -> str:
     """A title as it stands within a sentence; acronyms and names in capitals stay."""
     return title[:1].lower() + title[1:] if title[1:2].islower() else title
 
@@ -206,9 +229,25 @@ def _on_validation(run: Run) -> str:
     if len(hard) < 2:
         return "Nothing was measured on test data."
     few = max(1, len(hard) // 4)
+    begin, end = float(hard[:few].mean()), float(hard[-few:].mean())
+    means = "means over the first and the last quarter of the search"
+    where = (
+        f"On the validation data that guided the search, the {objective_name(run)} of the network "
+        "in training"
+    )
+    if abs(end - begin) <= _SAME_ERROR:
+        return (
+            f"{where} stayed about the same: {percent(begin)}, then {percent(end)} ({means}). By this "
+            "measure the search gained nothing. Nothing was measured on test data."
+        )
+    path = f"from {percent(begin)} to {percent(end)} ({means})"
+    if end < begin:
+        return (
+            f"{where} fell {path}. Some of that is the network learning, so it does not say what the "
+            "loss brings. Nothing was measured on test data."
+        )
     return (
-        f"On the validation data that guided the search, the {objective_name(run)} of the network in "
-        f"training went from {percent(float(hard[:few].mean()))} to {percent(float(hard[-few:].mean()))} "
-        "(means over the first and the last quarter of the search); much of that is the network "
-        "learning, and nothing was measured on test data."
+        f"{where} rose {path}. By this measure the search did not help: the network may be "
+        "overfitting, or the validation data too small to guide it. Compare the loss with its start "
+        "before using it. Nothing was measured on test data."
     )
