@@ -111,7 +111,7 @@ class SearchSettings:
     folds: int = 1
     warmup: float = 0.3
     every: int = 10
-    lr: float = 0.05
+    lr: float = 0.1
     average: float = 0.25
     validation_batch_size: int = 256
     patience: int | None = None
