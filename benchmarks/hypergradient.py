@@ -212,6 +212,9 @@ def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--profile", action="store_true", help="only the parts of an upper step")
     parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=[*SOLVERS, *PUBLISHED], help="only these"
+    )
+    parser.add_argument(
         "--memory-of", help="only print this one's bytes; used by the script itself"
     )
     options = parser.parse_args()
