@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,6 +20,7 @@ from autobalance.data.batches import (
     Batch,
     ShuffledBatches,
     as_batch,
+    as_batches,
     concatenated,
 )
 
@@ -208,8 +210,58 @@ def test_as_batch_of_a_mapping_and_of_a_batch() -> None:
     assert as_batch(batch) is batch
 
 
+@dataclass
+class Example:
+    inputs: Tensor
+    target: Tensor
+    sample_weight: Tensor
+
+
+def test_as_batch_of_a_dataclass() -> None:
+    x, y, _, w = tensors()
+    batch = as_batch(Example(x, y, w))
+    assert batch.inputs is x
+    assert batch.target is y
+    assert batch.groups is None
+    assert batch.sample_weight is w
+
+
+def test_as_batch_of_a_mapping_with_labels() -> None:
+    """All but the labels, groups and weights are the network's keyword arguments."""
+    x, y, g, w = tensors()
+    given = {"input_ids": x, "attention_mask": w, "labels": y, "groups": g, "sample_weight": w}
+    batch = as_batch(given)
+    assert list(batch.inputs) == ["input_ids", "attention_mask"]
+    assert batch.inputs["input_ids"] is x
+    assert batch.target is y
+    assert batch.groups is g
+    assert batch.sample_weight is w
+    assert "labels" in given  # the loader's own is left alone
+
+
+def test_as_batches_tells_one_from_several() -> None:
+    x, y, _, _ = tensors()
+    pair, mapping = (x, y), {"inputs": x, "target": y}
+    assert len(as_batches([x, y])) == len(as_batches(pair)) == len(as_batches(mapping)) == 1
+    assert len(as_batches([{"ids": x}, y])) == 1  # keyword arguments and target
+    several = as_batches([pair, [x, y], mapping, Batch(x, y)])
+    assert [b.inputs is x and b.target is y for b in several] == [True] * 4
+    made = as_batches([1, 2, 3], lambda n: Batch(n, y))
+    assert [b.inputs for b in made] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
-    ("given", "came"), [((1,), "tuple"), ([1] * 5, "list"), ({"x": 1}, "dict"), (3, "int")]
+    ("given", "came"),
+    [
+        ((1,), "tuple"),
+        ([1] * 5, "list"),
+        ({"x": 1}, "dict"),
+        (3, "int"),
+        ([], "list"),
+        ({"labels": torch.tensor([0, 1])}, "dict"),
+        ((np.ones((2, 3)), np.array([0, 1])), "tuple"),
+        ({"inputs": torch.ones(2, 3), "target": [0, 1]}, "dict"),
+    ],
 )
 def test_as_batch_refuses_the_rest(given: Any, came: str) -> None:
     with pytest.raises(InputError, match=rf"A batch must be \(inputs, target.* got {came}"):

@@ -18,6 +18,8 @@ from autobalance.hypergrad import (
     Hypergradient,
     Identity,
     Neumann,
+    Nystrom,
+    SingleLoop,
     Solver,
     hypergradient,
 )
@@ -80,6 +82,21 @@ def test_equals_dense_algebra(name: str, reduction: str, groups: bool) -> None:
     assert [g.shape for g in found.gradients] == shapes
 
 
+@pytest.mark.parametrize("name", ["mlp", "batch_norm", "frozen", "tied"])
+def test_several_training_batches_equal_dense_algebra(name: str) -> None:
+    """Of different sizes: A and the mixed product are means over batches, not over examples."""
+    model, loss = network(name), class_loss()
+    train, held = [images(10, weighted=True), images(6, seed=7)], images(15, seed=5)
+    given: Any = {"solver": Exact(damping=0.01), "weight_decay": DECAY}
+    found = hypergradient(model, loss, BalancedError(), train, held, **given)
+    expected = dense_hypergradient(model, loss, BalancedError(), train, held, DECAY + 0.01)
+    assert float((flatten(found.gradients) - expected).norm() / expected.norm()) < 1e-9
+    assert found.solution.tangent.shape == (16, 4)
+    twice = hypergradient(model, loss, BalancedError(), train[:1] * 2, held, **given)
+    once = hypergradient(model, loss, BalancedError(), train[0], held, **given)
+    torch.testing.assert_close(twice.gradients, once.gradients, rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     ("solver", "least"),
     [
@@ -124,8 +141,16 @@ def test_validation_is_seen_in_evaluation_mode() -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    [Identity(), ConjugateGradient(), Neumann(), Exact(damping=0.1)],
-    ids=lambda s: type(s).__name__,
+    [
+        Identity(),
+        SingleLoop(),
+        ConjugateGradient(),
+        ConjugateGradient(curvature="hessian"),
+        Neumann(),
+        Nystrom(),
+        Exact(damping=0.1),
+    ],
+    ids=lambda s: f"{type(s).__name__}-{s.curvature}",
 )
 @pytest.mark.parametrize("name", NETWORKS)
 def test_everything_borrowed_comes_back_bit_identical(name: str, solver: Solver) -> None:
@@ -349,6 +374,33 @@ def test_refuses_logits_of_the_wrong_width() -> None:
         hypergradient(
             model, class_loss(), BalancedError(), images(10), images(10), solver=Identity()
         )
+
+
+def test_refuses_a_batch_of_one_where_batch_norm_trains_on_it() -> None:
+    """Also as the short last one of several."""
+    for train in (images(1), [images(10), images(1)]):
+        with pytest.raises(InputError, match="BatchNorm cannot train on a batch of one example"):
+            hypergradient(
+                network("batch_norm"),
+                class_loss(),
+                BalancedError(),
+                train,
+                images(10),
+                solver=ConjugateGradient(),
+            )
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda f: (f, None), lambda f: {"scores": f}], ids=["tuple", "dict"]
+)
+def test_refuses_a_network_whose_logits_cannot_be_found(wrap: Callable[[Tensor], Any]) -> None:
+    class Wrapping(nn.Sequential):
+        def forward(self, input: Tensor) -> Any:
+            return wrap(super().forward(input))
+
+    given = (class_loss(), BalancedError(), images(10), images(10))
+    with pytest.raises(InputError, match=r"network must return logits.* got (tuple|dict)"):
+        hypergradient(Wrapping(network("mlp")), *given, solver=Identity())
 
 
 def test_a_non_finite_result_says_so() -> None:

@@ -139,18 +139,29 @@ def test_channels_last_equals_contiguous(solver: Solver, dtype: torch.dtype) -> 
 # Compiled -------------------------------------------------------------------------------------
 
 
-def wrapped(model: nn.Module, backend: str) -> nn.Module:
+def wrapped(model: nn.Module, backend: Any) -> nn.Module:
     return torch.compile(model, backend=backend)  # type: ignore[return-value]
 
 
-def in_place(model: nn.Module, backend: str) -> nn.Module:
-    model.compile(backend=backend)
-    return model
+class Own(nn.Module):
+    """Of the user's own code: torch compiles no forward of its own classes in place."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
 
 
-def parts(model: nn.Module, backend: str) -> nn.Module:
+def in_place(model: nn.Module, backend: Any) -> nn.Module:
+    own = Own(model)
+    own.compile(backend=backend)
+    return own
+
+
+def parts(model: nn.Module, backend: Any) -> nn.Module:
     model[0] = torch.compile(model[0], backend=backend)
-    model[3].compile(backend=backend)
     return model
 
 
@@ -189,6 +200,30 @@ def test_a_compiled_model_gives_what_the_plain_one_gives(compiled: Any, backend:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
     with torch.random.fork_rng(devices=[]):  # still in working order
         assert model(train.inputs).requires_grad
+
+
+@pytest.mark.parametrize("compiled", [wrapped, in_place, parts], ids=lambda f: f.__name__)
+def test_compiled_code_is_not_run_nor_compiled_anew(compiled: Any) -> None:
+    """It has no forward mode, and each kind of pass would compile once more."""
+    runs = []
+
+    def backend(graph: Any, _: Any) -> Callable[..., Any]:
+        runs.append("compiled")
+
+        def run(*inputs: Any) -> Any:
+            runs.append("run")
+            return graph(*inputs)
+
+        return run
+
+    model, train = compiled(small_cnn().double(), backend), colours(12, 0)
+    model(train.inputs)
+    assert "run" in runs
+    runs.clear()
+    LossTuner(class_loss()).step(model, train, colours(14, 1))
+    assert runs == []
+    model(train.inputs)
+    assert "run" in runs
 
 
 # Mixed precision ------------------------------------------------------------------------------

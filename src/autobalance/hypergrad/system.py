@@ -97,7 +97,7 @@ def logits_of(network: Callable[..., Any], inputs: Any) -> Tensor:
     Raises
     ------
     InputError
-        If a batch is too small for BatchNorm.
+        If a batch is too small for BatchNorm, or the output holds no logits.
     """
     try:
         output: Any = network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
@@ -108,9 +108,14 @@ def logits_of(network: Callable[..., Any], inputs: Any) -> Tensor:
             "BatchNorm cannot train on a batch of one example. Use batches of at least two, or "
             f"drop the last, short one. ({error})"
         ) from None
-    if isinstance(output, Mapping):
-        return output["logits"]
-    return getattr(output, "logits", output)
+    by_key = isinstance(output, Mapping)
+    logits = output.get("logits") if by_key else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            "The network must return logits, or an object with an attribute or key 'logits'; got "
+            f"{type(output).__name__}. Wrap it in a module that does."
+        )
+    return logits
 
 
 class TrainingSystem:
