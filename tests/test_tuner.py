@@ -226,7 +226,9 @@ def broken_model() -> nn.Module:
 def test_a_non_finite_hypergradient_moves_nothing_and_is_not_kept() -> None:
     upper = tuner()
     before = position(upper)
-    step = upper.step(broken_model(), images(10), images(15))
+    with pytest.warns(UserWarning, match="its hypergradient was not finite, so the loss did not"):
+        step = upper.step(broken_model(), images(10), images(15))
+    assert upper.step(broken_model(), images(10), images(15)).skipped  # warns once
     assert step.skipped
     assert math.isnan(step.norm)
     assert torch.equal(position(upper), before)
@@ -263,6 +265,9 @@ def test_coupled_weight_decay() -> None:
     assert uneven.tolist() == [0.0] * 9 + [0.5] * 8
     model[0].requires_grad_(False)  # then only the trainable ones count
     assert coupled_weight_decay(torch.optim.SGD(groups, lr=0.1), model) == 0.5
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(InputError, match="trains none of this model's parameters"):
+        coupled_weight_decay(other, model)
     of_some = torch.optim.SGD(second[:1], lr=0.1, weight_decay=0.5)
     partly = coupled_weight_decay(of_some, model)
     assert isinstance(partly, Tensor)
