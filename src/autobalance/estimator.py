@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from autobalance.checks import InputError, TrainingDiverged, same_length
 from autobalance.data.batches import ArrayData, concatenated
 from autobalance.data.tables import TableEncoder
+from autobalance.files import checkpoint_files
 from autobalance.hypergrad import Solver
 from autobalance.networks import TableNetwork
 from autobalance.objectives import Objective, as_objective
@@ -356,11 +357,6 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         wanted = inspect.signature(module).parameters
         chosen = {name: value for name, value in offered.items() if name in wanted}
         return lambda: module(**chosen)
-
-
-def checkpoint_files(folder: str | Path) -> dict[str, Path]:
-    """Where `fit` keeps the state of its two phases."""
-    return {phase: Path(folder) / f"{phase}.checkpoint" for phase in ("search", "retrain")}
 
 
 def _seed(random_state: Any) -> int:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from autobalance.results import SearchResult
     from autobalance.training import Progress as RunProgress
 
 
@@ -21,6 +22,13 @@ _SUMMARY = (
     "group_balanced_error",
     "worst_class_and_group_error",
 )
+
+
+_CHOICES = {
+    "designed": "the designed loss",
+    "start": "the loss it started from",
+    "cross_entropy": "plain cross-entropy",
+}
 
 
 class LiveProgress:
@@ -77,6 +85,20 @@ def print_methods(methods: dict[str, dict[str, Any]]) -> None:
             str(method["training_runs"]),
         )
     Console().print(table)
+
+
+def print_choice(result: SearchResult) -> None:
+    """The final choice over folds, and by how much; nothing where there was none."""
+    if not result.candidates:
+        return
+    by_name = {candidate.name: candidate for candidate in result.candidates}
+    chosen = by_name[result.choice]
+    shown = by_name["designed"] if chosen.name == "start" else chosen
+    print(
+        f"Final choice on held-out data: {_CHOICES[chosen.name]}, at {_percent(chosen.objective)} %. "
+        f"{_CHOICES[shown.name].capitalize()} less its start: {100 * shown.difference:+.1f} points "
+        f"(standard error {100 * shown.standard_error:.1f})."
+    )
 
 
 def print_report(report: dict[str, Any]) -> None:
