@@ -406,8 +406,8 @@ def _labels(y: Any) -> np.ndarray:
         what = "y" if name is None else f"The target column {name!r}"
         if np.issubdtype(labels.dtype, np.floating):
             raise InputError(
-                f"Unknown label type: {what} looks continuous (such as {labels[labels % 1 != 0][0]:g}). "
-                "Give classes, or bin it first (pandas.cut)."
+                f"{what} looks continuous (such as {labels[labels % 1 != 0][0]:g}). Give classes, or "
+                "bin it first (pandas.cut). Unknown label type: continuous."
             ) from None
         raise InputError(f"{what} holds no class labels: {str(error).splitlines()[0]}") from None
     return labels

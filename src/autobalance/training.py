@@ -74,7 +74,7 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
     devices: Any = [int(index)] if index.isdigit() else 1
     try:
         return Fabric(accelerator=kind, devices=devices, precision=precision)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         raise InputError(
             f"The device {device!r} cannot be used here. Give auto, cpu, or a device that "
             "it has (cuda, cuda:1, mps)."
