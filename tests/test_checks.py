@@ -13,9 +13,11 @@ from autobalance.checks import (
     TrainingDiverged,
     class_counts,
     fraction,
+    number,
     one_of,
     positive,
     same_length,
+    whole,
 )
 
 
@@ -23,6 +25,8 @@ def test_what_is_right_passes() -> None:
     assert one_of("x", "a", ("b", "a")) == "a"
     assert positive("x", 0.5) == 0.5
     assert fraction("x", 0.5) == 0.5
+    assert whole("x", np.int64(3), least=1) == 3  # type: ignore[arg-type]
+    assert number("x", np.float32(0.5)) == 0.5  # type: ignore[arg-type]
     assert same_length(a=[1, 2], b=None, c=np.zeros((2, 3))) == 2
     assert class_counts([3, 1]).tolist() == [3.0, 1.0]
     assert class_counts([[3, 0], [0, 1]]).tolist() == [[3.0, 0.0], [0.0, 1.0]]
@@ -42,6 +46,9 @@ def test_what_is_right_passes() -> None:
         (lambda: class_counts(4), r"got shape \(\)"),
         (lambda: class_counts(np.ones((2, 2, 2))), r"got shape \(2, 2, 2\)"),
         (lambda: class_counts([2, -1]), "class_counts must hold whole numbers .* none negative"),
+        (lambda: class_counts(["a", "b"], name="counts"), "counts must hold whole numbers"),
+        (lambda: whole("n", True, least=1), "n must be a whole number; got True"),
+        (lambda: number("n", None), "n must be a number; got None"),
         (lambda: class_counts([2, 1.5]), "must hold whole numbers"),
         (lambda: class_counts([2, np.nan], name="n"), "n must hold whole numbers"),
         (lambda: class_counts([2, 0, 0]), r"class 1 has no .* \(classes without any: \[1, 2\]\)"),

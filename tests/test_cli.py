@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.numpy
+
+from autobalance.cli import OBJECTIVES, main
+from autobalance.objectives import NAMED
 
 QUICK = ["--recipe.epochs", "5", "--recipe.min_steps", "60", "--device", "cpu"]
 
@@ -59,12 +63,13 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_folder_holds_json_and_safetensors_only(fitted: Path) -> None:
     names = {p.name for p in (fitted / "run").iterdir()}
-    assert names == {"result.json", "model.json", "model.safetensors", "report.html"}
+    assert names == {"result.json", "loss.json", "model.json", "model.safetensors", "report.html"}
     record = json.loads((fitted / "run/result.json").read_text())
     assert record["status"] == "finished"
     assert record["class_names"] == ["common", "rare"]
     assert record["group_names"] == ["north", "south"]
     assert len(record["search"]["loss"]["additive"]) == 2
+    assert json.loads((fitted / "run/loss.json").read_text()) == record["search"]["loss"]
     assert safetensors.numpy.load_file(fitted / "run/model.safetensors")
 
 
@@ -84,11 +89,17 @@ def test_predict_needs_no_groups_and_evaluate_agrees(fitted: Path) -> None:
     assert report["error"] == pytest.approx(wrong.mean())
     by_class = wrong.groupby(fresh["kind"]).mean()
     assert report["balanced_error"] == pytest.approx(by_class.mean())
-    assert report["group_errors"]["1"] == pytest.approx(wrong[fresh["site"] == "south"].mean())
+    assert report["group_errors"]["south"] == pytest.approx(wrong[fresh["site"] == "south"].mean())
+    rare_north = wrong[(fresh["site"] == "north") & (fresh["kind"] == "rare")]
+    assert report["class_and_group_errors"]["north"][1] == pytest.approx(rare_north.mean())
+    cells = wrong.groupby([fresh["kind"], fresh["site"]]).mean()
+    assert report["group_balanced_error"] == pytest.approx(cells.mean())
+    assert report["worst_class_and_group_error"] == pytest.approx(cells.max())
     shown = run(*options, cwd=fitted)
     assert shown.returncode == 0
-    assert "balanced error" in shown.stdout
-    assert "south" in shown.stdout
+    assert shown.stderr == ""
+    for text in ("worst class and group error", "group balanced error", "south", "absent"):
+        assert (text in shown.stdout) == (text != "absent")
 
 
 def test_same_seed_same_weights(fitted: Path) -> None:
@@ -120,6 +131,9 @@ def test_config_file_sets_options(fitted: Path) -> None:
     assert record["seed"] == 3
     assert record["search"]["settings"]["search"]["folds"] == 2
     assert "WorstError" in record["search"]["settings"]["objective"]
+    assert len(record["search"]["candidates"]) == 3
+    assert "Final choice on held-out data: " in done.stdout
+    assert "standard error" in done.stdout
 
 
 BAD = {
@@ -143,6 +157,17 @@ BAD = {
         "the same column",
     ),
     "setting": (["fit", "data.csv", "--target", "kind", "--recipe.lr", "-1"], "lr must be"),
+    "continuous target": (
+        ["fit", "data.csv", "--target", "x"],
+        "The target column 'x' looks continuous",
+    ),
+    "seed": (["fit", "data.csv", "--target", "kind", "--seed", "-1"], "seed must be at least 0"),
+    "folder": (["fit", ".", "--target", "kind"], ". is a folder"),
+    "device": (
+        ["fit", "data.csv", "--target", "kind", "--device", "tpu"],
+        "The device 'tpu' cannot be used here. Give auto, cpu, or",
+    ),
+    "resume": (["fit", "data.csv", "--target", "kind", "--resume"], "holds no unfinished run"),
 }
 
 
@@ -234,16 +259,112 @@ def test_ctrl_c_exits_130_and_keeps_what_was_found(fitted: Path) -> None:
         check=False,
     )
     assert done.returncode == 130, done.stderr
-    assert "Interrupted" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Interrupted. Kept in stopped: the loss so far (loss.json)" in done.stderr
+    assert "no network yet. To continue, give the same command with --resume" in done.stderr
     record = json.loads((fitted / "stopped/result.json").read_text())
     assert record["status"] == "interrupted"
     assert record["search"]["loss"]["additive"]
 
 
-def test_usage_errors_exit_2() -> None:
-    assert run().returncode == 2
-    assert run("fit", "data.csv").returncode == 2
-    assert run("unknown").returncode == 2
+def test_sigterm_is_as_ctrl_c_and_resuming_ends_at_the_same_bits(fitted: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from autobalance import cli, terminal\n"
+        "def update(self, title, progress):\n"
+        "    if progress.phase == 'retrain':\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "terminal.LiveProgress.update = update\n"
+        "cli.entry()"
+    )
+    command = [
+        "fit",
+        "data.csv.gz",
+        "--target",
+        "kind",
+        "--groups",
+        "site",
+        "--out",
+        "term",
+        *QUICK,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=fitted,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 143, done.stderr
+    assert "a half-trained network. To continue" in done.stderr
+    record = json.loads((fitted / "term/result.json").read_text())
+    assert (record["status"], record["search"]["status"]) == ("interrupted", "finished")
+    assert record["progress"] == {"phase": "retrain", "step": 20, "total": 60, "objective": None}
+    done = run(*command, cwd=fitted)
+    assert done.returncode == 2
+    assert "term holds an unfinished run. Add --resume" in done.stderr
+    done = run(*command, "--resume", cwd=fitted)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "loss.json", "model.json"):
+        assert (fitted / "term" / name).read_bytes() == (fitted / "run" / name).read_bytes()
+    assert {p.name for p in (fitted / "term").iterdir()} == {
+        p.name for p in (fitted / "run").iterdir()
+    }
+
+
+def test_ctrl_c_after_the_work_is_done_is_ignored(fitted: Path) -> None:
+    code = (
+        "import atexit, os, signal\n"
+        "from autobalance import cli\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "cli.entry()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "evaluate", "run", "data.csv.gz", "--target", "kind"],
+        cwd=fitted,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "subcommand"),
+        (["unknown"], "invalid choice: 'unknown'"),
+        (["fit", "data.csv"], "required: target, out"),
+        (["fit", "x.csv", "y.csv", "--target", "y", "--out", "r"], "unrecognized .*: y.csv"),
+        (["fit", "x.csv", "--recipe.epcohs", "3"], "no option recipe.epcohs. .* recipe.epochs"),
+        (["fit", "x.csv", "--recipe.epochs", "abc"], "recipe.epochs: Expected a float. .* abc"),
+        (
+            ["fit", "x.csv", "--config", "a.yaml"],
+            "a.yaml: .*no option recipe.epoch. .* recipe.epochs",
+        ),
+        (["fit", "x.csv", "--config=b.yaml"], "b.yaml: seed: Expected a int. Got value: many"),
+        (["fit", "x.csv", "--config", "gone.yaml"], "gone.yaml"),
+        (["fit", "x.csv", "--config", "c.yaml"], "c.yaml: .*line 2"),
+    ],
+)
+def test_usage_errors_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("target: y\nout: r\nrecipe: {epoch: 3}\n")
+    Path("b.yaml").write_text("target: y\nout: r\nseed: many\n")
+    Path("c.yaml").write_text("target: y\n  out: r\n")
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert re.fullmatch(f"autobalance: .*{message}.*\n", shown), shown
+
+
+def test_objectives_in_the_help_are_those_there_are() -> None:
+    assert set(OBJECTIVES) == set(NAMED)
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:
@@ -254,5 +375,7 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "Passes over the training data" in done.stdout  # from the docstring
+    assert "worst_class_and_group_error" in done.stdout
     assert time.perf_counter() - begun < 5.0  # under 1 s when the machine is idle

@@ -139,12 +139,20 @@ def test_pickle_clone_pipeline_and_grid_search() -> None:
     [
         (
             {"y": np.r_[np.nan, np.ones(299)]},
-            r"y has 1 missing labels \(NaN\), the first at position 0",
+            r"y has 1 missing label \(NaN\), the first at position 0",
         ),
         ({"y": np.ones(300)}, "one class only"),
+        ({"y": np.array(["a"] * 300)}, "one class only, 'a'"),
+        ({"y": np.linspace(0, 1, 300)}, r"y looks continuous \(such as .*pandas.cut"),
+        ({"y": pd.Series(np.linspace(0, 1, 300), name="t")}, "target column 't' looks continuous"),
         ({"y": np.ones(299, int)}, "y has 299"),
+        ({"X": pd.DataFrame({"a": []}), "y": []}, "X has no rows"),
+        ({"X": np.zeros((300, 1, 4, 4))}, "X has 4 dimensions. .* AutoBalanceClassifier.module="),
         ({"X": np.full((300, 2), np.inf)}, r"'x0' has an infinite value \(inf\)"),
-        ({"sensitive_features": [None] + [1] * 299}, "sensitive_features has missing values"),
+        (
+            {"sensitive_features": [None] + [1] * 299},
+            r"sensitive_features has 1 missing value \(the first at position 0\)",
+        ),
         ({"sensitive_features": [1] * 299}, "sensitive_features has 299"),
         ({"sensitive_features": np.arange(300.0)}, "Bin a continuous column"),
         ({"sample_weight": -np.ones(300)}, "never negative"),
@@ -164,6 +172,7 @@ def test_bad_input_to_fit(change: dict[str, Any], message: str) -> None:
     [
         ({"objective": "accuracy"}, "objective must be one of balanced_error, .*; got 'accuracy'"),
         ({"objective": "worst_group_error"}, "over groups, but the data has none"),
+        ({"random_state": -1}, "random_state must be .*; got -1"),
         ({"module": nn.Linear(2, 5)}, "3 classes, but the network returned logits of width 5"),
         ({"module": nn.Unflatten(1, (1, 2))}, "no trainable parameter"),
         ({"module": "mlp"}, "module must be a torch.nn.Module"),
@@ -181,9 +190,44 @@ def test_non_finite_image_is_refused() -> None:
     X[3, 0, 0, 0] = np.nan
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     with pytest.raises(
-        InputError, match="must be finite in float32; found 1 NaN or infinite value"
+        InputError, match=r"X must be finite in float32; found 1 NaN or infinite value\."
     ):
         classifier(module=network).fit(X, np.arange(20) % 2)
+
+
+def test_prediction_checks_images_as_fitting_does() -> None:
+    y = np.arange(20) % 2
+    X = np.zeros((20, 1, 4, 4), dtype=np.float32) + y[:, None, None, None]
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 2))
+    model = classifier(module=pooled).fit(X, y)
+    assert model.input_shape_ == (1, 4, 4)
+    for predict in (model.predict, model.predict_proba, model.decision_function):
+        with pytest.raises(InputError, match=r"found 4 NaN or infinite values\. Fill or drop"):
+            predict(np.where(np.arange(4) == 1, np.nan, X)[:1])
+        with pytest.raises(InputError, match=r"shape \(1, 8, 8\); .* fitted on \(1, 4, 4\)"):
+            predict(np.zeros((3, 1, 8, 8)))
+        with pytest.raises(ValueError, match="0 sample"):
+            predict(X[:0])
+    flat = classifier(module=lambda: nn.Linear(2, 2)).fit(np.ones((20, 2)) * y[:, None], y)
+    with pytest.raises(InputError, match=r"fitted on \(2,\)"):
+        flat.predict(np.zeros((3, 2, 2)))
+    assert flat.encoder_ is not None  # a refused prediction changes nothing
+
+
+def test_one_group_serves_a_class_objective_but_no_group_objective() -> None:
+    X, y = imbalanced()
+    groups = np.repeat("a", 300)
+    with pytest.raises(InputError, match=r"'worst_group_error' compares groups; .* only, 'a'"):
+        classifier(objective="worst_group_error").fit(X, y, sensitive_features=groups)
+    assert classifier().fit(X, y, sensitive_features=groups).loss_.num_groups == 1
+
+
+def test_validation_set_that_lacks_a_class_is_warned_of_and_unseen_ones_score_0() -> None:
+    X, y = imbalanced()
+    kept = y < 2
+    with pytest.warns(UserWarning, match="lacks 1 class of 3: 2. The objective says nothing"):
+        model = classifier().fit(X, y, validation=(X[kept], y[kept]))
+    assert model.score(X, np.full(300, 7)) == 0.0
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
 from autobalance.metrics import class_errors, classification_report
-from autobalance.objectives import BalancedError, WorstError
+from autobalance.objectives import NAMED, BalancedError, WorstError
 
 
 def test_by_hand() -> None:
@@ -25,14 +25,31 @@ def test_by_hand() -> None:
         "class_n": [4, 2, 0, 1],
         "class_errors": [0.25, 0.5, None, 1.0],
         "worst_group_error": 0.75,
+        "group_balanced_error": pytest.approx((0.0 + 0.0 + 0.5 + 1.0 + 1.0) / 5),
+        "worst_class_and_group_error": 1.0,
         "group_errors": {0: 0.0, 2: 0.75},
         "group_balanced_errors": {0: 0.0, 2: pytest.approx((0.5 + 1.0 + 1.0) / 3)},
+        "class_and_group_errors": {0: [0.0, 0.0, None, None], 2: [0.5, 1.0, None, 1.0]},
+        "class_and_group_n": {0: [2, 1, 0, 0], 2: [2, 1, 0, 1]},
     }
+    named = classification_report(target, predicted, 4, groups, ["north", "nobody", "south"])
+    assert named["group_errors"] == {"north": 0.0, "south": 0.75}
+    assert named["class_and_group_n"].keys() == {"north", "south"}
 
 
 def test_absent_classes_are_nan() -> None:
     errors = class_errors(np.array([2, 2]), np.array([2, 0]), 4)
     np.testing.assert_array_equal(errors, [np.nan, np.nan, 0.5, np.nan])
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=30))
+def test_every_named_objective_is_reported(triples: list[tuple[int, int, int]]) -> None:
+    target, predicted, groups = np.array(triples).T
+    report = classification_report(target, predicted, 4, groups)
+    logits = torch.nn.functional.one_hot(torch.from_numpy(predicted), 4).float()
+    for name, objective in NAMED.items():
+        expected = objective.hard(logits, torch.from_numpy(target), groups=torch.from_numpy(groups))
+        assert report[name] == pytest.approx(expected), name
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))

@@ -320,6 +320,7 @@ def test_ctrl_c_keeps_the_network_so_far() -> None:
     [
         ({"factory": linear_factory(4)}, r"3 classes, but .* width 4"),
         ({"factory": nn.Flatten}, "The network has no trainable parameter"),
+        ({"data": [1, 2]}, "data must be an ArrayData; got list. Build one"),
         ({"factory": dict}, "must return a torch.nn.Module; got dict"),
         ({"device": "abacus"}, "The device 'abacus' cannot be used here"),
         (

@@ -332,6 +332,9 @@ def test_ctrl_c_within_a_step_keeps_it_too() -> None:
         ({"objective": "worst_group_error"}, "over groups, but the data has none. Pass groups"),
         ({"factory": linear_factory(5)}, "3 classes, but the network returned logits of width 5"),
         ({"factory": nn.Flatten}, "The network has no trainable parameter"),
+        ({"factory": nn.Linear(2, 3)}, "must be a function that returns a new .* got Linear"),
+        ({"data": [1, 2]}, "data must be an ArrayData; got list. Build one"),
+        ({"validation": ([1], [0])}, "validation must be an ArrayData; got tuple"),
         ({"factory": lambda: 3}, "factory must return a torch.nn.Module; got int"),
         (
             {"factory": lambda: nn.Sequential(nn.Linear(2, 3), nn.Flatten(0))},

@@ -50,10 +50,12 @@ def test_records_go_through_json(settings: Recipe | SearchSettings) -> None:
     ("given", "message"),
     [
         ({"epochs": 0.0}, "epochs must be a finite number above 0; got 0.0"),
-        ({"batch_size": 0}, "batch_size must be a finite number above 0; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"lr": float("nan")}, "lr must be a finite number above 0; got nan"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be a finite number above 0"),
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd; got 'adam'"),
+        ({"epochs": "3"}, "epochs must be a number; got '3'"),
+        ({"batch_size": 12.5}, "batch_size must be a whole number; got 12.5"),
         ({"min_steps": 0}, "min_steps must be at least 1; got 0"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative; got -0.1"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\); got 1.0"),

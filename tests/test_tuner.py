@@ -352,7 +352,8 @@ def test_a_non_finite_hypergradient_moves_nothing_and_is_not_kept() -> None:
     for _ in range(3):
         upper.step(network("mlp"), *given)
     before = position(upper)
-    step = upper.step(broken_model(), *given)
+    with pytest.warns(UserWarning, match="its hypergradient was not finite, so the loss did not"):
+        step = upper.step(broken_model(), *given)
     assert step.skipped
     assert math.isnan(step.norm)
     assert torch.equal(position(upper), before)
@@ -363,6 +364,7 @@ def test_a_non_finite_hypergradient_moves_nothing_and_is_not_kept() -> None:
     assert found.solution.iterations == 0  # no product for a last solution
 
 
+@pytest.mark.filterwarnings("ignore:A step of LossTuner was skipped")
 def test_a_validation_batch_that_is_not_finite_is_not_kept_either() -> None:
     """Between line searches the gradient is by the last q, and finite; the next q is not."""
     model, train, held = network("mlp"), images(10), images(15)
@@ -377,6 +379,7 @@ def test_a_validation_batch_that_is_not_finite_is_not_kept_either() -> None:
     assert math.isfinite(healthy.norm)
 
 
+@pytest.mark.filterwarnings("ignore:A step of LossTuner was skipped")
 def test_skipped_steps_are_counted_in_all_and_in_a_row() -> None:
     given = (images(10), images(15))
     upper, counts = tuner(), []
@@ -547,6 +550,9 @@ def test_coupled_weight_decay() -> None:
     assert uneven.tolist() == [0.0] * 9 + [0.5] * 8
     model[0].requires_grad_(False)  # then only the trainable ones count
     assert coupled_weight_decay(torch.optim.SGD(groups, lr=0.1), model) == 0.5
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(InputError, match="trains none of this model's parameters"):
+        coupled_weight_decay(other, model)
     of_some = torch.optim.SGD(second[:1], lr=0.1, weight_decay=0.5)
     partly = coupled_weight_decay(of_some, model)
     assert isinstance(partly, Tensor)

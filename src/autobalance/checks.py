@@ -7,6 +7,7 @@ enters the library; code behind them relies on what they have established.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -50,7 +51,10 @@ def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
         If there are fewer than two classes, or a count is negative, fractional or non-finite,
         or a class has no example in any group.
     """
-    array = np.asarray(counts, dtype=np.float64)
+    try:
+        array = np.asarray(counts, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must hold whole numbers of examples; got {counts!r}.") from None
     if array.ndim not in (1, 2) or array.shape[-1] < 2:
         raise InputError(
             f"{name} needs one count per class (k,), or per group and class (g, k), with at least "
@@ -77,15 +81,31 @@ def same_length(**arrays: object) -> int:
     return next(iter(lengths.values()))
 
 
+def number(name: str, value: float) -> float:
+    """Return `value` if it is a number; numbers written as text are refused."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise InputError(f"{name} must be a number; got {value!r}.")
+    return value
+
+
+def whole(name: str, value: int, *, least: int) -> int:
+    """Return `value` if it is a whole number of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number; got {value!r}.")
+    if value < least:
+        raise InputError(f"{name} must be at least {least}; got {value}.")
+    return value
+
+
 def positive(name: str, value: float) -> float:
     """Return `value` if it is a finite number above 0."""
-    if not np.isfinite(value) or value <= 0:
+    if not np.isfinite(number(name, value)) or value <= 0:
         raise InputError(f"{name} must be a finite number above 0; got {value!r}.")
     return value
 
 
 def fraction(name: str, value: float) -> float:
     """Return `value` if it lies strictly between 0 and 1."""
-    if not 0.0 < value < 1.0:
+    if not 0.0 < number(name, value) < 1.0:
         raise InputError(f"{name} must lie strictly between 0 and 1; got {value!r}.")
     return value

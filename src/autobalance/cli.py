@@ -1,23 +1,26 @@
 """The command line: from argv to calls of the library; no logic of its own.
 
 Heavy imports happen inside the commands, so that ``--help`` shows at once.
-Exit codes: 0 done, 2 bad use or bad input, 130 Ctrl-C, 1 anything else.
+Exit codes: 0 done, 2 bad use or bad input, 130 Ctrl-C, 143 SIGTERM, 1 anything else.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import signal
 import sys
 import time
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 from autobalance import __version__
-from autobalance.checks import InputError, TrainingDiverged
-from autobalance.files import output_folder, to_json, write_atomically
+from autobalance.checks import InputError, TrainingDiverged, whole
+from autobalance.files import checkpoint_files, output_folder, to_json, write_atomically
 from autobalance.settings import Recipe, SearchSettings
 
 if TYPE_CHECKING:
@@ -25,8 +28,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.training import Progress
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+# `autobalance.objectives.NAMED`, whose import would load torch.
+OBJECTIVES = (
+    "balanced_error",
+    "worst_class_error",
+    "group_balanced_error",
+    "worst_group_error",
+    "worst_class_and_group_error",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,15 +47,14 @@ def main(argv: list[str] | None = None) -> int:
     # OpenMP's threads wait by spinning, which on a shared machine slows training many times over.
     # It is read when torch is imported, which only the commands do.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
-    command = parsed.subcommand
     try:
+        parsed = _parser().parse_args(arguments)
+        command = parsed.subcommand
         return _COMMANDS[command](parsed[command], shlex.join(["autobalance", *arguments]))
+    except _BadUse as error:
+        return _complain(_explained(error, arguments), BAD_INPUT)
     except InputError as error:
         return _complain(error, BAD_INPUT)
-    except TrainingDiverged as error:
-        return _complain(error, FAILED)
     except KeyboardInterrupt:
         return _complain("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
@@ -53,8 +64,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """Console script."""
-    sys.exit(main())
+    """Console script: `main`, with SIGTERM handled as Ctrl-C is."""
+    terminated = False
+
+    def terminate(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    code = main()
+    for late in (signal.SIGINT, signal.SIGTERM):  # the work is done, only Python has yet to end
+        signal.signal(late, signal.SIG_IGN)
+    sys.exit(TERMINATED if terminated and code == INTERRUPTED else code)
 
 
 def _complain(message: object, code: int) -> int:
@@ -62,15 +84,63 @@ def _complain(message: object, code: int) -> int:
     return code
 
 
+class _BadUse(SystemExit):
+    """A mistake in the options. Its options are those of the (sub)command."""
+
+    def __init__(self, message: str, options: list[str]) -> None:
+        super().__init__(BAD_INPUT)
+        self.message = message
+        self.options = options
+
+
+class _Parser(ArgumentParser):
+    """Leaves mistakes to `main`, which says them on one line and not beside the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [a.dest for a in parser._actions if a.option_strings]
+        raise _BadUse(message, options)
+
+
+def _explained(error: _BadUse, arguments: list[str]) -> str:
+    """On one line: which file, which option, what is wrong, and what may have been meant."""
+    text = " ".join(error.message.split())
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"value out of \1", text)
+    text = re.sub(rf"\b({'|'.join(_COMMANDS)})\.(?=\w)", "", text)
+    text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
+    unknown = re.search(r"(?:accept option '|unrecognized arguments: --)([\w.-]+)", text)
+    if unknown:
+        close = get_close_matches(unknown[1], error.options, n=1)
+        meant = f"Did you mean {close[0]}?" if close else "Add --help for a list."
+        text = f"there is no option {unknown[1]}. {meant}"
+    option = unknown or re.match(r"([\w.]+): ", text)
+    given = option and any(a.split("=")[0] == f"--{option[1]}" for a in arguments)
+    file = _config_file(arguments)
+    in_file = file is not None and not given and (option or "parsing config" in text)
+    return f"{file}: {text}" if in_file else text
+
+
+def _config_file(arguments: list[str]) -> str | None:
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        if argument == "--config":
+            return following
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="autobalance",
         description="Designs the training loss for imbalanced and group-sensitive data.",
         version=__version__,
     )
     commands = parser.add_subcommands(required=True)
 
-    demo = ArgumentParser(description="Design a loss for long-tailed images in the package.")
+    demo = _Parser(description="Design a loss for long-tailed images in the package.")
     demo.add_argument(
         "--out", type=str, default="demo-run", help="folder for result.json, report.html"
     )
@@ -80,13 +150,21 @@ def _parser() -> ArgumentParser:
     )
     commands.add_subcommand("demo", demo, help="see it work on real images, in about a minute")
 
-    fit = ArgumentParser(description="Design a loss for a table and train a network with it.")
+    fit = _Parser(description="Design a loss for a table and train a network with it.")
     fit.add_argument("table", type=str, help="CSV (also .gz, .xz) or Parquet file")
     fit.add_argument("--target", type=str, required=True, help="column with the labels")
     fit.add_argument(
-        "--groups", type=str | None, default=None, help="column with the groups; not a feature"
+        "--groups",
+        type=str | None,
+        default=None,
+        help="column with the groups; not a feature then, and not needed to predict",
     )
-    fit.add_argument("--objective", type=str, default="balanced_error", help="what the loss is for")
+    fit.add_argument(
+        "--objective",
+        type=str,
+        default="balanced_error",
+        help=f"what the loss is for: {', '.join(OBJECTIVES)}",
+    )
     fit.add_argument("--out", type=str, required=True, help="RUN folder to write")
     fit.add_argument(
         "--overwrite", action="store_true", help="write into a folder that is not empty"
@@ -101,14 +179,14 @@ def _parser() -> ArgumentParser:
     fit.add_class_arguments(SearchSettings, "search")
     commands.add_subcommand("fit", fit, help="design a loss for your table")
 
-    predict = ArgumentParser(description="Predict with a fitted RUN.")
+    predict = _Parser(description="Predict with a fitted RUN.")
     predict.add_argument("run", type=str, help="RUN folder")
     predict.add_argument("table", type=str, help="CSV or Parquet file with the features")
     predict.add_argument("--out", type=str, required=True, help="CSV or Parquet file to write")
     predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
     commands.add_subcommand("predict", predict, help="predict with a fitted RUN")
 
-    evaluate = ArgumentParser(description="Evaluate a fitted RUN on labelled data.")
+    evaluate = _Parser(description="Evaluate a fitted RUN on labelled data.")
     evaluate.add_argument("run", type=str, help="RUN folder")
     evaluate.add_argument("table", type=str, help="CSV or Parquet file with features and labels")
     evaluate.add_argument("--target", type=str, required=True, help="column with the labels")
@@ -120,21 +198,31 @@ def _parser() -> ArgumentParser:
 
 def _demo(options: Namespace, command: str) -> int:
     out = output_folder(options.out, overwrite=options.overwrite)
+    whole("seed", options.seed, least=0)
     from autobalance.demo import TITLES, Demo
-    from autobalance.runs import REPORT, write_record
+    from autobalance.runs import REPORT, write_run
     from autobalance.terminal import LiveProgress, print_methods
 
+    methods: dict[str, Any] = {}
     with LiveProgress() as live:
         demo = Demo(seed=options.seed, progress=live.update)
-        methods = {name: demo.method(name) for name in TITLES}
-    write_record(out, demo.record(methods, command))
+        try:
+            for name in TITLES:
+                methods[name] = demo.method(name)
+        except KeyboardInterrupt:
+            written = write_run(out, demo.record(methods, command, "interrupted"))
+            done = f"{len(methods)} of {len(TITLES)} methods are done: {out / REPORT}"
+            kept = done if written else f"The earlier run in {out} is untouched"
+            return _complain(f"Interrupted. {kept}.", INTERRUPTED)
+    write_run(out, demo.record(methods, command))
     print_methods(methods)
     print(f"Report: {out / REPORT}")
     return DONE
 
 
 def _fit(options: Namespace, command: str) -> int:
-    out = output_folder(options.out, overwrite=options.overwrite or options.resume)
+    whole("seed", options.seed, least=0)
+    out = _fit_folder(options)
     recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
     from autobalance.data.tables import column, read_table
 
@@ -144,20 +232,23 @@ def _fit(options: Namespace, command: str) -> int:
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     features = table.drop(columns=[c for c in (options.target, options.groups) if c is not None])
-    from autobalance.estimator import AutoBalanceClassifier, checkpoint_files
+    from autobalance.estimator import AutoBalanceClassifier
     from autobalance.objectives import as_objective
     from autobalance.runs import REPORT, save_run
-    from autobalance.terminal import LiveProgress
+    from autobalance.terminal import LiveProgress, print_choice
 
     as_objective(options.objective)
-    kept = [path for path in checkpoint_files(out).values() if path.exists()]
-    if options.resume and not kept:
-        raise InputError(f"{out} holds no unfinished run. Leave --resume out to start one.")
     if not options.resume:
-        for path in kept:
-            path.unlink()  # of a run that --overwrite gives up
+        _remove_checkpoints(out)  # of a run that --overwrite gives up
     begun = time.perf_counter()
+    last: Progress | None = None
     with LiveProgress() as live:
+
+        def listen(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            live.update("autobalance", progress)
+
         classifier = AutoBalanceClassifier(
             options.objective,
             recipe=recipe,
@@ -165,23 +256,72 @@ def _fit(options: Namespace, command: str) -> int:
             device=options.device,
             random_state=options.seed,
             checkpoint=out,
-            progress=lambda progress: live.update("autobalance", progress),
+            progress=listen,
         )
-        status = "failed"
+        status, stopped, written = "failed", None, False
         try:
-            classifier.fit(features, target, sensitive_features=groups)
+            classifier.fit_keeping_checkpoints(features, target, groups, None, None)
             status = "finished"
-        except (TrainingDiverged, KeyboardInterrupt) as stopped:
-            status = "diverged" if isinstance(stopped, TrainingDiverged) else "interrupted"
-            raise
+        except (TrainingDiverged, KeyboardInterrupt) as error:
+            status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
+            stopped = error
         finally:
             if hasattr(classifier, "result_"):
                 record = _fit_record(classifier, command, status, begun, options.seed)
-                save_run(out, classifier, record, target=options.target)
+                record["progress"] = last and vars(last)
+                written = save_run(out, classifier, record, target=options.target)
+    if status in ("finished", "diverged"):  # one is done, the other would diverge again
+        _remove_checkpoints(out)
+    if stopped is not None:
+        return _stopped(stopped, out, classifier, written)
+    print_choice(classifier.result_)
     seconds = time.perf_counter() - begun
     print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")
     return DONE
+
+
+def _fit_folder(options: Namespace) -> Path:
+    """The RUN folder, where it may be written to."""
+    out = Path(options.out)
+    unfinished = any(path.exists() for path in checkpoint_files(out).values())
+    if options.resume and options.overwrite:
+        raise InputError("--resume continues a run, --overwrite gives it up. Give one of them.")
+    if unfinished and not (options.resume or options.overwrite):
+        raise InputError(
+            f"{out} holds an unfinished run. Add --resume to continue it, or --overwrite to give it up."
+        )
+    if options.resume and not unfinished:
+        from autobalance.runs import run_status
+
+        # One that was stopped before its first checkpoint starts anew, and ends alike.
+        if run_status(out) not in ("interrupted", "failed"):
+            raise InputError(f"{out} holds no unfinished run. Leave --resume out to start one.")
+    return output_folder(out, overwrite=options.overwrite or options.resume)
+
+
+def _remove_checkpoints(out: Path) -> None:
+    for path in checkpoint_files(out).values():
+        path.unlink(missing_ok=True)
+
+
+def _stopped(
+    error: BaseException, out: Path, classifier: AutoBalanceClassifier, written: bool
+) -> int:
+    """Say what is kept of a run that was interrupted or diverged, and how to go on."""
+    from autobalance.runs import run_status
+
+    kept = "Nothing was trained yet."
+    if written:
+        network = "a half-trained network" if hasattr(classifier, "module_") else "no network yet"
+        kept = f"Kept in {out}: the loss so far (loss.json), its report, {network}."
+    elif run_status(out) == "finished":
+        kept = f"The earlier run in {out} is untouched."
+    if isinstance(error, TrainingDiverged):
+        return _complain(f"{error} {kept}", FAILED)
+    if written or any(path.exists() for path in checkpoint_files(out).values()):
+        kept += " To continue, give the same command with --resume, without --overwrite."
+    return _complain(f"Interrupted. {kept}", INTERRUPTED)
 
 
 def _fit_record(
@@ -207,14 +347,15 @@ def _fit_record(
 
 def _predict(options: Namespace, command: str) -> int:
     out = Path(options.out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of a file.")
     if out.exists() and not options.overwrite:
         raise InputError(f"{out} exists. Add --overwrite, or give another name.")
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"{out} must end in .csv or .parquet.")
     from autobalance.data.tables import read_table
-    from autobalance.runs import load_run
 
-    classifier, _ = load_run(options.run)
+    classifier = _load(options.run)
     predictions = _predictions(classifier, read_table(options.table))
     if out.suffix == ".csv":
         content = predictions.to_csv(index=False).encode()
@@ -238,27 +379,48 @@ def _predictions(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.D
 def _evaluate(options: Namespace, command: str) -> int:
     from autobalance.data.tables import column, read_table
     from autobalance.metrics import classification_report
-    from autobalance.runs import load_run
     from autobalance.terminal import print_report
 
-    classifier, _ = load_run(options.run)
+    classifier = _load(options.run)
     table = read_table(options.table)
     target = _known(column(table, options.target, "target"), classifier)
     groups = names = None
     if options.groups is not None:
         import pandas as pd
 
-        groups, names = pd.factorize(column(table, options.groups, "group"), sort=True)
+        groups, found = pd.factorize(column(table, options.groups, "group"), sort=True)
+        names = [str(name) for name in found]
     predicted = _known(classifier.predict(_features(classifier, table)), classifier)
-    report = classification_report(target, predicted, len(classifier.classes_), groups)
+    report = classification_report(target, predicted, len(classifier.classes_), groups, names)
     report["classes"] = [str(c) for c in classifier.classes_]
     if names is not None:
-        report["groups"] = [str(name) for name in names]
+        report["groups"] = names
     if options.json:
         print(to_json(report))
     else:
         print_report(report)
     return DONE
+
+
+def _load(run: str) -> AutoBalanceClassifier:
+    """The classifier of a RUN; a warning where its network is half trained."""
+    from autobalance.runs import load_run
+
+    classifier, record = load_run(run)
+    status = record.get("status")
+    if status != "finished":
+        at = record.get("progress") or {}
+        reached = (
+            f" at step {at['step']} of {at['total']}" if at.keys() >= {"step", "total"} else ""
+        )
+        verb, remedy = "was interrupted", "continue with `autobalance fit ... --resume`"
+        if status == "diverged":
+            verb, remedy = status, "fit again with --overwrite and a lower learning rate"
+        print(
+            f"autobalance: the network of {run} is half trained: its run {verb}{reached}; {remedy}",
+            file=sys.stderr,
+        )
+    return classifier
 
 
 def _features(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:

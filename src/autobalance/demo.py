@@ -17,7 +17,7 @@ from autobalance.results import SearchResult, used_versions
 from autobalance.retraining import retrain
 from autobalance.searching import search
 from autobalance.settings import Recipe
-from autobalance.training import ProgressListener, predict_logits
+from autobalance.training import Interrupted, ProgressListener, predict_logits
 
 # Long enough that every loss fits the training images, as real networks do; the same for all.
 RECIPE = Recipe(epochs=60)
@@ -91,7 +91,11 @@ class Demo:
         elif name == "logit_adjustment":
             loss = ParametricCrossEntropy.logit_adjusted(counts)
         else:
-            self.result = search(network, self.data, **common)
+            try:
+                self.result = search(network, self.data, **common)
+            except Interrupted as stopped:
+                self.result = stopped.partial
+                raise
             loss, runs = self.result.loss, 2
         model = retrain(network, self.data, loss, **common)
         seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
@@ -105,12 +109,16 @@ class Demo:
             "training_error": _training_error(model, self.data),
         }
 
-    def record(self, methods: dict[str, Any], command: str) -> dict[str, Any]:
-        """The whole ``result.json``."""
-        assert self.result is not None
+    def record(
+        self, methods: dict[str, Any], command: str, status: str = "finished"
+    ) -> dict[str, Any]:
+        """The whole ``result.json``, of the methods that are done."""
+        searched = {} if self.result is None else self.result.to_dict()
+        if status != "finished":
+            searched["status"] = status
         return {
             "kind": "demo",
-            "status": "finished",
+            "status": status,
             "command": command,
             "objective": "balanced_error",
             "class_names": list(CLASSES),
@@ -118,7 +126,7 @@ class Demo:
             "class_counts": self.data.counts().tolist(),
             "evaluation_data": f"{len(self.test.target):,} balanced test images",
             "methods": methods,
-            "search": self.result.to_dict(),
+            "search": searched,
             "seconds": {"total": sum(m["seconds"] for m in methods.values())},
             "versions": used_versions(),
             "seed": self.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from autobalance.checks import InputError, TrainingDiverged, same_length
 from autobalance.data.batches import ArrayData, concatenated
 from autobalance.data.tables import TableEncoder
+from autobalance.files import checkpoint_files
 from autobalance.hypergrad import Solver
 from autobalance.networks import TableNetwork
 from autobalance.objectives import Objective, as_objective
@@ -78,6 +80,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         The network retrained on all data.
     encoder_ : TableEncoder or None
         What turns a table into numbers; None for arrays of more than two dimensions.
+    input_shape_ : tuple of int
+        Shape of one example of X.
     n_features_in_ : int
         Columns of X.
     feature_names_in_ : ndarray of str
@@ -163,8 +167,18 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             If the loss becomes non-finite, or on Ctrl-C. `result_`, `loss_` and, while
             retraining, `module_` then hold what was good before it.
         """
+        self.fit_keeping_checkpoints(X, y, sensitive_features, sample_weight, validation)
+        if self.checkpoint is not None:
+            for path in checkpoint_files(self.checkpoint).values():
+                path.unlink(missing_ok=True)
+        return self
+
+    def fit_keeping_checkpoints(
+        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, validation: Any
+    ) -> None:
+        """`fit` without the removal of its checkpoints, for callers that have yet to save."""
         as_objective(self.objective)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = _seed(self.random_state)
         data = self._training_data(X, y, sensitive_features, sample_weight)
         held = None if validation is None else self._validation_data(validation, data)
         factory = self._factory(data)
@@ -197,9 +211,6 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             if isinstance(stopped.partial, nn.Module):
                 self.module_ = stopped.partial
             raise
-        for path in kept.values():
-            path.unlink(missing_ok=True)
-        return self
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Raw logits, shape ``(n, k)``; for two classes their difference, shape ``(n,)``."""
@@ -234,13 +245,21 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, target = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(
-                f"Classification needs at least two classes; y has one class only, {self.classes_[0]!r}."
+                "Classification needs at least two classes; y has one class only, "
+                f"{self.classes_.tolist()[0]!r}."
             )
+        by_group = as_objective(self.objective).over != "class"
         self.groups_ = None
         index = None
         if names is not None:
             found, index = np.unique(names, return_inverse=True)
             self.groups_ = found.tolist()
+            if by_group and len(found) < 2:
+                raise InputError(
+                    f"The objective {self.objective!r} compares groups; sensitive_features has one "
+                    f"only, {self.groups_[0]!r}. Give a column with at least two, or choose an "
+                    "objective over classes."
+                )
             if len(found) > max(20, len(names) // 10):
                 raise InputError(
                     f"sensitive_features has {len(found)} different values for {len(names)} examples; "
@@ -255,6 +274,13 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             raise InputError("validation must be (X, y) or (X, y, sensitive_features).")
         X, y, *rest = validation
         target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
+        absent = [str(c) for i, c in enumerate(self.classes_.tolist()) if i not in target]
+        if absent:
+            warnings.warn(
+                f"The validation set lacks {_number_of(len(absent), 'class', 'classes')} of "
+                f"{len(self.classes_)}: {', '.join(absent[:5])}. The objective says nothing of them.",
+                stacklevel=4,
+            )
         groups = None
         if self.groups_ is not None:
             if not rest:
@@ -276,6 +302,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         """Numbers for the network, float32; with `reset`, learn how to make them."""
         validate: Any = validate_data  # annotated by scikit-learn as taking the str "no_validation"
         if isinstance(X, pd.DataFrame):
+            if len(X) == 0:
+                raise InputError("X has no rows. Give at least one.")
             validate(self, X, reset=reset, skip_check_array=True)
             table = X.set_axis([str(c) for c in X.columns], axis=1)
         else:
@@ -285,15 +313,28 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 reset=reset,
                 dtype="numeric",
                 ensure_all_finite=False,  # ours name the column, and say what to do
-                allow_nd=self.module is not None,
+                allow_nd=True,
             )
+            if array.ndim > 2 and self.module is None:
+                raise InputError(
+                    f"X has {array.ndim} dimensions. For images and the like pass a network that takes "
+                    "them: AutoBalanceClassifier(module=...)."
+                )
+            if reset:
+                self.input_shape_ = array.shape[1:]
+            if array.shape[1:] != self.input_shape_:
+                raise InputError(
+                    f"X has examples of shape {array.shape[1:]}; the classifier was fitted on "
+                    f"{self.input_shape_}. Bring them to that size."
+                )
             if array.ndim > 2:
                 self.encoder_ = None
-                return np.ascontiguousarray(array, dtype=np.float32)
+                return _finite(array)
             table = pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])])
             if hasattr(self, "feature_names_in_"):
                 table.columns = [str(c) for c in self.feature_names_in_]
         if reset:
+            self.input_shape_ = (table.shape[1],)
             self.encoder_ = TableEncoder().fit(table)
         if self.encoder_ is None:
             raise InputError(
@@ -317,9 +358,30 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         return lambda: module(**chosen)
 
 
-def checkpoint_files(folder: str | Path) -> dict[str, Path]:
-    """Where `fit` keeps the state of its two phases."""
-    return {phase: Path(folder) / f"{phase}.checkpoint" for phase in ("search", "retrain")}
+def _seed(random_state: Any) -> int:
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError:
+        raise InputError(
+            "random_state must be None, a RandomState or a whole number in 0..2**32-1; "
+            f"got {random_state!r}."
+        ) from None
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # refused next
+        numbers = np.ascontiguousarray(array, dtype=np.float32)
+    bad = int(np.sum(~np.isfinite(numbers)))
+    if bad:
+        raise InputError(
+            f"X must be finite in float32; found {_number_of(bad, 'NaN or infinite value')}. "
+            "Fill or drop them first."
+        )
+    return numbers
+
+
+def _number_of(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def _labels(y: Any) -> np.ndarray:
@@ -329,23 +391,35 @@ def _labels(y: Any) -> np.ndarray:
     missing = pd.isna(labels)
     if missing.any():
         raise InputError(
-            f"y has {int(missing.sum())} missing labels (NaN), the first at position "
+            f"y has {_number_of(int(missing.sum()), 'missing label')} (NaN), the first at position "
             f"{int(np.argmax(missing))}. Fill them, or drop these examples."
         )
     if np.issubdtype(labels.dtype, np.floating) and np.isinf(labels).any():
         raise InputError(
             "y has an infinite label (inf). Labels must be finite; drop these examples."
         )
-    check_classification_targets(labels)
+    try:
+        check_classification_targets(labels)
+    except ValueError as error:
+        name = getattr(y, "name", None)
+        what = "y" if name is None else f"The target column {name!r}"
+        if np.issubdtype(labels.dtype, np.floating):
+            raise InputError(
+                f"{what} looks continuous (such as {labels[labels % 1 != 0][0]:g}). Give classes, or "
+                "bin it first (pandas.cut). Unknown label type: continuous."
+            ) from None
+        raise InputError(f"{what} holds no class labels: {str(error).splitlines()[0]}") from None
     return labels
 
 
 def _group_names(groups: Any) -> np.ndarray:
     """One name per example; several columns are joined by a comma."""
     frame = pd.DataFrame(groups)
-    if frame.isna().to_numpy().any():
+    missing = frame.isna().to_numpy().any(axis=1)
+    if missing.any():
         raise InputError(
-            "sensitive_features has missing values. Fill them, for example with a group of their own."
+            f"sensitive_features has {_number_of(int(missing.sum()), 'missing value')} (the first at "
+            f"position {int(np.argmax(missing))}). Fill them, for example with a group of their own."
         )
     return frame.astype(str).agg(", ".join, axis=1).to_numpy(dtype=str)
 

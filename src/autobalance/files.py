@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,35 @@ def output_folder(path: str | Path, *, overwrite: bool) -> Path:
     return path
 
 
+def checkpoint_files(folder: str | Path) -> dict[str, Path]:
+    """Where a fit keeps the state of its two phases."""
+    return {phase: Path(folder) / f"{phase}.checkpoint" for phase in ("search", "retrain")}
+
+
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file under another name and rename it, so that no reader sees half of one.
 
     Where it fails, a disk being full for example, a file that was there before stays whole.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_together(path.parent, {path.name: content})
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files that belong together: none takes its place before all are on disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in contents}
     try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
+        for name, content in contents.items():
+            with parts[name].open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, part in parts.items():
+            part.replace(folder / name)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def to_json(record: Any, *, indent: int | None = None) -> str:

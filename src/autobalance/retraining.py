@@ -18,6 +18,7 @@ from autobalance.training import (
     ModelFactory,
     Progress,
     ProgressListener,
+    check_data,
     describe,
     make_fabric,
     seeded,
@@ -75,6 +76,7 @@ def retrain(
         If the checkpoint is not one of this run.
     """
     recipe = recipe or Recipe()
+    check_data(data)
     fabric = make_fabric(device)
     with seeded(seed):
         lower = LowerLevel(model_factory, data.to(fabric.device), recipe, fabric, seed)

@@ -1,12 +1,14 @@
 """RUN folders: what a fit leaves on disk. JSON and safetensors, never a pickle.
 
 ``result.json`` is the record that the report shows, ``model.json`` says how to build the network
-and its inputs, ``model.safetensors`` holds the weights. Each file is written whole or not at all.
+and its inputs, ``model.safetensors`` holds the weights, ``loss.json`` the loss alone. Each file is
+written whole or not at all, and what belongs together takes its place together.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,46 @@ from safetensors import SafetensorError
 from autobalance.checks import InputError
 from autobalance.data.tables import TableEncoder
 from autobalance.estimator import AutoBalanceClassifier
-from autobalance.files import to_json, write_atomically
+from autobalance.files import to_json, write_together
 from autobalance.networks import TableNetwork
 from autobalance.report import write_report
 from autobalance.results import SearchResult
 
-RESULT, MODEL, WEIGHTS, REPORT = "result.json", "model.json", "model.safetensors", "report.html"
+RESULT, MODEL, WEIGHTS, LOSS = "result.json", "model.json", "model.safetensors", "loss.json"
+REPORT = "report.html"
 _FORMAT = "autobalance-run"
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``result.json`` and the report of it."""
-    write_atomically(folder / RESULT, to_json(record, indent=1).encode())
+def write_run(
+    folder: Path, record: dict[str, Any], files: Mapping[str, bytes] | None = None
+) -> bool:
+    """Write ``result.json``, the files that belong to it, and its report; remove all others of a run.
+
+    A finished run in the folder is replaced by a finished one only: under one that was interrupted,
+    diverged or failed it stays as it is, and the answer is False.
+    """
+    if record["status"] != "finished" and run_status(folder) == "finished":
+        return False
+    files = {**(files or {}), RESULT: to_json(record, indent=1).encode()}
+    write_together(folder, files)
+    for name in {MODEL, WEIGHTS, LOSS, REPORT} - files.keys():
+        (folder / name).unlink(missing_ok=True)
     write_report(record, folder / REPORT)
+    return True
+
+
+def run_status(folder: Path) -> str | None:
+    """What ``result.json`` says of the run: "finished", "interrupted", "diverged" or "failed"."""
+    try:
+        return read_record(folder).get("status")
+    except InputError:
+        return None
 
 
 def save_run(
     folder: str | Path, classifier: AutoBalanceClassifier, record: dict[str, Any], *, target: str
-) -> None:
-    """Write a fit on a table, or what there is of an interrupted one.
+) -> bool:
+    """Write a fit on a table, or what there is of an interrupted one, by the rule of `write_run`.
 
     Parameters
     ----------
@@ -47,10 +70,13 @@ def save_run(
         For ``result.json``.
     target : str
         Name of the target column.
+
+    Returns
+    -------
+    bool
+        Whether it was written: False leaves an earlier, finished run in its place.
     """
-    folder = Path(folder)
-    for name in (RESULT, MODEL, WEIGHTS, REPORT):
-        (folder / name).unlink(missing_ok=True)  # an overwritten run must not outlive this one
+    files = {LOSS: classifier.loss_.to_json().encode()}
     module = getattr(classifier, "module_", None)
     if isinstance(module, TableNetwork) and classifier.encoder_ is not None:
         description = {
@@ -62,9 +88,9 @@ def save_run(
             "network": module.settings,
             "encoder": classifier.encoder_.to_dict(),
         }
-        write_atomically(folder / WEIGHTS, safetensors.torch.save(module.state_dict()))
-        write_atomically(folder / MODEL, to_json(description).encode())
-    write_record(folder, record)
+        files[WEIGHTS] = safetensors.torch.save(module.state_dict())
+        files[MODEL] = to_json(description).encode()
+    return write_run(Path(folder), record, files)
 
 
 def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
@@ -78,10 +104,12 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
     """
     folder = Path(folder)
     record = read_record(folder)
+    if record.get("kind") == "demo":
+        raise InputError(f"{folder} holds a demo, not a fitted model. `autobalance fit` makes one.")
     if not (folder / MODEL).is_file():
         raise InputError(
             f"{folder} holds no trained network: its run is {record.get('status', 'unfinished')!r}. "
-            "Run `autobalance fit` again, with --resume or --overwrite."
+            "Run `autobalance fit` again, with --resume where it was interrupted, else --overwrite."
         )
     description = _read_json(folder / MODEL)
     if description.get("format") != _FORMAT or description.get("version") != 1:
@@ -96,6 +124,7 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
         classifier.groups_ = description["groups"]
         classifier.feature_names_in_ = np.array(classifier.encoder_.columns, dtype=object)
         classifier.n_features_in_ = len(classifier.encoder_.columns)
+        classifier.input_shape_ = (classifier.n_features_in_,)
         classifier.result_ = SearchResult.from_dict(record["search"])
         classifier.loss_ = classifier.result_.loss
     except InputError:

@@ -31,6 +31,7 @@ from autobalance.training import (
     ModelFactory,
     Progress,
     ProgressListener,
+    check_data,
     describe,
     make_fabric,
     seeded,
@@ -113,6 +114,9 @@ def search(
     """
     recipe, settings = recipe or Recipe(), settings or SearchSettings()
     goal = as_objective(objective)
+    check_data(data)
+    if validation is not None:
+        check_data(validation, "validation")
     if goal.over != "class" and data.groups is None:
         raise InputError(
             f"The objective {objective!r} is over groups, but the data has none. Pass groups "

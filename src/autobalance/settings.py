@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from autobalance.checks import InputError, fraction, one_of, positive
+from autobalance.checks import InputError, fraction, number, one_of, positive, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +51,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         positive("epochs", self.epochs)
-        positive("batch_size", self.batch_size)
+        whole("min_steps", self.min_steps, least=1)
+        whole("batch_size", self.batch_size, least=1)
         positive("lr", self.lr)
         positive("max_grad_norm", self.max_grad_norm)
         one_of("optimizer", self.optimizer, ("sgd", "adamw"))
-        if self.min_steps < 1:
-            raise InputError(f"min_steps must be at least 1; got {self.min_steps}.")
-        if self.weight_decay < 0:
+        if not 0.0 <= number("weight_decay", self.weight_decay) < math.inf:
             raise InputError(f"weight_decay must not be negative; got {self.weight_decay}.")
-        if not 0.0 <= self.momentum < 1.0:
-            raise InputError(f"momentum must lie in [0, 1); got {self.momentum}.")
-        if not 0.0 <= self.warmup < 1.0:
-            raise InputError(f"warmup must lie in [0, 1); got {self.warmup}.")
+        for name in ("momentum", "warmup"):
+            if not 0.0 <= number(name, getattr(self, name)) < 1.0:
+                raise InputError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
 
     def steps(self, examples: int) -> int:
         """Number of optimiser steps for a training set of so many examples."""
@@ -119,15 +117,14 @@ class SearchSettings:
     def __post_init__(self) -> None:
         fraction("validation_fraction", self.validation_fraction)
         positive("lr", self.lr)
-        if not 0.0 <= self.warmup < 1.0:
+        if not 0.0 <= number("warmup", self.warmup) < 1.0:
             raise InputError(f"warmup must lie in [0, 1); got {self.warmup}.")
-        if not 0.0 < self.average <= 1.0:
+        if not 0.0 < number("average", self.average) <= 1.0:
             raise InputError(f"average must lie in (0, 1]; got {self.average}.")
         for name in ("folds", "every", "validation_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"patience must be at least 1, or None; got {self.patience}.")
+            whole(name, getattr(self, name), least=1)
+        if self.patience is not None:
+            whole("patience (or None)", self.patience, least=1)
         if self.folds * self.validation_fraction > 1.0 + 1e-9:
             raise InputError(
                 f"{self.folds} folds of {self.validation_fraction:g} each exceed the data: folds "

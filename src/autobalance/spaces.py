@@ -55,7 +55,7 @@ class DesignSpace(nn.Module, ABC):
     def __init__(self, counts: Any, learn: Iterable[str]) -> None:
         super().__init__()
         self.learns = _parts(learn)
-        table = torch.tensor(class_counts(counts), dtype=torch.get_default_dtype())
+        table = torch.tensor(class_counts(counts, name="counts"), dtype=torch.get_default_dtype())
         self.register_buffer("counts", table)
 
     @property
@@ -271,7 +271,7 @@ class ClusterSpace(ClassSpace):
     cluster: Tensor
 
     def __init__(self, counts: Any, *, size: int, **options: Any) -> None:
-        table = class_counts(counts)
+        table = class_counts(counts, name="counts")
         if table.ndim != 1:
             raise InputError("ClusterSpace takes counts per class (k,).")
         if size < 1:

@@ -5,11 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from autobalance.results import SearchResult
     from autobalance.training import Progress as RunProgress
+
+
+_SUMMARY = (
+    "error",
+    "balanced_error",
+    "worst_class_error",
+    "worst_group_error",
+    "group_balanced_error",
+    "worst_class_and_group_error",
+)
+
+
+_CHOICES = {
+    "designed": "the designed loss",
+    "start": "the loss it started from",
+    "cross_entropy": "plain cross-entropy",
+}
 
 
 class LiveProgress:
@@ -68,29 +87,57 @@ def print_methods(methods: dict[str, dict[str, Any]]) -> None:
     Console().print(table)
 
 
+def print_choice(result: SearchResult) -> None:
+    """The final choice over folds, and by how much; nothing where there was none."""
+    if not result.candidates:
+        return
+    by_name = {candidate.name: candidate for candidate in result.candidates}
+    chosen = by_name[result.choice]
+    shown = by_name["designed"] if chosen.name == "start" else chosen
+    print(
+        f"Final choice on held-out data: {_CHOICES[chosen.name]}, at {_percent(chosen.objective)} %. "
+        f"{_CHOICES[shown.name].capitalize()} less its start: {100 * shown.difference:+.1f} points "
+        f"(standard error {100 * shown.standard_error:.1f})."
+    )
+
+
 def print_report(report: dict[str, Any]) -> None:
-    """Error rates: overall, then by class, then by group."""
+    """Error rates: overall, then by class, by group, and by both."""
     console = Console()
     summary = Table("error in percent", title=f"{report['n']:,} examples")
     summary.add_column(justify="right")
-    for key in ("error", "balanced_error", "worst_class_error", "worst_group_error"):
+    for key in _SUMMARY:
         if key in report:
             summary.add_row(key.replace("_", " "), _percent(report[key]))
     console.print(summary)
     by_class = Table("class")
     by_class.add_column("error", justify="right")
     for name, error in zip(report["classes"], report["class_errors"], strict=True):
-        by_class.add_row(name, "absent" if error is None else _percent(error))
+        by_class.add_row(_plain(name), _percent(error))
     console.print(by_class)
-    if "groups" in report:
+    if "group_errors" in report:
         by_group = Table("group")
         by_group.add_column("error", justify="right")
         by_group.add_column("balanced error", justify="right")
-        for i, name in enumerate(report["groups"]):
-            errors = report["group_errors"][i], report["group_balanced_errors"][i]
-            by_group.add_row(name, *map(_percent, errors))
+        for name, error in report["group_errors"].items():
+            by_group.add_row(
+                _plain(name), _percent(error), _percent(report["group_balanced_errors"][name])
+            )
         console.print(by_group)
+        by_both = Table("class", "group")
+        by_both.add_column("examples", justify="right")
+        by_both.add_column("error", justify="right")
+        for name, errors in report["class_and_group_errors"].items():
+            sizes = report["class_and_group_n"][name]
+            for label, n, error in zip(report["classes"], sizes, errors, strict=True):
+                by_both.add_row(_plain(label), _plain(name), f"{n:,}", _percent(error))
+        console.print(by_both)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+def _plain(text: object) -> str:
+    """Text of the user's, in which square brackets are no markup."""
+    return escape(str(text))
+
+
+def _percent(value: float | None) -> str:
+    return "absent" if value is None else f"{100 * value:.1f}"

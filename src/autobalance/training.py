@@ -76,8 +76,11 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
     devices: Any = [int(index)] if index.isdigit() else 1
     try:
         return Fabric(accelerator=kind, devices=devices, precision=precision)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"The device {device!r} cannot be used here: {error}") from None
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(
+            f"The device {device!r} cannot be used here. Give auto, cpu, or a device that "
+            "it has (cuda, cuda:1, mps)."
+        ) from error
 
 
 @contextmanager
@@ -147,6 +150,15 @@ class Checkpoint:
             self._last = time.monotonic()
 
 
+def check_data(data: object, name: str = "data") -> None:
+    """Refuse what is not an `ArrayData`."""
+    if not isinstance(data, ArrayData):
+        raise InputError(
+            f"{name} must be an ArrayData; got {type(data).__name__}. "
+            "Build one: ArrayData.of(inputs, target)."
+        )
+
+
 def describe(module: nn.Module, data: ArrayData) -> dict[str, Any]:
     """The parts of a run's identity that come from the network and the data."""
     shapes = {name: list(value.shape) for name, value in module.state_dict().items()}
@@ -182,6 +194,11 @@ class LowerLevel:
         fabric: Fabric,
         seed: int,
     ) -> None:
+        if isinstance(model_factory, nn.Module) or not callable(model_factory):
+            raise InputError(
+                "The model factory must be a function that returns a new network, such as "
+                f"lambda: Network(); got {type(model_factory).__name__}. Each run trains one of its own."
+            )
         module = model_factory()
         if not isinstance(module, nn.Module):
             raise InputError(

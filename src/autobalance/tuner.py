@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,10 +135,19 @@ class LossTuner:
         Raises
         ------
         InputError
-            If a batch cannot be read or does not fit the model and the loss.
+            If a batch cannot be read or does not fit the model and the loss, or the optimizer is
+            another model's.
         """
         batch = self._read(val_batch)
-        return self.update([self.hypergradient(model, train_batch, batch)], batch)
+        done = self.update([self.hypergradient(model, train_batch, batch)], batch)
+        if done.skipped and self.skipped == 1:
+            warnings.warn(
+                "A step of LossTuner was skipped: its hypergradient was not finite, so the loss did not "
+                "move. Look for NaN or infinite values in the batches and the network. Later ones "
+                "are counted in `skipped`, without a warning.",
+                stacklevel=2,
+            )
+        return done
 
     def hypergradient(
         self,
@@ -244,6 +254,11 @@ def coupled_weight_decay(optimizer: Optimizer | None, model: nn.Module) -> float
         for p in group["params"]:
             decay[id(p)] = float(group.get("weight_decay", 0.0)) if coupled else 0.0
     leaves = [p for p in model.parameters() if p.requires_grad]
+    if leaves and not any(id(p) in decay for p in leaves):
+        raise InputError(
+            "The optimizer trains none of this model's parameters. Give LossTuner the optimizer that "
+            "was made from model.parameters()."
+        )
     values = [decay.get(id(p), 0.0) for p in leaves]
     if len(set(values)) <= 1:
         return values[0] if values else 0.0

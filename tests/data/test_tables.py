@@ -43,6 +43,13 @@ def test_every_kind_of_file_reads_back(tmp_path: Path, suffix: str) -> None:
         ("broken.csv", b'a,b\n1,2\n"', "cannot be read as a table"),
         ("binary.csv", b"\xff\xfe\x00\x81\n", "cannot be read as a table"),
         ("table.xlsx", b"x", "must end in"),
+        ("latin.csv", "a,b\nä,1\n".encode("latin-1"), "not text in UTF-8. Save it as UTF-8"),
+        ("text.parquet", b"a,b\n1,2\n3,4\n", "table: it is not in Parquet's format"),
+        ("ragged.csv", b"a,b\n1,2\n1,2,3\n", "table: line 3 has 3 fields, the lines before .* 2"),
+        ("wide.csv", b"a,b\n1,2,3\n1,2,3\n", "more fields than its header, which has 2"),
+        ("semicolon.csv", b"a;b\n1,5;2\n", "looks separated by ';'. Save it with commas"),
+        ("tab.csv", b"a\tb\n1\t2\n", r"looks separated by '\\t'"),
+        ("twins.csv", b"a,b,a\n1,2,3\n", "the column 'a' more than once"),
     ],
 )
 def test_unusable_file_is_refused(
@@ -53,6 +60,13 @@ def test_unusable_file_is_refused(
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_table(path)
+
+
+def test_folder_is_refused_and_names_that_only_look_alike_are_not(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a folder\. Give the path of a CSV or Parquet table"):
+        read_table(tmp_path)
+    (tmp_path / "one.csv").write_text("a,a.1\n1,2\n")
+    assert read_table(tmp_path / "one.csv").columns.tolist() == ["a", "a.1"]
 
 
 def test_column_is_named_when_absent_missing_or_doubled() -> None:

@@ -360,8 +360,10 @@ def test_counts_refused(build: str, counts: Any, message: str) -> None:
         (torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), "3 classes, but .* width 4"),
         (torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.long), r"logits of shape \(n, k\)"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), r"shape \(2,\), got \(3,\)"),
+        (torch.zeros(2, 3), torch.zeros(2), r"dtype int64; got torch.float32.*target.long\(\)"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), r"target must lie in 0..2 or be -100 \(Target 3"),
     ],
-    ids=["width", "dimensions", "target"],
+    ids=["width", "dimensions", "target", "dtype", "range"],
 )
 def test_calls_refused(logits: Tensor, target: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -372,6 +374,8 @@ def test_rows_per_group_refuse_a_call_without_groups() -> None:
     loss = ParametricCrossEntropy(additive=np.zeros((2, 3)))
     with pytest.raises(InputError, match="rows for 2 groups: pass groups="):
         loss(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(InputError, match=r"out of range: .*, groups in 0..1"):
+        loss(torch.zeros(1, 3), torch.tensor([0]), groups=torch.tensor([2]))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
         If the file is missing, empty, without rows or columns, or not of the kind its name says.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Give the path of a CSV or Parquet table.")
     if not path.is_file():
         raise InputError(f"There is no file {path}. Give the path of a CSV or Parquet table.")
     if path.stat().st_size == 0:
@@ -35,18 +38,57 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if suffixes[-1:] == [".parquet"]:
             table = pd.read_parquet(path)
         elif ".csv" in suffixes[-2:]:
-            table = pd.read_csv(path)
+            _check_header(path)
+            table = pd.read_csv(path, low_memory=False)
+            if not isinstance(table.index, pd.RangeIndex):
+                raise InputError(
+                    f"{path} has rows with more fields than its header, which has {table.shape[1]}. "
+                    "Name every column in the first line."
+                )
         else:
             raise InputError(f"{path.name} must end in .csv, .csv.gz, .csv.xz or .parquet.")
     except InputError:
         raise
     except Exception as error:  # pandas, pyarrow and the decompressors raise dozens of kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read as a table: {reason}.") from None
+        raise InputError(f"{path} cannot be read as a table: {_reason(error)}.") from None
     if table.empty:
         raise InputError(f"{path} has no rows. Give a table with a header and at least one row.")
     table.columns = table.columns.map(str)
+    _check_unique(table.columns, path)
     return table
+
+
+def _check_header(path: Path) -> None:
+    """Refuse the first line of a CSV that pandas would read, but not as the user means it."""
+    names = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
+    separator = next((s for s in (";", "\t", "|") if s in str(names.iloc[0])), None)
+    if len(names) == 1 and separator is not None:
+        raise InputError(
+            f"{path} looks separated by {separator!r}. Save it with commas (and points in numbers)."
+        )
+    _check_unique(pd.Index(names.dropna()), path)  # pandas numbers twins: a, a.1
+
+
+def _check_unique(names: pd.Index, path: Path) -> None:
+    if names.has_duplicates:
+        twice = names[names.duplicated()][0]
+        raise InputError(
+            f"{path} has the column {twice!r} more than once. Give each a name of its own."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong with a file, on one line."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8. Save it as UTF-8, or as Parquet"
+    if "Parquet magic bytes" in str(error):
+        return "it is not in Parquet's format"
+    ragged = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
+    if ragged:
+        expected, line, found = ragged.groups()
+        return f"line {line} has {found} fields, the lines before it have {expected}"
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].removesuffix(".")
 
 
 def column(table: pd.DataFrame, name: str, role: str) -> pd.Series:

@@ -122,7 +122,7 @@ class SingleLoop(Solver):
     """
 
     damping: float = 1e-2
-    line_search_every: int = 4
+    line_search_every: int = 8
     preconditioned: bool = False
 
     def __post_init__(self) -> None:

@@ -46,11 +46,24 @@ def reduced_loss(
             f"The loss needs one class index per row of logits: expected target of shape "
             f"({logits.shape[0]},), got {tuple(target.shape)}."
         )
+    for name, indices in (("target", target), ("groups", groups)):
+        if indices is not None and indices.dtype != torch.int64:
+            raise InputError(
+                f"The loss needs {name} as indices of dtype int64; got {indices.dtype}. "
+                f"Where they are whole numbers from 0, give {name}.long()."
+            )
     kept = target != ignore_index
     safe = torch.where(kept, target, 0)
-    loss = parametric_cross_entropy(
-        logits, safe, **parameters._asdict(), groups=groups, label_smoothing=label_smoothing
-    )
+    try:
+        loss = parametric_cross_entropy(
+            logits, safe, **parameters._asdict(), groups=groups, label_smoothing=label_smoothing
+        )
+    except IndexError as error:  # on a CPU; looking before would make a GPU wait
+        rows = next((len(p) for p in parameters if p is not None and p.ndim == 2), None)
+        upto = f"target must lie in 0..{logits.shape[1] - 1} or be {ignore_index}" + (
+            "" if rows is None else f", groups in 0..{rows - 1}"
+        )
+        raise InputError(f"An index is out of range: {upto} ({error}).") from None
     scale = kept.to(loss.dtype) if sample_weight is None else kept * sample_weight.to(loss.dtype)
     # `where` rather than a product alone: an ignored row may hold a non-finite loss.
     loss = torch.where(kept, loss, 0.0) * scale
