@@ -417,6 +417,7 @@ def both(upper: LossTuner, i: int) -> UpperStep:
     return upper.update(results, held)
 
 
+@pytest.mark.filterwarnings("ignore:A step of LossTuner was skipped")
 @pytest.mark.parametrize("copied", [True, False], ids=["copied-state", "live-state"])
 def test_a_state_continues_bit_for_bit(copied: bool) -> None:
     """Side by side with the tuner that it was taken from, which it must not share memory with."""

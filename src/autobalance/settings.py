@@ -108,10 +108,10 @@ class SearchSettings:
     validation_fraction: float = 0.2
     folds: int = 1
     warmup: float = 0.3
-    every: int = 10
-    lr: float = 0.1
+    every: int = 5
+    lr: float = 0.05
     average: float = 0.25
-    validation_batch_size: int = 256
+    validation_batch_size: int = 128
     patience: int | None = None
 
     def __post_init__(self) -> None:

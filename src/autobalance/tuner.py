@@ -70,7 +70,7 @@ class LossTuner:
         AdamW's), which is part of the training loss's curvature, and for its preconditioner.
     solver : Solver
         How the linear system is solved; the default keeps its solution between steps and refines
-        it by one conjugate-gradient iteration.
+        it by one product each.
     lr : float
         Learning rate of Adam on the space's parameters.
     validation_counts : array-like, optional
@@ -160,6 +160,7 @@ class LossTuner:
     ) -> Hypergradient:
         """The hypergradient alone; `replica` tells networks trained side by side apart."""
         lower = optimizer or self.optimizer
+        wanted = getattr(self.solver, "preconditioned", False)
         result = hypergradient(
             model,
             self.loss,
@@ -168,7 +169,7 @@ class LossTuner:
             self._read(val_batch),
             solver=self.solver,
             weight_decay=coupled_weight_decay(lower, model),
-            preconditioner=adaptive_preconditioner(lower, model),
+            preconditioner=adaptive_preconditioner(lower, model) if wanted else None,
             carried=self._carried.get(replica),
         )
         # A solution that is not finite would spoil the next one.

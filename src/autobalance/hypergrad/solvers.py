@@ -19,6 +19,8 @@ from autobalance.hypergrad.system import Curvature, TrainingSystem
 
 Carried = Mapping[str, Tensor]
 
+MAX_RESTARTS = 4
+
 RESIDUAL_LIMIT = 2.0
 """A relative residual above this says that the single loop's last step was too long. On a batch of
 its own, a good q leaves a residual of about 1."""
@@ -121,7 +123,7 @@ class SingleLoop(Solver):
         Step along the lower optimiser's preconditioner times r.
     """
 
-    damping: float = 1e-2
+    damping: float = 3e-3
     line_search_every: int = 8
     preconditioned: bool = False
 
@@ -182,8 +184,9 @@ class ConjugateGradient(Solver):
     Notes
     -----
     Where the curvature is not positive along a direction, as may be with the exact Hessian, the
-    damping is raised to twice what would have made it so, the solve begins anew, and the solution's
-    reason is "indefinite".
+    damping is raised, at least fourfold each time, the solve begins anew, and the solution's reason
+    is "indefinite". After `MAX_RESTARTS` it is left where it met the last such direction. The
+    residual is that of the system as damped.
     """
 
     damping: float = 1e-2
@@ -202,7 +205,7 @@ class ConjugateGradient(Solver):
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
-        products, extra = 0, 0.0
+        products, extra, restarts = 0, 0.0, 0
         start = _last(carried, b)
         while True:  # until no direction of negative curvature is met
             if start is None:
@@ -229,10 +232,10 @@ class ConjugateGradient(Solver):
                 residual = residual - step * applied
                 last, squared = squared, float(residual @ residual)
                 p = residual + (squared / last) * p
-            if indefinite <= 0.0:
+            if indefinite <= 0.0 or restarts == MAX_RESTARTS:
                 break
-            extra += 2.0 * indefinite + self.damping
-            start = None
+            extra = max(2.0 * indefinite, 4.0 * extra, self.damping)
+            start, restarts = None, restarts + 1
         if tangent is None:
             tangent = system.tangent(q)
         relative = squared**0.5 / norm
