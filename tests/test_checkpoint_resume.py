@@ -21,7 +21,7 @@ FIT = [
 CODE = """
 import os, signal
 from autobalance import cli, runs, terminal, training
-training.Checkpoint.__init__.__defaults__ = (0.0,)
+training.CHECKPOINT_SECONDS = 0.0
 moment, fsync = os.environ["MOMENT"].split(), os.fsync
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
