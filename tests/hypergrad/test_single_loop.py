@@ -39,15 +39,17 @@ class Call:
 def by_hand(
     A: np.ndarray, right_hand_sides: list[np.ndarray], every: int, P: np.ndarray
 ) -> Iterator[Call]:
-    q, length, since = np.zeros(len(A)), math.nan, math.inf
+    q, length, since, first = np.zeros(len(A)), math.inf, math.inf, True
     for b in right_hand_sides:
         r = b - A @ q
         residual = float(np.linalg.norm(r) / np.linalg.norm(b))
         searched = since >= every or residual > 2.0
+        step = length
         if searched:
-            length, since = float(r @ (P * r) / ((P * r) @ A @ (P * r))), 0
-        old, q = q, q + length * P * r
-        since += 1
+            step = float(r @ (P * r) / ((P * r) @ A @ (P * r)))
+            length, since = min(step, 1.2 * length), 0
+        old, q = q, q + step * P * r
+        since, first = math.inf if first else since + 1, False
         yield Call(q, q if searched else old, residual, searched)
 
 

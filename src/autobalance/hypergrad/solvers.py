@@ -21,6 +21,10 @@ Carried = Mapping[str, Tensor]
 
 MAX_RESTARTS = 4
 
+GROWTH = 1.2
+"""Between searches the shortest length found serves, grown by this factor with each search. The last
+one taken again and again would overshoot along directions of higher curvature."""
+
 RESIDUAL_LIMIT = 2.0
 """A relative residual above this says that the single loop's last step was too long. On a batch of
 its own, a good q leaves a residual of about 1."""
@@ -112,7 +116,7 @@ class SingleLoop(Solver):
     The product that gives the residual ``r = b - A q`` gives J q as well, so a step costs one
     product, and the mixed product is that of q before the step. Now and then the step's length is
     found by an exact line search along r, at the cost of one forward-mode pass more; between, the
-    last length serves. The moving average of MA-SOBA (Chen et al., 2023) is Adam's first moment on
+    shortest of late serves. The moving average of MA-SOBA (Chen et al., 2023) is Adam's first moment on
     the upper level.
 
     Parameters
@@ -151,19 +155,21 @@ class SingleLoop(Solver):
             residual, tangent, products = b, None, 0
         relative = float(residual.norm()) / norm
         p = _preconditioned(system, residual) if self.preconditioned else residual
+        step = length
         if age % self.line_search_every == 0 or relative > RESIDUAL_LIMIT:
             p_tangent = system.tangent(p)
             curvature = system.quadratic(p, p_tangent)
             if curvature > 0:
-                length, age = float(residual @ p) / curvature, 0
-            refined = length * p_tangent
+                step, age = float(residual @ p) / curvature, 0
+                length = min(step, GROWTH * length) if carried else step
+            refined = step * p_tangent
             tangent = refined if tangent is None else tangent + refined
         assert tangent is not None  # without q the line search has run
-        q = q + length * p
+        q = q + step * p
         kept = {
             "q": q,
             "length": torch.tensor(length, dtype=torch.float64),
-            "age": torch.tensor(age + 1),
+            "age": torch.tensor(age + 1 if carried else 0),  # the first two steps search
         }
         return Solution(q, tangent, relative, products, "iterations", kept)
 
