@@ -21,6 +21,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -65,11 +66,17 @@ DEFAULT = next((name for name, s in SOLVERS.items() if s == DEFAULT_SOLVER), "de
 SOLVERS.setdefault(DEFAULT, DEFAULT_SOLVER)
 PUBLISHED = {"published_1": 1, "published_10": 10}
 TERMS, STEP = 5, 1.0  # of the published Neumann series
-SLOW = {"neumann_5", "nystrom_5", "conjugate_gradient_5_hessian", *PUBLISHED}  # not for --quick
+BETTY = ("betty_finite_difference", "betty_conjugate_gradient_5", "betty_neumann_5")
+SLOW = {
+    "neumann_5",
+    "nystrom_5",
+    "conjugate_gradient_5_hessian",
+    *PUBLISHED,
+    *BETTY,
+}  # not for --quick
 # Bound to meet, and what we aim at.
 STEP_TARGETS = {DEFAULT: (3.2, 2.5), "identity": (2.2, 1.8)}
 MEMORY_TARGETS = {DEFAULT: (1.5, 1.2)}
-PEERS = {"betty": "betty-ml", "torchopt": "torchopt"}
 
 
 def published_hypergradient(training: Training, batches: int, terms: int = TERMS) -> list[Tensor]:
@@ -112,6 +119,36 @@ def published_hypergradient(training: Training, batches: int, terms: int = TERMS
     return list(result)
 
 
+def betty_hypergradient(training: Training, name: str, terms: int = TERMS) -> list[Tensor]:
+    """Betty's own functions (betty-ml 0.1.1, where it is installed) on the same two batches."""
+    from betty import hypergradient as betty
+
+    model, loss, batch = training.lower.module, training.loss, training.lower.batch
+    assert batch is not None
+    weights = [p for p in model.parameters() if p.requires_grad]
+    saved = [value.clone() for value in (*weights, *model.buffers())]
+    method = {"finite_difference": "darts", "conjugate_gradient_5": "cg", "neumann_5": "neumann"}
+    lower = SimpleNamespace(
+        paths=[],
+        config=SimpleNamespace(
+            darts_alpha=0.01, cg_alpha=1.0, cg_iterations=terms,
+            neumann_alpha=0.01, neumann_iterations=terms,
+        ),
+        cur_batch=batch,
+        training_step_exec=lambda b: loss.at(loss.space(), model(b.inputs), b.target),
+        trainable_parameters=lambda: weights,
+        parameters=lambda: weights,
+    )  # fmt: skip
+    upper = SimpleNamespace(trainable_parameters=lambda: list(loss.space.parameters()))
+    risk = torch.nn.functional.cross_entropy(model(training.held.inputs), training.held.target)
+    vector = torch.autograd.grad(risk, weights)
+    result = getattr(betty, method[name.removeprefix("betty_")])(vector, lower, upper)
+    with torch.no_grad():
+        for value, before in zip((*weights, *model.buffers()), saved, strict=True):
+            value.copy_(before)
+    return list(result)
+
+
 def new_training(warm_up: int) -> Training:
     training = Training(lambda: ResNet32(10), (3, 32, 32), 10)
     training.train(warm_up)
@@ -121,6 +158,8 @@ def new_training(warm_up: int) -> Training:
 def action_of(name: str, training: Training) -> Callable[[], Any]:
     if name in PUBLISHED:
         return lambda: published_hypergradient(training, PUBLISHED[name])
+    if name in BETTY:
+        return lambda: betty_hypergradient(training, name)
     return training.upper_step(SOLVERS[name])
 
 
@@ -156,6 +195,8 @@ def peak_memory(name: str) -> int:
     steps, action = 2, lambda: None
     if name in PUBLISHED:  # later terms hold no more than the first
         steps, action = 1, lambda: published_hypergradient(training, PUBLISHED[name], terms=1)
+    elif name in BETTY:
+        steps, action = 1, lambda: betty_hypergradient(training, name)
     elif name in SOLVERS:  # from the first line search to the second
         steps, action = length_of(SOLVERS[name]) + 1, training.upper_step(SOLVERS[name])
     before = resident("VmRSS")
@@ -212,7 +253,11 @@ def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--profile", action="store_true", help="only the parts of an upper step")
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", choices=[*SOLVERS, *PUBLISHED], help="only these"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=[*SOLVERS, *PUBLISHED, *BETTY],
+        help="only these",
     )
     parser.add_argument(
         "--memory-of", help="only print this one's bytes; used by the script itself"
@@ -228,7 +273,8 @@ def main() -> None:
         return
 
     left_out = SLOW - {DEFAULT} if options.quick else set()
-    names = options.only or [n for n in (*SOLVERS, *PUBLISHED) if n not in left_out]
+    peers = BETTY if find_spec("betty") and not options.quick else ()
+    names = options.only or [n for n in (*SOLVERS, *PUBLISHED, *peers) if n not in left_out]
     costs = step_costs(names, quick=options.quick)
     plain = memory_in_child("training", options.threads)
     memory = {name: memory_in_child(name, options.threads) / plain for name in names}
@@ -244,9 +290,8 @@ def main() -> None:
         print(
             f"{name:30} {costs[name].ratio:9.2f} {bounds[0]} {memory[name]:7.2f} {bounds[1]}".rstrip()
         )
-    for module, package in PEERS.items():
-        state = "installed, but not compared" if find_spec(module) else "not installed"
-        print(f"{package}: {state}")
+    if not find_spec("betty"):
+        print("betty-ml is not installed, and not compared (pip install --no-deps betty-ml)")
     numbers = {
         "default": DEFAULT,
         "step_ratio": {name: costs[name].ratio for name in names},
