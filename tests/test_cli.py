@@ -242,6 +242,7 @@ def test_ctrl_c_exits_130_and_keeps_what_was_found(fitted: Path) -> None:
     # A real signal, sent by the process to itself at a known moment of the search.
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup\n"
         "from autobalance import cli, terminal\n"
         "def update(self, title, progress):\n"
         "    if progress.phase == 'search' and progress.step > 300:\n"

@@ -128,10 +128,9 @@ def search_head(
 
     Notes
     -----
-    100,000 x 768 features in float32 with 100 classes took 98 s of CPU time and 1.2 GB of memory at
-    the peak, on two cores with weight decay 1e-3 (`benchmarks/head.py`). Costs grow with n x d x k:
-    with 1,000 classes a product with the curvature takes 3 s of CPU time rather than 0.3 s, a search
-    some 15 minutes of it, and about 2 GB. Beside the features and their standardised copy it keeps
+    100,000 x 768 features in float32 with 100 classes took 46 s on two cores, 82 s of CPU time, and
+    1.2 GB of memory at the peak (`benchmarks/head.py`). Costs grow with n x d x k: 1,000 classes took
+    670 s of CPU time and 1.9 GB. Beside the features and their standardised copy it keeps
     n x k probabilities per fold in work, or none where they exceed 1 GiB in float32; a product then
     costs half as much again.
 
