@@ -166,3 +166,15 @@ def test_what_was_carried_for_other_weights_is_not_taken_up() -> None:
 def test_settings_refused(given: int) -> None:
     with pytest.raises(InputError, match=f"line_search_every must be at least 1; got {given}"):
         SingleLoop(line_search_every=given)
+
+
+def test_a_solution_for_other_weights_is_forgotten_with_its_step_length() -> None:
+    """Some weights were frozen or freed: the calls that follow are those of a new beginning."""
+    old = solve(SingleLoop(), MatrixSystem(matrix([0.5, 2.0])), vector(2)).carried
+    system, b = MatrixSystem(matrix(SPECTRUM)), vector(6)
+    after, anew = old, {}
+    for _ in range(5):
+        after = solve(SingleLoop(), system, b, after).carried
+        anew = solve(SingleLoop(), system, b, anew).carried
+        assert float(after["length"]) > 0.0
+        assert all(torch.equal(after[name], anew[name]) for name in anew)

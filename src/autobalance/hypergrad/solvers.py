@@ -161,7 +161,7 @@ class SingleLoop(Solver):
             curvature = system.quadratic(p, p_tangent)
             if curvature > 0:
                 step, age = float(residual @ p) / curvature, 0
-                length = min(step, GROWTH * length) if carried else step
+                length = min(step, GROWTH * length) if length > 0 else step
             refined = step * p_tangent
             tangent = refined if tangent is None else tangent + refined
         assert tangent is not None  # without q the line search has run
@@ -169,7 +169,7 @@ class SingleLoop(Solver):
         kept = {
             "q": q,
             "length": torch.tensor(length, dtype=torch.float64),
-            "age": torch.tensor(age + 1 if carried else 0),  # the first two steps search
+            "age": torch.tensor(age + 1 if products else 0),  # the first two steps search
         }
         return Solution(q, tangent, relative, products, "iterations", kept)
 
