@@ -106,9 +106,9 @@ def compare(
         pairs = np.zeros((count, 2, 2))
         np.add.at(pairs, (cells.numpy(), wrong[name].astype(int), wrong[START].astype(int)), 1)
         generator = np.random.default_rng(seed)
-        shares = pairs[None].reshape(1, count, 4)
         drawn = np.stack(
-            [generator.dirichlet(cell + 0.25, size=DRAWS) for cell in shares[0]], axis=1
+            [generator.dirichlet(cell + 0.25, size=DRAWS) for cell in pairs.reshape(count, 4)],
+            axis=1,
         ).reshape(DRAWS, count, 2, 2)
         sizes = pairs.sum(axis=(1, 2))
         values = [
@@ -125,6 +125,24 @@ def compare(
         error = 0.0 if name == START else float(np.std(values[0] - values[1]))
         candidates.append(Candidate(name, loss, float(value), float(value - base), error))
     return candidates
+
+
+def choose(
+    losses: Mapping[str, ParametricCrossEntropy],
+    outcomes: Outcomes,
+    cells: Sequence[Tensor],
+    shape: tuple[int, int],
+    objective: Objective,
+    seed: int,
+) -> tuple[list[Candidate], str]:
+    """The candidates and the name of the best; without all folds' outcomes none, and "designed".
+
+    Parameters are those of `compare`, with `cells` fold by fold.
+    """
+    if not outcomes or any(len(runs) < len(cells) for runs in outcomes.values()):
+        return [], "designed"
+    candidates = compare(losses, outcomes, torch.cat(list(cells)).cpu(), shape, objective, seed)
+    return candidates, best(candidates).name
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:

@@ -27,8 +27,9 @@ from autobalance.networks import TableNetwork
 from autobalance.objectives import Objective, as_objective
 from autobalance.results import SearchResult
 from autobalance.retraining import retrain
-from autobalance.searching import SpaceFactory, search
+from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
+from autobalance.spaces import SpaceFactory
 from autobalance.training import Interrupted, ModelFactory, ProgressListener, predict_logits
 from autobalance.tuner import DEFAULT_SOLVER
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from autobalance.checks import InputError
 from autobalance.files import to_json
+from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy
 
 _FORMAT = "autobalance-search"
@@ -54,6 +55,14 @@ class PathPoint:
     weight: list[Any] | None
     additive: list[Any] | None
     multiplicative: list[Any] | None
+
+
+def extended(path: list[PathPoint], step: int, now: LossParameters) -> list[PathPoint]:
+    """The path with one point more; every other one where they hold too many numbers."""
+    lists = {n: None if p is None else p.tolist() for n, p in now._asdict().items()}
+    path = [*path, PathPoint(step, **lists)]
+    numbers = len(path) * sum(p.numel() for p in now if p is not None)
+    return path[::2] if numbers > MAX_PATH_NUMBERS else path
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,15 +14,15 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from autobalance.checks import InputError, TrainingDiverged
-from autobalance.choosing import Outcomes, best, compare, train_candidates
+from autobalance.choosing import Outcomes, choose, train_candidates
 from autobalance.data.batches import ArrayData, BalancedBatches, Batch, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
-from autobalance.results import MAX_PATH_NUMBERS, PathPoint, SearchResult, UpperRecord
+from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.settings import Recipe, SearchSettings
-from autobalance.spaces import DesignSpace, default_space
+from autobalance.spaces import DesignSpace, SpaceFactory, made_space
 from autobalance.training import (
     Checkpoint,
     Interrupted,
@@ -40,8 +39,6 @@ from autobalance.tunable import TunableCrossEntropy
 from autobalance.tuner import DEFAULT_SOLVER, LossTuner, UpperStep
 
 MAX_SKIPPED = 5
-
-SpaceFactory = Callable[[np.ndarray], DesignSpace]
 
 
 def search(
@@ -168,13 +165,7 @@ class _Search:
         self.recipe, self.settings = recipe, settings
         self.seed, self.device = seed, device
         fabric = make_fabric(device)
-        counts = data.counts()
-        if space is None:
-            design = default_space(counts, objective.over, objective.importance)
-        else:
-            design = space(counts)
-        if not isinstance(design, DesignSpace):
-            raise InputError(f"space must return a DesignSpace; got {type(design).__name__}.")
+        design = made_space(space, data.counts(), objective.over, objective.importance)
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
         self.splits = _splits(data, validation, settings, seed)
@@ -243,7 +234,7 @@ class _Search:
             train_candidates(
                 self.model_factory,
                 self.splits,
-                self._losses(),
+                self._losses(self._designed()),
                 recipe=self.recipe,
                 seed=self.seed,
                 device=self.device,
@@ -254,15 +245,11 @@ class _Search:
 
     def result(self, status: str) -> SearchResult:
         """The loss chosen, with everything that led to it."""
-        losses = self._losses()
-        candidates, choice = [], "designed"
-        if self.outcomes and all(len(runs) == len(self.folds) for runs in self.outcomes.values()):
-            cells = torch.cat([held.cells() for _, held in self.splits])
-            shape = (self.splits[0][0].num_groups or 1, self.splits[0][0].num_classes)
-            candidates = compare(losses, self.outcomes, cells, shape, self.objective, self.seed)
-            choice = best(candidates).name
         space = self._designed()
-        start, cpu = self.clock
+        losses = self._losses(space)
+        cells = [held.cells() for _, held in self.splits]
+        shape = (self.splits[0][0].num_groups or 1, self.splits[0][0].num_classes)
+        candidates, choice = choose(losses, self.outcomes, cells, shape, self.objective, self.seed)
         chosen_runs = sum(len(runs) for runs in self.outcomes.values())
         return SearchResult(
             loss=losses[choice],
@@ -272,10 +259,7 @@ class _Search:
             design={"space": type(space).__name__, "learns": list(space.learns), **space.values()},
             settings=self.record,
             seed=self.seed,
-            seconds={
-                "wall": self.spent["wall"] + time.perf_counter() - start,
-                "cpu": self.spent["cpu"] + time.process_time() - cpu,
-            },
+            seconds=self._seconds(),
             status=status,
             candidates=candidates,
             choice=choice,
@@ -284,7 +268,6 @@ class _Search:
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the search elsewhere, beside the global random state."""
-        start, cpu = self.clock
         return {
             "done": self.done,
             "stopped": self.stopped,
@@ -297,10 +280,7 @@ class _Search:
             "path": [asdict(point) for point in self.path],
             "positions": [torch.stack(places) for places in zip(*self.positions, strict=True)],
             "outcomes": self.outcomes,
-            "seconds": {
-                "wall": self.spent["wall"] + time.perf_counter() - start,
-                "cpu": self.spent["cpu"] + time.process_time() - cpu,
-            },
+            "seconds": self._seconds(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -316,6 +296,14 @@ class _Search:
         self.outcomes = state["outcomes"]
         self.spent = state["seconds"]
 
+    def _seconds(self) -> dict[str, float]:
+        """Time spent, with that before a checkpoint."""
+        wall, cpu = self.clock
+        return {
+            "wall": self.spent["wall"] + time.perf_counter() - wall,
+            "cpu": self.spent["cpu"] + time.process_time() - cpu,
+        }
+
     def _designed(self) -> DesignSpace:
         """A copy of the space at the average of its late positions."""
         space = copy.deepcopy(self.loss.space)
@@ -326,10 +314,10 @@ class _Search:
                 p.copy_(torch.stack(late).mean(dim=0))
         return space
 
-    def _losses(self) -> dict[str, ParametricCrossEntropy]:
+    def _losses(self, designed: DesignSpace) -> dict[str, ParametricCrossEntropy]:
         """The candidates of the final choice, by name."""
         return {
-            "designed": TunableCrossEntropy(self._designed()).frozen().cpu(),
+            "designed": TunableCrossEntropy(designed).frozen().cpu(),
             "start": self.start,
             "cross_entropy": ParametricCrossEntropy.cross_entropy(),
         }
@@ -370,12 +358,7 @@ class _Search:
 
     def _remember(self) -> None:
         self.positions.append([p.detach().clone() for p in self.loss.space.parameters()])
-        now = self.loss.space().detach()
-        lists = {n: None if p is None else p.tolist() for n, p in now._asdict().items()}
-        self.path.append(PathPoint(self.done, **lists))
-        numbers = len(self.path) * sum(p.numel() for p in now if p is not None)
-        if numbers > MAX_PATH_NUMBERS:
-            self.path = self.path[::2]
+        self.path = extended(self.path, self.done, self.loss.space().detach())
 
 
 def _splits(

@@ -14,7 +14,7 @@ examples (or it would learn the learning rate).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,10 @@ class DesignSpace(nn.Module, ABC):
         """exp(log_weight) rescaled to mean 1 over the training examples."""
         shares = self.counts / self.counts.sum()
         return (log_weight - (log_weight.exp() * shares).sum().log()).exp()
+
+
+SpaceFactory = Callable[[np.ndarray], DesignSpace]
+"""From training counts, ``(k,)`` or ``(g, k)``, to a space."""
 
 
 class HierarchicalSpace(DesignSpace):
@@ -381,3 +385,21 @@ def default_space(
         return HierarchicalSpace(counts, importance=importance)
     tau_class, tau_group = {"class": (1.0, 0.0), "group": (0.0, 0.0)}.get(over, (1.0, 1.0))
     return GroupSpace(counts, tau_class=tau_class, tau_group=tau_group)
+
+
+def made_space(
+    factory: SpaceFactory | None, counts: np.ndarray, over: str, importance: Any
+) -> DesignSpace:
+    """What a user's factory makes of the counts, or without one the `default_space`.
+
+    Raises
+    ------
+    InputError
+        If the factory returns something else.
+    """
+    if factory is None:
+        return default_space(counts, over, importance)
+    space = factory(counts)
+    if not isinstance(space, DesignSpace):
+        raise InputError(f"space must return a DesignSpace; got {type(space).__name__}.")
+    return space

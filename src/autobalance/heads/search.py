@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from autobalance.checks import InputError, TrainingDiverged, positive
-from autobalance.choosing import Outcomes, best, compare
+from autobalance.choosing import Outcomes, choose
 from autobalance.data.batches import ArrayData, Batch
 from autobalance.heads.folds import split, standardised
 from autobalance.heads.newton import Minimum, Solved, conjugate_gradients, minimise
@@ -26,12 +25,10 @@ from autobalance.heads.problem import (
 from autobalance.heads.quasinewton import descend
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy, check_width
-from autobalance.objectives import Objective, SmoothError, as_objective
-from autobalance.results import MAX_PATH_NUMBERS, PathPoint, SearchResult, UpperRecord
-from autobalance.spaces import DesignSpace, default_space
+from autobalance.objectives import Objective, SmoothError, as_objective, cell_index
+from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
+from autobalance.spaces import SpaceFactory, made_space
 from autobalance.training import Interrupted, Progress, ProgressListener, make_fabric
-
-SpaceFactory = Callable[[np.ndarray], DesignSpace]
 
 WEIGHT_DECAY = 3e-3
 """From {1e-5, ..., 3e-1} in steps of half a decade, by the balanced error of the LA head on held-out
@@ -263,13 +260,7 @@ class _HeadSearch:
         self.clock = (time.perf_counter(), time.process_time())
         self.objective, self.seed, self.progress = objective, seed, progress
         self.max_steps = max_steps
-        counts = data.counts()
-        if space is None:
-            design = default_space(counts, objective.over, objective.importance)
-        else:
-            design = space(counts)
-        if not isinstance(design, DesignSpace):
-            raise InputError(f"space must return a DesignSpace; got {type(design).__name__}.")
+        design = made_space(space, data.counts(), objective.over, objective.importance)
         self.space = design.to(device)
         self.start = self._frozen()
         splits, held = split(data, validation, **settings, seed=seed, device=device)
@@ -316,18 +307,14 @@ class _HeadSearch:
     def result(self, status: str) -> SearchResult:
         """The loss at the lowest value so far, with everything that led to it."""
         losses = self._losses()
-        candidates, choice = [], "designed"
-        if self.outcomes and all(len(runs) == len(self.folds) for runs in self.outcomes.values()):
-            cells = [
-                f.held.target
-                if f.held.groups is None
-                else f.held.groups * self.shape[1] + f.held.target
-                for f in self.folds
-            ]
-            candidates = compare(
-                losses, self.outcomes, torch.cat(cells).cpu(), self.shape, self.objective, self.seed
-            )
-            choice = best(candidates).name
+        over = "class" if self.folds[0].held.groups is None else "class_and_group"
+        cells = [
+            cell_index(over, fold.held.target, fold.held.groups, self.shape[1])[0]
+            for fold in self.folds
+        ]
+        candidates, choice = choose(
+            losses, self.outcomes, cells, self.shape, self.objective, self.seed
+        )
         start, cpu = self.clock
         return SearchResult(
             loss=losses[choice],
@@ -477,12 +464,7 @@ class _HeadSearch:
             self.progress(Progress("search", done, self.max_steps, hard))
 
     def _remember(self, done: int) -> None:
-        now = self.space().detach()
-        lists = {n: None if p is None else p.tolist() for n, p in now._asdict().items()}
-        self.path.append(PathPoint(done, **lists))
-        numbers = len(self.path) * sum(p.numel() for p in now if p is not None)
-        if numbers > MAX_PATH_NUMBERS:
-            self.path = self.path[::2]
+        self.path = extended(self.path, done, self.space().detach())
 
     def _move(self, position: Tensor) -> None:
         like = next(self.space.parameters())

@@ -20,7 +20,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -172,7 +172,7 @@ class TrainingSystem:
         return total / len(self.batches) + self.shift * vector, torch.cat(tangents)
 
     def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
-        """V' A v for u = J v; without a reverse pass under Gauss-Newton."""
+        """The form v' A v, for u = J v; without a reverse pass under Gauss-Newton."""
         if self.curvature == "hessian":
             return float(vector @ self.product(vector)[0])
         parts = zip(self.batches, self._split(tangent), strict=True)
@@ -310,9 +310,7 @@ class _BatchSystem:
         torch.random.set_rng_state(self._random[0])
         if self._random[1] is not None:
             torch.cuda.set_rng_state(self._random[1], device)
-        if self.model not in _without_forward_mode:
-            return call(self.model, parameters, self.inputs)
-        with _unfused():
+        with _unfused() if self.model in _without_forward_mode else nullcontext():
             return call(self.model, parameters, self.inputs)
 
     def _at(self) -> tuple[Tensor, Tensor]:
