@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor, nn
 
 from autobalance.checks import InputError, TrainingDiverged, same_length
-from autobalance.data.batches import ArrayData, concatenated
+from autobalance.data.batches import ArrayData, concatenated, finite
 from autobalance.data.tables import TableEncoder
 from autobalance.files import checkpoint_files
 from autobalance.hypergrad import Solver
@@ -372,12 +372,7 @@ def _seed(random_state: Any) -> int:
 def _finite(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # refused next
         numbers = np.ascontiguousarray(array, dtype=np.float32)
-    bad = int(np.sum(~np.isfinite(numbers)))
-    if bad:
-        raise InputError(
-            f"X must be finite in float32; found {_number_of(bad, 'NaN or infinite value')}. "
-            "Fill or drop them first."
-        )
+    finite("X", torch.from_numpy(numbers))
     return numbers
 
 

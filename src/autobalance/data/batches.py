@@ -123,14 +123,14 @@ class ArrayData:
             are not whole numbers from 0, or a weight is negative.
         """
         same_length(inputs=inputs, target=target, groups=groups, sample_weight=sample_weight)
-        x = _finite("inputs", _tensor("inputs", inputs))
+        x = finite("inputs", _tensor("inputs", inputs))
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
         y = _indices("target", target)
         g = None if groups is None else _indices("groups", groups)
         w = None
         if sample_weight is not None:
-            w = _finite("sample_weight", _tensor("sample_weight", sample_weight).float())
+            w = finite("sample_weight", _tensor("sample_weight", sample_weight).float())
             if w.ndim != 1 or bool((w < 0).any()) or float(w.sum()) == 0.0:
                 raise InputError(
                     "sample_weight must be one-dimensional, never negative and not all zero."
@@ -290,7 +290,8 @@ def _tensor(name: str, values: Any) -> Tensor:
         raise InputError(f"{name} must be an array of numbers: {error}.") from None
 
 
-def _finite(name: str, values: Tensor) -> Tensor:
+def finite(name: str, values: Tensor) -> Tensor:
+    """The values, float64 as float32; refused where one is not finite then."""
     if values.dtype == torch.float64:
         values = values.float()  # first, or a number beyond float32's range would pass for finite
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
