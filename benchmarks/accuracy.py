@@ -294,10 +294,10 @@ def as_training_goes_on(points: Sequence[int], decay: float, draws: int = 50) ->
     found: dict[str, Any] = {}
     while lower.done < max(points):
         fit = float(lower.step(loss))
-        if lower.done % 5 == 0 and lower.batch is not None:
+        if lower.done % 5 == 0:
             for estimator in kept.values():
                 if estimator.carried or lower.done == 5:
-                    estimator.hypergradient(lower, loss, lower.batch, validation)
+                    estimator.hypergradient(lower, loss, lower.recent[-1], validation)
         if lower.done not in points:
             continue
         full = _Kept(ConjugateGradient(iterations=150, tolerance=1e-3), {})

@@ -84,7 +84,7 @@ def published_hypergradient(training: Training, batches: int, terms: int = TERMS
     model, loss = training.lower.module, training.loss
     weights = [p for p in model.parameters() if p.requires_grad]
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    train = [training.lower.batch] * batches  # which ones they are does not matter for the cost
+    train = [training.lower.recent[-1]] * batches  # which ones they are does not matter for the cost
 
     def mean_gradient(
         risk: Callable[[Tensor, Batch], Tensor], over: list[Any], *, create_graph: bool
@@ -123,7 +123,7 @@ def betty_hypergradient(training: Training, name: str, terms: int = TERMS) -> li
     """Betty's own functions (betty-ml 0.1.1, where it is installed) on the same two batches."""
     from betty import hypergradient as betty
 
-    model, loss, batch = training.lower.module, training.loss, training.lower.batch
+    model, loss, batch = training.lower.module, training.loss, training.lower.recent[-1]
     assert batch is not None
     weights = [p for p in model.parameters() if p.requires_grad]
     saved = [value.clone() for value in (*weights, *model.buffers())]
@@ -226,7 +226,7 @@ def profile(rounds: int) -> dict[str, Cost]:
     free = list(loss.space.parameters())
 
     def system() -> TrainingSystem:
-        batch = lower.batch
+        batch = lower.recent[-1]
         assert batch is not None
         design = loss.space()
         logit_loss = lambda f: loss.at(design, f, batch.target)  # noqa: E731

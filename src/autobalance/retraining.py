@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ from torch import nn
 
 from autobalance.checks import TrainingDiverged
 from autobalance.data.batches import ArrayData
-from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.settings import Recipe
 from autobalance.training import (
     Checkpoint,
+    FixedLoss,
     Interrupted,
     LowerLevel,
     ModelFactory,
     Progress,
     ProgressListener,
+    Sampling,
     check_data,
     describe,
     make_fabric,
@@ -31,9 +33,10 @@ KEEP_EVERY = 20
 def retrain(
     model_factory: ModelFactory,
     data: ArrayData,
-    loss: ParametricCrossEntropy,
+    loss: FixedLoss,
     *,
     recipe: Recipe | None = None,
+    sampling: Sampling = "shuffled",
     seed: int = 0,
     device: str = "auto",
     checkpoint: str | Path | None = None,
@@ -47,10 +50,14 @@ def retrain(
         Returns a new, untrained `torch.nn.Module`.
     data : ArrayData
         All labelled data, training and validation together.
-    loss : ParametricCrossEntropy
-        For example ``search(...).loss``; any published loss as well.
+    loss : ParametricCrossEntropy or another loss of `autobalance.losses`
+        For example ``search(...).loss``. It is copied; one with a state of its own starts from
+        the state that it has.
     recipe : Recipe, optional
         How to train; the same as in the search.
+    sampling : {"shuffled", "balanced"}
+        Every example as often, or every class (and group) as often: class-balanced sampling, to
+        compare with. Losses designed or adjusted for the class priors expect "shuffled".
     seed : int
         Seeds initial weights, the order of examples and dropout.
     device : str
@@ -79,22 +86,29 @@ def retrain(
     check_data(data)
     fabric = make_fabric(device)
     with seeded(seed):
-        lower = LowerLevel(model_factory, data.to(fabric.device), recipe, fabric, seed)
+        lower = LowerLevel(
+            model_factory, data.to(fabric.device), recipe, fabric, seed, sampling=sampling
+        )
+        loss = copy.deepcopy(loss).to(fabric.device)
 
         def identity() -> dict[str, Any]:
             return {
                 "kind": "retrain",
                 "seed": seed,
                 "recipe": recipe.to_dict(),
+                "sampling": sampling,
                 "loss": loss.to_dict(),
                 **describe(lower.module, data),
             }
 
-        saved = Checkpoint(checkpoint, identity, lower.state_dict)
+        def state_dict() -> dict[str, Any]:
+            return {"lower": lower.state_dict(), "loss": dict(loss.state_dict())}
+
+        saved = Checkpoint(checkpoint, identity, state_dict)
         state = saved.load()
         if state is not None:
-            lower.load_state_dict(state)
-        loss = loss.to(fabric.device)
+            lower.load_state_dict(state["lower"])
+            loss.load_state_dict(state["loss"])
         good = lower.weights()
         try:
             while lower.done < lower.total:

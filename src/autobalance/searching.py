@@ -6,7 +6,7 @@ import copy
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.choosing import Outcomes, choose, train_candidates
-from autobalance.data.batches import ArrayData, BalancedBatches, Batch, concatenated
+from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
@@ -175,7 +175,12 @@ class _Search:
         ]
         held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
         self.tuner = LossTuner(
-            self.loss, objective, solver=solver, lr=settings.lr, validation_counts=held_counts
+            self.loss,
+            objective,
+            solver=solver,
+            lr=settings.lr,
+            upper=settings.optimizer,
+            validation_counts=held_counts,
         )
         self.total = self.folds[0].lower.total
         self.begin = max(1, round(settings.warmup * self.total))
@@ -325,12 +330,12 @@ class _Search:
     def _upper_step(self) -> UpperStep:
         results = []
         for i, fold in enumerate(self.folds):
-            batch = cast(Batch, fold.lower.batch)
+            batches = list(fold.lower.recent)
             held = fold.validation.batch(next(fold.draws).to(fold.validation.target.device))
             with fold.lower.fabric.autocast():
                 results.append(
                     self.tuner.hypergradient(
-                        fold.lower.module, batch, held, optimizer=fold.lower.optimizer, replica=i
+                        fold.lower.module, batches, held, optimizer=fold.lower.optimizer, replica=i
                     )
                 )
         return self.tuner.update(results)
@@ -390,7 +395,14 @@ def _fold(
     fabric: Fabric,
     seed: int,
 ) -> _Fold:
-    lower = LowerLevel(model_factory, train.to(fabric.device), recipe, fabric, seed)
+    lower = LowerLevel(
+        model_factory,
+        train.to(fabric.device),
+        recipe,
+        fabric,
+        seed,
+        remembered=settings.training_batches,
+    )
     generator = torch.Generator().manual_seed(seed)
     draws = BalancedBatches(held.cells(), settings.validation_batch_size, generator)
     return _Fold(lower, held.to(fabric.device), draws)

@@ -94,7 +94,11 @@ class SearchSettings:
     every : int
         Lower steps between two upper steps.
     lr : float
-        Learning rate of Adam on the free parameters.
+        Learning rate of the upper level's optimiser.
+    optimizer : {"adam", "sgd"}
+        What moves the free parameters: Adam, or SGD with momentum 0.9 as in the paper's code.
+    training_batches : int
+        Training batches per upper step, the last ones trained on; products are averaged over them.
     average : float
         Share of the upper steps, counted from the end, over which the free parameters are
         averaged into the result, in (0, 1].
@@ -110,6 +114,8 @@ class SearchSettings:
     warmup: float = 0.3
     every: int = 5
     lr: float = 0.05
+    optimizer: Literal["adam", "sgd"] = "adam"
+    training_batches: int = 1
     average: float = 0.25
     validation_batch_size: int = 128
     patience: int | None = None
@@ -121,7 +127,8 @@ class SearchSettings:
             raise InputError(f"warmup must lie in [0, 1); got {self.warmup}.")
         if not 0.0 < number("average", self.average) <= 1.0:
             raise InputError(f"average must lie in (0, 1]; got {self.average}.")
-        for name in ("folds", "every", "validation_batch_size"):
+        one_of("optimizer", self.optimizer, ("adam", "sgd"))
+        for name in ("folds", "every", "training_batches", "validation_batch_size"):
             whole(name, getattr(self, name), least=1)
         if self.patience is not None:
             whole("patience (or None)", self.patience, least=1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
@@ -23,8 +24,8 @@ from autobalance.checkpoints import (
     save_checkpoint,
     set_random_state,
 )
-from autobalance.checks import InputError, TrainingDiverged
-from autobalance.data.batches import ArrayData, Batch, ShuffledBatches
+from autobalance.checks import InputError, TrainingDiverged, one_of
+from autobalance.data.batches import ArrayData, Batch, ResampledBatches, ShuffledBatches
 from autobalance.hypergrad.system import logits_of
 from autobalance.losses.modules import check_width
 from autobalance.settings import Recipe
@@ -33,6 +34,7 @@ ModelFactory = Callable[[], nn.Module]
 CHECKPOINT_SECONDS = 30.0
 
 Phase = Literal["warm-up", "search", "choose", "retrain"]
+Sampling = Literal["shuffled", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,22 @@ class TrainingLoss(Protocol):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor: ...
+
+
+class FixedLoss(TrainingLoss, Protocol):
+    """A loss module that `retrain` takes: `ParametricCrossEntropy` and the published losses."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+    def to(self, device: torch.device, /) -> Self: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+@runtime_checkable
+class ScheduledLoss(Protocol):
+    """A loss that changes as training goes on; told before each step how many of all are done."""
+
+    def reached(self, done: int, total: int) -> None: ...
 
 
 class Interrupted(KeyboardInterrupt):
@@ -184,6 +202,15 @@ class LowerLevel:
         Device and precision.
     seed : int
         Seeds the order of the examples.
+    sampling : {"shuffled", "balanced"}
+        Every example as often, or every class (and group) as often.
+    remembered : int
+        How many batches to keep in `recent`.
+
+    Attributes
+    ----------
+    recent : deque of Batch
+        The last batches trained on, the latest at the end.
     """
 
     def __init__(
@@ -193,6 +220,9 @@ class LowerLevel:
         recipe: Recipe,
         fabric: Fabric,
         seed: int,
+        *,
+        sampling: Sampling = "shuffled",
+        remembered: int = 1,
     ) -> None:
         if isinstance(model_factory, nn.Module) or not callable(model_factory):
             raise InputError(
@@ -211,10 +241,13 @@ class LowerLevel:
         self.done = 0
         self.module = module
         self.network, self.optimizer = fabric.setup(module, make_optimizer(module, recipe))
-        self.batch: Batch | None = None
-        self._stream = ShuffledBatches(
-            len(data), recipe.batch_size, torch.Generator().manual_seed(seed)
-        )
+        self.recent: deque[Batch] = deque(maxlen=remembered)
+        self._indices: deque[Tensor] = deque(maxlen=remembered)
+        generator = torch.Generator().manual_seed(seed)
+        if one_of("sampling", sampling, ("shuffled", "balanced")) == "balanced":
+            self._stream = ResampledBatches(data.cells(), recipe.batch_size, generator)
+        else:
+            self._stream = ShuffledBatches(len(data), recipe.batch_size, generator)
         self._weights = [p for p in module.parameters() if p.requires_grad]
         self.network.train()
 
@@ -230,7 +263,10 @@ class LowerLevel:
         rate = self.recipe.lr * self.recipe.lr_factor(self.done, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.data.batch(next(self._stream).to(self.data.target.device))
+        if isinstance(loss, ScheduledLoss):
+            loss.reached(self.done, self.total)
+        index = next(self._stream)
+        batch = self._batch(index)
         logits = logits_of(self.network, batch.inputs)
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
@@ -247,8 +283,12 @@ class LowerLevel:
             )
         self.optimizer.step()
         self.done += 1
-        self.batch = batch
+        self.recent.append(batch)
+        self._indices.append(index)
         return value.detach()
+
+    def _batch(self, index: Tensor) -> Batch:
+        return self.data.batch(index.to(self.data.target.device))
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the training elsewhere, beside the global random state."""
@@ -257,6 +297,7 @@ class LowerLevel:
             "module": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "stream": self._stream.state_dict(),
+            "recent": list(self._indices),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -265,6 +306,8 @@ class LowerLevel:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._stream.load_state_dict(state["stream"])
+        self._indices.extend(state["recent"])
+        self.recent.extend(self._batch(index) for index in self._indices)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the network's present weights and buffers."""

@@ -6,13 +6,13 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from autobalance.checks import InputError, positive
+from autobalance.checks import InputError, one_of, positive
 from autobalance.data.batches import Batch, as_batch, as_batches
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
 from autobalance.objectives import Objective, as_objective
@@ -57,7 +57,7 @@ class LossTuner:
 
     Every few training steps, call `step` with a training and a validation batch. It leaves the
     network's weights, buffers, gradients, mode and the random state bit-identical, and moves the
-    loss's design space by one step of Adam along the hypergradient.
+    loss's design space by one step along the hypergradient.
 
     Parameters
     ----------
@@ -72,7 +72,9 @@ class LossTuner:
         How the linear system is solved; the default keeps its solution between steps and refines
         it by one product each.
     lr : float
-        Learning rate of Adam on the space's parameters.
+        Learning rate on the space's parameters.
+    upper : {"adam", "sgd"}
+        What moves them: Adam, or SGD with momentum 0.9 as in the paper's code.
     validation_counts : array-like, optional
         Size of the whole validation set, per class ``(k,)`` or per group and class ``(g, k)``. It
         decides how strongly the space is held to its start: the prior counts for one over the
@@ -100,6 +102,7 @@ class LossTuner:
         optimizer: Optimizer | None = None,
         solver: Solver = DEFAULT_SOLVER,
         lr: float = 0.05,
+        upper: Literal["adam", "sgd"] = "adam",
         validation_counts: Any = None,
         adapter: Callable[[Any], Batch] = as_batch,
     ) -> None:
@@ -114,7 +117,11 @@ class LossTuner:
         self.solver = solver
         self.validation_counts = validation_counts
         self.adapter = adapter
-        self.upper_optimizer = torch.optim.Adam(loss.space.parameters(), lr=positive("lr", lr))
+        free = loss.space.parameters()
+        if one_of("upper", upper, ("adam", "sgd")) == "adam":
+            self.upper_optimizer: Optimizer = torch.optim.Adam(free, lr=positive("lr", lr))
+        else:
+            self.upper_optimizer = torch.optim.SGD(free, lr=positive("lr", lr), momentum=0.9)
         self.skipped = 0
         self.skipped_in_a_row = 0
         self._carried: dict[int, dict[str, Tensor]] = {}

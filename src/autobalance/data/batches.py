@@ -251,6 +251,27 @@ class ShuffledBatches(Iterator[Tensor]):
         self.left = state["left"]
 
 
+class ResampledBatches(Iterator[Tensor]):
+    """Endless stream of index batches of `size`, every cell as likely, with replacement.
+
+    Class-balanced sampling, as over-sampling the rare classes does: for training. Each place of a
+    batch draws a cell, then a member of it.
+    """
+
+    def __init__(self, cells: Tensor, size: int, generator: torch.Generator) -> None:
+        _, inverse, counts = torch.unique(cells.cpu(), return_inverse=True, return_counts=True)
+        self.weights, self.size, self.generator = 1.0 / counts[inverse].double(), size, generator
+
+    def __next__(self) -> Tensor:
+        return torch.multinomial(self.weights, self.size, True, generator=self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
 class BalancedBatches(Iterator[Tensor]):
     """Endless stream of index batches of at most `size`, drawn evenly over the cells.
 
