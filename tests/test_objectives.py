@@ -24,7 +24,8 @@ from autobalance.objectives import (
     WeightedError,
     WorstError,
     as_objective,
-    cell_index,
+    cells_of,
+    group_class_sums,
 )
 
 FIXED = SmoothError(temperature=1.0)
@@ -319,6 +320,9 @@ def test_names_mean_what_they_say() -> None:
     assert kinds == {
         "balanced_error": ("BalancedError", "class"),
         "worst_class_error": ("WorstError", "class"),
+        "cvar_error": ("CVaRError", "class"),
+        "quantile_error": ("QuantileError", "class"),
+        "balanced_error_and_deviation": ("Blend", "class"),
         "group_balanced_error": ("BalancedError", "class_and_group"),
         "worst_group_error": ("WorstError", "group"),
         "worst_class_and_group_error": ("WorstError", "class_and_group"),
@@ -327,10 +331,10 @@ def test_names_mean_what_they_say() -> None:
 
 def test_cells_are_numbered_group_by_group() -> None:
     target, groups = torch.tensor([0, 1, 2]), torch.tensor([1, 0, 1])
-    cell, cells = cell_index("class_and_group", target, groups, 3)
-    assert (cell.tolist(), cells) == ([3, 1, 5], 6)
-    cell, cells = cell_index("group", target, groups, 3)
-    assert (cell.tolist(), cells) == ([1, 0, 1], 2)
+    _, mass = group_class_sums(torch.ones(3), target, groups, 3)
+    assert torch.nonzero(cells_of(mass, "class_and_group")).flatten().tolist() == [1, 3, 5]
+    assert cells_of(mass, "group").tolist() == [1, 2]
+    assert cells_of(mass, "class").tolist() == [1, 1, 1]
 
 
 def test_weighted_error_over_groups_allows_a_batch_without_the_last() -> None:

@@ -156,14 +156,6 @@ def _aggregate(
     objective: Objective, rates: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
 ) -> np.ndarray:
     """The hard objective for each row of error rates per (class, group) cell."""
-    wrong = (rates * sizes).reshape(-1, *shape)
-    table = sizes.reshape(shape)
-    if objective.over == "class":
-        wrong, mass = wrong.sum(axis=1), table.sum(axis=0)
-    elif objective.over == "group":
-        wrong, mass = wrong.sum(axis=2), table.sum(axis=1)
-    else:
-        wrong, mass = wrong.reshape(len(wrong), -1), table.reshape(-1)
-    risks = torch.from_numpy(np.divide(wrong, mass, out=np.zeros_like(wrong), where=mass > 0))
-    present = torch.from_numpy(mass > 0)
-    return np.array([float(objective.aggregate(row, present)) for row in risks])
+    mass = torch.from_numpy(sizes).view(shape)
+    tables = torch.from_numpy(rates).view(-1, *shape)
+    return np.array([float(objective.value(table * mass, mass)) for table in tables])

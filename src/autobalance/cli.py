@@ -35,6 +35,9 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 OBJECTIVES = (
     "balanced_error",
     "worst_class_error",
+    "cvar_error",
+    "quantile_error",
+    "balanced_error_and_deviation",
     "group_balanced_error",
     "worst_group_error",
     "worst_class_and_group_error",

@@ -3,8 +3,12 @@ r"""Objectives of the upper level: what the designed loss is for.
 An objective aggregates conditional risks R_c, the mean loss of the examples in cell c, where a
 cell is a class, a group, or a (class, group) pair. As a call it is differentiable in the raw
 logits, over a surrogate for the 0-1 error; `hard` is the same aggregate of the 0-1 error itself,
-for reports. Cells that a batch lacks are left out and the others' shares rescaled, so every
-batch gives a finite value.
+for reports. Both are functions of the losses' sums per (group, class), see `Objective.value`. Cells
+that a batch lacks are left out and the others' shares rescaled, so every batch gives a finite value.
+
+The worst of a few noisy risks is mostly noise. So where an objective is not linear in the risks,
+the upper level takes its derivative at risks averaged over batches and shrunk towards their mean:
+see `RunningRisks`.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.checks import InputError, one_of, positive
+from autobalance.checks import InputError, fraction, number, one_of, positive
 
 Over = Literal["class", "group", "class_and_group"]
 
@@ -79,31 +83,38 @@ Surrogate = SmoothError | CrossEntropyRisk
 # Cells and their risks ------------------------------------------------------------------------
 
 
-def cell_index(
-    over: Over, target: Tensor, groups: Tensor | None, num_classes: int
-) -> tuple[Tensor, int]:
-    """Cell of each example, shape ``(n,)``, and the number of cells.
+def group_class_sums(
+    loss: Tensor,
+    target: Tensor,
+    groups: Tensor | None,
+    num_classes: int,
+    sample_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sums of the loss and of the examples' weights per group and class, each of shape ``(g, k)``.
+
+    Without groups g = 1; with them g is one more than the largest index in the batch.
+    """
+    num_groups, cell = 1, target
+    if groups is not None:
+        num_groups = int(groups.max()) + 1 if len(groups) else 1
+        cell = groups * num_classes + target
+    weight = torch.ones_like(loss) if sample_weight is None else sample_weight.to(loss.dtype)
+    empty = loss.new_zeros(num_groups * num_classes)
+    total = empty.index_add(0, cell, loss * weight)
+    mass = empty.index_add(0, cell, weight)
+    return total.view(num_groups, -1), mass.view(num_groups, -1)
+
+
+def cells_of(table: Tensor, over: Over) -> Tensor:
+    """Sums per cell ``(..., cells)`` from those per group and class ``(..., g, k)``.
 
     A (class, group) pair has cell ``group * k + class``.
     """
     if over == "class":
-        return target, num_classes
-    if groups is None:
-        raise InputError(f"An objective over {over!r} needs groups=, one index per example.")
-    num_groups = int(groups.max()) + 1 if len(groups) else 1
+        return table.sum(dim=-2)
     if over == "group":
-        return groups, num_groups
-    return groups * num_classes + target, num_groups * num_classes
-
-
-def conditional_risks(
-    loss: Tensor, cell: Tensor, cells: int, sample_weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean loss within each cell ``(cells,)``, 0 where there is none, and the cells' weights."""
-    weight = torch.ones_like(loss) if sample_weight is None else sample_weight.to(loss.dtype)
-    mass = loss.new_zeros(cells).index_add(0, cell, weight)
-    total = loss.new_zeros(cells).index_add(0, cell, loss * weight)
-    return total / torch.where(mass > 0, mass, 1.0), mass
+        return table.sum(dim=-1)
+    return table.flatten(-2)
 
 
 # Objectives -----------------------------------------------------------------------------------
@@ -144,6 +155,25 @@ class Objective(ABC):
     def shares(self, present: np.ndarray) -> np.ndarray:
         """Weight omega_c of each cell in the aggregate, summing to 1 over those present."""
 
+    @property
+    def linear(self) -> bool:
+        """Whether it is a mean of the risks with fixed weights."""
+        return False
+
+    def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        """The objective from sums per group and class.
+
+        Parameters
+        ----------
+        total, mass : Tensor
+            Sums of the losses and of the examples' weights, each of shape ``(g, k)``.
+        smoothly : bool
+            Whether in a form fit for gradients.
+        """
+        total, mass = cells_of(total, self.over), cells_of(mass, self.over)
+        risks = total / torch.where(mass > 0, mass, 1.0)
+        return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, mass > 0)
+
     def __call__(
         self,
         logits: Tensor,
@@ -153,10 +183,20 @@ class Objective(ABC):
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """Differentiable value on raw logits ``(n, k)``, targets ``(n,)`` and groups ``(n,)``."""
+        return self.value(*self.sums(logits, target, groups, sample_weight), smoothly=True)
+
+    def sums(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`group_class_sums` of the surrogate."""
+        self._check_groups(groups)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        cell, cells = cell_index(self.over, target, groups, logits.shape[1])
-        risks, mass = conditional_risks(self.surrogate(logits, target), cell, cells, sample_weight)
-        return self.aggregate_smoothly(risks, mass > 0)
+        loss = self.surrogate(logits, target)
+        return group_class_sums(loss, target, groups, logits.shape[1], sample_weight)
 
     @torch.no_grad()
     def hard(
@@ -168,10 +208,15 @@ class Objective(ABC):
         sample_weight: Tensor | None = None,
     ) -> float:
         """The same aggregate of the 0-1 error of ``argmax f``, in [0, 1]."""
+        self._check_groups(groups)
         wrong = (logits.argmax(dim=1) != target).to(torch.float64)
-        cell, cells = cell_index(self.over, target, groups, logits.shape[1])
-        risks, mass = conditional_risks(wrong, cell, cells, sample_weight)
-        return float(self.aggregate(risks, mass > 0))
+        return float(
+            self.value(*group_class_sums(wrong, target, groups, logits.shape[1], sample_weight))
+        )
+
+    def _check_groups(self, groups: Tensor | None) -> None:
+        if self.over != "class" and groups is None:
+            raise InputError(f"An objective over {self.over!r} needs groups=, one index per example.")
 
     def effective_size(self, counts: Any) -> float:
         """Effective number of validation examples, 1 / sum_c omega_c^2 / n_c.
@@ -197,6 +242,10 @@ class Objective(ABC):
 @dataclass(frozen=True, kw_only=True)
 class BalancedError(Objective):
     """Mean of the cells' errors: over classes, the balanced error."""
+
+    @property
+    def linear(self) -> bool:
+        return True
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
         return torch.where(present, risks, 0.0).sum() / present.sum().clamp(min=1)
@@ -225,6 +274,10 @@ class WeightedError(Objective):
                 "weights must hold one non-negative number per cell, not all 0; "
                 f"got {self.weights!r}."
             )
+
+    @property
+    def linear(self) -> bool:
+        return True
 
     @property
     def importance(self) -> tuple[float, ...] | None:
@@ -282,6 +335,262 @@ class WorstError(Objective):
         return present / np.sqrt(max(1, present.sum()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CVaRError(Objective):
+    """Conditional value at risk: mean of the worst cells' errors.
+
+    Parameters
+    ----------
+    fraction : float
+        Which share of the cells is the worst, in (0, 1]; with ``fraction * cells`` not whole, the
+        last of them counts in part. 1 is the balanced error.
+
+    References
+    ----------
+    Rockafellar and Uryasev, "Optimization of conditional value-at-risk", 2000.
+    """
+
+    fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < number("fraction", self.fraction) <= 1.0:
+            raise InputError(f"fraction must lie in (0, 1]; got {self.fraction}.")
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        if not bool(present.any()):
+            return risks.sum()
+        worst = risks[present].sort(descending=True).values
+        size = max(1.0, self.fraction * len(worst))
+        places = torch.arange(len(worst), dtype=risks.dtype, device=risks.device)
+        return (worst * (size - places).clamp(0.0, 1.0)).sum() / size
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        # As for WorstError, of a random set of so many cells.
+        cells = max(1, present.sum())
+        return present / np.sqrt(cells * max(1.0, self.fraction * cells))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantileError(Objective):
+    """A quantile of the cells' errors.
+
+    Parameters
+    ----------
+    q : float
+        In [0, 1]: 0.5 is the median cell's error, 1 the worst. Between two cells the value is
+        interpolated, as by `numpy.quantile`.
+    softness : float
+        The gradient spreads over cells whose risk is near the quantile, by a logistic kernel of this
+        width in units of the risk; the value is the exact one.
+    """
+
+    q: float = 0.8
+    softness: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= number("q", self.q) <= 1.0:
+            raise InputError(f"q must lie in [0, 1]; got {self.q}.")
+        positive("softness", self.softness)
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        return torch.quantile(risks[present], self.q) if bool(present.any()) else risks.sum()
+
+    def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
+        value = self.aggregate(risks, present).detach()
+        near = torch.sigmoid((risks.detach() - value) / self.softness)
+        kernel = torch.where(present, near * (1.0 - near), 0.0)
+        kernel = kernel / kernel.sum().clamp(min=torch.finfo(risks.dtype).tiny)
+        return value + (kernel * (risks - risks.detach())).sum()
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        return present / np.sqrt(max(1, present.sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorDeviation(Objective):
+    """Standard deviation of the cells' errors: 0 where all are alike, however high.
+
+    For use in a `Blend`: alone it is content with a classifier that is wrong everywhere.
+    """
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        if not bool(present.any()):
+            return risks.sum()
+        variance = risks[present].var(correction=0)
+        # The square root has no derivative at 0.
+        return torch.where(variance > 0, variance.clamp(min=1e-12).sqrt(), variance)
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        return present / max(1, present.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Objective):
+    """Weighted sum of objectives, sum_i weight_i L_i, over the surrogate of the blend.
+
+    Parameters
+    ----------
+    parts : tuple of (float, Objective)
+        Positive weights and objectives. Parts' own surrogates are not used.
+
+    Examples
+    --------
+    >>> Blend.of(0.5, "balanced_error", "worst_class_error").parts[0][0]
+    0.5
+    """
+
+    parts: tuple[tuple[float, Objective], ...]
+    over: Over = field(default="class", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise InputError("A blend needs at least one part: (weight, objective).")
+        for weight, part in self.parts:
+            positive("the weight of a part", weight)
+            if not isinstance(part, Objective):
+                raise InputError(f"A blend's parts are objectives; got {type(part).__name__}.")
+        cells = {part.over for _, part in self.parts}
+        over = cells.pop() if len(cells) == 1 else "class_and_group"
+        object.__setattr__(self, "over", over)
+
+    @classmethod
+    def of(cls, mix: float, first: str | Objective, second: str | Objective) -> Blend:
+        """(1 - mix) first + mix second, mix in (0, 1): the paper's blend of eq. 2.3."""
+        mix = fraction("mix", mix)
+        return cls(parts=((1.0 - mix, as_objective(first)), (mix, as_objective(second))))
+
+    @property
+    def linear(self) -> bool:
+        return all(part.linear for _, part in self.parts)
+
+    @property
+    def importance(self) -> tuple[float, ...] | None:
+        found = {part.importance for _, part in self.parts}
+        return found.pop() if len(found) == 1 else None
+
+    def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        values = [w * part.value(total, mass, smoothly=smoothly) for w, part in self.parts]
+        return torch.stack(values).sum()
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """Where all parts are over the same cells."""
+        return torch.stack([w * part.aggregate(risks, present) for w, part in self.parts]).sum()
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        """Where all parts are over the same cells."""
+        total = sum(weight for weight, _ in self.parts)
+        return sum(
+            (w / total * part.shares(present) for w, part in self.parts), np.zeros(len(present))
+        )
+
+    def effective_size(self, counts: Any) -> float:
+        """As if the parts' noises were the same noise: the deviations add up."""
+        total = sum(weight for weight, _ in self.parts)
+        deviation = sum(w / total / part.effective_size(counts) ** 0.5 for w, part in self.parts)
+        return float(deviation**-2)
+
+
+class RunningRisks:
+    r"""An objective on batches too small to tell which cell is the worst.
+
+    Of an objective F that is not linear in the cells' risks it keeps running sums over the last
+    batches, shrinks the risks R_c that they give towards their mean,
+
+    .. math:: \tilde R_c = (n_c R_c + s \bar R) / (n_c + s),
+
+    and returns F at these, with the gradient :math:`\sum_c (\partial F / \partial R_c) \nabla R_c`
+    of the batch: stochastic compositional gradients (Wang, Fang and Liu, 2017). n_c is the number
+    of validation examples of the (group, class). A linear objective is left as it is.
+
+    Parameters
+    ----------
+    objective : Objective
+        F.
+    counts : array-like, optional
+        n_c, shape ``(k,)`` or ``(g, k)``. By default those of each batch.
+    decay : float
+        By how much older batches' sums shrink with each new one, in [0, 1).
+    shrinkage : float
+        s, in examples.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        counts: Any = None,
+        *,
+        decay: float = 0.8,
+        shrinkage: float = 2.0,
+    ) -> None:
+        self.objective = objective
+        self.counts = None if counts is None else np.atleast_2d(np.asarray(counts, dtype=float))
+        self.decay, self.shrinkage = decay, shrinkage
+        self.total: Tensor | None = None
+        self.mass: Tensor | None = None
+
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Value and gradient on a batch, which joins the running sums."""
+        total, mass = self.objective.sums(logits, target, groups, sample_weight)
+        if self.objective.linear:
+            return self.objective.value(total, mass, smoothly=True)
+        self._add(total.detach(), mass)
+        assert self.total is not None
+        assert self.mass is not None
+        seen = self.mass > 0
+        now = (self.total / torch.where(seen, self.mass, 1.0)).requires_grad_()
+        sizes = self._sizes(seen)
+        mean = now[seen].mean()
+        shrunk = (sizes * now + self.shrinkage * mean) / (sizes + self.shrinkage)
+        with torch.enable_grad():
+            value = self.objective.value(shrunk * sizes, sizes, smoothly=True)
+            (slopes,) = torch.autograd.grad(value, now)
+        slopes = slopes[: total.shape[0]]
+        risks = total / torch.where(mass > 0, mass, 1.0)
+        return value.detach() + (slopes * (risks - risks.detach())).sum()
+
+    def hard(self, *args: Any, **options: Any) -> float:
+        """As `Objective.hard`, of the batch alone."""
+        return self.objective.hard(*args, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "mass": self.mass}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total, self.mass = state["total"], state["mass"]
+
+    def _add(self, total: Tensor, mass: Tensor) -> None:
+        if self.total is None or self.mass is None:
+            self.total, self.mass = total, mass
+            return
+        rows = max(len(total), len(self.total))  # a batch may lack the last groups
+        old = self.decay * _rows(self.total, rows), self.decay * _rows(self.mass, rows)
+        self.total = old[0].to(total) + _rows(total, rows)
+        self.mass = old[1].to(mass) + _rows(mass, rows)
+
+    def _sizes(self, seen: Tensor) -> Tensor:
+        assert self.mass is not None
+        if self.counts is None:
+            return self.mass
+        table = torch.as_tensor(self.counts, dtype=self.mass.dtype, device=self.mass.device)
+        if table.shape[0] == 1 or self.mass.shape[0] == 1:
+            table = table.sum(dim=0, keepdim=True) if self.mass.shape[0] == 1 else table
+        return torch.where(seen, _rows(table, len(self.mass))[: len(self.mass)], 0.0)
+
+
+def _rows(table: Tensor, rows: int) -> Tensor:
+    """With rows of zeros added up to so many."""
+    return F.pad(table, (0, 0, 0, max(0, rows - len(table))))
+
+
 # The error of a group's examples is mostly that of its frequent classes. A wide surrogate, nearly
 # linear in the margin, pays for widening their margins even at the price of rare classes' errors.
 SHARP = SmoothError(relative=0.2)
@@ -289,6 +598,9 @@ SHARP = SmoothError(relative=0.2)
 NAMED = {
     "balanced_error": BalancedError(),
     "worst_class_error": WorstError(),
+    "cvar_error": CVaRError(),
+    "quantile_error": QuantileError(),
+    "balanced_error_and_deviation": Blend(parts=((0.5, BalancedError()), (0.5, ErrorDeviation()))),
     "group_balanced_error": BalancedError(over="class_and_group"),
     "worst_group_error": WorstError(over="group", surrogate=SHARP),
     "worst_class_and_group_error": WorstError(over="class_and_group"),

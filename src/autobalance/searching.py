@@ -235,7 +235,7 @@ class _Search:
                 progress(
                     Progress(phase, self.done, self.total, upper.hard_objective if upper else None)
                 )
-        if len(self.folds) > 1:
+        if len(self.folds) > 1 and self.settings.choose:
             train_candidates(
                 self.model_factory,
                 self.splits,

@@ -87,8 +87,10 @@ class SearchSettings:
         Share of each class held out for the upper level, in (0, 1).
     folds : int
         Number of splits searched side by side with one shared loss; hypergradients are averaged.
-        With two or more the designed loss, its start and cross-entropy are then trained on every
-        fold, and the best on held-out data is the result. So n folds cost 4 n training runs.
+    choose : bool
+        Whether, with two or more folds, the designed loss, its start and cross-entropy are then
+        trained on every fold, and the best on held-out data is the result. So n folds cost 4 n
+        training runs, and n without.
     warmup : float
         Share of the lower steps with the starting loss held fixed, in [0, 1).
     every : int
@@ -111,6 +113,7 @@ class SearchSettings:
 
     validation_fraction: float = 0.2
     folds: int = 1
+    choose: bool = True
     warmup: float = 0.3
     every: int = 5
     lr: float = 0.05
@@ -128,6 +131,8 @@ class SearchSettings:
         if not 0.0 < number("average", self.average) <= 1.0:
             raise InputError(f"average must lie in (0, 1]; got {self.average}.")
         one_of("optimizer", self.optimizer, ("adam", "sgd"))
+        if not isinstance(self.choose, bool):
+            raise InputError(f"choose must be true or false; got {self.choose!r}.")
         for name in ("folds", "every", "training_batches", "validation_batch_size"):
             whole(name, getattr(self, name), least=1)
         if self.patience is not None:

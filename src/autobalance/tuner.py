@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from autobalance.checks import InputError, one_of, positive
 from autobalance.data.batches import Batch, as_batch, as_batches
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
-from autobalance.objectives import Objective, as_objective
+from autobalance.objectives import Objective, RunningRisks, as_objective
 from autobalance.tunable import TunableCrossEntropy
 
 DEFAULT_SOLVER = SingleLoop()
@@ -125,6 +125,7 @@ class LossTuner:
         self.skipped = 0
         self.skipped_in_a_row = 0
         self._carried: dict[int, dict[str, Tensor]] = {}
+        self._running: dict[int, RunningRisks] = {}
 
     def step(self, model: nn.Module, train_batch: Any, val_batch: Any) -> UpperStep:
         """Move the loss by one step.
@@ -171,7 +172,7 @@ class LossTuner:
         result = hypergradient(
             model,
             self.loss,
-            self.objective,
+            self._risks(replica),
             as_batches(train_batch, self._read),
             self._read(val_batch),
             solver=self.solver,
@@ -218,6 +219,7 @@ class LossTuner:
             "space": self.loss.space.state_dict(),
             "upper_optimizer": self.upper_optimizer.state_dict(),
             "carried": {str(replica): dict(kept) for replica, kept in self._carried.items()},
+            "running": {str(replica): r.state_dict() for replica, r in self._running.items()},
             "skipped": [self.skipped, self.skipped_in_a_row],
         }
 
@@ -228,7 +230,14 @@ class LossTuner:
         # Adam moves its moments in place: not those of the tuner that the state came from.
         self.upper_optimizer.load_state_dict(copy.deepcopy(state["upper_optimizer"]))
         self._carried = {int(replica): dict(kept) for replica, kept in state["carried"].items()}
+        for replica, risks in state["running"].items():
+            self._risks(int(replica)).load_state_dict(risks)
         self.skipped, self.skipped_in_a_row = state["skipped"]
+
+    def _risks(self, replica: int) -> RunningRisks:
+        return self._running.setdefault(
+            replica, RunningRisks(self.objective, self.validation_counts)
+        )
 
     def _read(self, batch: Any) -> Batch:
         return batch if isinstance(batch, Batch) else self.adapter(batch)

@@ -25,7 +25,7 @@ from autobalance.heads.problem import (
 from autobalance.heads.quasinewton import descend
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy, check_width
-from autobalance.objectives import Objective, SmoothError, as_objective, cell_index
+from autobalance.objectives import Objective, SmoothError, as_objective
 from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.spaces import SpaceFactory, made_space
 from autobalance.training import Interrupted, Progress, ProgressListener, make_fabric
@@ -307,10 +307,9 @@ class _HeadSearch:
     def result(self, status: str) -> SearchResult:
         """The loss at the lowest value so far, with everything that led to it."""
         losses = self._losses()
-        over = "class" if self.folds[0].held.groups is None else "class_and_group"
+        held = [fold.held for fold in self.folds]
         cells = [
-            cell_index(over, fold.held.target, fold.held.groups, self.shape[1])[0]
-            for fold in self.folds
+            b.target if b.groups is None else b.groups * self.shape[1] + b.target for b in held
         ]
         candidates, choice = choose(
             losses, self.outcomes, cells, self.shape, self.objective, self.seed

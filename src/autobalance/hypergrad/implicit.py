@@ -29,7 +29,7 @@ from autobalance.hypergrad.system import (
     trainable,
 )
 from autobalance.losses.modules import check_width
-from autobalance.objectives import Objective
+from autobalance.objectives import Objective, RunningRisks
 from autobalance.tunable import TunableCrossEntropy
 
 
@@ -64,7 +64,7 @@ class Hypergradient:
 def hypergradient(
     model: nn.Module,
     loss: TunableCrossEntropy,
-    objective: Objective,
+    objective: Objective | RunningRisks,
     train_batch: Batch | Sequence[Batch],
     validation_batch: Batch,
     *,
@@ -81,7 +81,7 @@ def hypergradient(
         In the mode in which it is trained; the validation pass switches to evaluation mode.
     loss : TunableCrossEntropy
         The training loss; its space's parameters are differentiated by.
-    objective : Objective
+    objective : Objective or RunningRisks
         What is to become small on validation data.
     train_batch : Batch or sequence of Batch
         On the model's device. Products are means over several, at the memory of one.

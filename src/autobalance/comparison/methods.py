@@ -1,0 +1,389 @@
+"""What `autobalance compare` compares: published losses, tuned ones, and designed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autobalance.data.batches import ArrayData
+from autobalance.data.splits import stratified_folds
+from autobalance.heads import extract_features
+from autobalance.hypergrad import Neumann
+from autobalance.losses import (
+    FocalLoss,
+    GroupDROLoss,
+    LDAMLoss,
+    ParametricCrossEntropy,
+    last_linear,
+    with_normalized_head,
+)
+from autobalance.objectives import BalancedError, CrossEntropyRisk, Objective
+from autobalance.retraining import retrain
+from autobalance.searching import search
+from autobalance.settings import Recipe, SearchSettings
+from autobalance.spaces import ClassSpace, ClusterSpace, DesignSpace, HierarchicalSpace
+from autobalance.training import FixedLoss, ModelFactory, predict_logits, seeded
+
+Kind = Literal["published", "tuned", "ours"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a method is given: the same for all of them on one dataset and seed.
+
+    Attributes
+    ----------
+    network : callable
+        Returns a new network.
+    data : ArrayData
+        All training data. What a method holds out for validation it takes from here.
+    objective : Objective
+        What methods that design or tune do it for.
+    recipe, settings, seed, device
+        As for `search`.
+    tuning_runs : int
+        Training runs that a tuned method spends before it retrains.
+    """
+
+    network: ModelFactory
+    data: ArrayData
+    objective: Objective = field(default_factory=BalancedError)
+    recipe: Recipe = field(default_factory=Recipe)
+    settings: SearchSettings = field(default_factory=SearchSettings)
+    seed: int = 0
+    device: str = "cpu"
+    tuning_runs: int = 8
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Training examples per class, shape ``(k,)``."""
+        return np.atleast_2d(self.data.counts()).sum(axis=0)
+
+    def train(self, loss: FixedLoss, data: ArrayData | None = None, **options: Any) -> nn.Module:
+        """A network trained with a loss under the recipe, on all data or on these."""
+        common = {"recipe": self.recipe, "seed": self.seed, "device": self.device}
+        network = options.pop("network", self.network)
+        return retrain(network, data or self.data, loss, **{**common, **options})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a method gives: a network, what it cost in training runs, and what it chose."""
+
+    model: nn.Module
+    training_runs: float = 1.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a network.
+
+    Attributes
+    ----------
+    title : str
+        For tables.
+    kind : {"published", "tuned", "ours"}
+        Variants of ours are not rivals of each other.
+    run : callable
+        From a `Task` to what it trained.
+    uses_objective, uses_settings : bool
+        Whether the result depends on the objective, and on the search settings.
+    """
+
+    title: str
+    kind: Kind
+    run: Callable[[Task], Trained]
+    uses_objective: bool = False
+    uses_settings: bool = False
+
+
+# One training run -----------------------------------------------------------------------------
+
+
+def _with(make: Callable[[np.ndarray], FixedLoss]) -> Callable[[Task], Trained]:
+    """One run with a loss made from the class counts."""
+    return lambda task: Trained(task.train(make(task.class_counts)))
+
+
+def _post_hoc(task: Task) -> Trained:
+    """Cross-entropy, and log pi taken off the logits at prediction (Menon et al., 2021, eq. 9)."""
+    model = task.train(ParametricCrossEntropy.cross_entropy())
+    return Trained(nn.Sequential(model, PriorCorrection(task.class_counts)).eval())
+
+
+class PriorCorrection(nn.Module):
+    """f - tau log pi: post-hoc logit adjustment.
+
+    Parameters
+    ----------
+    counts : array-like
+        Training examples per class, shape ``(k,)``.
+    tau : float
+        Strength.
+    """
+
+    log_prior: Tensor
+
+    def __init__(self, counts: Any, tau: float = 1.0) -> None:
+        super().__init__()
+        shares = np.asarray(counts, dtype=np.float64) / np.sum(counts)
+        self.register_buffer("log_prior", torch.tensor(tau * np.log(shares)).float())
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits - self.log_prior
+
+
+def _ldam_drw(task: Task) -> Trained:
+    """LDAM with deferred re-weighting, on cosine logits as published (Cao et al., 2019)."""
+    loss = LDAMLoss.deferred(task.class_counts)
+    return Trained(task.train(loss, network=lambda: with_normalized_head(task.network())))
+
+
+def _balanced_sampling(task: Task) -> Trained:
+    return Trained(task.train(ParametricCrossEntropy.cross_entropy(), sampling="balanced"))
+
+
+def _head_retraining(task: Task) -> Trained:
+    """Decoupled training, cRT: a new last layer on frozen features (Kang et al., ICLR 2020).
+
+    The network is trained with cross-entropy; its last linear layer is drawn anew and trained with
+    class-balanced sampling on the features, in evaluation mode, under the same recipe.
+    """
+    model = task.train(ParametricCrossEntropy.cross_entropy())
+    name, old = last_linear(model)
+    model.set_submodule(name, nn.Identity())
+    features = extract_features(model, task.data.inputs, device=task.device)
+    head = task.train(
+        ParametricCrossEntropy.cross_entropy(),
+        replace(task.data, inputs=features),
+        network=lambda: nn.Linear(old.in_features, old.out_features, bias=old.bias is not None),
+        sampling="balanced",
+    )
+    model.set_submodule(name, head)
+    return Trained(model.eval())
+
+
+def _group_dro(task: Task) -> Trained:
+    """Over the groups, and over the classes where there are none."""
+    if task.data.num_groups:
+        return Trained(task.train(GroupDROLoss(task.data.num_groups)))
+    return Trained(task.train(GroupDROLoss(task.data.num_classes, over="class")))
+
+
+# Tuned on a validation split ------------------------------------------------------------------
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+def _tuned(
+    make: Callable[..., ParametricCrossEntropy], ranges: Ranges
+) -> Callable[[Task], Trained]:
+    """Choose a loss's hyperparameters on a validation split by Optuna, then train on all data.
+
+    The split is the one that a search with the same seed takes. A single hyperparameter is tried
+    on a grid over its range, several by Optuna's TPE.
+    """
+
+    def run(task: Task) -> Trained:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        runs = task.tuning_runs
+        if len(ranges) == 1:
+            [(name, (low, high))] = ranges.items()
+            grid = np.linspace(low, high, runs).tolist()
+            sampler: Any = optuna.samplers.GridSampler({name: grid}, seed=task.seed)
+        else:
+            sampler = optuna.samplers.TPESampler(seed=task.seed, n_startup_trials=runs // 2)
+        with seeded(task.seed):
+            generator = torch.Generator().manual_seed(task.seed)
+            [(train, held)] = stratified_folds(
+                task.data.cells(), task.settings.validation_fraction, 1, generator
+            )
+        split, validation = task.data.subset(train), task.data.subset(held)
+        counts = np.atleast_2d(split.counts()).sum(axis=0)
+
+        def error(trial: optuna.Trial) -> float:
+            chosen = {n: trial.suggest_float(n, *bounds) for n, bounds in ranges.items()}
+            model = task.train(make(counts, **chosen), split)
+            logits = predict_logits(model, validation.inputs)
+            return task.objective.hard(logits, validation.target, groups=validation.groups)
+
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(error, n_trials=runs)
+        loss = make(task.class_counts, **study.best_params)
+        details = {
+            "chosen": study.best_params,
+            "tried": [[*t.params.values(), t.value] for t in study.trials],
+        }
+        return Trained(task.train(loss), 1.0 + runs, details)
+
+    return run
+
+
+# Designed -------------------------------------------------------------------------------------
+
+
+def _designed(
+    space: Callable[[np.ndarray], DesignSpace] | None = None, **changes: Any
+) -> Callable[[Task], Trained]:
+    """Search and retrain with the task's settings, but for these changes."""
+
+    def run(task: Task) -> Trained:
+        settings = replace(task.settings, **changes)
+        return _search_and_retrain(task, task.objective, settings, space=space)
+
+    return run
+
+
+def _search_and_retrain(
+    task: Task, objective: Objective, settings: SearchSettings, **options: Any
+) -> Trained:
+    result = search(
+        task.network,
+        task.data,
+        objective=objective,
+        recipe=task.recipe,
+        settings=settings,
+        seed=task.seed,
+        device=task.device,
+        **options,
+    )
+    details = {"design": result.design, "choice": result.choice, "loss": result.loss.to_dict()}
+    return Trained(task.train(result.loss), 1.0 + result.training_runs, details)
+
+
+PUBLISHED = SearchSettings(
+    optimizer="sgd",
+    lr=0.01,
+    every=20,
+    warmup=0.4,
+    training_batches=10,
+    validation_batch_size=1280,
+    average=1e-6,  # the last position, not a mean
+)
+"""The upper level of the released configuration for CIFAR10-LT."""
+PUBLISHED_IN_SPIRIT = SearchSettings(warmup=0.4)
+"""The same objective and space under our schedule, whose runs are some fifty times shorter."""
+
+
+def published_space(
+    counts: np.ndarray, *, tau: float = 0.0, learn: tuple[str, ...] = ("additive", "multiplicative")
+) -> DesignSpace:
+    """Free l and delta = sigmoid(Delta) per cluster of 1, 10, 20 or 40 classes (paper, section 3)."""
+    classes = counts.shape[-1]
+    size = next(s for most, s in ((99, 1), (999, 10), (8141, 20), (np.inf, 40)) if classes <= most)
+    options: dict[str, Any] = {"tau": tau, "sigmoid": True, "learn": learn}
+    if size == 1 or counts.ndim == 2:
+        return ClassSpace(counts, **options)
+    return ClusterSpace(counts, size=size, **options)
+
+
+def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callable[[Task], Trained]:
+    """The paper's procedure: cross-entropy balanced over the classes on validation, Neumann."""
+
+    def run(task: Task) -> Trained:
+        return _search_and_retrain(
+            task,
+            BalancedError(surrogate=CrossEntropyRisk()),
+            replace(settings, validation_fraction=task.settings.validation_fraction),
+            space=lambda counts: published_space(counts, **space),
+            solver=Neumann(curvature="hessian" if hessian else "gauss_newton", damping=0.0),
+        )
+
+    return run
+
+
+def _tau_alone(counts: np.ndarray) -> DesignSpace:
+    return HierarchicalSpace(counts, sigma_eps=1e-3)
+
+
+# All of them ----------------------------------------------------------------------------------
+
+_cross_entropy = ParametricCrossEntropy.cross_entropy
+TAU, GAMMA = (0.25, 2.0), (0.05, 0.4)
+
+METHODS: dict[str, Method] = {
+    "cross_entropy": Method("Cross-entropy", "published", _with(lambda counts: _cross_entropy())),
+    "class_weighted": Method(
+        "Class weights", "published", _with(ParametricCrossEntropy.class_weighted)
+    ),
+    "class_balanced": Method(
+        "Effective number", "published", _with(ParametricCrossEntropy.class_balanced)
+    ),
+    "class_balanced_focal": Method(
+        "Effective number, focal", "published", _with(FocalLoss.class_balanced)
+    ),
+    "ldam_drw": Method("LDAM-DRW", "published", _ldam_drw),
+    "balanced_softmax": Method(
+        "Balanced softmax", "published", _with(ParametricCrossEntropy.balanced_softmax)
+    ),
+    "logit_adjustment": Method(
+        "Logit adjustment", "published", _with(ParametricCrossEntropy.logit_adjusted)
+    ),
+    "logit_adjustment_post_hoc": Method("Logit adjustment, post hoc", "published", _post_hoc),
+    "cdt": Method(
+        "CDT", "published", _with(ParametricCrossEntropy.class_dependent_temperature)
+    ),
+    "vs": Method("VS", "published", _with(ParametricCrossEntropy.vector_scaling)),
+    "balanced_sampling": Method("Class-balanced sampling", "published", _balanced_sampling),
+    "head_retraining": Method("cRT", "published", _head_retraining),
+    "group_dro": Method("Group DRO", "published", _group_dro),
+    "logit_adjustment_tuned": Method(
+        "Logit adjustment, tuned",
+        "tuned",
+        _tuned(ParametricCrossEntropy.logit_adjusted, {"tau": TAU}),
+        uses_objective=True,
+    ),
+    "cdt_tuned": Method(
+        "CDT, tuned",
+        "tuned",
+        _tuned(ParametricCrossEntropy.class_dependent_temperature, {"gamma": GAMMA}),
+        uses_objective=True,
+    ),
+    "vs_tuned": Method(
+        "VS, tuned",
+        "tuned",
+        _tuned(ParametricCrossEntropy.vector_scaling, {"tau": TAU, "gamma": (0.0, 0.4)}),
+        uses_objective=True,
+    ),
+    "autobalance_published": Method(
+        "AutoBalance, published", "published", _published(PUBLISHED, hessian=True)
+    ),
+    "autobalance_published_la": Method(
+        "AutoBalance, published, LA start", "published", _published(PUBLISHED, True, tau=1.0)
+    ),
+    "autobalance_short": Method(
+        "AutoBalance, in short runs", "published", _published(PUBLISHED_IN_SPIRIT, hessian=False)
+    ),
+    "autobalance_short_la": Method(
+        "AutoBalance, in short runs, LA start",
+        "published",
+        _published(PUBLISHED_IN_SPIRIT, hessian=False, tau=1.0),
+    ),
+    "autobalance_short_additive": Method(
+        "AutoBalance, in short runs, l alone",
+        "published",
+        _published(PUBLISHED_IN_SPIRIT, hessian=False, learn=("additive",)),
+    ),
+    "autobalance_short_multiplicative": Method(
+        "AutoBalance, in short runs, Delta alone",
+        "published",
+        _published(PUBLISHED_IN_SPIRIT, hessian=False, learn=("multiplicative",)),
+    ),
+    "autobalance": Method(
+        "autobalance", "ours", _designed(), uses_objective=True, uses_settings=True
+    ),
+    "autobalance_folds": Method(
+        "autobalance, 3 folds", "ours", _designed(folds=3, choose=False), True, True
+    ),
+    "autobalance_tau": Method(
+        "autobalance, tau alone", "ours", _designed(_tau_alone), True, True
+    ),
+}
