@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Literal, cast
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, class_counts, one_of
+from autobalance.checks import InputError, class_counts, number, one_of
 from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
 
 Reduction = Literal["mean", "sum", "none"]
@@ -103,6 +104,34 @@ def _counts_per_class(cls_num_list: ArrayLike) -> np.ndarray:
             "TunableCrossEntropy(GroupSpace(counts)).frozen(), logit adjustment within each group."
         )
     return counts
+
+
+def effective_number_weights(cls_num_list: ArrayLike, beta: float = 0.9999) -> np.ndarray:
+    """Inverse effective numbers of examples, ``(1 - beta) / (1 - beta^n_k)``, with sum k.
+
+    Parameters
+    ----------
+    cls_num_list : array-like
+        Training examples per class, shape ``(k,)``.
+    beta : float
+        In [0, 1): 0 weighs all classes alike, towards 1 the weights become inverse frequencies.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(k,)``, float64.
+
+    References
+    ----------
+    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, eq. 4.
+    """
+    counts = _counts_per_class(cls_num_list)
+    if not 0.0 <= number("beta", beta) < 1.0:
+        raise InputError(f"beta must lie in [0, 1); got {beta!r}. Near 1 is 0.9999, for example.")
+    # expm1, since 1 - beta^n loses its digits where beta is near 1.
+    log_beta = math.log(beta) if beta else -math.inf
+    weight = (1.0 - beta) / -np.expm1(counts * log_beta)
+    return weight * (len(counts) / weight.sum())
 
 
 class ParametricCrossEntropy(nn.Module):
@@ -236,6 +265,26 @@ class ParametricCrossEntropy(nn.Module):
         """Weights n / (k n_y), the inverse class frequency with mean 1 over the examples."""
         counts = _counts_per_class(cls_num_list)
         return cls(weight=counts.sum() / (len(counts) * counts), **options)
+
+    @classmethod
+    def class_balanced(
+        cls, cls_num_list: ArrayLike, beta: float = 0.9999, **options: Any
+    ) -> ParametricCrossEntropy:
+        """Weights (1 - beta) / (1 - beta^n_y), with sum k (Cui et al., CVPR 2019, eq. 4).
+
+        The paper's sum is kept for "sum" and "none"; the mean divides by the batch's weights, so
+        that their scale does not act there. The default `beta` is the one of the authors'
+        script for long-tailed CIFAR-10; the paper chooses it per data set, from 0.9 to 0.9999.
+        """
+        return cls(weight=effective_number_weights(cls_num_list, beta), **options)
+
+    @classmethod
+    def balanced_softmax(cls, cls_num_list: ArrayLike, **options: Any) -> ParametricCrossEntropy:
+        """Balanced softmax, l = log n_k (Ren et al., NeurIPS 2020, eq. 4).
+
+        The same loss as `logit_adjusted` with tau = 1: the two l differ by the constant log n.
+        """
+        return cls(additive=np.log(_counts_per_class(cls_num_list)), **options)
 
     @classmethod
     def logit_adjusted(

@@ -1,0 +1,608 @@
+"""Published losses for imbalanced data that are not a parametric cross-entropy, for comparison.
+
+Those that are one are class methods of `ParametricCrossEntropy`. All are called alike, and
+`to_dict` says which loss with which arguments it is, so that a run can be told from another.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autobalance.checks import InputError, fraction, number, one_of, positive, whole
+from autobalance.losses.functional import LossParameters, adjusted_logits, target_weight
+from autobalance.losses.modules import (
+    ArrayLike,
+    Reduction,
+    _counts_per_class,
+    _parameter,
+    check_width,
+    effective_number_weights,
+    reduced_loss,
+)
+
+_FORMAT = "autobalance-published-loss"
+
+
+class _PublishedLoss(nn.Module):
+    """What identifies a published loss: its class and the arguments that build it again."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the class, in JSON's types."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Class and arguments, in JSON's types. State that training moves is not part of it."""
+        return {
+            "format": _FORMAT,
+            "version": 1,
+            "loss": type(self).__name__,
+            "arguments": self.arguments(),
+        }
+
+
+def _class_weight(weight: ArrayLike | None, num_classes: int | None = None) -> Tensor | None:
+    tensor = _parameter("weight", weight, above_zero=True)
+    if tensor is not None and (tensor.ndim != 1 or len(tensor) != (num_classes or len(tensor))):
+        raise InputError(
+            f"weight needs one number per class, shape ({num_classes or 'k'},); "
+            f"got shape {tuple(tensor.shape)}."
+        )
+    return tensor
+
+
+def _not_negative(name: str, value: float) -> float:
+    if not np.isfinite(number(name, value)) or value < 0:
+        raise InputError(f"{name} must be a finite number of at least 0; got {value!r}.")
+    return value
+
+
+# Focal loss -----------------------------------------------------------------------------------
+
+
+class FocalLoss(_PublishedLoss):
+    r"""Focal loss of a softmax: examples already classified well count less.
+
+    .. math:: \ell(y, f) = -w_y (1 - p_y)^\gamma \log p_y, \quad p = \mathrm{softmax}(f)
+
+    Parameters
+    ----------
+    gamma : float
+        At least 0; 0 is cross-entropy.
+    weight : array-like, optional
+        Class weights w, above 0, shape ``(k,)``. None: 1.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the batch's sum of w_y, not by the factors (1 - p_y)^gamma.
+    ignore_index : int
+        Target value that counts for nothing.
+
+    Raises
+    ------
+    InputError
+        If `gamma` is negative or `weight` is not as above.
+
+    References
+    ----------
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 5, there with a sigmoid
+    per class; here in the softmax form that Cao et al., NeurIPS 2019, compare with (gamma = 1).
+
+    Examples
+    --------
+    >>> loss = FocalLoss.class_balanced([500, 50, 5])
+    >>> value = loss(torch.zeros(2, 3), torch.tensor([0, 2]))
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        weight: ArrayLike | None = None,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__()
+        self.gamma = float(_not_negative("gamma", gamma))
+        self.register_buffer("weight", _class_weight(weight))
+        one_of("reduction", reduction, ("mean", "sum", "none"))
+        self.reduction: Reduction = reduction
+        self.ignore_index = ignore_index
+
+    @classmethod
+    def class_balanced(
+        cls, cls_num_list: ArrayLike, beta: float = 0.9999, gamma: float = 2.0, **options: Any
+    ) -> FocalLoss:
+        """With the weights of `ParametricCrossEntropy.class_balanced` (Cui et al., CVPR 2019)."""
+        return cls(gamma, effective_number_weights(cls_num_list, beta), **options)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of raw logits ``(n, k)`` against class indices ``(n,)``; `groups` have no part."""
+        check_width(input, None if self.weight is None else len(self.weight))
+        loss = reduced_loss(
+            input, target, LossParameters(), reduction="none", ignore_index=self.ignore_index
+        )
+        # 1 - p keeps its digits near p = 1 this way, and from above 0 the power has a gradient.
+        missing = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny)
+        kept = target != self.ignore_index
+        scale = kept.to(loss.dtype)
+        if sample_weight is not None:
+            scale = scale * sample_weight.to(loss.dtype)
+        w_y = target_weight(torch.where(kept, target, 0), self.weight)
+        if w_y is not None:
+            scale = scale * w_y.to(loss.dtype)
+        loss = missing**self.gamma * loss * scale
+        if self.reduction == "none":
+            return loss
+        if self.reduction == "sum":
+            return loss.sum()
+        return loss.sum() / scale.sum().clamp(min=torch.finfo(loss.dtype).tiny)
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "gamma": self.gamma,
+            "weight": None if self.weight is None else self.weight.tolist(),
+            "reduction": self.reduction,
+            "ignore_index": self.ignore_index,
+        }
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma:g}, weighted={self.weight is not None}"
+
+
+# Label-distribution-aware margins -------------------------------------------------------------
+
+
+class LDAMLoss(_PublishedLoss):
+    r"""Label-distribution-aware margin loss: the rarer the class, the wider its margin.
+
+    .. math:: \ell(y, f) = -w_y \log \mathrm{softmax}(s (f - m_y e_y))_y,
+              \quad m_j = C / n_j^{1/4}
+
+    Its logits are meant to be cosines, from -1 to 1, as `NormalizedLinear` returns them: the
+    published network ends in such a layer, and margin and scale are sized for it. On the logits
+    of a plain linear layer, which is accepted, the same formula is another, much sharper loss.
+
+    Parameters
+    ----------
+    cls_num_list : array-like
+        Training examples per class, shape ``(k,)``.
+    max_margin : float
+        The widest margin, that of the rarest class; it sets C. Above 0.
+    scale : float
+        s, above 0, applied after the margin is taken off.
+    weight : array-like, optional
+        Class weights w, above 0, shape ``(k,)``. None: 1.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the batch's sum of w_y, as torch's cross-entropy does.
+    ignore_index : int
+        Target value that counts for nothing.
+
+    Raises
+    ------
+    InputError
+        If an argument is not as above.
+
+    References
+    ----------
+    Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+    NeurIPS 2019, eq. 13; the scale and the default margin are those of its code.
+    """
+
+    margins: Tensor
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        cls_num_list: ArrayLike,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        weight: ArrayLike | None = None,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__()
+        counts = _counts_per_class(cls_num_list)
+        self.cls_num_list = [int(n) for n in counts]
+        self.max_margin = float(positive("max_margin", max_margin))
+        self.scale = float(positive("scale", scale))
+        margins = self.max_margin * (counts.min() / counts) ** 0.25
+        self.register_buffer("margins", torch.tensor(margins, dtype=torch.get_default_dtype()))
+        self.register_buffer("weight", _class_weight(weight, len(counts)))
+        one_of("reduction", reduction, ("mean", "sum", "none"))
+        self.reduction: Reduction = reduction
+        self.ignore_index = ignore_index
+
+    @classmethod
+    def deferred(
+        cls, cls_num_list: ArrayLike, beta: float = 0.9999, *, start: float = 0.8, **options: Any
+    ) -> DeferredLoss:
+        """LDAM-DRW: without weights at first, from the share `start` with class-balanced ones.
+
+        As published: 160 of 200 epochs, and the weights of `effective_number_weights`.
+        """
+        weight = effective_number_weights(cls_num_list, beta)
+        return DeferredLoss(
+            cls(cls_num_list, **options), cls(cls_num_list, weight=weight, **options), start
+        )
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of logits ``(n, k)`` against class indices ``(n,)``; `groups` have no part."""
+        check_width(input, len(self.margins))
+        logits = adjusted_logits(input)  # half precision raised to float32
+        if logits.ndim == 2 and target.shape == logits.shape[:1]:  # else refused just below
+            own = target[:, None] == torch.arange(len(self.margins), device=target.device)
+            logits = self.scale * (logits - own * self.margins.to(logits.dtype))
+        return reduced_loss(
+            logits,
+            target,
+            LossParameters(weight=self.weight),
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "cls_num_list": self.cls_num_list,
+            "max_margin": self.max_margin,
+            "scale": self.scale,
+            "weight": None if self.weight is None else self.weight.tolist(),
+            "reduction": self.reduction,
+            "ignore_index": self.ignore_index,
+        }
+
+    def extra_repr(self) -> str:
+        return (
+            f"classes={len(self.margins)}, max_margin={self.max_margin:g}, scale={self.scale:g}, "
+            f"weighted={self.weight is not None}"
+        )
+
+
+class NormalizedLinear(nn.Module):
+    """Last layer that returns the cosine between features and each class's weights.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        At least 1. Weights ``(out_features, in_features)`` start in random directions, drawn
+        from torch's global generator as its own layers do.
+
+    References
+    ----------
+    The classifier that Cao et al., NeurIPS 2019, train LDAM with.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features = whole("in_features", in_features, least=1)
+        self.out_features = whole("out_features", out_features, least=1)
+        self.weight = nn.Parameter(F.normalize(torch.randn(out_features, in_features), dim=1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Cosines in [-1, 1], shape ``(n, out_features)``, of features ``(n, in_features)``.
+
+        Computed in float32 at least: the square of a feature can overflow in half precision.
+        """
+        features = adjusted_logits(input)
+        weight = self.weight.to(features.dtype)
+        return F.linear(F.normalize(features, dim=-1), F.normalize(weight, dim=1))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def with_normalized_head(model: nn.Module) -> nn.Module:
+    """A copy of the model whose last `torch.nn.Linear` is a `NormalizedLinear`, for `LDAMLoss`.
+
+    The last is the one registered last. The new layer starts in the directions of the old one's
+    weights, so nothing is drawn at random; the old one's bias is dropped.
+
+    Raises
+    ------
+    InputError
+        If the model has no `torch.nn.Linear`, or a row of the last one's weights is 0.
+
+    Examples
+    --------
+    >>> network = with_normalized_head(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)))
+    """
+    names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    if not names:
+        raise InputError(
+            f"The model ({type(model).__name__}) has no torch.nn.Linear to replace. "
+            "End it in NormalizedLinear(in_features, out_features) yourself."
+        )
+    model = copy.deepcopy(model)
+    old = model.get_submodule(names[-1])
+    assert isinstance(old, nn.Linear)
+    directions = F.normalize(old.weight.detach(), dim=1)
+    if not directions.any(dim=1).all():
+        raise InputError(
+            f"A row of the weights of {names[-1] or 'the model'} is 0 and has no direction. "
+            "Initialise the last layer at random."
+        )
+    # On "meta" nothing is drawn; the weights come from the old layer.
+    with torch.device("meta"):
+        new = NormalizedLinear(old.in_features, old.out_features)
+    new.weight = nn.Parameter(directions, requires_grad=old.weight.requires_grad)
+    new.train(old.training)
+    if not names[-1]:
+        return new
+    parent, _, attribute = names[-1].rpartition(".")
+    setattr(model.get_submodule(parent), attribute, new)
+    return model
+
+
+# Deferred re-weighting ------------------------------------------------------------------------
+
+
+class DeferredLoss(_PublishedLoss):
+    """One loss until a share of the training is done, then another (deferred re-weighting, DRW).
+
+    Before each step the training loop calls `at`; a loss on which it was never called is `first`.
+    The stage is no part of the state dict, since the step tells it.
+
+    Parameters
+    ----------
+    first, then : nn.Module
+        Losses of this package, `DeferredLoss` among them.
+    start : float
+        Share of the training after which `then` takes over, between 0 and 1.
+
+    Raises
+    ------
+    InputError
+        If `start` is out of range, or one of the two is no loss of this package.
+
+    References
+    ----------
+    Cao et al., NeurIPS 2019, algorithm 1, which defers from epoch 160 of 200.
+    """
+
+    def __init__(self, first: nn.Module, then: nn.Module, start: float = 0.8) -> None:
+        super().__init__()
+        for name, loss in (("first", first), ("then", then)):
+            if not isinstance(loss, nn.Module) or not callable(getattr(loss, "to_dict", None)):
+                raise InputError(
+                    f"{name} must be a loss with to_dict, such as ParametricCrossEntropy(); "
+                    f"got {type(loss).__name__}."
+                )
+        self.first = first
+        self.then = then
+        self.start = float(fraction("start", start))
+        self.started = False
+
+    def at(self, done: int, total: int) -> None:
+        """Set the stage for the step after `done` of `total` steps."""
+        share = whole("done", done, least=0) / whole("total", total, least=1)
+        self.started = share >= self.start
+        for loss in (self.first, self.then):
+            if isinstance(loss, DeferredLoss):
+                loss.at(done, total)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The present stage's loss of raw logits ``(n, k)`` against class indices ``(n,)``."""
+        loss = self.then if self.started else self.first
+        return loss(input, target, groups=groups, sample_weight=sample_weight)
+
+    def arguments(self) -> dict[str, Any]:
+        losses: dict[str, Any] = {"first": self.first, "then": self.then}
+        return {**{n: loss.to_dict() for n, loss in losses.items()}, "start": self.start}
+
+    def extra_repr(self) -> str:
+        return f"start={self.start:g}, started={self.started}"
+
+
+# Group DRO ------------------------------------------------------------------------------------
+
+
+class GroupDROLoss(_PublishedLoss):
+    r"""Online group distributionally robust optimisation: the worst groups weigh most.
+
+    Each call in training mode first raises the weights of the batch's groups, then weighs with
+    them; in evaluation mode the weights stay:
+
+    .. math:: q_g \leftarrow q_g \exp(\eta \, (\ell_g + C / \sqrt{n_g})) / \text{sum}, \quad
+              \ell = \sum_g q_g \, \ell_g
+
+    where :math:`\ell_g` is the mean cross-entropy of the batch's examples of group g. A group
+    that the batch lacks keeps its weight up to the division by the sum, and adds nothing to the
+    loss. C moves the weights alone: in the loss it would be a constant. The loss is a weighted
+    sum over groups, so there is no other reduction.
+
+    Parameters
+    ----------
+    num_groups : int
+        At least 2; the number of classes with ``over="class"``.
+    step_size : float
+        :math:`\eta`, above 0.
+    over : {"group", "class"}
+        What is a group: the `groups` of a call, or the classes.
+    adjustment : float
+        C, at least 0: it guards groups of few examples, whose training loss says less.
+    counts : array-like, optional
+        Training examples per group n, shape ``(num_groups,)``; needed where C is above 0.
+    ignore_index : int
+        Target value that counts for nothing.
+
+    Attributes
+    ----------
+    q : Tensor
+        Group weights, shape ``(num_groups,)``, sum 1, float32; part of the state dict, but not of
+        `to_dict`. None falls below the smallest normal number, so that each can rise again.
+
+    Raises
+    ------
+    InputError
+        If an argument is not as above.
+
+    References
+    ----------
+    Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020,
+    algorithm 1, and eq. 5 for the adjustment. There each step draws a group at random; with
+    batches of several groups each step moves them all, as in the paper's code, which counts on
+    batches drawn evenly over groups.
+    """
+
+    q: Tensor
+    adjustments: Tensor | None
+
+    def __init__(
+        self,
+        num_groups: int,
+        step_size: float = 0.01,
+        over: Literal["group", "class"] = "group",
+        *,
+        adjustment: float = 0.0,
+        counts: ArrayLike | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__()
+        self.num_groups = int(whole("num_groups", num_groups, least=2))
+        self.step_size = float(positive("step_size", step_size))
+        self.over = one_of("over", over, ("group", "class"))
+        self.adjustment = float(_not_negative("adjustment", adjustment))
+        self.counts = None if counts is None else _group_counts(counts, self.num_groups)
+        self.ignore_index = ignore_index
+        adjustments = None
+        if self.adjustment > 0:
+            if self.counts is None:
+                raise InputError(
+                    "The adjustment is C / sqrt(n_g): give counts, the training examples per group."
+                )
+            adjustments = self.adjustment / torch.tensor(self.counts, dtype=torch.float32).sqrt()
+        self.register_buffer("adjustments", adjustments)
+        even = torch.full((self.num_groups,), 1.0 / self.num_groups, dtype=torch.float32)
+        self.register_buffer("q", even)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of raw logits ``(n, k)`` against class indices ``(n,)``.
+
+        Parameters
+        ----------
+        input : Tensor
+            Raw logits, shape ``(n, k)``.
+        target : Tensor
+            Class indices, shape ``(n,)``.
+        groups : Tensor, optional
+            Group indices, shape ``(n,)``; needed with ``over="group"``, else without a part.
+        sample_weight : Tensor, optional
+            Non-negative weights of the examples in their group's mean, shape ``(n,)``.
+        """
+        if self.over == "class":
+            check_width(input, self.num_groups)
+        elif groups is None or groups.shape != target.shape:
+            came = "none" if groups is None else f"shape {tuple(groups.shape)}"
+            raise InputError(
+                f"This loss weighs groups: pass groups=, one index per example; got {came}. "
+                'To weigh classes instead, build it with over="class".'
+            )
+        loss = reduced_loss(
+            input,
+            target,
+            LossParameters(),
+            groups=groups,
+            reduction="none",
+            ignore_index=self.ignore_index,
+        )
+        kept = target != self.ignore_index
+        scale = kept.to(loss.dtype)
+        if sample_weight is not None:
+            scale = scale * sample_weight.to(loss.dtype)
+        index = groups if self.over == "group" else torch.where(kept, target, 0)
+        assert index is not None
+        share = self._members(index) * scale[:, None]
+        # `where`: an infinite loss must not reach the other groups as 0 * inf.
+        sums = torch.where(share > 0, share * loss[:, None], 0.0).sum(dim=0)
+        total = share.sum(dim=0)
+        means = sums / total.clamp(min=torch.finfo(loss.dtype).tiny)
+        if self.training:
+            self._raise_weights(means, total > 0)
+        # A copy: the next call's update must not reach into this call's graph.
+        return (self.q.to(loss.dtype, copy=True) * means).sum()
+
+    def _members(self, index: Tensor) -> Tensor:
+        """Which example is in which group, ``(n, num_groups)``; sums over it are deterministic."""
+        try:
+            return F.one_hot(index, self.num_groups)
+        except RuntimeError as error:  # on a CPU; looking before would make a GPU wait
+            raise InputError(
+                f"An index is out of range: groups must lie in 0..{self.num_groups - 1} ({error})"
+            ) from None
+
+    @torch.no_grad()
+    def _raise_weights(self, means: Tensor, present: Tensor) -> None:
+        step = means if self.adjustments is None else means + self.adjustments.to(means.dtype)
+        # In logarithms, where exp cannot overflow; a diverged loss leaves the weights as they are.
+        step = torch.where(present & step.isfinite(), self.step_size * step, 0.0)
+        smallest = torch.finfo(self.q.dtype).tiny
+        weights = torch.softmax(self.q.clamp(min=smallest).to(step.dtype).log() + step, dim=0)
+        self.q.copy_(weights.clamp(min=smallest))
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "num_groups": self.num_groups,
+            "step_size": self.step_size,
+            "over": self.over,
+            "adjustment": self.adjustment,
+            "counts": self.counts,
+            "ignore_index": self.ignore_index,
+        }
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_groups={self.num_groups}, over={self.over}, step_size={self.step_size:g}, "
+            f"adjustment={self.adjustment:g}"
+        )
+
+
+def _group_counts(counts: ArrayLike, num_groups: int) -> list[int]:
+    try:
+        array = np.asarray(counts, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"counts must hold whole numbers of examples; got {counts!r}.") from None
+    if array.shape != (num_groups,):
+        raise InputError(
+            f"counts needs one number per group, shape ({num_groups},); got shape {array.shape}."
+        )
+    if not np.isfinite(array).all() or (array < 1).any() or (array != np.round(array)).any():
+        raise InputError(
+            f"counts must hold whole numbers of examples, each at least 1; got {array.tolist()}. "
+            "Leave groups without examples out."
+        )
+    return [int(n) for n in array]
