@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.networks import ResNet32, TableNetwork
+from autobalance.checks import InputError
+from autobalance.demo import network
+from autobalance.networks import ResNet32, SmallCNN, TableNetwork
 
 
 def test_resnet32_has_the_published_number_of_weights() -> None:
@@ -68,3 +70,28 @@ def test_table_network_is_built_again_from_its_settings() -> None:
     x = torch.randn(6, 5)
     assert torch.equal(again.eval()(x), model(x))
     assert sum(isinstance(m, nn.Dropout) and m.p == 0.2 for m in model) == 2
+
+
+def test_small_cnn_is_the_demos_network() -> None:
+    torch.manual_seed(3)
+    expected = network()
+    torch.manual_seed(3)
+    model = SmallCNN(10)
+    assert sum(p.numel() for p in model.parameters()) == 29_434
+    state, wanted = model.state_dict(), expected.state_dict()
+    assert list(state) == list(wanted)
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+    x = torch.randn(2, 1, 28, 28)
+    assert torch.equal(model.eval()(x), expected.eval()(x))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 31), (32, 32), (13, 9)], ids=str)
+def test_small_cnn_takes_images_of_any_size(size: tuple[int, int]) -> None:
+    model = SmallCNN(5, channels=3, size=size)
+    assert model(torch.randn(4, 3, *size)).shape == (4, 5)
+    assert model.eval()(torch.randn(1, 3, *size)).shape == (1, 5)
+
+
+def test_small_cnn_refuses_images_that_it_would_use_up() -> None:
+    with pytest.raises(InputError, match="images of 7 x 7 or more; got 6 x 28"):
+        SmallCNN(5, size=(6, 28))

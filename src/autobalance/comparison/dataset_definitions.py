@@ -1,0 +1,239 @@
+"""What a dataset of a comparison is, as plain records that YAML can carry. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from autobalance.checks import InputError, fraction, one_of, positive, whole
+from autobalance.settings import Recipe
+
+PACKAGED = "datasets.yaml"
+NETWORKS = ("table", "linear", "cnn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetDefinition:
+    """One dataset of a comparison.
+
+    Parameters
+    ----------
+    name : str
+        What results call it.
+    path : str
+        Relative to the data folder, or absolute. By its suffix a table (.csv, .tsv, also .gz or
+        .xz; .parquet), arrays (.npz), or else a folder with Fashion-MNIST's four IDX files, whose
+        test images are the test set.
+    target : str
+        Column, or array, of the classes. The IDX files' is "label".
+    test_path : str, optional
+        A given test set of the same kind; without it the rows of `path` are split.
+    groups : tuple of str
+        Columns whose combinations are the groups. They are no features.
+    split_by : str, optional
+        All rows with one value of this column go to one side. It is no feature.
+    drop : tuple of str
+        Columns that are no features.
+    features : tuple of str
+        Columns that are features; by default all others.
+    columns : tuple of str
+        Names of the columns of a .csv or .tsv file without a header.
+    text : str, optional
+        Column of texts. Their TF-IDF weights over the training rows' `vocabulary` most frequent
+        terms (sublinear term frequency) are then the only features.
+    vocabulary : int
+        Number of terms.
+    inputs : str
+        Array of the inputs in an .npz file: images ``(n, h, w)`` or ``(n, c, h, w)``, those of
+        uint8 scaled to [0, 1], or features ``(n, d)``.
+    class_names : str, optional
+        Array of an .npz file with the name of each class index.
+    merge_below : int
+        Classes of fewer members, over all rows, are merged: see `merged_classes`.
+    long_tail : mapping, optional
+        ``{"largest": n, "imbalance": r}``: training rows are drawn to the exponential profile,
+        the first class in sorted order being the largest.
+    test_fraction : float
+        Share of each class's members that is for testing, in (0, 1), rounded, but at least one
+        on either side; a class of one member stays in training. With `split_by`, of the values of
+        that column; with `groups`, of each class within each group.
+    train_size, test_size : int, optional
+        At most so many rows, drawn in proportion to the classes (and groups), at least one each.
+    network : str
+        "table" (two hidden layers of 256) or "linear" on flat inputs, "cnn" on images, or
+        "import.path:callable", which is passed `num_features`, `num_classes`, `channels` and
+        `size` as far as it has parameters of these names.
+    recipe : mapping
+        What differs from the comparison's `Recipe`.
+    family : str
+        Datasets of one family count as one in summaries; by default the name.
+    half : {"develop", "confirm"}, optional
+        Whether methods may be adjusted on it, or are only confirmed on it.
+    source : str
+        Where the file comes from, for the message that it is missing.
+
+    Raises
+    ------
+    InputError
+        If a value is not of its kind or range.
+    """
+
+    name: str
+    path: str
+    target: str
+    test_path: str | None = None
+    groups: tuple[str, ...] = ()
+    split_by: str | None = None
+    drop: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    text: str | None = None
+    vocabulary: int = 2000
+    inputs: str = "X"
+    class_names: str | None = None
+    merge_below: int = 0
+    long_tail: Mapping[str, float] | None = None
+    test_fraction: float = 0.5
+    train_size: int | None = None
+    test_size: int | None = None
+    network: str = "table"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
+    half: Literal["develop", "confirm"] | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("name", "path", "target"):
+            if not isinstance(getattr(self, key), str) or not getattr(self, key):
+                raise InputError(f"{key} must be a text; got {getattr(self, key)!r}.")
+        for key in ("network", "inputs", "family", "source"):
+            if not isinstance(getattr(self, key), str):
+                raise InputError(f"{self._key(key)} must be a text; got {getattr(self, key)!r}.")
+        for key in ("test_path", "split_by", "text", "class_names"):
+            if not isinstance(getattr(self, key), (str, type(None))):
+                raise InputError(f"{self._key(key)} must be a text; got {getattr(self, key)!r}.")
+        for key in ("groups", "drop", "features", "columns"):
+            value = getattr(self, key)
+            if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+                raise InputError(f"{self._key(key)} must be a list of column names; got {value!r}.")
+            object.__setattr__(self, key, tuple(value))
+        if not self.family:
+            object.__setattr__(self, "family", self.name)
+        fraction(self._key("test_fraction"), self.test_fraction)
+        whole(self._key("merge_below"), self.merge_below, least=0)
+        whole(self._key("vocabulary"), self.vocabulary, least=1)
+        for key in ("train_size", "test_size"):
+            if getattr(self, key) is not None:
+                whole(self._key(key), getattr(self, key), least=1)
+        if self.half is not None:
+            one_of(self._key("half"), self.half, ("develop", "confirm"))
+        if ":" not in self.network:
+            one_of(f"{self._key('network')} (unless import.path:callable)", self.network, NETWORKS)
+        self._check_long_tail()
+        if not isinstance(self.recipe, Mapping):
+            raise InputError(f"{self._key('recipe')} must map settings of Recipe to values.")
+        _known_keys(self.recipe, [f.name for f in fields(Recipe)], self._key("recipe"))
+        Recipe(**self.recipe)
+        if self.test_path is not None and self.split_by is not None:
+            raise InputError(
+                f"{self._key('split_by')} splits the rows, but test_path gives a test set. Give one."
+            )
+
+    def _key(self, key: str) -> str:
+        return f"{self.name}: {key}"
+
+    def _check_long_tail(self) -> None:
+        if self.long_tail is None:
+            return
+        expected = {"largest", "imbalance"}
+        if not isinstance(self.long_tail, Mapping) or set(self.long_tail) != expected:
+            raise InputError(
+                f"{self._key('long_tail')} must be {{largest: rows, imbalance: ratio}}; got "
+                f"{self.long_tail!r}."
+            )
+        whole(self._key("largest"), self.long_tail["largest"], least=1)  # type: ignore[arg-type]
+        if positive(self._key("imbalance"), self.long_tail["imbalance"]) < 1:
+            raise InputError(f"{self._key('imbalance')} must be 1 or more.")
+        if self.train_size is not None:
+            raise InputError(f"{self._key('train_size')} and long_tail exclude each other.")
+
+
+def read_definitions(source: Mapping[str, Any] | str | Path) -> dict[str, DatasetDefinition]:
+    """Definitions by name, from a mapping of names to mappings or a YAML file of the same layout.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no YAML, or a definition has an unknown key or a bad value.
+    """
+    where = "The definitions of datasets"
+    if not isinstance(source, Mapping):
+        path = Path(source)
+        where = str(path)
+        if not path.is_file():
+            raise InputError(f"There is no file {path}. Give a YAML file with dataset definitions.")
+        try:
+            source = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} cannot be read as YAML: {reason}.") from None
+    if not isinstance(source, Mapping) or not source:
+        raise InputError(f"{where} must map names of datasets to their settings.")
+    definitions = {}
+    allowed = [f.name for f in fields(DatasetDefinition) if f.name != "name"]
+    required = [
+        f.name
+        for f in fields(DatasetDefinition)
+        if f.default is MISSING and f.default_factory is MISSING and f.name != "name"
+    ]
+    for key, values in source.items():
+        name = str(key)
+        if not isinstance(values, Mapping):
+            raise InputError(f"{name}: a definition must map settings to values; got {values!r}.")
+        _known_keys(values, allowed, name)
+        absent = [r for r in required if r not in values]
+        if absent:
+            raise InputError(f"{name}: the definition lacks {' and '.join(absent)}. Add it.")
+        definitions[name] = DatasetDefinition(name=name, **values)
+    return definitions
+
+
+def packaged_definitions() -> dict[str, DatasetDefinition]:
+    """The definitions that come with the package. Their data does not."""
+    text = files("autobalance.comparison").joinpath(PACKAGED).read_text(encoding="utf-8")
+    return read_definitions(yaml.safe_load(text))
+
+
+def definition_of(
+    name: str, definitions: Mapping[str, DatasetDefinition] | None = None
+) -> DatasetDefinition:
+    """The definition of that name, among the packaged ones by default.
+
+    Raises
+    ------
+    InputError
+        If there is none; the message names close ones.
+    """
+    definitions = packaged_definitions() if definitions is None else definitions
+    if name not in definitions:
+        raise InputError(f"There is no dataset {name!r}. {_suggestion(name, definitions)}")
+    return definitions[name]
+
+
+def _known_keys(values: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    allowed = list(allowed)
+    for key in values:
+        if key not in allowed:
+            raise InputError(f"{where}: unknown key {key!r}. {_suggestion(str(key), allowed)}")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Known are: {', '.join(known)}."

@@ -1,0 +1,153 @@
+"""The rows of a dataset's files, whatever their kind: a table, and inputs where they are arrays."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autobalance.checks import InputError
+from autobalance.comparison.dataset_definitions import DatasetDefinition
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATA_FOLDER = "Name the data folder by --data DIR or the environment variable AUTOBALANCE_DATA"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a dataset, the given test set's last, `given` of them."""
+
+    table: pd.DataFrame
+    inputs: np.ndarray | None = None
+    given: int = 0
+    names: np.ndarray | None = None
+
+
+def read_rows(definition: DatasetDefinition, data: str | Path | None) -> Rows:
+    paths = []
+    for name in filter(None, (definition.path, definition.test_path)):
+        path = Path(name).expanduser()
+        if data is None and not path.is_absolute():
+            raise InputError(f"{definition.name} needs {name}. {DATA_FOLDER}.")
+        path = Path(data or "") / path
+        if not path.exists():
+            origin = f"It comes from: {definition.source}. " if definition.source else ""
+            raise InputError(
+                f"{definition.name} needs {path}, which is not there. {origin}{DATA_FOLDER}; the file's "
+                f"place in it is {name}."
+            )
+        paths.append((path, path.stat().st_mtime_ns, path.stat().st_size))
+    return _read(tuple(paths), definition.columns, definition.inputs, definition.class_names)
+
+
+@lru_cache(maxsize=1)  # seeds and variants of one dataset follow one another
+def _read(
+    paths: tuple[tuple[Path, int, int], ...],
+    columns: tuple[str, ...],
+    inputs: str,
+    class_names: str | None,
+) -> Rows:
+    """All rows of a file, or of two; the times and sizes tell files that were replaced."""
+    import pandas as pd
+
+    parts = [_read_one(path, columns, inputs, class_names) for path, *_ in paths]
+    if len(parts) == 1:
+        return parts[0]
+    first, second = parts
+    if (first.inputs is None) != (second.inputs is None) or first.given:
+        raise InputError(f"{paths[0][0].name} and {paths[1][0].name} must be of one kind.")
+    joined = None
+    if first.inputs is not None and second.inputs is not None:
+        if first.inputs.shape[1:] != second.inputs.shape[1:]:
+            raise InputError(f"{paths[0][0].name} and {paths[1][0].name} differ in input shape.")
+        joined = np.concatenate([first.inputs, second.inputs])
+    absent = [c for c in first.table.columns if c not in second.table.columns]
+    if absent:
+        raise InputError(f"{paths[1][0]} lacks the column {absent[0]!r} of {paths[0][0].name}.")
+    table = pd.concat([first.table, second.table[list(first.table.columns)]], ignore_index=True)
+    return Rows(table, joined, len(second.table), first.names)
+
+
+def _read_one(path: Path, columns: tuple[str, ...], inputs: str, names: str | None) -> Rows:
+    from autobalance.data.tables import read_table
+
+    if path.is_dir():
+        return _read_images(path)
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes[-1:] == [".npz"]:
+        return _read_arrays(path, inputs, names)
+    if ".tsv" in suffixes[-2:]:
+        return Rows(_read_delimited(path, "\t", columns))
+    if columns and ".csv" in suffixes[-2:]:
+        return Rows(_read_delimited(path, ",", columns))
+    return Rows(read_table(path))
+
+
+def _read_images(folder: Path) -> Rows:
+    import pandas as pd
+
+    from autobalance.data.fashion import CLASSES, original
+
+    train, test = original(folder)
+    names = np.array(CLASSES)[np.concatenate([train.target, test.target])]
+    images = np.concatenate([train.images, test.images])
+    return Rows(pd.DataFrame({"label": names}), images, given=len(test.target))
+
+
+def _read_arrays(path: Path, inputs: str, names: str | None) -> Rows:
+    """The inputs, and every one-dimensional array of their length as a column."""
+    import pandas as pd
+
+    try:
+        with np.load(path, allow_pickle=False) as stream:
+            arrays = {key: stream[key] for key in stream.files}
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds
+        raise InputError(f"{path} cannot be read as .npz: {error}.") from None
+    for key in filter(None, (inputs, names)):
+        if key not in arrays:
+            raise InputError(f"{path} has no array {key!r}; it has: {', '.join(arrays)}.")
+    images = arrays[inputs]
+    if images.ndim not in (2, 3, 4) or len(images) == 0:
+        raise InputError(
+            f"{path}: the array {inputs!r} must be (n, d), (n, h, w) or (n, c, h, w); got shape "
+            f"{images.shape}."
+        )
+    table = {k: v for k, v in arrays.items() if v.shape == images.shape[:1] and k != names}
+    return Rows(
+        pd.DataFrame(table, index=pd.RangeIndex(len(images))),
+        images,
+        names=arrays[names] if names else None,
+    )
+
+
+def _read_delimited(path: Path, separator: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """A table whose first line is no header, if `columns` names them; empty fields are missing."""
+    import pandas as pd
+
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    try:
+        table = pd.read_csv(
+            path,
+            sep=separator,
+            header=None if columns else 0,
+            quoting=quoting,
+            keep_default_na=False,
+            na_values=[""],
+            low_memory=False,
+        )
+    except Exception as error:  # pandas and the decompressors raise dozens of kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
+        raise InputError(f"{path} cannot be read as a table: {reason}.") from None
+    if columns:
+        if table.shape[1] != len(columns):
+            raise InputError(
+                f"{path} has {table.shape[1]} columns, but `columns` names {len(columns)}. Name each."
+            )
+        table.columns = list(columns)
+    return table
