@@ -12,6 +12,7 @@ from autobalance.losses.published import (
     GroupDROLoss,
     LDAMLoss,
     NormalizedLinear,
+    last_linear,
     with_normalized_head,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "ParametricCrossEntropy",
     "adjusted_logits",
     "effective_number_weights",
+    "last_linear",
     "parametric_cross_entropy",
     "reduced_loss",
     "with_normalized_head",

@@ -327,19 +327,12 @@ def with_normalized_head(model: nn.Module) -> nn.Module:
     --------
     >>> network = with_normalized_head(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)))
     """
-    names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    if not names:
-        raise InputError(
-            f"The model ({type(model).__name__}) has no torch.nn.Linear to replace. "
-            "End it in NormalizedLinear(in_features, out_features) yourself."
-        )
     model = copy.deepcopy(model)
-    old = model.get_submodule(names[-1])
-    assert isinstance(old, nn.Linear)
+    name, old = last_linear(model)
     directions = F.normalize(old.weight.detach(), dim=1)
     if not directions.any(dim=1).all():
         raise InputError(
-            f"A row of the weights of {names[-1] or 'the model'} is 0 and has no direction. "
+            f"A row of the weights of {name or 'the model'} is 0 and has no direction. "
             "Initialise the last layer at random."
         )
     # On "meta" nothing is drawn; the weights come from the old layer.
@@ -347,11 +340,27 @@ def with_normalized_head(model: nn.Module) -> nn.Module:
         new = NormalizedLinear(old.in_features, old.out_features)
     new.weight = nn.Parameter(directions, requires_grad=old.weight.requires_grad)
     new.train(old.training)
-    if not names[-1]:
+    if not name:
         return new
-    parent, _, attribute = names[-1].rpartition(".")
-    setattr(model.get_submodule(parent), attribute, new)
+    model.set_submodule(name, new)
     return model
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the last `torch.nn.Linear` of a model, in order of registration.
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    found = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear]
+    if not found:
+        raise InputError(
+            f"The model ({type(model).__name__}) has no torch.nn.Linear to replace. "
+            "Give a network that ends in one."
+        )
+    return found[-1]
 
 
 # Deferred re-weighting ------------------------------------------------------------------------
@@ -360,7 +369,7 @@ def with_normalized_head(model: nn.Module) -> nn.Module:
 class DeferredLoss(_PublishedLoss):
     """One loss until a share of the training is done, then another (deferred re-weighting, DRW).
 
-    Before each step the training loop calls `at`; a loss on which it was never called is `first`.
+    Before each step the training loop calls `reached`; a loss on which it was never called is `first`.
     The stage is no part of the state dict, since the step tells it.
 
     Parameters
@@ -393,13 +402,13 @@ class DeferredLoss(_PublishedLoss):
         self.start = float(fraction("start", start))
         self.started = False
 
-    def at(self, done: int, total: int) -> None:
+    def reached(self, done: int, total: int) -> None:
         """Set the stage for the step after `done` of `total` steps."""
         share = whole("done", done, least=0) / whole("total", total, least=1)
         self.started = share >= self.start
         for loss in (self.first, self.then):
             if isinstance(loss, DeferredLoss):
-                loss.at(done, total)
+                loss.reached(done, total)
 
     def forward(
         self,

@@ -1,0 +1,225 @@
+"""One cell of a comparison: one method on one dataset with one seed, trained and evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import torch
+
+from autobalance.checks import InputError
+from autobalance.comparison.configuration import Configuration, resolved
+from autobalance.comparison.dataset_definitions import DatasetDefinition
+from autobalance.comparison.datasets import Problem, load_problem
+from autobalance.comparison.methods import METHODS, Method, Task
+from autobalance.comparison.store import Key
+from autobalance.files import to_json
+from autobalance.metrics import classification_report
+from autobalance.objectives import Objective, WeightedError, as_objective
+from autobalance.results import used_versions
+from autobalance.settings import Recipe, SearchSettings
+from autobalance.training import predict_logits
+
+# Of a definition, what does not change a result.
+_TELLS_NOTHING = ("family", "half", "source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What to run; it can be sent to another process or machine."""
+
+    dataset: str | DatasetDefinition
+    method: str
+    objective: str | None
+    seed: int
+    objectives: tuple[str, ...]
+    recipe: Recipe
+    search: SearchSettings
+    tuning_runs: int
+    data: str | None
+    device: str
+
+    @property
+    def key(self) -> Key:
+        name = self.dataset if isinstance(self.dataset, str) else self.dataset.name
+        return name, self.method, self.objective, self.seed
+
+    def identity(self) -> str:
+        """A digest of everything that determines the result, but for the data's own bytes.
+
+        An unknown dataset or method is part of it as its name.
+        """
+        parts: dict[str, Any] = {"method": self.method, "seed": self.seed}
+        try:
+            definition = asdict(resolved(self.dataset))
+            for key in _TELLS_NOTHING:
+                definition.pop(key)
+            parts["dataset"] = definition
+        except InputError:
+            parts["dataset"] = self.key[0]
+        parts["recipe"] = asdict(self.recipe)
+        parts["objectives"] = sorted(self.objectives)
+        method = METHODS.get(self.method)
+        if method is not None:
+            if method.uses_objective:
+                parts["objective"] = self.objective
+            if method.uses_settings:
+                parts["search"] = asdict(self.search)
+            if method.kind == "tuned":
+                parts["tuning"] = [self.tuning_runs, self.search.validation_fraction]
+        return hashlib.sha256(to_json(parts).encode()).hexdigest()[:16]
+
+
+def cells_of(configuration: Configuration, data: str | None, device: str) -> list[Cell]:
+    """All cells, dataset by dataset and seed by seed."""
+    cells = []
+    for dataset in configuration.datasets:
+        for seed in configuration.seeds:
+            for name in configuration.methods:
+                method = METHODS.get(name)
+                aims: tuple[str | None, ...] = (None,)
+                if method is not None and method.uses_objective:
+                    aims = configuration.objectives
+                cells += [
+                    Cell(
+                        dataset=dataset,
+                        method=name,
+                        objective=aim,
+                        seed=seed,
+                        objectives=configuration.objectives,
+                        recipe=configuration.recipe,
+                        search=configuration.search,
+                        tuning_runs=configuration.tuning_runs,
+                        data=data,
+                        device=device,
+                    )
+                    for aim in aims
+                ]
+    return cells
+
+
+def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
+    """Train and evaluate; the record for the store, of a failed cell with its reason.
+
+    Parameters
+    ----------
+    cell : Cell
+        What to run.
+    threads : int
+        Of torch, while it runs.
+    """
+    dataset, name, objective, seed = cell.key
+    record: dict[str, Any] = {
+        "dataset": dataset,
+        "family": dataset,
+        "half": None,
+        "method": name,
+        "objective": objective,
+        "seed": seed,
+        "identity": cell.identity(),
+        "title": name,
+        "kind": None,
+    }
+    with _threads(threads):
+        try:
+            method = _method(name)
+            record |= {"title": method.title, "kind": method.kind}
+            definition = resolved(cell.dataset)
+            record |= {"family": definition.family, "half": definition.half}
+            record |= _trained_and_evaluated(cell, method, definition)
+        except Exception as error:  # whatever it is, the other cells go on
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, InputError):
+                reason = f"{type(error).__name__}: {reason}"
+            record |= {"status": "failed", "reason": reason}
+    return record
+
+
+def _trained_and_evaluated(
+    cell: Cell, method: Method, definition: DatasetDefinition
+) -> dict[str, Any]:
+    problem = load_problem(definition, cell.seed, cell.data)
+    counts = np.atleast_2d(problem.train.counts()).sum(axis=0)
+    goals = {name: objective_of(name, counts) for name in cell.objectives}
+    task = Task(
+        network=problem.network,
+        data=problem.train,
+        objective=goals[cell.objective or cell.objectives[0]],
+        recipe=replace(cell.recipe, **problem.recipe),
+        settings=cell.search,
+        seed=cell.seed,
+        device=cell.device,
+        tuning_runs=cell.tuning_runs,
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    trained = method.run(task)
+    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    wrong = predict_logits(trained.model, problem.train.inputs).argmax(dim=1)
+    return {
+        "status": "finished",
+        **_evaluated(trained.model, problem, goals),
+        "training_error": float((wrong != problem.train.target).double().mean()),
+        "training_runs": trained.training_runs,
+        "seconds": seconds,
+        "details": trained.details,
+        "versions": used_versions(),
+        "sizes": {"train": len(problem.train), "test": len(problem.test)},
+        "class_counts": counts.tolist(),
+    }
+
+
+def _evaluated(model: Any, problem: Problem, goals: dict[str, Objective]) -> dict[str, Any]:
+    test = problem.test
+    logits = predict_logits(model, test.inputs)
+    groups = None if test.groups is None else test.groups.numpy()
+    report = classification_report(
+        test.target.numpy(),
+        logits.argmax(dim=1).numpy(),
+        test.num_classes,
+        groups,
+        problem.group_names,
+    )
+    values = {
+        name: goal.hard(logits, test.target, groups=test.groups)
+        for name, goal in goals.items()
+        if goal.over == "class" or groups is not None
+    }
+    return {"report": report, "objectives": values}
+
+
+def objective_of(name: str, counts: np.ndarray) -> Objective:
+    """An objective by its name, see `as_objective`, or "weighted_error(p)".
+
+    "weighted_error(p)" weighs class k's error by n_k^p, n_k its number of training examples: p = 0
+    is the balanced error, p = 1 the plain one on data of the same class frequencies.
+    """
+    power = re.fullmatch(r"weighted_error\((-?[\d.]+)\)", name)
+    if power is None:
+        return as_objective(name)
+    weights = np.asarray(counts, dtype=float) ** float(power[1])
+    return WeightedError(weights=tuple((weights / weights.sum()).tolist()))
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        close = get_close_matches(name, METHODS, n=3)
+        meant = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(METHODS)}."
+        raise InputError(f"There is no method {name!r}. {meant}")
+    return METHODS[name]
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

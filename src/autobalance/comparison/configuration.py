@@ -1,0 +1,178 @@
+"""What to compare, from a YAML file. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autobalance.checks import InputError, one_of, whole
+from autobalance.comparison.dataset_definitions import (
+    DatasetDefinition,
+    packaged_definitions,
+    read_definitions,
+)
+from autobalance.settings import Recipe, SearchSettings
+
+DEFAULT_METHODS = (
+    "cross_entropy",
+    "class_weighted",
+    "logit_adjustment",
+    "logit_adjustment_tuned",
+    "autobalance",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Methods x datasets x seeds, under one recipe.
+
+    Parameters
+    ----------
+    datasets : tuple of str or DatasetDefinition
+        Names of packaged datasets, or definitions of your own.
+    methods : tuple of str
+        Names of `autobalance.comparison.methods.METHODS`.
+    seeds : tuple of int
+        Each decides a split of every dataset, and everything random in a method.
+    objectives : tuple of str
+        What every network is evaluated by. Methods that design or tune for an objective run once
+        for each.
+    recipe : Recipe
+        How every network is trained, but for what a dataset's own definition changes.
+    search : SearchSettings
+        For the methods that search; its `validation_fraction` for those that tune, too.
+    tuning_runs : int
+        Training runs that a tuned method spends before it retrains.
+    subsets : mapping
+        By name, other values of these settings, for a part of the comparison.
+
+    Raises
+    ------
+    InputError
+        If a value is not of its kind.
+    """
+
+    datasets: tuple[str | DatasetDefinition, ...]
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    objectives: tuple[str, ...] = ("balanced_error",)
+    recipe: Recipe = field(default_factory=Recipe)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    tuning_runs: int = 8
+    subsets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("datasets", "methods", "seeds", "objectives"):
+            if not getattr(self, key):
+                raise InputError(f"{key} must name at least one.")
+        for key in ("methods", "objectives"):
+            for value in getattr(self, key):
+                if not isinstance(value, str):
+                    raise InputError(f"{key} must be a list of names; got {value!r} in it.")
+        for seed in self.seeds:
+            whole("each of seeds", seed, least=0)
+        whole("tuning_runs", self.tuning_runs, least=2)
+
+    def subset(self, name: str) -> Configuration:
+        """The comparison with the settings of a subset in place of its own."""
+        one_of("subset", name, self.subsets)
+        changes = _settings(self.subsets[name], f"subset {name}")
+        return replace(self, **changes, subsets={})
+
+
+def read_configuration(path: str | Path) -> Configuration:
+    """A configuration from a YAML file.
+
+    A dataset is the name of a packaged one, or a mapping with the settings of a
+    `DatasetDefinition`. Its relative `path` is looked for in the data folder, and where none is
+    given beside the YAML file. `seeds` may be a number n, for 0 to n - 1.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, no YAML, or has an unknown key or a bad value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no file {path}. Give a YAML file that says what to compare.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read as YAML: {' '.join(str(error).split())}."
+        ) from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} must map settings to values: datasets, methods, seeds, ...")
+    try:
+        values = _settings(content, str(path))
+        if "datasets" not in values:
+            raise InputError(f"{path} lacks datasets: a list of names or definitions.")
+        subsets = values.get("subsets", {})
+        if not isinstance(subsets, Mapping) or not all(
+            isinstance(v, Mapping) for v in subsets.values()
+        ):
+            raise InputError(f"{path}: subsets must map names to settings.")
+        configuration = Configuration(**values)
+        for name in subsets:
+            configuration.subset(name)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: {error}.") from None
+    return configuration
+
+
+def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Arguments of `Configuration` from what YAML gives."""
+    known = [f.name for f in fields(Configuration)]
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}. Known are: {', '.join(known)}.")
+        if key == "recipe":
+            value = _record(Recipe, value, f"{where}: recipe")
+        elif key == "search":
+            value = _record(SearchSettings, value, f"{where}: search")
+        elif key == "seeds" and isinstance(value, int):
+            value = tuple(range(whole("seeds", value, least=1)))
+        elif key in ("datasets", "methods", "seeds", "objectives"):
+            if not isinstance(value, list):
+                raise InputError(f"{where}: {key} must be a list; got {value!r}.")
+            value = tuple(_dataset(v, where) for v in value) if key == "datasets" else tuple(value)
+        values[key] = value
+    return values
+
+
+def _record(kind: type, value: Any, where: str) -> Any:
+    known = [f.name for f in fields(kind)]
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} must map settings to values; got {value!r}.")
+    for key in value:
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}. Known are: {', '.join(known)}.")
+    return kind(**value)
+
+
+def _dataset(value: Any, where: str) -> str | DatasetDefinition:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise InputError(
+            f"{where}: a dataset is a name, or a mapping with name, path, target and more; "
+            f"got {value!r}."
+        )
+    settings = {k: v for k, v in value.items() if k != "name"}
+    return read_definitions({value["name"]: settings})[str(value["name"])]
+
+
+def resolved(dataset: str | DatasetDefinition) -> DatasetDefinition:
+    """The definition of a dataset given by name, or as it is."""
+    from autobalance.comparison.dataset_definitions import definition_of
+
+    if isinstance(dataset, DatasetDefinition):
+        return dataset
+    return definition_of(dataset, packaged_definitions())
