@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.checks import InputError
-from autobalance.losses import LossParameters, ParametricCrossEntropy, reduced_loss
+from autobalance.losses import (
+    LossParameters,
+    ParametricCrossEntropy,
+    effective_number_weights,
+    reduced_loss,
+)
 
 COUNTS = [50, 20, 5]
 REDUCTIONS = ["mean", "sum", "none"]
@@ -182,6 +187,49 @@ def test_vector_scaling_by_hand() -> None:
     assert float(loss(logits, target)) == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.parametrize("beta", [0.9, 0.9999])
+def test_class_balanced_weighs_by_the_effective_number_of_examples(beta: float) -> None:
+    raw = [(1 - beta) / (1 - beta**n) for n in COUNTS]
+    expected = [3 * w / sum(raw) for w in raw]
+    loss = ParametricCrossEntropy.class_balanced(COUNTS, beta, reduction="sum")
+    assert loss.weight is not None
+    np.testing.assert_allclose(loss.weight.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(effective_number_weights(COUNTS, beta), expected, rtol=1e-10)
+    logits, target = example()
+    each = [
+        expected[y]
+        * float(by_hand(logits[i : i + 1], target[i : i + 1], torch.zeros(3), torch.ones(3)))
+        for i, y in enumerate(target.tolist())
+    ]
+    assert float(loss(logits, target)) == pytest.approx(sum(each), rel=1e-6)
+
+
+def test_effective_number_goes_from_equal_weights_to_inverse_frequency() -> None:
+    assert effective_number_weights(COUNTS, 0.0).tolist() == [1.0, 1.0, 1.0]
+    inverse = 1 / np.array(COUNTS)
+    near_one = effective_number_weights(COUNTS, 1 - 1e-13)
+    np.testing.assert_allclose(near_one, 3 * inverse / inverse.sum(), rtol=1e-11)
+
+
+@pytest.mark.parametrize("beta", [1.0, -0.1, math.nan])
+def test_beta_refused(beta: float) -> None:
+    with pytest.raises(InputError, match=r"beta must lie in \[0, 1\); got"):
+        ParametricCrossEntropy.class_balanced(COUNTS, beta)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_balanced_softmax_is_logit_adjustment(reduction: Any) -> None:
+    """Its l is log n_k; the l of the prior differs by a constant, which no softmax sees."""
+    logits, target = example()
+    balanced = ParametricCrossEntropy.balanced_softmax(COUNTS, reduction=reduction)
+    assert balanced.additive is not None
+    np.testing.assert_allclose(balanced.additive.numpy(), np.log(COUNTS), rtol=1e-6)
+    adjusted = ParametricCrossEntropy.logit_adjusted(COUNTS, tau=1.0, reduction=reduction)
+    found = value_and_gradient(balanced, logits, target)
+    expected = value_and_gradient(adjusted, logits, target)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)  # l are in float32
+
+
 # Other conventions ----------------------------------------------------------------------------
 
 
@@ -337,7 +385,14 @@ def test_refused_when_built(given: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(
     "build",
-    ["class_weighted", "logit_adjusted", "class_dependent_temperature", "vector_scaling"],
+    [
+        "class_weighted",
+        "class_balanced",
+        "balanced_softmax",
+        "logit_adjusted",
+        "class_dependent_temperature",
+        "vector_scaling",
+    ],
 )
 @pytest.mark.parametrize(
     ("counts", "message"),

@@ -134,7 +134,7 @@ class FocalLoss(_PublishedLoss):
         loss = reduced_loss(
             input, target, LossParameters(), reduction="none", ignore_index=self.ignore_index
         )
-        # 1 - p keeps its digits near p = 1 this way, and from above 0 the power has a gradient.
+        # Kept above 0: where p rounds to 1, a power below 1 would have an infinite derivative.
         missing = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny)
         kept = target != self.ignore_index
         scale = kept.to(loss.dtype)
@@ -579,9 +579,8 @@ class GroupDROLoss(_PublishedLoss):
         step = means if self.adjustments is None else means + self.adjustments.to(means.dtype)
         # In logarithms, where exp cannot overflow; a diverged loss leaves the weights as they are.
         step = torch.where(present & step.isfinite(), self.step_size * step, 0.0)
-        smallest = torch.finfo(self.q.dtype).tiny
-        weights = torch.softmax(self.q.clamp(min=smallest).to(step.dtype).log() + step, dim=0)
-        self.q.copy_(weights.clamp(min=smallest))
+        weights = torch.softmax(self.q.to(step.dtype).log() + step, dim=0)
+        self.q.copy_(weights.clamp(min=torch.finfo(self.q.dtype).tiny))
 
     def arguments(self) -> dict[str, Any]:
         return {
