@@ -1,0 +1,1 @@
+"""Methods x datasets x seeds under one recipe, and what they show."""
