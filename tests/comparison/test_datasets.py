@@ -529,6 +529,10 @@ def test_a_missing_file_says_where_it_comes_from(tmp_path: Path) -> None:
         ({"network": "no_such_module:f"}, "'no_such_module:f' cannot be imported: No module"),
         ({"network": "autobalance.networks:F0"}, "cannot be imported: module .* has no attribute"),
         ({"network": "autobalance:__version__"}, "is no callable"),
+        (
+            {"network": "torch.nn:Linear"},
+            "needs in_features, out_features, but only num_features, ",
+        ),
     ],
 )
 def test_what_does_not_fit_the_table_is_refused(

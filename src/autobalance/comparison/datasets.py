@@ -293,7 +293,7 @@ def _network(
         offered |= {"channels": shape[0], "size": shape[1:]}
     if definition.network != "cnn":
         build = _imported(definition)
-        return partial(build, **_accepted(build, offered))
+        return partial(build, **_accepted(definition, build, offered))
     if len(shape) != 3:
         raise InputError(
             f"{definition.name}: the network cnn takes images, but this dataset has rows of "
@@ -315,6 +315,21 @@ def _imported(definition: DatasetDefinition) -> Any:
     return build
 
 
-def _accepted(build: Any, offered: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = inspect.signature(build).parameters
+def _accepted(definition: DatasetDefinition, build: Any, offered: dict[str, Any]) -> dict[str, Any]:
+    """What of `offered` the callable has parameters for; refused where it needs more than that."""
+    try:
+        wanted = inspect.signature(build).parameters
+    except ValueError:  # some of those written in C
+        wanted = {}
+    needed = [
+        p.name
+        for p in wanted.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    absent = [name for name in needed if name not in offered]
+    if absent:
+        raise InputError(
+            f"{definition.name}: the network {definition.network!r} needs {', '.join(absent)}, but "
+            f"only {', '.join(offered)} are passed. Give the others defaults."
+        )
     return {name: value for name, value in offered.items() if name in wanted}
