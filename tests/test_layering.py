@@ -16,8 +16,8 @@ ROOT = Path(autobalance.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"demo", "runs"},
-    {"terminal", "estimator", "report"},
+    {"demo", "runs", "terminal"},
+    {"estimator", "report", "comparison"},
     {"searching", "heads"},
     {"choosing"},
     {"retraining"},

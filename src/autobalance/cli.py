@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from autobalance.comparison.configuration import Configuration
+    from autobalance.comparison.store import Store
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.training import Progress
 
@@ -196,6 +198,31 @@ def _parser() -> ArgumentParser:
     evaluate.add_argument("--groups", type=str | None, default=None, help="column with the groups")
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
     commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
+
+    compare = _Parser(description="Compare losses on datasets, over several seeds.")
+    compare.add_argument(
+        "config", type=str, help="YAML file that says what: datasets, methods, seeds"
+    )
+    compare.add_argument("--out", type=str, required=True, help="folder of the results; resumed")
+    compare.add_argument("--subset", type=str | None, default=None, help="a subset of the file's")
+    compare.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="folder of the datasets' files; by default AUTOBALANCE_DATA",
+    )
+    compare.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    compare.add_argument("--threads", type=int, default=1, help="of torch, per cell")
+    compare.add_argument(
+        "--backend", type=str | None, default=None, help="joblib's, such as ray or dask"
+    )
+    compare.add_argument("--device", type=str, default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
+    compare.add_argument(
+        "--again", type=list[str], default=[], help="methods to run though they have finished"
+    )
+    compare.add_argument("--summary", action="store_true", help="run nothing, show what there is")
+    compare.add_argument("--json", type=str | None, default=None, help="file for the summary")
+    commands.add_subcommand("compare", compare, help="losses on datasets, over several seeds")
     return parser
 
 
@@ -405,6 +432,71 @@ def _evaluate(options: Namespace, command: str) -> int:
     return DONE
 
 
+def _compare(options: Namespace, command: str) -> int:
+    from datetime import date
+
+    from autobalance.comparison.configuration import read_configuration
+    from autobalance.comparison.reporting import as_json, summaries, write_report
+    from autobalance.comparison.store import Store
+    from autobalance.terminal import print_comparison
+
+    for name in ("jobs", "threads"):
+        whole(name, options[name], least=1)
+    configuration = read_configuration(options.config)
+    if options.subset is not None:
+        configuration = configuration.subset(options.subset)
+    out = Path(options.out)
+    store = Store(out / "cells.jsonl")
+    failed: list[dict[str, Any]] = []
+    if not options.summary:
+        failed = _run_cells(options, configuration, store)
+    found = []
+    if options.summary or any(r["status"] == "finished" for r in store.cells()):
+        found = summaries(store, configuration.objectives)
+    if options.json is not None and found:
+        write_atomically(options.json, as_json(found).encode())
+    print_comparison(found)
+    if not options.summary and found:
+        report = write_report(out, found, date=date.today().isoformat(), command=command)
+        print(f"Results: {store.path}\nTables: {report}")
+    for record in failed:
+        aim = "" if record["objective"] is None else f" for {record['objective']}"
+        where = f"{record['method']} on {record['dataset']}{aim}, seed {record['seed']}"
+        _complain(f"failed: {where}: {record['reason']}", FAILED)
+    return FAILED if failed else DONE
+
+
+def _run_cells(
+    options: Namespace, configuration: Configuration, store: Store
+) -> list[dict[str, Any]]:
+    """Run what is not finished; the cells that failed."""
+    from autobalance.comparison.cells import cells_of
+    from autobalance.comparison.running import run_cells
+    from autobalance.comparison.store import key_of
+    from autobalance.terminal import CellProgress
+
+    data = options.data or os.environ.get("AUTOBALANCE_DATA")
+    cells = cells_of(configuration, data, options.device)
+    with CellProgress() as live:
+        try:
+            run_cells(
+                cells,
+                store,
+                jobs=options.jobs,
+                backend=options.backend,
+                threads=options.threads,
+                again=options.again,
+                progress=live.update,
+            )
+        except KeyboardInterrupt:
+            finished = sum(store.finished(cell.key, cell.identity()) for cell in cells)
+            kept = f"{finished} of {len(cells)} cells are kept in {store.path}"
+            print(f"autobalance: {kept}; the same command goes on from there.", file=sys.stderr)
+            raise
+    wanted = {cell.key for cell in cells}
+    return [r for r in store.cells() if r["status"] == "failed" and key_of(r) in wanted]
+
+
 def _load(run: str) -> AutoBalanceClassifier:
     """The classifier of a RUN; a warning where its network is half trained."""
     from autobalance.runs import load_run
@@ -446,4 +538,10 @@ def _known(labels: Any, classifier: AutoBalanceClassifier) -> np.ndarray:
     return np.array([position[str(v)] for v in labels])
 
 
-_COMMANDS = {"demo": _demo, "fit": _fit, "predict": _predict, "evaluate": _evaluate}
+_COMMANDS = {
+    "demo": _demo,
+    "fit": _fit,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "compare": _compare,
+}

@@ -216,7 +216,9 @@ class Objective(ABC):
 
     def _check_groups(self, groups: Tensor | None) -> None:
         if self.over != "class" and groups is None:
-            raise InputError(f"An objective over {self.over!r} needs groups=, one index per example.")
+            raise InputError(
+                f"An objective over {self.over!r} needs groups=, one index per example."
+            )
 
     def effective_size(self, counts: Any) -> float:
         """Effective number of validation examples, 1 / sum_c omega_c^2 / n_c.

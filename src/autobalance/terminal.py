@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -67,6 +68,58 @@ class LiveProgress:
         if progress.objective is not None:
             fields["objective"] = f"validation {100 * progress.objective:.1f} %"
         self._bars.update(self._tasks[key], completed=progress.step, **fields)
+
+
+class CellProgress:
+    """A bar over the cells of a comparison, and a line for each that ends, on standard error.
+
+    Without a terminal the lines alone. A context manager.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("cells"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> CellProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def update(self, done: int, total: int, record: dict[str, Any]) -> None:
+        """Show the record of the cell that ended as number `done` of `total`."""
+        if self._task is None:
+            self._task = self._bars.add_task("cells", total=total, completed=done - 1)
+        self._bars.update(self._task, completed=done)
+        aim = "" if record["objective"] is None else f" for {record['objective']}"
+        what = f"{record['dataset']}, {record['method']}{aim}, seed {record['seed']}"
+        if record["status"] == "finished":
+            name, value = next(iter(record["objectives"].items()))
+            ended = (
+                f"{name.replace('_', ' ')} {_percent(value)} %, {record['seconds']['wall']:.1f} s"
+            )
+        else:
+            ended = f"failed: {record['reason']}"
+        self._console.print(_plain(f"{done}/{total} {what}: {ended}"))
+
+
+def print_comparison(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Tables of a comparison, objective by objective."""
+    from autobalance.comparison.tables import terminal_tables
+
+    console = Console()
+    for summary in summaries:
+        for table in terminal_tables(summary):
+            console.print(table)
 
 
 def print_methods(methods: dict[str, dict[str, Any]]) -> None:

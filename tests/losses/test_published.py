@@ -334,9 +334,9 @@ def test_ldam_drw_is_ldam_then_class_balanced_ldam() -> None:
     assert loss.start == 0.8
     plain = LDAMLoss(COUNTS, 0.4)(logits, target)
     balanced = LDAMLoss(COUNTS, 0.4, weight=effective_number_weights(COUNTS, 0.99))
-    loss.at(159, 200)
+    loss.reached(159, 200)
     assert torch.equal(loss(logits, target), plain)
-    loss.at(160, 200)
+    loss.reached(160, 200)
     assert torch.equal(loss(logits, target), balanced(logits, target))
     assert not torch.equal(loss(logits, target), plain)
 
@@ -431,7 +431,7 @@ def test_a_network_of_cosines_learns_separable_classes_with_ldam_drw() -> None:
     loss = LDAMLoss.deferred([40, 8, 3], start=0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(60):
-        loss.at(step, 60)
+        loss.reached(step, 60)
         optimizer.zero_grad()
         loss(model(x), target).backward()
         optimizer.step()
@@ -454,7 +454,7 @@ def test_the_second_loss_starts_when_the_share_is_done(
     loss = plain_then_focal(start)
     stages = []
     for done in range(total):
-        loss.at(done, total)
+        loss.reached(done, total)
         stages.append(loss.started)
     assert stages == [done >= first_step for done in range(total)]
 
@@ -464,10 +464,10 @@ def test_stages_compute_what_their_losses_do_and_can_go_back() -> None:
     loss = plain_then_focal(0.5)
     plain, focal = ParametricCrossEntropy()(logits, target), FocalLoss()(logits, target)
     assert torch.equal(loss(logits, target), plain)
-    loss.at(5, 10)
+    loss.reached(5, 10)
     assert torch.equal(loss(logits, target), focal)
     assert torch.equal(pickle.loads(pickle.dumps(loss))(logits, target), focal)
-    loss.at(0, 10)
+    loss.reached(0, 10)
     assert torch.equal(loss(logits, target), plain)
 
 
@@ -482,7 +482,7 @@ def test_groups_and_sample_weights_reach_the_present_loss() -> None:
 def test_deferrals_nest() -> None:
     loss = DeferredLoss(plain_then_focal(0.25), LDAMLoss(COUNTS), 0.5)
     assert isinstance(loss.first, DeferredLoss)
-    loss.at(3, 10)
+    loss.reached(3, 10)
     assert (loss.started, loss.first.started) == (False, True)
 
 
@@ -501,9 +501,9 @@ def test_deferral_refused() -> None:
     ):
         DeferredLoss(ParametricCrossEntropy(), nn.CrossEntropyLoss())
     with pytest.raises(InputError, match="done must be at least 0; got -1"):
-        plain_then_focal(0.5).at(-1, 10)
+        plain_then_focal(0.5).reached(-1, 10)
     with pytest.raises(InputError, match="total must be at least 1; got 0"):
-        plain_then_focal(0.5).at(0, 0)
+        plain_then_focal(0.5).reached(0, 0)
 
 
 # Group DRO ------------------------------------------------------------------------------------

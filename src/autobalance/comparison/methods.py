@@ -328,9 +328,7 @@ METHODS: dict[str, Method] = {
         "Logit adjustment", "published", _with(ParametricCrossEntropy.logit_adjusted)
     ),
     "logit_adjustment_post_hoc": Method("Logit adjustment, post hoc", "published", _post_hoc),
-    "cdt": Method(
-        "CDT", "published", _with(ParametricCrossEntropy.class_dependent_temperature)
-    ),
+    "cdt": Method("CDT", "published", _with(ParametricCrossEntropy.class_dependent_temperature)),
     "vs": Method("VS", "published", _with(ParametricCrossEntropy.vector_scaling)),
     "balanced_sampling": Method("Class-balanced sampling", "published", _balanced_sampling),
     "head_retraining": Method("cRT", "published", _head_retraining),
@@ -383,7 +381,5 @@ METHODS: dict[str, Method] = {
     "autobalance_folds": Method(
         "autobalance, 3 folds", "ours", _designed(folds=3, choose=False), True, True
     ),
-    "autobalance_tau": Method(
-        "autobalance, tau alone", "ours", _designed(_tau_alone), True, True
-    ),
+    "autobalance_tau": Method("autobalance, tau alone", "ours", _designed(_tau_alone), True, True),
 }

@@ -72,8 +72,9 @@ def _records(
             yield run_cell(cell, threads)
         return
     tasks = (joblib.delayed(run_cell)(cell, threads) for cell in cells)
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-    yield from parallel(tasks)
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    records: Any = parallel(tasks)
+    yield from records
 
 
 def _backend(name: str | None) -> AbstractContextManager[Any]:
