@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
 from autobalance.data.splits import stratified_folds
 from autobalance.heads import extract_features
@@ -191,8 +192,12 @@ def _tuned(
     """
 
     def run(task: Task) -> Trained:
-        import optuna
-
+        try:
+            import optuna
+        except ImportError:
+            raise InputError(
+                "Tuned methods need Optuna. Install it: pip install 'autobalance[compare]'."
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         runs = task.tuning_runs
         if len(ranges) == 1:
