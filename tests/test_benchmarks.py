@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -72,3 +73,35 @@ def test_scaling(tmp_path: Path) -> None:
     numbers, _ = quick("scaling.py", tmp_path)
     assert set(numbers) == {"parameters", "classes", "batch"}
     assert all(math.isfinite(axis["slope"]) for axis in numbers.values())
+
+
+def test_consistency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newton's method on the library's loss gives the formula; the verdicts are those of it."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import consistency as c
+
+    for prior, rows in ((c.PRIOR, c.LIKELIHOOD), ((0.9, 0.1), c.LIKELIHOOD[::2])):
+        numbers = c.study(prior, rows)["losses"]
+        verdicts = {name: row["consistent"] for name, row in numbers.items()}
+        assert verdicts["class weights 1 / pi"]
+        assert verdicts["LA, tau = 1, delta = 2 for all"]
+        assert not verdicts["class weights and LA, both"]
+        assert verdicts["VS, gamma = 0.3, tau = 1"] == (len(prior) == 2)
+        for name, row in numbers.items():
+            for gauge in c.GAUGES:
+                assert row[gauge]["formula"] < 1e-8
+                assert (row[gauge]["bayes"] == 1.0) == verdicts[name]
+
+
+def test_the_gauge_that_weight_decay_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import consistency as c
+
+    known = c.Distribution(np.array(c.PRIOR), np.array(c.LIKELIHOOD))
+    loss = c.cases(known.prior)["VS, gamma = 0.3, tau = 1"]
+    delta = c.Losses.of(loss, 3).multiplicative
+    f = c.by_decay(known.joint, loss, 1e-4)
+    assert np.abs(f @ (1 / delta)).max() < 1e-9
+    assert np.abs(f.sum(axis=1)).max() > 0.1
+    moved = c.drift_in_training(known.joint, loss, steps=20)
+    assert moved["decay"] < 1e-12 < 0.1 < moved["sum"]
