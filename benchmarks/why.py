@@ -6,8 +6,9 @@
 The demo's long-tailed Fashion-MNIST images, network and recipe. Test images: the package's 1,000, or
 with --data all 10,000. Balanced errors are those of the raw logits' argmax, in percent.
 
-search: training, validation and test error during the search, as in the paper's figures 1 and 2.
-"Search phase" is after the warm-up, with the loss moving.
+search: training, validation and test error during the search, as in the paper's figures 1 and 2,
+from the default start (logit adjustment, tau = 1) and from cross-entropy (tau = 0). "Search phase"
+is after the warm-up, with the loss moving; "change" is from its first look to its last.
 fractions: the test error after search and retraining, and tau, by the share held out for validation.
 learned: l minus its start, and delta where it is searched too, by class; over seeds.
 
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from measuring import options_of, prepare, write_json
 from torch import nn
 
@@ -46,6 +48,7 @@ from autobalance.tuner import LossTuner
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5)
 SETS = ("training", "validation", "test")
+STARTS = {"logit adjustment": 1.0, "cross-entropy": 0.0}  # tau
 # Okabe and Ito's colours, told apart by the colour-blind; dashes tell them apart without colour.
 INK = {"training": "#0072B2", "validation": "#D55E00", "test": "#000000"}
 DASHES = {"training": (0, (1, 1)), "validation": (0, (5, 2)), "test": "-"}
@@ -102,11 +105,12 @@ def tracked_search(
     settings: SearchSettings,
     seed: int,
     learn: Sequence[str] = ("additive",),
+    tau: float = 1.0,
     look_every: int = 20,
 ) -> Tracked:
     """`autobalance.search` for the balanced error, one split, looking at errors every few steps."""
     with seeded(seed):
-        loss = TunableCrossEntropy(HierarchicalSpace(data.counts(), learn=learn))
+        loss = TunableCrossEntropy(HierarchicalSpace(data.counts(), learn=learn, tau=tau))
         split = torch.Generator().manual_seed(seed)
         [(rows, kept)] = stratified_folds(data.cells(), settings.validation_fraction, 1, split)
         sets = dict(zip(SETS, (data.subset(rows), data.subset(kept), test), strict=True))
@@ -158,11 +162,13 @@ def mean_and_errors(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(array.mean()), "sd": spread, "se": spread / len(array) ** 0.5}
 
 
-def correlation(found: Tracked, *, after: int) -> float:
-    """Of validation and test error over the steps after this one."""
-    late = np.array(found.steps) > after
-    held, test = (np.array(found.errors[name])[late] for name in ("validation", "test"))
-    return float(np.corrcoef(held, test)[0, 1])
+def late_errors(found: Tracked, name: str) -> np.ndarray:
+    """Errors of one of `SETS` in the search phase."""
+    return np.array(found.errors[name])[np.array(found.steps) > found.begin]
+
+
+def correlation(validation: Sequence[float], test: Sequence[float]) -> float:
+    return float(np.corrcoef(validation, test)[0, 1])
 
 
 def summary_of(runs: Sequence[Tracked]) -> dict[str, Any]:
@@ -171,15 +177,30 @@ def summary_of(runs: Sequence[Tracked]) -> dict[str, Any]:
     def over(value: Callable[[Tracked], float]) -> dict[str, float]:
         return mean_and_errors([value(run) for run in runs])
 
-    def gap(name: str) -> dict[str, float]:
-        return over(lambda run: run.errors[name][-1] - run.errors["test"][-1])
+    def each(value: Callable[[Tracked, str], float]) -> dict[str, dict[str, float]]:
+        return {name: over(lambda run, n=name: value(run, n)) for name in SETS}
+
+    def phase(run: Tracked) -> list[list[float]]:
+        return [late_errors(run, name).tolist() for name in ("validation", "test")]
+
+    def change(run: Tracked, name: str) -> float:
+        late = late_errors(run, name)
+        return float(late[-1] - late[0])
 
     return {
-        "correlation": over(lambda run: correlation(run, after=0)),
-        "correlation_in_search_phase": over(lambda run: correlation(run, after=run.begin)),
-        "final_error": {name: over(lambda run, n=name: run.errors[n][-1]) for name in SETS},
-        "final_gap_to_test": {name: gap(name) for name in SETS[:2]},
+        "correlation": over(lambda run: correlation(run.errors["validation"], run.errors["test"])),
+        "correlation_in_search_phase": over(lambda run: correlation(*phase(run))),
+        "change_in_search_phase": each(change),
+        "sd_in_search_phase": each(lambda run, name: float(late_errors(run, name).std(ddof=1))),
+        "final_error": each(lambda run, name: run.errors[name][-1]),
+        "final_gap_to_test": each(lambda run, name: run.errors[name][-1] - run.errors["test"][-1]),
+        "tau": over(lambda run: run.values["tau"]),
     }
+
+
+def record(runs: Sequence[Tracked]) -> dict[str, Any]:
+    kept = [{key: value for key, value in vars(run).items() if key != "loss"} for run in runs]
+    return {"summary": summary_of(runs), "runs": kept}
 
 
 def by_fraction(at: Setting, tracked: Sequence[Tracked], seeds: range) -> dict[str, Any]:
@@ -234,27 +255,30 @@ def learned(at: Setting, tracked: Sequence[Tracked], seeds: range) -> dict[str, 
 # Figures --------------------------------------------------------------------------------------
 
 
-def draw_search(runs: Sequence[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-    axes = figure.subplots()
-    begin, total, steps = runs[0]["begin"], runs[0]["total"], runs[0]["steps"]
-    axes.axvspan(0, begin, color="#eeeeee", lw=0)
-    for name in SETS:
-        rows = 100 * np.array([run["errors"][name] for run in runs])
-        axes.plot(steps, rows.T, color=INK[name], alpha=0.25, lw=0.8)
-        axes.plot(steps, rows.mean(axis=0), color=INK[name], ls=DASHES[name], lw=2, label=name)
-    axes.set(
-        xlim=(0, total),
-        ylim=(-1.5, None),
-        xlabel="training step",
-        ylabel="balanced error (%)",
-        title=f"Errors during the search: mean of {len(runs)} seeds, and each seed (thin)",
-    )
-    for x, text in ((begin / 2, "warm-up, loss fixed"), ((begin + total) / 2, "loss searched")):
-        axes.text(
-            x, 0.98, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center", va="top"
-        )
-    axes.legend(loc="center right")
+def _figure(width: float, height: float) -> Figure:
+    """Inches; with room between panels side by side."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.06))
+
+
+def draw_search(starts: dict[str, dict[str, Any]]) -> Figure:
+    figure = _figure(9.6, 4.0)
+    pair = figure.subplots(1, len(starts), sharey=True)
+    for axes, (title, found) in zip(pair, starts.items(), strict=True):
+        runs = found["runs"]
+        begin, total, steps = (runs[0][key] for key in ("begin", "total", "steps"))
+        axes.axvspan(0, begin, color="#eeeeee", lw=0)
+        for name in SETS:
+            rows = 100 * np.array([run["errors"][name] for run in runs])
+            axes.plot(steps, rows.T, color=INK[name], alpha=0.25, lw=0.8)
+            axes.plot(steps, rows.mean(axis=0), color=INK[name], ls=DASHES[name], lw=2, label=name)
+        axes.set(xlim=(0, total), xlabel="training step", title=f"From {title}, {len(runs)} seeds")
+        for x, text in ((begin / 2, "warm-up"), ((begin + total) / 2, "loss searched")):
+            axes.text(
+                x, 0.98, text, transform=axes.get_xaxis_transform(), color=MUTED, ha="center",
+                va="top",
+            )  # fmt: skip
+    pair[0].set(ylabel="balanced error (%)", ylim=(-1.5, None))
+    pair[0].legend(loc="center right", bbox_to_anchor=(1.0, 0.68))
     return figure
 
 
@@ -273,7 +297,7 @@ def _by_seed(axes: Axes, rows: Sequence[Sequence[float]], spread: str, label: st
 
 
 def draw_fractions(numbers: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(8.4, 3.9), layout="constrained")
+    figure = _figure(8.8, 3.9)
     left, right = figure.subplots(1, 2)
     rows = numbers["rows"]
     gains = [100 * np.subtract(row["error"], numbers["start_error"]) for row in rows.values()]
@@ -295,7 +319,7 @@ def draw_fractions(numbers: dict[str, Any]) -> Figure:
 
 
 def draw_learned(numbers: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    figure = _figure(8.8, 4.4)
     counts = np.array(numbers["class_counts"])
     panels = (
         ("additive_minus_start", "l minus its start, centred (nats)", "l, searched alone"),
@@ -321,7 +345,7 @@ def write_figures(folder: Path, numbers: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         drawn = {
-            "search.svg": draw_search(numbers["search"]["runs"]),
+            "search.svg": draw_search(numbers["search"]),
             "fractions.svg": draw_fractions(numbers["fractions"]),
             "learned.svg": draw_learned(numbers["learned"]),
         }
@@ -340,14 +364,22 @@ def shown(found: dict[str, float], scale: float = 1.0, digits: int = 2) -> str:
 
 
 def show(numbers: dict[str, Any]) -> None:
-    summary = numbers["search"]["summary"]
-    print("means +- standard errors over seeds; errors in percent\n\nsearch, at its end")
-    for name in SETS:
-        print(f"{name:12} {shown(summary['final_error'][name], 100)}")
-    for name in SETS[:2]:
-        print(f"{name} - test: {shown(summary['final_gap_to_test'][name], 100)} points")
-    print(f"correlation of validation and test: {shown(summary['correlation'])}")
-    print(f"in the search phase alone: {shown(summary['correlation_in_search_phase'])}")
+    print("means +- standard errors over seeds; errors in percent, changes in points")
+    for start, found in numbers["search"].items():
+        summary = found["summary"]
+        columns = (
+            "final_error",
+            "final_gap_to_test",
+            "change_in_search_phase",
+            "sd_in_search_phase",
+        )
+        print(f"\nsearch from {start}, {len(found['runs'])} seeds; tau {shown(summary['tau'])}")
+        print(f"{'':12} {'at its end':>16} {'minus test':>16} {'change':>16} {'SD':>16}")
+        for name in SETS:
+            cells = [f"{shown(summary[column][name], 100):>16}" for column in columns]
+            print(f"{name:12} {' '.join(cells)}")
+        print(f"correlation of validation and test: {shown(summary['correlation'])}")
+        print(f"in the search phase alone: {shown(summary['correlation_in_search_phase'])}")
 
     start = numbers["fractions"]["start_error"]
     print(f"\nlogit adjustment, tau = 1: {shown(mean_and_errors(start), 100)}")
@@ -380,8 +412,10 @@ def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--data", help="folder with Fashion-MNIST's four .gz files")
     parser.add_argument("--figures", type=Path, help="folder for the figures")
-    parser.add_argument("--seeds", type=int, default=5, help="of the search")
-    parser.add_argument("--fraction-seeds", type=int, default=3, help="of fractions and of delta")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="of the search from the default start, and of l"
+    )
+    parser.add_argument("--fraction-seeds", type=int, default=3, help="of the rest")
     parser.add_argument("--first-seed", type=int, default=50)
     options = parser.parse_args()
     if options.quick:
@@ -399,23 +433,27 @@ def main() -> None:
     at = Setting(
         images(train),
         images(test),
-        Recipe(epochs=1, min_steps=40) if options.quick else RECIPE,
+        Recipe(epochs=1, min_steps=25) if options.quick else RECIPE,
         (0.1, 0.2) if options.quick else FRACTIONS,
     )
-    tracked = [
-        tracked_search(
-            network, at.data, at.test, recipe=at.recipe, settings=SearchSettings(), seed=seed,
-            look_every=10 if options.quick else 20,
-        )
-        for seed in seeds
-    ]  # fmt: skip
-    runs = [{k: v for k, v in vars(run).items() if k != "loss"} for run in tracked]
+    look = 5 if options.quick else 20
+    tracked = {
+        title: [
+            tracked_search(
+                network, at.data, at.test, recipe=at.recipe, settings=SearchSettings(), seed=seed,
+                tau=tau, look_every=look,
+            )
+            for seed in chosen
+        ]
+        for (title, tau), chosen in zip(STARTS.items(), (seeds, few), strict=True)
+    }  # fmt: skip
+    default = tracked["logit adjustment"]
     numbers = {
         "seeds": list(seeds),
         "test_images": len(test.target),
-        "search": {"summary": summary_of(tracked), "runs": runs},
-        "fractions": by_fraction(at, tracked, few),
-        "learned": learned(at, tracked, few),
+        "search": {title: record(runs) for title, runs in tracked.items()},
+        "fractions": by_fraction(at, default, few),
+        "learned": learned(at, default, few),
     }
     show(numbers)
     write_json(options.json, numbers)

@@ -150,14 +150,17 @@ def test_why_tells_the_search_phase_apart(monkeypatch: pytest.MonkeyPatch) -> No
         "validation": [0.8, 0.3, 0.2, 0.1],
         "test": [0.9, 0.1, 0.2, 0.3],
     }
-    run = why.Tracked(
-        why.ParametricCrossEntropy.cross_entropy(), {}, [5, 15, 20, 25], errors, 10, 25
-    )
-    assert why.correlation(run, after=run.begin) == pytest.approx(-1.0)
-    assert why.correlation(run, after=0) > 0.5
-    gap = why.summary_of([run, run])["final_gap_to_test"]
-    assert gap["validation"]["mean"] == pytest.approx(-0.2)
-    assert gap["training"]["mean"] == pytest.approx(-0.3)
+    loss = why.ParametricCrossEntropy.cross_entropy()
+    run = why.Tracked(loss, {"tau": 1.0}, [5, 15, 20, 25], errors, 10, 25)
+    found = why.summary_of([run, run])
+    assert found["correlation_in_search_phase"]["mean"] == pytest.approx(-1.0)
+    assert found["correlation"]["mean"] > 0.5
+    for column, expected in (
+        ("final_gap_to_test", {"training": -0.3, "validation": -0.2, "test": 0.0}),
+        ("change_in_search_phase", {"training": 0.0, "validation": -0.2, "test": 0.2}),
+        ("sd_in_search_phase", {"training": 0.0, "validation": 0.1, "test": 0.1}),
+    ):
+        assert {n: v["mean"] for n, v in found[column].items()} == pytest.approx(expected)
 
 
 @pytest.mark.slow
@@ -165,9 +168,11 @@ def test_why(tmp_path: Path) -> None:
     numbers, table = quick("why.py", tmp_path, "--figures", str(tmp_path / "figures"))
     assert set(numbers["fractions"]["rows"]) == {"0.1", "0.2"}
     assert len(numbers["learned"]["additive_minus_start"]) == len(numbers["seeds"]) == 2
-    for run in numbers["search"]["runs"]:
-        assert all(0.0 <= e <= 1.0 for errors in run["errors"].values() for e in errors)
-    assert -1.0 <= numbers["search"]["summary"]["correlation"]["mean"] <= 1.0
+    assert set(numbers["search"]) == {"logit adjustment", "cross-entropy"}
+    for found in numbers["search"].values():
+        assert -1.0 <= found["summary"]["correlation"]["mean"] <= 1.0
+        for run in found["runs"]:
+            assert all(0.0 <= e <= 1.0 for errors in run["errors"].values() for e in errors)
     assert "in the search phase alone" in table
     figures = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
     assert set(figures) == {"search.svg", "fractions.svg", "learned.svg"}
