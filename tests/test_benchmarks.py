@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from torch import nn
+
+from autobalance.searching import search
+from autobalance.settings import Recipe, SearchSettings
+from autobalance.spaces import HierarchicalSpace
+from helpers import blobs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -72,3 +79,101 @@ def test_scaling(tmp_path: Path) -> None:
     numbers, _ = quick("scaling.py", tmp_path)
     assert set(numbers) == {"parameters", "classes", "batch"}
     assert all(math.isfinite(axis["slope"]) for axis in numbers.values())
+
+
+def test_consistency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newton's method on the library's loss gives the formula; the verdicts are those of it."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import consistency as c
+
+    for prior, rows in ((c.PRIOR, c.LIKELIHOOD), ((0.9, 0.1), c.LIKELIHOOD[::2])):
+        numbers = c.study(prior, rows)["losses"]
+        verdicts = {name: row["consistent"] for name, row in numbers.items()}
+        assert verdicts["class weights 1 / pi"]
+        assert verdicts["LA, tau = 1, delta = 2 for all"]
+        assert not verdicts["class weights and LA, both"]
+        assert verdicts["VS, gamma = 0.3, tau = 1"] == (len(prior) == 2)
+        for name, row in numbers.items():
+            for gauge in c.GAUGES:
+                assert row[gauge]["formula"] < 1e-8
+                assert (row[gauge]["bayes"] == 1.0) == verdicts[name]
+
+
+def test_the_gauge_that_weight_decay_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import consistency as c
+
+    known = c.Distribution(np.array(c.PRIOR), np.array(c.LIKELIHOOD))
+    loss = c.cases(known.prior)["VS, gamma = 0.3, tau = 1"]
+    delta = c.Losses.of(loss, 3).multiplicative
+    f = c.by_decay(known.joint, loss, 1e-4)
+    assert np.abs(f @ (1 / delta)).max() < 1e-9
+    assert np.abs(f.sum(axis=1)).max() > 0.1
+    moved = c.drift_in_training(known.joint, loss, steps=20)
+    assert moved["decay"] < 1e-12 < 0.1 < moved["sum"]
+
+
+@pytest.mark.parametrize("learn", [("additive",), ("additive", "multiplicative")])
+def test_why_follows_the_search(learn: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last digit, with a network that draws at random and has buffers."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import why
+
+    def noisy() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+        )
+
+    data, test = blobs(), blobs(seed=1)
+    recipe = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
+    settings = SearchSettings(every=4, warmup=0.25, validation_batch_size=16)
+    found = why.tracked_search(
+        noisy, data, test, recipe=recipe, settings=settings, seed=3, learn=learn, look_every=7
+    )
+    truth = search(
+        noisy, data, recipe=recipe, settings=settings, seed=3, device="cpu",
+        space=lambda counts: HierarchicalSpace(counts, learn=learn),
+    )  # fmt: skip
+    assert found.loss.to_dict() == truth.loss.to_dict()
+    assert found.loss.to_dict() != truth.start.to_dict()
+    assert found.values.items() <= truth.design.items()
+    assert found.steps == [7, 14, 21, 28, 35, 40]
+    assert all(len(errors) == 6 for errors in found.errors.values())
+
+
+def test_why_tells_the_search_phase_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import why
+
+    errors = {
+        "training": [0.0] * 4,
+        "validation": [0.8, 0.3, 0.2, 0.1],
+        "test": [0.9, 0.1, 0.2, 0.3],
+    }
+    loss = why.ParametricCrossEntropy.cross_entropy()
+    run = why.Tracked(loss, {"tau": 1.0}, [5, 15, 20, 25], errors, 10, 25)
+    found = why.summary_of([run, run])
+    assert found["correlation_in_search_phase"]["mean"] == pytest.approx(-1.0)
+    assert found["correlation"]["mean"] > 0.5
+    for column, expected in (
+        ("final_gap_to_test", {"training": -0.3, "validation": -0.2, "test": 0.0}),
+        ("change_in_search_phase", {"training": 0.0, "validation": -0.2, "test": 0.2}),
+        ("sd_in_search_phase", {"training": 0.0, "validation": 0.1, "test": 0.1}),
+    ):
+        assert {n: v["mean"] for n, v in found[column].items()} == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_why(tmp_path: Path) -> None:
+    numbers, table = quick("why.py", tmp_path, "--figures", str(tmp_path / "figures"))
+    assert set(numbers["fractions"]["rows"]) == {"0.1", "0.2"}
+    assert len(numbers["learned"]["additive_minus_start"]) == len(numbers["seeds"]) == 2
+    assert set(numbers["search"]) == {"logit adjustment", "cross-entropy"}
+    for found in numbers["search"].values():
+        assert -1.0 <= found["summary"]["correlation"]["mean"] <= 1.0
+        for run in found["runs"]:
+            assert all(0.0 <= e <= 1.0 for errors in run["errors"].values() for e in errors)
+    assert "in the search phase alone" in table
+    figures = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
+    assert set(figures) == {"search.svg", "fractions.svg", "learned.svg"}
+    assert all(text.startswith("<?xml") and "<dc:date>" not in text for text in figures.values())
