@@ -28,11 +28,23 @@ from autobalance.hypergrad import (
     Solver,
     hypergradient,
 )
-from autobalance.losses import LossParameters, ParametricCrossEntropy
+from autobalance.losses import (
+    DeferredLoss,
+    FocalLoss,
+    GroupDROLoss,
+    LDAMLoss,
+    LossParameters,
+    NormalizedLinear,
+    ParametricCrossEntropy,
+)
 from autobalance.objectives import (
     BalancedError,
+    Blend,
     CrossEntropyRisk,
+    CVaRError,
+    ErrorDeviation,
     Objective,
+    QuantileError,
     SmoothError,
     Surrogate,
     WeightedError,
@@ -60,6 +72,20 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
         lambda: ParametricCrossEntropy.vector_scaling(COUNTS, reduction="sum"),
         lambda: ParametricCrossEntropy(additive=torch.randn(2, 4), reduction="none"),
     ],
+    FocalLoss: [
+        lambda: FocalLoss(0.5),
+        lambda: FocalLoss.class_balanced(COUNTS, reduction="sum"),
+    ],
+    LDAMLoss: [lambda: LDAMLoss(COUNTS, weight=[1.0, 2.0, 3.0, 4.0])],
+    DeferredLoss: [
+        lambda: LDAMLoss.deferred(COUNTS),
+        lambda: begun(LDAMLoss.deferred(COUNTS)),
+    ],
+    # In training mode each call moves the groups' weights.
+    GroupDROLoss: [
+        lambda: GroupDROLoss(2).eval(),
+        lambda: GroupDROLoss(4, over="class", adjustment=1.0, counts=COUNTS).eval(),
+    ],
     TunableCrossEntropy: [
         lambda: TunableCrossEntropy(moved(HierarchicalSpace(COUNTS, learn=PARTS))),
         lambda: TunableCrossEntropy(moved(GroupSpace(BY_GROUP, learn=PARTS)), reduction="sum"),
@@ -79,6 +105,21 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
         lambda: WeightedError(weights=(1.0, 2.0, 0.0, 3.0), surrogate=CrossEntropyRisk())
     ],
     WorstError: [lambda: WorstError(over="group", softness=0.2, surrogate=SmoothError(1.0))],
+    CVaRError: [
+        lambda: CVaRError(fraction=0.6, surrogate=SmoothError(1.0)),
+        lambda: CVaRError(over="class_and_group", surrogate=CrossEntropyRisk()),
+    ],
+    QuantileError: [lambda: QuantileError(q=0.3, softness=0.2, surrogate=SmoothError(1.0))],
+    ErrorDeviation: [lambda: ErrorDeviation(over="group", surrogate=SmoothError(1.0))],
+    Blend: [
+        lambda: Blend(
+            parts=((0.7, CVaRError()), (0.3, ErrorDeviation())), surrogate=SmoothError(1.0)
+        ),
+        lambda: Blend(
+            parts=((0.5, BalancedError()), (2.0, WorstError(over="group"))),
+            surrogate=CrossEntropyRisk(),
+        ),
+    ],
     SmoothError: [lambda: SmoothError(temperature=0.5)],
     CrossEntropyRisk: [CrossEntropyRisk],
     Identity: [Identity],
@@ -88,6 +129,16 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
     Nystrom: [lambda: Nystrom(rank=3, damping=0.1)],
     SingleLoop: [lambda: SingleLoop(line_search_every=2, preconditioned=True)],
 }
+
+
+# A layer that a network ends in; it computes nothing from targets.
+NO_LOSS = {NormalizedLinear}
+
+
+def begun(loss: DeferredLoss) -> DeferredLoss:
+    """In its second stage."""
+    loss.reached(9, 10)
+    return loss
 
 
 def moved(space: DesignSpace) -> DesignSpace:
@@ -119,7 +170,7 @@ def subclasses(base: type) -> set[type]:
 
 
 def test_every_public_class_has_an_example() -> None:
-    assert public_classes() == set(EXAMPLES)
+    assert public_classes() - NO_LOSS == set(EXAMPLES)
 
 
 @pytest.mark.parametrize("base", [DesignSpace, Objective, Solver])
@@ -136,6 +187,12 @@ def test_every_class_is_documented_and_exported_by_its_package(kind: type) -> No
     assert getattr(autobalance, kind.__name__) is kind
 
 
+# Losses as modules, called on logits and targets.
+LOSSES = tuple(
+    kind for kind in EXAMPLES if issubclass(kind, nn.Module) and not issubclass(kind, DesignSpace)
+)
+
+
 # Using an example -----------------------------------------------------------------------------
 
 
@@ -149,7 +206,7 @@ def use(thing: Any, dtype: torch.dtype = torch.float32, logits: Tensor | None = 
     """What the thing computes, flat, on the logits given or some of its own."""
     own, target, groups = batch(dtype)
     f = own if logits is None else logits
-    if isinstance(thing, (ParametricCrossEntropy, TunableCrossEntropy, Objective)):
+    if isinstance(thing, (*LOSSES, Objective)):
         return thing(f, target, groups=groups).reshape(-1)
     if isinstance(thing, (SmoothError, CrossEntropyRisk)):
         return thing(f, target)
@@ -220,7 +277,7 @@ def of(*kinds: type) -> Any:
     return pytest.mark.parametrize("build", chosen)
 
 
-@of(ParametricCrossEntropy, TunableCrossEntropy, Objective, *get_args(Surrogate))
+@of(*LOSSES, Objective, *get_args(Surrogate))
 def test_differentiable_in_the_logits(build: Callable[[], Any]) -> None:
     thing = build()
     if isinstance(thing, nn.Module):
@@ -228,6 +285,8 @@ def test_differentiable_in_the_logits(build: Callable[[], Any]) -> None:
     leaf = batch(torch.float64)[0].requires_grad_()
     value = use(thing, torch.float64, leaf)
     assert torch.autograd.grad(value.sum(), leaf)[0].any()
+    if isinstance(thing, QuantileError):
+        return  # its gradient is that of a smoother function than its value
     assert torch.autograd.gradcheck(lambda f: use(thing, torch.float64, f), leaf)
 
 
@@ -249,7 +308,7 @@ def test_differentiable_in_every_free_parameter(build: Callable[[], Any]) -> Non
     assert torch.autograd.gradcheck(at, values)
 
 
-@of(DesignSpace, TunableCrossEntropy, ParametricCrossEntropy)
+@of(DesignSpace, *LOSSES)
 def test_state_dict_carries_everything_that_moves(build: Callable[[], Any]) -> None:
     thing, other = build(), build()
     for t in other.state_dict().values():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,24 @@ def test_imports_point_only_downward(path: Path) -> None:
 
 def test_every_layer_exists() -> None:
     assert set(DEPTH) == {room(path) for path in FILES}
+
+
+LIGHT = [
+    "autobalance",
+    "autobalance.cli",
+    *(
+        f"autobalance.comparison.{name}"
+        for name in (
+            "configuration", "dataset_definitions", "reporting", "statistics", "store", "tables"
+        )
+    ),
+]  # fmt: skip
+
+
+def test_what_only_reads_loads_no_torch() -> None:
+    """So that help and the summary of a comparison show at once."""
+    code = f"import sys, {', '.join(LIGHT)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +19,14 @@ from autobalance.checks import InputError
 from autobalance.objectives import (
     NAMED,
     BalancedError,
+    Blend,
     CrossEntropyRisk,
+    CVaRError,
+    ErrorDeviation,
     Objective,
     Over,
+    QuantileError,
+    RunningRisks,
     SmoothError,
     WeightedError,
     WorstError,
@@ -67,6 +74,23 @@ def objectives(over: Over, k: int, g: int) -> list[Objective]:
         WeightedError(over=over, weights=weights, surrogate=FIXED),
         WorstError(over=over, surrogate=FIXED),
         WorstError(over=over, softness=0.5, surrogate=SmoothError(temperature=0.3)),
+        CVaRError(over=over, surrogate=FIXED),
+        CVaRError(over=over, fraction=0.55, surrogate=CrossEntropyRisk()),
+        QuantileError(over=over, surrogate=FIXED),
+        QuantileError(over=over, q=0.3, softness=0.4, surrogate=CrossEntropyRisk()),
+        ErrorDeviation(over=over, surrogate=FIXED),
+        Blend(
+            parts=((0.4, BalancedError(over=over)), (0.6, ErrorDeviation(over=over))),
+            surrogate=FIXED,
+        ),
+        Blend(
+            parts=(
+                (0.3, WeightedError(over=over, weights=weights)),
+                (0.5, WorstError(over="group")),
+                (0.2, CVaRError(over="class_and_group", fraction=0.5)),
+            ),
+            surrogate=FIXED,
+        ),
     ]
 
 
@@ -91,6 +115,14 @@ def example_loss(objective: Objective, case: Case, i: int, *, hard: bool) -> flo
 
 
 def oracle(objective: Objective, case: Case, *, hard: bool, weighted: bool = False) -> float:
+    if isinstance(objective, Blend):
+        return sum(
+            weight
+            * oracle(
+                replace(part, surrogate=objective.surrogate), case, hard=hard, weighted=weighted
+            )
+            for weight, part in objective.parts
+        )
     cells: dict[int, list[tuple[float, float]]] = {}
     for i in range(len(case.target)):
         y, g = int(case.target[i]), int(case.groups[i])
@@ -98,12 +130,25 @@ def oracle(objective: Objective, case: Case, *, hard: bool, weighted: bool = Fal
         loss = example_loss(objective, case, i, hard=hard)
         cells.setdefault(cell, []).append((loss, float(case.weight[i]) if weighted else 1.0))
     risks = {c: sum(r * w for r, w in e) / sum(w for _, w in e) for c, e in cells.items()}
+    return aggregate(objective, risks, hard=hard)
+
+
+def aggregate(objective: Objective, risks: dict[int, float], *, hard: bool) -> float:
+    """Of the risks of those cells that there are."""
     values = np.array(list(risks.values()))
     if isinstance(objective, BalancedError):
         return float(values.mean())
     if isinstance(objective, WeightedError):
         omega = np.array([objective.weights[c] for c in risks])
         return float((omega * values).sum() / omega.sum())
+    if isinstance(objective, CVaRError):
+        # Rockafellar and Uryasev: a minimum over the threshold, which is one of the values.
+        size = max(1.0, objective.fraction * len(values))
+        return min(t + np.maximum(values - t, 0.0).sum() / size for t in values)
+    if isinstance(objective, QuantileError):
+        return float(np.quantile(values, objective.q))
+    if isinstance(objective, ErrorDeviation):
+        return float(values.std())
     assert isinstance(objective, WorstError)
     if hard:
         return float(values.max())
@@ -160,8 +205,10 @@ def test_the_numbering_of_the_classes_does_not_matter(case: Case, seed: int) -> 
 @given(case=cases())
 def test_gradient_equals_finite_differences(over: Over, case: Case) -> None:
     for objective in objectives(over, case.k, case.g):
-        if objective.surrogate == SmoothError():
-            continue  # its temperature is held fixed, which finite differences do not
+        # A relative temperature is held fixed, and a quantile has the slope of its neighbourhood;
+        # neither is so for finite differences.
+        if objective.surrogate == SmoothError() or isinstance(objective, QuantileError):
+            continue
         leaf = case.logits.clone().requires_grad_()
         assert torch.autograd.gradcheck(
             lambda f, objective=objective: objective(
@@ -265,6 +312,95 @@ def test_extreme_logits_stay_finite(objective: Objective) -> None:
     assert torch.isfinite(gradient).all()
 
 
+# Quantiles, worst shares, deviations, blends ----------------------------------------------------
+
+
+@given(case=cases(), q=st.floats(0.0, 1.0), softness=st.floats(0.2, 2.0))
+def test_the_slope_of_a_quantile_spreads_over_cells_near_it(
+    case: Case, q: float, softness: float
+) -> None:
+    """Their weights sum to 1 and are the kernel's, which is highest at the quantile."""
+    risks = torch.randn(case.k, generator=torch.Generator().manual_seed(len(case.target)))
+    risks = risks.double().requires_grad_()
+    present = torch.zeros(case.k, dtype=torch.bool).index_fill(0, case.target.unique(), True)
+    value = QuantileError(q=q, softness=softness).aggregate_smoothly(risks, present)
+    (slopes,) = torch.autograd.grad(value, risks)
+    there = risks.detach().numpy()[present.numpy()]
+    near = 1 / np.cosh((there - np.quantile(there, q)) / (2 * softness)) ** 2
+    np.testing.assert_allclose(slopes[present].numpy(), near / near.sum(), rtol=1e-6)
+    assert not slopes[~present].any()
+    assert float(value.detach()) == pytest.approx(np.quantile(there, q), rel=1e-12)
+
+
+@given(case=cases())
+def test_worst_shares_reach_from_the_worst_to_the_mean(case: Case) -> None:
+    found = [
+        float(CVaRError(fraction=f, surrogate=FIXED)(case.logits, case.target))
+        for f in (1e-9, 0.2, 0.5, 0.9, 1.0)
+    ]
+    assert all(a >= b - 1e-12 for a, b in pairwise(found))
+    worst = WorstError(surrogate=FIXED)
+    assert found[0] == pytest.approx(
+        float(worst.value(*worst.sums(case.logits, case.target)))  # the exact maximum
+    )
+    mean = BalancedError(surrogate=FIXED)
+    assert found[-1] == pytest.approx(float(mean(case.logits, case.target)))
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_a_deviation_of_nothing_is_0_and_has_no_gradient(correct: bool) -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).requires_grad_()
+    target = torch.tensor([0, 1] if correct else [1, 0])
+    objective = ErrorDeviation(surrogate=FIXED)
+    value = objective(logits, target)
+    assert float(value.detach()) == 0.0
+    assert not torch.autograd.grad(value, logits)[0].any()
+    assert objective.hard(logits, target) == 0.0
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [CVaRError(), QuantileError(), ErrorDeviation(), WorstError(), BalancedError()],
+    ids=lambda o: type(o).__name__,
+)
+def test_no_example_at_all_gives_0(objective: Objective) -> None:
+    """As in a fold's batch of which nothing is left."""
+    nothing = torch.zeros(0, 3, requires_grad=True)
+    value = objective(nothing, torch.zeros(0, dtype=torch.long))
+    assert float(value.detach()) == 0.0
+    assert torch.autograd.grad(value, nothing, materialize_grads=True)[0].shape == (0, 3)
+
+
+def test_blends_of_two_mix_them() -> None:
+    """Eq. 2.3 of the paper: (1 - mix) of the first and mix of the second."""
+    blend = Blend.of(0.25, "balanced_error", WorstError(softness=0.1))
+    assert blend.parts == ((0.75, BalancedError()), (0.25, WorstError(softness=0.1)))
+
+
+def test_a_blend_is_over_the_cells_of_its_parts() -> None:
+    group, both = BalancedError(over="group"), WorstError(over="class_and_group")
+    assert Blend.of(0.5, group, WorstError(over="group")).over == "group"
+    assert Blend.of(0.5, group, BalancedError()).over == "class_and_group"
+    assert Blend.of(0.5, both, BalancedError()).over == "class_and_group"
+    with pytest.raises(InputError, match="needs groups="):
+        Blend.of(0.5, group, BalancedError())(torch.zeros(1, 2), torch.tensor([0]))
+
+
+def test_a_blend_is_linear_and_important_as_its_parts_are() -> None:
+    weighted = WeightedError(weights=(1.0, 2.0))
+    assert Blend.of(0.5, weighted, BalancedError()).linear
+    assert not Blend.of(0.5, weighted, WorstError()).linear
+    assert Blend.of(0.5, weighted, weighted).importance == (1.0, 2.0)
+    assert Blend.of(0.5, weighted, BalancedError()).importance is None
+    assert Blend.of(0.5, CVaRError(), BalancedError()).importance is None
+
+
+@pytest.mark.parametrize("over", OVERS)
+def test_only_means_with_fixed_weights_are_linear(over: Over) -> None:
+    kinds = {type(o).__name__ for o in objectives(over, 3, 2) if o.linear}
+    assert kinds == {"BalancedError", "WeightedError"}
+
+
 # Effective size -------------------------------------------------------------------------------
 
 
@@ -304,6 +440,199 @@ def test_effective_size_takes_the_objectives_own_cells(over: Over, cells: list[i
 def test_effective_size_of_equal_cells_is_their_sum() -> None:
     assert BalancedError().effective_size([50, 50, 50]) == pytest.approx(150.0)
     assert WorstError().effective_size([50, 50, 50]) == pytest.approx(50.0)
+
+
+@given(counts=st.lists(st.integers(0, 500), min_size=2, max_size=8).filter(any))
+def test_effective_sizes_of_the_others(counts: list[int]) -> None:
+    """Of a share of the cells that of so many drawn at random; of a blend, deviations add up."""
+    n = np.array([c for c in counts if c], dtype=float)
+    one = WorstError().effective_size(counts)
+    balanced = BalancedError().effective_size(counts)
+    for fraction in (0.01, 0.5, 1.0):
+        cells = max(1.0, fraction * len(n))
+        found = CVaRError(fraction=fraction).effective_size(counts)
+        assert found == pytest.approx(cells * one)
+    assert CVaRError(fraction=1.0).effective_size(counts) == pytest.approx(balanced)
+    assert QuantileError().effective_size(counts) == pytest.approx(one)
+    assert ErrorDeviation().effective_size(counts) == pytest.approx(balanced)
+    blend = Blend(parts=((1.0, BalancedError()), (3.0, WorstError())))
+    deviation = 0.25 / balanced**0.5 + 0.75 / one**0.5
+    assert blend.effective_size(counts) == pytest.approx(deviation**-2)
+    present = np.array(counts) > 0
+    mixed = 0.25 * BalancedError().shares(present) + 0.75 * WorstError().shares(present)
+    np.testing.assert_allclose(blend.shares(present), mixed)
+
+
+def test_the_effective_size_of_a_blend_takes_each_parts_cells() -> None:
+    blend = Blend.of(0.5, BalancedError(), BalancedError(over="group"))
+    sizes = [BalancedError().effective_size(c) for c in ([12, 4], [10, 6])]
+    deviation = sum(0.5 / n**0.5 for n in sizes)
+    assert blend.effective_size([[8, 2], [4, 2]]) == pytest.approx(deviation**-2)
+
+
+# Running risks --------------------------------------------------------------------------------
+
+
+def slopes_by_hand(objective: Objective, risks: np.ndarray) -> tuple[float, np.ndarray]:
+    """Smooth value and its slope in each of the risks."""
+    if isinstance(objective, WorstError):
+        raised = np.exp(risks / objective.softness)
+        return objective.softness * np.log(raised.mean()), raised / raised.sum()
+    if isinstance(objective, CVaRError):
+        size = max(1.0, objective.fraction * len(risks))
+        rank = np.argsort(np.argsort(-risks))
+        share = np.clip(size - rank, 0.0, 1.0) / size
+        return float(share @ risks), share
+    if isinstance(objective, QuantileError):
+        value = np.quantile(risks, objective.q)
+        near = 1 / np.cosh((risks - value) / (2 * objective.softness)) ** 2
+        return float(value), near / near.sum()
+    assert isinstance(objective, ErrorDeviation)
+    deviation = risks.std()
+    if deviation == 0:
+        return 0.0, np.zeros_like(risks)
+    return deviation, (risks - risks.mean()) / (len(risks) * deviation)
+
+
+class RunningByHand:
+    """The class's formula on a dictionary of (group, class)."""
+
+    def __init__(self, objective: Objective, counts: Any, decay: float, shrinkage: float) -> None:
+        self.objective, self.decay, self.shrinkage = objective, decay, shrinkage
+        self.counts = None if counts is None else np.atleast_2d(counts)
+        self.sums: dict[tuple[int, int], tuple[float, float]] = {}
+
+    def __call__(self, case: Case, grouped: bool, weighted: bool) -> tuple[float, np.ndarray]:
+        """Value, and gradient in the logits."""
+        leaf = case.logits.clone().requires_grad_()
+        loss = self.objective.surrogate(leaf, case.target)
+        weight = case.weight.numpy() if weighted else np.ones(len(case.target))
+        at = [
+            (int(g) if grouped else 0, int(y))
+            for g, y in zip(case.groups, case.target, strict=True)
+        ]
+        mass = {c: sum(w for w, a in zip(weight, at, strict=True) if a == c) for c in set(at)}
+        self.sums = {c: (self.decay * t, self.decay * m) for c, (t, m) in self.sums.items()}
+        for cell, own, w in zip(at, loss.tolist(), weight, strict=True):
+            t, m = self.sums.get(cell, (0.0, 0.0))
+            self.sums[cell] = (t + w * own, m + w)
+        value, slopes = self._value(self.sums)
+        scale = [slopes[c] * w / mass[c] for c, w in zip(at, weight, strict=True)]
+        gradient = torch.autograd.grad(loss, leaf, torch.tensor(scale, dtype=torch.float64))[0]
+        return value, gradient.numpy()
+
+    def _value(
+        self, sums: dict[tuple[int, int], tuple[float, float]]
+    ) -> tuple[float, dict[tuple[int, int], float]]:
+        names = sorted(sums)
+        risks = np.array([sums[c][0] / sums[c][1] for c in names])
+        sizes = np.array(
+            [sums[c][1] if self.counts is None else self.counts[c] for c in names], dtype=float
+        )
+        s = self.shrinkage
+        shrunk = (sizes * risks + s * risks.mean()) / (sizes + s)
+        # How each of these moves with each risk.
+        inner = np.diag(sizes / (sizes + s)) + np.outer(s / (sizes + s), np.ones(len(risks))) / len(
+            risks
+        )
+        kinds = [
+            {"class": c[1], "group": c[0], "class_and_group": c}[self.objective.over] for c in names
+        ]
+        cells = sorted(set(kinds))
+        part = np.array(
+            [[n if kind == c else 0.0 for n, kind in zip(sizes, kinds, strict=True)] for c in cells]
+        )
+        part /= part.sum(axis=1, keepdims=True)
+        value, outer = slopes_by_hand(self.objective, part @ shrunk)
+        return value, dict(zip(names, outer @ part @ inner, strict=True))
+
+
+NOT_LINEAR: list[Objective] = [
+    WorstError(softness=0.2, surrogate=FIXED),
+    WorstError(over="group", softness=0.2, surrogate=FIXED),
+    CVaRError(over="class_and_group", fraction=0.4, surrogate=CrossEntropyRisk()),
+    QuantileError(q=0.6, softness=0.1, surrogate=FIXED),
+    ErrorDeviation(surrogate=FIXED),
+]
+
+
+@pytest.mark.parametrize("objective", NOT_LINEAR, ids=lambda o: f"{type(o).__name__}-{o.over}")
+@given(
+    batches=st.lists(cases(), min_size=1, max_size=4),
+    counted=st.booleans(),
+    grouped=st.booleans(),
+    weighted=st.booleans(),
+)
+def test_running_risks_are_those_of_their_formula(
+    objective: Objective, batches: list[Case], counted: bool, grouped: bool, weighted: bool
+) -> None:
+    """Over batches each of which may lack groups and classes."""
+    grouped = grouped or objective.over != "class"
+    k = max(case.k for case in batches)
+    rows = 3 if grouped else 1
+    counts = (7 + 11 * np.arange(rows * k) % 13).reshape(rows, k) if counted else None
+    running = RunningRisks(objective, counts, decay=0.7, shrinkage=1.5)
+    slow = RunningByHand(objective, counts, 0.7, 1.5)
+    batches[0].groups[0] = 1  # a first batch of group 0 alone says nothing of other groups
+    for case in batches:
+        wide = case._replace(
+            logits=F.pad(case.logits, (0, k - case.k), value=-1.0).requires_grad_(), k=k
+        )
+        value = running(
+            wide.logits,
+            wide.target,
+            groups=wide.groups if grouped else None,
+            sample_weight=wide.weight if weighted else None,
+        )
+        (gradient,) = torch.autograd.grad(value, wide.logits)
+        expected = slow(wide._replace(logits=wide.logits.detach()), grouped, weighted)
+        assert float(value.detach()) == pytest.approx(expected[0], rel=1e-9, abs=2e-6)
+        np.testing.assert_allclose(gradient.numpy(), expected[1], rtol=1e-6, atol=1e-9)
+
+
+@given(batches=st.lists(cases(), min_size=2, max_size=3))
+def test_a_linear_objective_is_left_as_it_is(batches: list[Case]) -> None:
+    for objective in (BalancedError(surrogate=FIXED), BalancedError(over="group")):
+        running = RunningRisks(objective, [5, 5])
+        for case in batches:
+            leaf = case.logits.clone().requires_grad_()
+            given_ = {"groups": case.groups, "sample_weight": case.weight}
+            values = [f(leaf, case.target, **given_) for f in (running, objective)]
+            assert torch.equal(*values)
+            assert torch.equal(*(torch.autograd.grad(v, leaf)[0] for v in values))
+            assert running.hard(leaf, case.target, **given_) == objective.hard(
+                leaf, case.target, **given_
+            )
+        assert running.state_dict() == {"total": None, "mass": None}
+
+
+def test_running_risks_remember_a_class_that_the_batch_lacks() -> None:
+    """It was the worst, and still is; but the batch's own examples alone have gradients."""
+    running = RunningRisks(WorstError(surrogate=FIXED), [50, 50])
+    running(torch.tensor([[3.0, 0.0]] * 2), torch.tensor([0, 1]))
+    leaf = torch.tensor([[3.0, 0.0]], requires_grad=True)
+    value = running(leaf, torch.tensor([0]))
+    assert float(value.detach()) > 0.8
+    alone = torch.autograd.grad(WorstError(surrogate=FIXED)(leaf, torch.tensor([0])), leaf)[0]
+    assert torch.autograd.grad(value, leaf)[0].norm() < 0.05 * alone.norm()
+
+
+@given(batches=st.lists(cases(), min_size=2, max_size=4))
+def test_the_state_of_running_risks_continues_them(batches: list[Case]) -> None:
+    objective = WorstError(over="group", surrogate=FIXED)
+    *before, last = (
+        case._replace(logits=case.logits[:, :2], target=case.target % 2) for case in batches
+    )
+    running = RunningRisks(objective, [[5, 3]] * 3)
+    for case in before:
+        running(case.logits, case.target, groups=case.groups)
+    twin = RunningRisks(objective, [[5, 3]] * 3)
+    twin.load_state_dict(running.state_dict())
+    found = [r(last.logits, last.target, groups=last.groups) for r in (running, twin)]
+    assert torch.equal(*found)
+    fresh = RunningRisks(objective, [[5, 3]] * 3)
+    fresh.load_state_dict(RunningRisks(objective).state_dict())  # of one that saw nothing
+    assert fresh.total is None
 
 
 # Names, cells, refusals -----------------------------------------------------------------------
@@ -356,6 +685,21 @@ def test_weighted_error_over_groups_allows_a_batch_without_the_last() -> None:
         (lambda: WeightedError(weights=(1.0, -1.0)), "one non-negative number per cell"),
         (lambda: WeightedError(weights=(0.0, 0.0)), "one non-negative number per cell, not all 0"),
         (lambda: WeightedError(weights=(1.0, math.nan)), "one non-negative number per cell"),
+        (lambda: CVaRError(fraction=0.0), r"fraction must lie in \(0, 1\]; got 0.0"),
+        (lambda: CVaRError(fraction=1.1), r"fraction must lie in \(0, 1\]; got 1.1"),
+        (lambda: QuantileError(q=-0.1), r"q must lie in \[0, 1\]; got -0.1"),
+        (lambda: QuantileError(q="0.5"), "q must be a number; got '0.5'"),  # type: ignore[arg-type]
+        (lambda: QuantileError(softness=0.0), "softness must be a finite number above 0; got 0"),
+        (lambda: Blend(parts=()), "A blend needs at least one part"),
+        (
+            lambda: Blend(parts=((0.0, BalancedError()),)),
+            "the weight of a part must be a finite number above 0; got 0.0",
+        ),
+        (
+            lambda: Blend(parts=((1.0, "balanced_error"),)),  # type: ignore[arg-type]
+            "A blend's parts are objectives; got str",
+        ),
+        (lambda: Blend.of(1.0, "balanced_error", "cvar_error"), "mix must lie strictly between"),
         (
             lambda: as_objective("accuracy"),
             "objective must be one of balanced_error, .* 'accuracy'",

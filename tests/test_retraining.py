@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from autobalance import training
 from autobalance.checks import InputError, TrainingDiverged
-from autobalance.data.batches import ArrayData, ShuffledBatches
-from autobalance.losses import ParametricCrossEntropy
+from autobalance.data.batches import ArrayData, ResampledBatches, ShuffledBatches
+from autobalance.losses import DeferredLoss, FocalLoss, GroupDROLoss, ParametricCrossEntropy
 from autobalance.objectives import BalancedError
 from autobalance.retraining import retrain
 from autobalance.settings import Recipe
 from autobalance.training import (
     Interrupted,
+    LowerLevel,
     Progress,
     make_fabric,
     make_optimizer,
@@ -57,7 +58,9 @@ def error(model: nn.Module, data: ArrayData) -> float:
 # Training -------------------------------------------------------------------------------------
 
 
-def plain_torch(data: ArrayData, recipe: Recipe, seed: int) -> nn.Module:
+def plain_torch(
+    data: ArrayData, recipe: Recipe, seed: int, sampling: str = "shuffled"
+) -> nn.Module:
     """The same run written out with torch alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -75,7 +78,10 @@ def plain_torch(data: ArrayData, recipe: Recipe, seed: int) -> nn.Module:
                 model.parameters(), lr=0, weight_decay=recipe.weight_decay
             )
         weight = ParametricCrossEntropy.class_weighted(data.counts()).weight
-        stream = ShuffledBatches(len(data), recipe.batch_size, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        stream: Any = ShuffledBatches(len(data), recipe.batch_size, generator)
+        if sampling == "balanced":
+            stream = ResampledBatches(data.cells(), recipe.batch_size, generator)
         total = recipe.steps(len(data))
         for step in range(total):
             for group in optimizer.param_groups:
@@ -89,17 +95,17 @@ def plain_torch(data: ArrayData, recipe: Recipe, seed: int) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_is_the_plain_torch_loop(optimizer: Any) -> None:
+def test_is_the_plain_torch_loop(optimizer: Any, sampling: Any) -> None:
     data = blobs()
     recipe = Recipe(
         epochs=1, min_steps=30, batch_size=32, lr=0.05, optimizer=optimizer, max_grad_norm=0.5
     )
     loss = ParametricCrossEntropy.class_weighted(data.counts())
-    found = quick(network, data, recipe=recipe, seed=7, loss=loss)
-    torch.testing.assert_close(
-        flat(found), flat(plain_torch(data, recipe, 7)), rtol=1e-5, atol=1e-6
-    )
+    found = quick(network, data, recipe=recipe, seed=7, loss=loss, sampling=sampling)
+    expected = plain_torch(data, recipe, 7, sampling)
+    torch.testing.assert_close(flat(found), flat(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_given_is_the_one_trained_with() -> None:
@@ -145,6 +151,78 @@ def test_sample_weights_reach_the_loss() -> None:
     recipe = Recipe(epochs=1, min_steps=150, batch_size=64, lr=0.1)
     predicted = predict_logits(quick(data=weighted, recipe=recipe), data.inputs).argmax(1)
     assert 2 not in predicted.tolist()
+
+
+class Recorded(nn.Module):
+    """Cross-entropy that notes what it is called on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[Tensor] = []
+
+    def __deepcopy__(self, memo: Any) -> Recorded:
+        return self
+
+    def forward(self, logits: Tensor, target: Tensor, *, groups: Any = None, **_: Any) -> Tensor:
+        self.cells.append(target if groups is None else 3 * groups + target)
+        return nn.functional.cross_entropy(logits, target)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_balanced_sampling_shows_every_class_and_group_as_often(groups: bool) -> None:
+    data, loss = blobs((300, 60, 12), groups=groups), Recorded()
+    quick(data=data, loss=loss, sampling="balanced", recipe=Recipe(epochs=1, min_steps=200))
+    shares = torch.bincount(torch.cat(loss.cells)).double() / (200 * 128)
+    cells = 6 if groups else 3
+    assert len(shares) == cells
+    assert float((shares - 1 / cells).abs().max()) < 0.015  # five standard errors
+
+
+def test_balanced_sampling_has_the_smaller_balanced_error() -> None:
+    data, test = blobs((300, 60, 20), spread=1.2), blobs((200, 200, 200), seed=1, spread=1.2)
+    recipe = Recipe(epochs=1, min_steps=150, batch_size=64, lr=0.1)
+    plain, balanced = (
+        error(quick(data=data, recipe=recipe, sampling=sampling), test)
+        for sampling in ("shuffled", "balanced")
+    )
+    assert balanced < plain - 0.1
+
+
+# Losses that change -----------------------------------------------------------------------------
+
+
+def test_a_deferred_loss_switches_at_its_step() -> None:
+    first, then = Recorded(), Recorded()
+    for loss in (first, then):
+        loss.to_dict = dict  # type: ignore[method-assign]
+    quick(loss=DeferredLoss(first, then, start=0.8))
+    assert (len(first.cells), len(then.cells)) == (32, 8)  # of 40 steps
+
+
+def test_a_deferred_loss_is_the_first_then_the_second() -> None:
+    """Never reached it is the first; and it is left as it was given."""
+    first, then = ParametricCrossEntropy.cross_entropy(), FocalLoss()
+    deferred = DeferredLoss(first, then, start=0.999)
+    assert torch.equal(flat(quick(loss=deferred)), flat(quick(loss=first)))
+    assert not torch.equal(flat(quick(loss=DeferredLoss(first, then))), flat(quick(loss=first)))
+    assert not deferred.started
+
+
+def dro() -> GroupDROLoss:
+    loss = GroupDROLoss(2, step_size=0.5)
+    loss.q = torch.tensor([0.3, 0.7])
+    return loss
+
+
+def test_a_loss_with_a_state_starts_from_it_and_is_left_as_it_was() -> None:
+    data, loss = blobs(groups=True), dro()
+    found = quick(data=data, loss=loss)
+    assert loss.q.tolist() == dro().q.tolist()
+    assert torch.equal(flat(quick(data=data, loss=loss)), flat(found))
+    even = quick(data=data, loss=GroupDROLoss(2, step_size=0.5))
+    assert not torch.equal(flat(even), flat(found))
+    fixed = quick(data=data, loss=dro().eval())  # whose weights do not move
+    assert not torch.equal(flat(fixed), flat(found))
 
 
 # Repeating ------------------------------------------------------------------------------------
@@ -209,9 +287,39 @@ def test_a_killed_run_continues_to_the_same_bits(
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        {"loss": dro()},
+        {"loss": DeferredLoss(ParametricCrossEntropy.cross_entropy(), FocalLoss(), 0.4)},
+        {"loss": DeferredLoss(ParametricCrossEntropy.cross_entropy(), FocalLoss(), 0.7)},
+        {"sampling": "balanced"},
+    ],
+    ids=["group DRO", "switched before", "switches after", "balanced"],
+)
+def test_a_killed_run_remembers_its_loss_and_sampling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(progress: Progress) -> None:
+        if progress.step >= 20:
+            raise Killed
+
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    given = {"data": blobs(groups=True), **given}
+    whole = quick(network, **given)
+    with pytest.raises(Killed):
+        quick(network, **given, checkpoint=tmp_path / "c", progress=kill)
+    found = quick(network, **given, checkpoint=tmp_path / "c")
+    assert torch.equal(flat(found), flat(whole))
+
+
+@pytest.mark.parametrize(
     ("changed", "part"),
     [
         ({"seed": 1}, "seed"),
+        ({"sampling": "balanced"}, "sampling"),
         ({"loss": ParametricCrossEntropy.logit_adjusted([3, 2, 1])}, "loss"),
         ({"recipe": Recipe(epochs=2, min_steps=40)}, "recipe"),
         ({"data": blobs(seed=3)}, "data"),
@@ -323,6 +431,7 @@ def test_ctrl_c_keeps_the_network_so_far() -> None:
         ({"data": [1, 2]}, "data must be an ArrayData; got list. Build one"),
         ({"factory": dict}, "must return a torch.nn.Module; got dict"),
         ({"device": "abacus"}, "The device 'abacus' cannot be used here"),
+        ({"sampling": "even"}, "sampling must be one of balanced, shuffled; got 'even'"),
         (
             {"loss": ParametricCrossEntropy.logit_adjusted([5, 3])},
             "parameters for 2 classes, but the network returned logits of width 3",
@@ -354,6 +463,28 @@ def test_predict_logits_is_in_evaluation_mode_and_gives_modes_back() -> None:
     assert int(model[1].num_batches_tracked) == 0
     torch.testing.assert_close(found, model.eval()(inputs).detach(), rtol=1e-6, atol=1e-6)
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("remembered", [1, 3])
+def test_the_lower_level_keeps_its_last_batches(remembered: int) -> None:
+    """And they come back with its state."""
+
+    def lower() -> LowerLevel:
+        with seeded(0):
+            return LowerLevel(network, blobs(), QUICK, make_fabric("cpu"), 0, remembered=remembered)
+
+    first, loss = lower(), Recorded()
+    assert len(first.recent) == 0
+    for _ in range(5):
+        first.step(loss)
+        assert len(first.recent) == min(len(loss.cells), remembered)
+    kept = loss.cells[-remembered:]
+    assert all(torch.equal(b.target, y) for b, y in zip(first.recent, kept, strict=True))
+    second = lower()
+    second.load_state_dict(first.state_dict())
+    assert all(
+        torch.equal(a.inputs, b.inputs) for a, b in zip(first.recent, second.recent, strict=True)
+    )
 
 
 def test_make_fabric_on_the_cpu() -> None:

@@ -25,6 +25,7 @@ from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import ClassSpace, GroupSpace, HierarchicalSpace
 from autobalance.training import Interrupted, Progress, predict_logits
+from autobalance.tuner import LossTuner
 from helpers import blobs, linear_factory
 
 QUICK = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
@@ -113,6 +114,51 @@ def test_finds_a_loss_better_than_cross_entropy_from_cross_entropy() -> None:
         model = retrain(linear_factory(), data, loss, recipe=recipe, device="cpu")
         errors.append(BalancedError().hard(predict_logits(model, test.inputs), test.target))
     assert errors[1] < errors[0] - 0.1
+
+
+# Its settings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_products_are_averaged_over_so_many_of_the_last_batches(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    trained: list[Tensor] = []
+    used: list[list[Tensor]] = []
+    step, hypergradient = training.LowerLevel.step, LossTuner.hypergradient
+
+    def watched_step(self: Any, loss: Any) -> Tensor:
+        value = step(self, loss)
+        trained.append(self.recent[-1].inputs)
+        return value
+
+    def watched(self: Any, model: Any, batches: Any, *rest: Any, **options: Any) -> Any:
+        used.append([*trained[-number:]])
+        assert len(batches) == number
+        assert all(torch.equal(b.inputs, x) for b, x in zip(batches, used[-1], strict=True))
+        return hypergradient(self, model, batches, *rest, **options)
+
+    monkeypatch.setattr(training.LowerLevel, "step", watched_step)
+    monkeypatch.setattr(LossTuner, "hypergradient", watched)
+    quick(settings=replace(UPPER, training_batches=number))
+    assert len(used) == 7
+
+
+def test_the_upper_optimizer_is_the_one_named() -> None:
+    """The first step of Adam is lr in size, whatever the gradient; that of SGD is lr times it."""
+    moved = {}
+    for kind in ("adam", "sgd"):
+        result = quick(
+            settings=replace(UPPER, optimizer=kind, lr=0.01, every=30),
+            space=lambda counts: HierarchicalSpace(counts, tau=0.0, sigma_eps=1e-6),
+        )
+        [first] = result.history
+        moved[kind] = abs(result.design["tau"]), first.norm
+    assert moved["adam"][0] == pytest.approx(0.01, rel=1e-3)
+    change, norm = moved["sgd"]
+    assert norm == moved["adam"][1]
+    assert 0.0 < change <= 0.01 * norm * (1 + 1e-3)
+    assert change != pytest.approx(0.01, rel=0.1)
 
 
 # The record -----------------------------------------------------------------------------------
@@ -442,6 +488,17 @@ def test_with_one_fold_there_is_no_choice() -> None:
     assert (result.candidates, result.choice, result.training_runs) == ([], "designed", 1.0)
 
 
+def test_choose_alone_decides_whether_there_is_a_final_choice() -> None:
+    with_, without = (
+        quick(settings=replace(UPPER, folds=2, choose=choose)) for choose in (True, False)
+    )
+    assert with_.history == without.history
+    assert (len(with_.candidates), with_.training_runs) == (3, 8.0)
+    assert (without.candidates, without.choice, without.training_runs) == ([], "designed", 2.0)
+    designed = next(c.loss for c in with_.candidates if c.name == "designed")
+    assert without.loss.to_dict() == designed.to_dict()
+
+
 class Killed(BaseException):
     """What no handler of the search knows: the state on disk is all that is left."""
 
@@ -480,6 +537,27 @@ def test_a_killed_search_continues_to_the_same_bits(
     again = quick(**given, checkpoint=path, progress=seen.append)  # it was finished
     assert without_time(again) == without_time(whole)
     assert len(seen) == calls
+
+
+@pytest.mark.parametrize("step", [27, 36])
+@pytest.mark.parametrize(
+    "changed", [{}, {"training_batches": 3}, {"training_batches": 3, "optimizer": "sgd"}], ids=str
+)
+def test_a_killed_search_remembers_risks_batches_and_momentum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, changed: dict[str, Any]
+) -> None:
+    """Those of an objective that is not linear, and the batches of the next upper step."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    given: dict[str, Any] = {
+        "factory": noisy_network,
+        "settings": SearchSettings(every=3, warmup=0.5, validation_batch_size=12, **changed),
+        "objective": "worst_class_error",
+    }
+    whole = quick(**given)
+    path = tmp_path / "search.checkpoint"
+    with pytest.raises(Killed):
+        quick(**given, checkpoint=path, progress=killed_at(step, "search"))
+    assert without_time(quick(**given, checkpoint=path)) == without_time(whole)
 
 
 @pytest.mark.parametrize(

@@ -439,6 +439,26 @@ def test_a_state_continues_bit_for_bit(copied: bool) -> None:
         assert torch.equal(position(second), position(first))
 
 
+def test_running_risks_are_part_of_the_state() -> None:
+    """One memory per replica; without it the next step differs."""
+
+    def fresh() -> LossTuner:
+        return tuner(objective=WorstError(surrogate=SmoothError(1.0)))
+
+    first = fresh()
+    for i in range(3):
+        both(first, i)
+    state = copy.deepcopy(first.state_dict())
+    second, forgetful = fresh(), fresh()
+    second.load_state_dict(state)
+    forgetful.load_state_dict({**state, "running": {}})
+    steps = [both(t, 3) for t in (first, second, forgetful)]
+    assert steps[1] == steps[0]
+    assert steps[2].objective != steps[0].objective
+    assert torch.equal(position(second), position(first))
+    assert not torch.equal(position(forgetful), position(first))
+
+
 def test_a_state_holds_tensors_and_plain_values_alone() -> None:
     """So that it can be written without pickle; with one entry for each replica."""
     upper = tuner()

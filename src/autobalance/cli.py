@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from autobalance import __version__
-from autobalance.checks import InputError, TrainingDiverged, whole
+from autobalance.checks import InputError, TrainingDiverged, one_of, whole
 from autobalance.files import checkpoint_files, output_folder, to_json, write_atomically
 from autobalance.settings import Recipe, SearchSettings
 
@@ -209,16 +209,17 @@ def _parser() -> ArgumentParser:
         "--data",
         type=str | None,
         default=None,
-        help="folder of the datasets' files; by default AUTOBALANCE_DATA",
+        help="folder of the datasets' files; by default AUTOBALANCE_DATA, or for files of your own "
+        "that of the YAML file",
     )
     compare.add_argument("--jobs", type=int, default=1, help="cells at a time")
     compare.add_argument("--threads", type=int, default=1, help="of torch, per cell")
     compare.add_argument(
-        "--backend", type=str | None, default=None, help="joblib's, such as ray or dask"
+        "--backend", type=str | None, default=None, help="ray, or one of joblib's, such as dask"
     )
     compare.add_argument("--device", type=str, default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
     compare.add_argument(
-        "--again", type=list[str], default=[], help="methods to run though they have finished"
+        "--again", type=str, nargs="+", default=[], help="methods to run though they have finished"
     )
     compare.add_argument("--summary", action="store_true", help="run nothing, show what there is")
     compare.add_argument("--json", type=str | None, default=None, help="file for the summary")
@@ -445,6 +446,8 @@ def _compare(options: Namespace, command: str) -> int:
     configuration = read_configuration(options.config)
     if options.subset is not None:
         configuration = configuration.subset(options.subset)
+    for name in options.again:
+        one_of("again", name, configuration.methods)
     out = Path(options.out)
     store = Store(out / "cells.jsonl")
     failed: list[dict[str, Any]] = []
@@ -459,11 +462,27 @@ def _compare(options: Namespace, command: str) -> int:
     if not options.summary and found:
         report = write_report(out, found, date=date.today().isoformat(), command=command)
         print(f"Results: {store.path}\nTables: {report}")
+    for line in _failures(failed):
+        _complain(line, FAILED)
+    return FAILED if failed else DONE
+
+
+def _failures(failed: list[dict[str, Any]]) -> list[str]:
+    """A line per reason, with the cells that failed for it."""
+    reasons: dict[str, dict[str, list[int]]] = {}
     for record in failed:
         aim = "" if record["objective"] is None else f" for {record['objective']}"
-        where = f"{record['method']} on {record['dataset']}{aim}, seed {record['seed']}"
-        _complain(f"failed: {where}: {record['reason']}", FAILED)
-    return FAILED if failed else DONE
+        what = f"{record['method']}{aim} on {record['dataset']}"
+        reasons.setdefault(record["reason"], {}).setdefault(what, []).append(record["seed"])
+    lines = []
+    for reason, places in reasons.items():
+        cells = [
+            f"{what}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            for what, seeds in places.items()
+        ]
+        number = sum(map(len, places.values()))
+        lines.append(f"{number} cell{'s' * (number > 1)} failed: {'; '.join(cells)}: {reason}")
+    return lines
 
 
 def _run_cells(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,6 +26,11 @@ _SUMMARY = (
     "worst_class_and_group_error",
 )
 
+
+# Characters of a cell's reason that its line shows; the end of the run shows all.
+REASON = 120
+# Of tables that no terminal's width limits.
+FILE_WIDTH = 120
 
 _CHOICES = {
     "designed": "the designed loss",
@@ -103,23 +110,39 @@ class CellProgress:
         aim = "" if record["objective"] is None else f" for {record['objective']}"
         what = f"{record['dataset']}, {record['method']}{aim}, seed {record['seed']}"
         if record["status"] == "finished":
-            name, value = next(iter(record["objectives"].items()))
-            ended = (
-                f"{name.replace('_', ' ')} {_percent(value)} %, {record['seconds']['wall']:.1f} s"
-            )
+            ended = f"{_objective(record)}{record['seconds']['wall']:.1f} s"
         else:
-            ended = f"failed: {record['reason']}"
+            ended = f"failed: {shorten(record['reason'], REASON, placeholder=' ...')}"
         self._console.print(_plain(f"{done}/{total} {what}: {ended}"))
 
 
+def _objective(record: dict[str, Any]) -> str:
+    """The value that the cell was for, or the first; nothing where the data has no groups for it."""
+    values = record["objectives"]
+    name = record["objective"] if record["objective"] in values else next(iter(values), None)
+    return "" if name is None else f"{name.replace('_', ' ')} {_percent(values[name])} %, "
+
+
 def print_comparison(summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Tables of a comparison, objective by objective."""
+    """Tables of a comparison, objective by objective, each with a line between it and the next."""
     from autobalance.comparison.tables import terminal_tables
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
     for summary in summaries:
         for table in terminal_tables(summary):
+            _narrow(table)
             console.print(table)
+            console.print()
+
+
+def _narrow(table: Table) -> None:
+    """Lean, with a word per line in its headings, so that 80 columns cut none; names wrap instead."""
+    table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, (0, 1, 0, 0)
+    for column in table.columns:
+        column.no_wrap = False
+        column.header = str(column.header).replace(" ", "\n").replace("95\n%", "95 %")
 
 
 def print_methods(methods: dict[str, dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from autobalance.data.batches import (
     ArrayData,
     BalancedBatches,
     Batch,
+    ResampledBatches,
     ShuffledBatches,
     as_batch,
     as_batches,
@@ -84,6 +85,43 @@ def test_balanced_batches_take_turns_fairly_and_go_through_each_cell() -> None:
     stream = torch.cat(list(islice(BalancedBatches(cells, 2, seeded()), 50)))
     assert torch.bincount(cells[stream]).tolist() == [20] * 5
     assert torch.bincount(stream).tolist() == [5] * 20
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 100),
+)
+def test_resampled_batches_are_full_and_draw_every_cell_as_likely(
+    counts: list[int], size: int, seed: int
+) -> None:
+    cells = torch.repeat_interleave(torch.arange(len(counts)) * 3, torch.tensor(counts))
+    draws = list(islice(ResampledBatches(cells, size, seeded(seed)), 1 + 4000 // size))
+    assert {len(d) for d in draws} == {size}
+    drawn = torch.cat(draws)
+    shares = torch.bincount(cells[drawn] // 3, minlength=len(counts)).double() / len(drawn)
+    assert float((shares - 1 / len(counts)).abs().max()) < 5 * 0.5 / 4000**0.5
+    within = torch.bincount(drawn, minlength=len(cells))[cells == 0].double()
+    expected = len(drawn) / len(counts) / counts[0]
+    assert float((within - expected).abs().max()) < 6 * expected**0.5 + 1
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "resampled", "balanced"])
+def test_the_state_of_a_stream_continues_it(kind: str) -> None:
+    cells = torch.arange(40) % 3
+
+    def fresh(seed: int) -> Any:
+        return {
+            "shuffled": lambda: ShuffledBatches(40, 7, seeded(seed)),
+            "resampled": lambda: ResampledBatches(cells, 7, seeded(seed)),
+            "balanced": lambda: BalancedBatches(cells, 7, seeded(seed)),
+        }[kind]()
+
+    first, second = fresh(0), fresh(1)
+    for _ in range(4):
+        next(first)
+    second.load_state_dict(first.state_dict())
+    assert all(torch.equal(next(first), next(second)) for _ in range(20))
 
 
 # Data -----------------------------------------------------------------------------------------

@@ -78,9 +78,21 @@ class Cell:
 
 
 def cells_of(configuration: Configuration, data: str | None, device: str) -> list[Cell]:
-    """All cells, dataset by dataset and seed by seed."""
+    """All cells, dataset by dataset and seed by seed.
+
+    Parameters
+    ----------
+    configuration : Configuration
+        What to compare.
+    data : str or None
+        The data folder. Without one, definitions of the user's own lead from the configuration's.
+    device : str
+        As for `search`.
+    """
     cells = []
     for dataset in configuration.datasets:
+        packaged = isinstance(dataset, str)
+        folder = data if data is not None or packaged else configuration.folder
         for seed in configuration.seeds:
             for name in configuration.methods:
                 method = METHODS.get(name)
@@ -97,7 +109,7 @@ def cells_of(configuration: Configuration, data: str | None, device: str) -> lis
                         recipe=configuration.recipe,
                         search=configuration.search,
                         tuning_runs=configuration.tuning_runs,
-                        data=data,
+                        data=folder,
                         device=device,
                     )
                     for aim in aims
@@ -200,7 +212,7 @@ def objective_of(name: str, counts: np.ndarray) -> Objective:
     "weighted_error(p)" weighs class k's error by n_k^p, n_k its number of training examples: p = 0
     is the balanced error, p = 1 the plain one on data of the same class frequencies.
     """
-    power = re.fullmatch(r"weighted_error\((-?[\d.]+)\)", name)
+    power = re.fullmatch(r"weighted_error\((-?\d+(?:\.\d+)?)\)", name)
     if power is None:
         return as_objective(name)
     weights = np.asarray(counts, dtype=float) ** float(power[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from autobalance.checks import InputError, one_of, whole
 from autobalance.comparison.dataset_definitions import (
     DatasetDefinition,
+    definition_of,
     packaged_definitions,
     read_definitions,
 )
@@ -24,6 +26,7 @@ DEFAULT_METHODS = (
     "logit_adjustment_tuned",
     "autobalance",
 )
+_LISTS = ("datasets", "methods", "seeds", "objectives")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +52,13 @@ class Configuration:
         Training runs that a tuned method spends before it retrains.
     subsets : mapping
         By name, other values of these settings, for a part of the comparison.
+    folder : str, optional
+        Where relative paths of definitions of your own lead from, without a data folder.
 
     Raises
     ------
     InputError
-        If a value is not of its kind.
+        If a value is not of its kind, or something is named twice.
     """
 
     datasets: tuple[str | DatasetDefinition, ...]
@@ -64,9 +69,10 @@ class Configuration:
     search: SearchSettings = field(default_factory=SearchSettings)
     tuning_runs: int = 8
     subsets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    folder: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("datasets", "methods", "seeds", "objectives"):
+        for key in _LISTS:
             if not getattr(self, key):
                 raise InputError(f"{key} must name at least one.")
         for key in ("methods", "objectives"):
@@ -75,12 +81,23 @@ class Configuration:
                     raise InputError(f"{key} must be a list of names; got {value!r} in it.")
         for seed in self.seeds:
             whole("each of seeds", seed, least=0)
+        names = [d if isinstance(d, str) else d.name for d in self.datasets]
+        for key, values in (("datasets", names), *((k, getattr(self, k)) for k in _LISTS[1:])):
+            twice = [v for i, v in enumerate(values) if v in values[:i]]
+            if twice:
+                raise InputError(f"{key} names {twice[0]} twice. Name each once.")
         whole("tuning_runs", self.tuning_runs, least=2)
 
     def subset(self, name: str) -> Configuration:
         """The comparison with the settings of a subset in place of its own."""
+        if not self.subsets:
+            raise InputError(f"There is no subset {name!r}: the configuration names no subsets.")
         one_of("subset", name, self.subsets)
         changes = _settings(self.subsets[name], f"subset {name}")
+        if "subsets" in changes:
+            raise InputError(
+                f"subset {name}: a subset has none of its own. Name it beside this one."
+            )
         return replace(self, **changes, subsets={})
 
 
@@ -88,8 +105,8 @@ def read_configuration(path: str | Path) -> Configuration:
     """A configuration from a YAML file.
 
     A dataset is the name of a packaged one, or a mapping with the settings of a
-    `DatasetDefinition`. Its relative `path` is looked for in the data folder, and where none is
-    given beside the YAML file. `seeds` may be a number n, for 0 to n - 1.
+    `DatasetDefinition`. Its relative `path` leads from the data folder, and where none is given
+    from that of the YAML file. `seeds` may be a number n, for 0 to n - 1.
 
     Raises
     ------
@@ -116,19 +133,19 @@ def read_configuration(path: str | Path) -> Configuration:
             isinstance(v, Mapping) for v in subsets.values()
         ):
             raise InputError(f"{path}: subsets must map names to settings.")
-        configuration = Configuration(**values)
+        configuration = Configuration(**values, folder=str(path.parent))
         for name in subsets:
             configuration.subset(name)
     except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: {error}.") from None
+        reason = str(error).removesuffix(".")
+        where = "" if str(path) in reason else f"{path}: "
+        raise InputError(f"{where}{reason}.") from None
     return configuration
 
 
 def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Arguments of `Configuration` from what YAML gives."""
-    known = [f.name for f in fields(Configuration)]
+    known = [f.name for f in fields(Configuration) if f.name != "folder"]
     values: dict[str, Any] = {}
     for key, value in content.items():
         if key not in known:
@@ -139,7 +156,7 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
             value = _record(SearchSettings, value, f"{where}: search")
         elif key == "seeds" and isinstance(value, int):
             value = tuple(range(whole("seeds", value, least=1)))
-        elif key in ("datasets", "methods", "seeds", "objectives"):
+        elif key in _LISTS:
             if not isinstance(value, list):
                 raise InputError(f"{where}: {key} must be a list; got {value!r}.")
             value = tuple(_dataset(v, where) for v in value) if key == "datasets" else tuple(value)
@@ -171,8 +188,11 @@ def _dataset(value: Any, where: str) -> str | DatasetDefinition:
 
 def resolved(dataset: str | DatasetDefinition) -> DatasetDefinition:
     """The definition of a dataset given by name, or as it is."""
-    from autobalance.comparison.dataset_definitions import definition_of
+    return (
+        dataset if isinstance(dataset, DatasetDefinition) else definition_of(dataset, _packaged())
+    )
 
-    if isinstance(dataset, DatasetDefinition):
-        return dataset
-    return definition_of(dataset, packaged_definitions())
+
+@lru_cache  # asked for by every cell
+def _packaged() -> dict[str, DatasetDefinition]:
+    return packaged_definitions()

@@ -31,12 +31,16 @@ def as_json(found: Sequence[dict[str, Any]]) -> str:
 
 
 def write_report(folder: Path, found: Sequence[dict[str, Any]], *, date: str, command: str) -> Path:
-    """BENCHMARKS.md with a critical difference diagram per objective, and summary.json.
+    """BENCHMARKS.md, its critical difference diagrams, and summary.json.
+
+    An objective has a diagram where two methods are ranked over two families of datasets.
 
     Returns the path of BENCHMARKS.md.
     """
     pictures = {
-        s["metric"]: critical_difference_plot(s) for s in found if len(s["average_rank"]) > 1
+        s["metric"]: critical_difference_plot(s)
+        for s in found
+        if s["tests"]["critical_difference"] is not None
     }
     names = {metric: f"ranks-{_plain(metric)}.svg" for metric in pictures}
     text = markdown(*found, date=date, command=command, plots=names)

@@ -1,9 +1,14 @@
-"""All cells of a comparison, run side by side by joblib, each kept as it ends."""
+"""All cells of a comparison, run side by side by joblib or Ray, each kept as it ends."""
 
 from __future__ import annotations
 
+import os
+import signal
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from multiprocessing import current_process
 from typing import Any
 
 import joblib
@@ -36,8 +41,8 @@ def run_cells(
     jobs : int
         How many at a time; 1 runs them in this process.
     backend : str, optional
-        joblib's: by default processes on this machine; "ray" or "dask" run them where that
-        library's cluster is, which must be able to read the data folder.
+        By default processes on this machine; "ray", or "dask" and others of joblib's, run them
+        where that library's cluster is, which must be able to read the data folder.
     threads : int
         Of torch, per cell.
     again : sequence of str
@@ -56,7 +61,9 @@ def run_cells(
         if cell.method in again or not store.finished(cell.key, cell.identity())
     ]
     done = len(cells) - len(waiting)
-    with _backend(backend):
+    with _backend(backend), warnings.catch_warnings():
+        # joblib's advice to whoever stops it, which Ctrl-C does.
+        warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed")
         for record in _records(waiting, jobs, threads, backend):
             store.append(record)
             done += 1
@@ -67,14 +74,45 @@ def run_cells(
 def _records(
     cells: Sequence[Cell], jobs: int, threads: int, backend: str | None
 ) -> Iterator[dict[str, Any]]:
+    if backend == "ray":
+        yield from _by_ray(cells, jobs, threads)
+        return
     if jobs == 1 and backend is None:
         for cell in cells:
             yield run_cell(cell, threads)
         return
-    tasks = (joblib.delayed(run_cell)(cell, threads) for cell in cells)
+    tasks = (joblib.delayed(_in_worker)(cell, threads) for cell in cells)
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     records: Any = parallel(tasks)
     yield from records
+
+
+def _in_worker(cell: Cell, threads: int) -> dict[str, Any]:
+    if current_process().name != "MainProcess":
+        # Ctrl-C reaches all processes of a terminal; this one alone would answer with a traceback.
+        with suppress(ValueError):  # not in the process's main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return run_cell(cell, threads)
+
+
+def _by_ray(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[dict[str, Any]]:
+    """As they end, which joblib's own Ray backend cannot: it returns all at the end."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, configure_logging=False)
+    remote: Any = ray.remote(run_cell)
+    task = remote.options(num_cpus=threads)
+    waiting, running = deque(cells), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(task.remote(waiting.popleft(), threads))
+            [ended], running = ray.wait(running, num_returns=1)
+            yield ray.get(ended)
+    finally:
+        for left in running:
+            ray.cancel(left, force=True)
 
 
 def _backend(name: str | None) -> AbstractContextManager[Any]:
@@ -82,12 +120,14 @@ def _backend(name: str | None) -> AbstractContextManager[Any]:
         return nullcontext()
     try:
         if name == "ray":
-            from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
+            # Without it Ray hides all GPUs from tasks that reserve none.
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            import ray  # noqa: F401
 
-            register_ray()
+            return nullcontext()
         return joblib.parallel_config(backend=name)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"joblib has no backend {name!r} here ({str(error).splitlines()[0]}). Install its "
-            "library (pip install ray), or leave the backend out."
+            f"There is no backend {name!r} here ({str(error).splitlines()[0].rstrip('.')}). Install "
+            "its library (for Ray: pip install ray), or leave --backend out."
         ) from None
