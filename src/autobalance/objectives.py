@@ -42,11 +42,11 @@ class SmoothError:
     ----------
     temperature : float or None
         T, on the scale of the logits. None takes `relative` times the batch's mean absolute
-        margin |f_y - max_{j != y} f_j|, held fixed under differentiation. Small T counts only
-        examples at the boundary, and with few of them the objective is noisy; large T counts all
-        alike, and the objective is biased, the more so where a cell mixes frequent and rare classes.
+        margin |f_y - max_{j != y} f_j|, and differentiates through it: so rescaling the logits
+        does not change the objective, and widening margins that are wide already does not pay.
     relative : float
-        See `temperature`.
+        See `temperature`. Small values count only examples at the boundary, and with few of them
+        the objective is noisy; large ones count all alike.
     """
 
     temperature: float | None = None
@@ -63,7 +63,7 @@ class SmoothError:
         margin = own - others
         scale = self.temperature
         if scale is None:
-            mean = margin.detach().abs().mean()
+            mean = margin.abs().mean()
             # All margins are 0 where the head is initialised at 0.
             scale = self.relative * torch.where(mean > 0, mean, 1.0)
         return torch.sigmoid(-margin / scale)
@@ -462,7 +462,7 @@ class Gap(Objective):
         return self.from_rates(total / torch.where(mass > 0, mass, 1.0), mass, smoothly)
 
     def spread(self, rates: Tensor, present: Tensor, smoothly: bool) -> Tensor:
-        """max - min over groups ``(g, ...)``, cells that are absent left out; 0 for one alone."""
+        """Max - min over groups ``(g, ...)``, cells that are absent left out; 0 for one alone."""
         if not smoothly:
             high = torch.where(present, rates, -torch.inf).amax(dim=0)
             low = torch.where(present, rates, torch.inf).amin(dim=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from autobalance.heads.problem import (
 from autobalance.heads.quasinewton import descend
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy, check_width
-from autobalance.objectives import Objective, SmoothError, as_objective
+from autobalance.objectives import Objective, as_objective
 from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.spaces import SpaceFactory, made_space
 from autobalance.training import Interrupted, Progress, ProgressListener, make_fabric
@@ -225,7 +225,6 @@ class _Fold:
     problem: HeadProblem
     held: Batch
     weights: Tensor
-    objective: Objective | None = None
     reference: float = 0.0
     preconditioner: KroneckerPreconditioner | None = None
     direction: Tensor | None = None
@@ -413,11 +412,9 @@ class _HeadSearch:
         held = fold.held
         given = {"groups": held.groups, "sample_weight": held.sample_weight}
         logits = torch.cat([linear(part, fold.weights) for part in _parts(held.inputs)])
-        if fold.objective is None:
-            fold.objective = _pinned(self.objective, logits, held.target)
         leaf = logits.requires_grad_()
         with torch.enable_grad():
-            value = fold.objective(leaf, held.target, **given)
+            value = self.objective(leaf, held.target, **given)
             by_logits = torch.autograd.grad(value, leaf)[0]
         b = torch.zeros_like(fold.weights, dtype=torch.float64)
         for part, g in zip(_parts(held.inputs), _parts(by_logits), strict=True):
@@ -434,7 +431,7 @@ class _HeadSearch:
         fold.direction = solved.direction
         mixed = problem.mixed(solved.direction, design, free)
         problem.release()
-        hard = fold.objective.hard(logits.detach(), held.target, **given)
+        hard = self.objective.hard(logits.detach(), held.target, **given)
         return _FoldResult([-g for g in mixed], float(value.detach()), hard, lower, solved)
 
     def _note(self, results: list[_FoldResult], norm: float) -> None:
@@ -475,21 +472,6 @@ class _HeadSearch:
 
 def _parts(rows: Tensor) -> tuple[Tensor, ...]:
     return rows.split(ROWS)
-
-
-def _pinned(objective: Objective, logits: Tensor, target: Tensor) -> Objective:
-    """The objective with a relative temperature of its surrogate fixed at these logits.
-
-    A temperature that moves with the logits is held fixed under differentiation, so that the
-    gradient would not be that of the value, and a line search could not go by both.
-    """
-    surrogate = objective.surrogate
-    if not isinstance(surrogate, SmoothError) or surrogate.temperature is not None:
-        return objective
-    own = logits.gather(1, target[:, None]).squeeze(1)
-    others = logits.scatter(1, target[:, None], -torch.inf).amax(dim=1)
-    mean = float((own - others).abs().mean())
-    return replace(objective, surrogate=SmoothError(surrogate.relative * mean if mean > 0 else 1.0))
 
 
 def _device(name: str) -> torch.device:
