@@ -157,6 +157,9 @@ def exponentiated_gradient(
     the base learners' classifiers for each prediction, without regard to the group. The objective
     is the balanced error itself: errors of class y cost n / (2 n_y), whatever `task.objective`.
 
+    The bound holds on the training data alone. A base learner that fits these without error meets
+    any bound, and may treat groups unalike on other data.
+
     Parameters
     ----------
     task : Task
