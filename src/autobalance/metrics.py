@@ -1,11 +1,20 @@
-"""Numbers for reports, from predicted and true class indices. numpy only."""
+"""Numbers for reports, from predicted and true class indices. numpy only.
+
+With groups, R_kg is the error of class k within group g: the share of its examples predicted
+wrongly. Groups are treated alike where R_kg does not depend on g.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from autobalance.checks import InputError, same_length, whole
+
+if TYPE_CHECKING:
+    from fairlearn.metrics import MetricFrame
 
 
 def class_errors(target: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -15,6 +24,205 @@ def class_errors(target: np.ndarray, predicted: np.ndarray, num_classes: int) ->
     return np.divide(wrong, counts, out=np.full(num_classes, np.nan), where=counts > 0)
 
 
+# Between groups -------------------------------------------------------------------------------
+
+
+def group_class_errors(
+    target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """R_kg, shape ``(g, k)``, g one more than the largest group index; NaN for empty cells.
+
+    Parameters
+    ----------
+    target, predicted : ndarray
+        Class indices in ``0..num_classes-1``, shape ``(n,)``.
+    groups : ndarray
+        Group indices from 0, shape ``(n,)``.
+    num_classes : int
+        Number of classes k.
+
+    Raises
+    ------
+    InputError
+        If lengths differ, there is no example, or an index is not one.
+    """
+    target, predicted, groups = _indices(target, predicted, groups, num_classes)
+    members = [groups == g for g in range(groups.max() + 1)]
+    return np.stack([class_errors(target[m], predicted[m], num_classes) for m in members])
+
+
+def class_ranges(table: np.ndarray) -> np.ndarray:
+    """max_g - min_g of each class's rates, shape ``(k,)``, from a table ``(g, k)``.
+
+    Cells that are NaN are left out: a class found in one group has range 0, in none NaN.
+    """
+    known = ~np.isnan(table)
+    highest = np.where(known, table, -np.inf).max(axis=0)
+    lowest = np.where(known, table, np.inf).min(axis=0)
+    found = known.any(axis=0)
+    return np.subtract(highest, lowest, out=np.full(table.shape[1], np.nan), where=found)
+
+
+def deo(target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int) -> float:
+    r"""Difference of equal opportunity, :math:`\sum_k (\max_g R_{kg} - \min_g R_{kg})`, in [0, k].
+
+    For two classes and two groups that is :math:`|R_{+,1} - R_{+,2}| + |R_{-,1} - R_{-,2}|`, eq. 4.1
+    of the paper; the sum over classes of the range over groups is our extension of it to more of
+    either. With two classes and any number of groups it is twice fairlearn's
+    ``equalized_odds_difference(agg="mean")``, and not its `equal_opportunity_difference`, which
+    looks at the positive class alone.
+
+    Cells without examples are left out, see `class_ranges`; fairlearn counts a rate of 0 for them.
+
+    Parameters
+    ----------
+    target, predicted, groups, num_classes
+        As for `group_class_errors`, which says what it raises.
+    """
+    return float(
+        np.nansum(class_ranges(group_class_errors(target, predicted, groups, num_classes)))
+    )
+
+
+def equalized_odds_difference(
+    target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int
+) -> float:
+    r""":math:`\max_k (\max_g R_{kg} - \min_g R_{kg})`, in [0, 1].
+
+    With two classes fairlearn's measure of that name (its default, the worst case), but for cells
+    without examples: as for `deo`.
+
+    Parameters
+    ----------
+    target, predicted, groups, num_classes
+        As for `group_class_errors`, which says what it raises.
+    """
+    return float(
+        np.nanmax(class_ranges(group_class_errors(target, predicted, groups, num_classes)))
+    )
+
+
+def equal_opportunity_difference(
+    target: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    num_classes: int,
+    positive: int | None = None,
+) -> float:
+    r""":math:`\max_g R_{+,g} - \min_g R_{+,g}` of the positive class, in [0, 1].
+
+    With two classes fairlearn's measure of that name, but for cells without examples: as for
+    `deo`. NaN where no example is of the positive class.
+
+    Parameters
+    ----------
+    target, predicted, groups, num_classes
+        As for `group_class_errors`, which says what it raises.
+    positive : int, optional
+        The positive class; by default the last.
+    """
+    ranges = class_ranges(group_class_errors(target, predicted, groups, num_classes))
+    positive = num_classes - 1 if positive is None else whole("positive", positive, least=0)
+    if positive >= num_classes:
+        raise InputError(f"positive must be a class, 0 to {num_classes - 1}; got {positive}.")
+    return float(ranges[positive])
+
+
+def demographic_parity_difference(
+    target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int
+) -> float:
+    """Range over groups of the share predicted as a class, the largest of the classes', in [0, 1].
+
+    With two classes the ranges are alike, and this is fairlearn's measure of that name.
+
+    Parameters
+    ----------
+    target, predicted, groups, num_classes
+        As for `group_class_errors`, which says what it raises. `target` plays no part but for its
+        length; all measures of this kind are called alike.
+    """
+    _, predicted, groups = _indices(target, predicted, groups, num_classes)
+    return _parity_difference(predicted, groups, num_classes)
+
+
+def _parity_difference(predicted: np.ndarray, groups: np.ndarray, num_classes: int) -> float:
+    members = [predicted[groups == g] for g in np.unique(groups)]
+    rates = [np.bincount(part, minlength=num_classes) / len(part) for part in members]
+    return float(np.ptp(rates, axis=0).max())
+
+
+def metric_frame(target: np.ndarray, predicted: np.ndarray, groups: Any) -> MetricFrame:
+    """Our measures as a `MetricFrame` of fairlearn: by group, differences, ratios and plots.
+
+    Its metrics are "error", "balanced_error" (over the classes that a group has) and, for each
+    class c, "selection_rate_c", the share predicted as c.
+
+    Parameters
+    ----------
+    target, predicted : ndarray
+        Class indices, shape ``(n,)``.
+    groups : array-like
+        Index or name of each example's group, shape ``(n,)``, or several such columns.
+
+    Raises
+    ------
+    InputError
+        If fairlearn is not installed, or lengths differ.
+    """
+    try:
+        from fairlearn.metrics import MetricFrame
+    except ImportError:
+        raise InputError(
+            "metric_frame needs fairlearn. Install it: pip install 'autobalance[fairness]'."
+        ) from None
+    same_length(target=target, predicted=predicted, groups=groups)
+    target, predicted = np.asarray(target), np.asarray(predicted)
+    metrics: dict[str, Callable[..., float]] = {"error": _error, "balanced_error": _balanced_error}
+    for c in np.union1d(target, predicted).tolist():
+        metrics[f"selection_rate_{c}"] = _selection_rate(c)
+    return MetricFrame(metrics=metrics, y_true=target, y_pred=predicted, sensitive_features=groups)
+
+
+def _error(target: Any, predicted: Any) -> float:
+    return float(np.mean(np.asarray(target) != np.asarray(predicted)))
+
+
+def _balanced_error(target: Any, predicted: Any) -> float:
+    y, guess = np.asarray(target), np.asarray(predicted)
+    return float(np.nanmean(class_errors(y, guess, int(y.max()) + 1)))
+
+
+def _selection_rate(c: int) -> Callable[[Any, Any], float]:
+    return lambda target, predicted: float(np.mean(np.asarray(predicted) == c))
+
+
+def _indices(
+    target: Any, predicted: Any, groups: Any, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The three as checked arrays of indices."""
+    whole("num_classes", num_classes, least=2)
+    given = {"target": target, "predicted": predicted, "groups": groups}
+    if same_length(**given) == 0:
+        raise InputError("There is no example to measure: target is empty.")
+    checked = []
+    for name, values in given.items():
+        array = np.asarray(values)
+        if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < 0:
+            raise InputError(
+                f"{name} must hold indices, whole numbers from 0, of shape (n,); got {array.dtype} of "
+                f"shape {array.shape}. Number the labels first, with numpy.unique(return_inverse=True)."
+            )
+        if name != "groups" and array.max() >= num_classes:
+            raise InputError(
+                f"{name} has class {array.max()}, but there are only {num_classes} classes."
+            )
+        checked.append(array.astype(np.int64))
+    return checked[0], checked[1], checked[2]
+
+
+# Reports --------------------------------------------------------------------------------------
+
+
 def classification_report(
     target: np.ndarray,
     predicted: np.ndarray,
@@ -22,11 +230,12 @@ def classification_report(
     groups: np.ndarray | None = None,
     group_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Error rates in [0, 1]: overall, balanced, worst class, and by class.
+    """Rates of error in [0, 1]: overall, balanced, worst class, by class; named objectives' values.
 
-    With groups the same by group and by (class, group), and each group objective's value.
-    Balanced and worst are over the classes (groups, pairs) present in `target`; a class without
-    examples has None. Beside the errors are the numbers of examples they rest on.
+    With groups the same by group and by (class, group), each group objective's value, and the
+    differences between groups that the functions of this module measure ("deo" alone can exceed
+    1). Means and extremes are over the classes (groups, pairs) present in `target`; what rests
+    on no example is None. Beside the errors are the numbers of examples they rest on.
 
     Parameters
     ----------
@@ -45,6 +254,7 @@ def classification_report(
         "error": float(np.mean(target != predicted)),
         "balanced_error": float(np.nanmean(per_class)),
         "worst_class_error": float(np.nanmax(per_class)),
+        **_other_objectives(per_class[~np.isnan(per_class)]),
         "class_n": np.bincount(target, minlength=num_classes).tolist(),
         "class_errors": _or_none(per_class),
     }
@@ -54,11 +264,16 @@ def classification_report(
         parts = {names[g]: (target[groups == g], predicted[groups == g]) for g in found}
         cells = {name: class_errors(*part, num_classes) for name, part in parts.items()}
         by_group = {name: float(np.mean(y != guess)) for name, (y, guess) in parts.items()}
-        everywhere = np.concatenate(list(cells.values()))
+        everywhere = np.stack(list(cells.values()))
+        ranges = class_ranges(everywhere)
         report |= {
             "worst_group_error": max(by_group.values()),
             "group_balanced_error": float(np.nanmean(everywhere)),
             "worst_class_and_group_error": float(np.nanmax(everywhere)),
+            "deo": float(np.nansum(ranges)),
+            "equalized_odds_difference": float(np.nanmax(ranges)),
+            "equal_opportunity_difference": _or_none(ranges)[-1],
+            "demographic_parity_difference": _parity_difference(predicted, groups, num_classes),
             "group_errors": by_group,
             "group_balanced_errors": {n: float(np.nanmean(c)) for n, c in cells.items()},
             "class_and_group_errors": {n: _or_none(c) for n, c in cells.items()},
@@ -67,6 +282,18 @@ def classification_report(
             },
         }
     return report
+
+
+def _other_objectives(errors: np.ndarray) -> dict[str, float]:
+    """The named objectives that aggregate present classes' errors in other ways."""
+    worst = np.sort(errors)[::-1]
+    size = max(1.0, 0.2 * len(worst))
+    share = np.clip(size - np.arange(len(worst)), 0.0, 1.0)
+    return {
+        "cvar_error": float(worst @ share / size),
+        "quantile_error": float(np.quantile(errors, 0.8)),
+        "balanced_error_and_deviation": float((errors.mean() + errors.std()) / 2),
+    }
 
 
 def _or_none(errors: np.ndarray) -> list[float | None]:

@@ -1,0 +1,1 @@
+"""Baselines of group-sensitive classification, and how their frontiers are measured."""
