@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from autobalance.checks import InputError
@@ -28,6 +30,7 @@ from autobalance.comparison.datasets import (
     packaged_definitions,
     read_definitions,
 )
+from autobalance.data.fashion import CLASSES
 from autobalance.data.longtail import exponential_counts
 from autobalance.networks import SmallCNN, TableNetwork
 from autobalance.settings import Recipe
@@ -123,6 +126,9 @@ def test_definitions_need_no_torch() -> None:
         ({"text": ["t"]}, r"a: text must be a text; got \['t'\]"),
         ({"test_fraction": 1}, "a: test_fraction must lie strictly between 0 and 1"),
         ({"train_size": 0}, "a: train_size must be at least 1"),
+        ({"limit": 0}, "a: limit must be at least 1"),
+        ({"image_size": 1.5}, "a: image_size must be a whole number"),
+        ({"layout": "birds"}, "a: layout must be one of celeba, fashion, .*; got 'birds'"),
         ({"merge_below": -1}, "a: merge_below must be at least 0"),
         (
             {"long_tail": {"largest": 5}},
@@ -494,6 +500,72 @@ def test_fashions_folder_has_a_given_test_set(tmp_path: Path) -> None:
     assert torch.equal(images.train.inputs.flatten(1), flat.train.inputs)
     assert torch.equal(images.test.target, flat.test.target)
     assert images.network()(images.test.inputs).shape == (40, 10)
+
+
+def test_objects_on_textures_are_built_from_fashions_folder(tmp_path: Path) -> None:
+    """As packaged: 8,000 images, of which each seed draws 2,000 to train on."""
+    folder = tmp_path / "fashion_mnist"
+    folder.mkdir()
+    for name, each in (("train", 4000), ("t10k", 1000)):
+        target = np.repeat([CLASSES.index("Sneaker"), CLASSES.index("Ankle boot")], each)
+        images = np.broadcast_to(target[:, None, None] * 20, (2 * each, 28, 28))
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", target)
+    definition = packaged_definitions()["fashion-textures"]
+    problem = load_problem(definition, 0, tmp_path)
+    assert problem.class_names == ("Ankle boot", "Sneaker")
+    assert problem.group_names == ("grass", "gravel")
+    assert problem.train.counts().tolist() == [[950, 50], [50, 950]]
+    assert problem.test.counts().tolist() == [[500, 500], [500, 500]]
+    assert problem.network()(problem.test.inputs[:3]).shape == (3, 2)
+    other = load_problem(definition, 1, tmp_path)
+    assert not torch.equal(problem.train.inputs, other.train.inputs)
+    assert torch.equal(problem.test.inputs, other.test.inputs)
+
+
+def write_photographs(folder: Path, names: list[str]) -> None:
+    for row, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (8 * row, 0, 0)).save(folder / name, quality=95)
+
+
+def test_waterbirds_folder_gives_its_training_and_test_parts(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"img_filename": [f"b/{i:02d}.jpg" for i in range(24)]})
+    rows = rows.assign(y=rows.index % 2, place=rows.index // 2 % 2, split=rows.index // 8)
+    folder = tmp_path / "waterbird_complete95_forest2water2"
+    write_photographs(folder, list(rows["img_filename"]))
+    rows.to_csv(folder / "metadata.csv", index=False)
+    definition = packaged_definitions()["waterbirds"]
+    problem = load_problem(definition, 0, tmp_path)
+    assert problem.class_names == ("landbird", "waterbird")
+    assert problem.group_names == ("land", "water")
+    assert problem.train.counts().tolist() == problem.test.counts().tolist() == [[2, 2], [2, 2]]
+    assert problem.train.inputs.shape == (8, 3, 64, 64)
+    reds = (problem.test.inputs[:, 0, 9, 9] * 255).numpy()
+    np.testing.assert_allclose(reds, [8 * i for i in range(16, 24)], atol=3)
+    few = load_problem(replace(definition, image_size=16, limit=4), 0, tmp_path)
+    assert few.train.inputs.shape == few.test.inputs.shape == (4, 3, 16, 16)
+    with pytest.raises(InputError, match=r"target column 'y' is not in .* has: bird, place"):
+        load_problem(replace(definition, target="y"), 0, tmp_path)
+
+
+def test_celebas_folder_gives_its_training_and_test_parts(tmp_path: Path) -> None:
+    names = [f"{i:06d}.jpg" for i in range(12)]
+    write_photographs(tmp_path / "celeba" / "img_align_celeba", names)
+    signs = [(1, 1), (1, -1), (-1, 1), (-1, -1)] * 3
+    lines = [f"{n} {blond} {male}" for n, (blond, male) in zip(names, signs, strict=True)]
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text(
+        "\n".join(["12", "Blond_Hair Male", *lines])
+    )
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text(
+        "\n".join(f"{name} {i // 4}" for i, name in enumerate(names))
+    )
+    problem = load_problem(packaged_definitions()["celeba"], 0, tmp_path)
+    assert problem.class_names == ("blond", "not blond")
+    assert problem.group_names == ("female", "male")
+    assert problem.train.counts().tolist() == problem.test.counts().tolist() == [[1, 1], [1, 1]]
+    reds = (problem.test.inputs[:, 0, 9, 9] * 255).numpy()
+    np.testing.assert_allclose(reds, [8 * i for i in range(8, 12)], atol=3)
 
 
 # Errors -----------------------------------------------------------------------------------

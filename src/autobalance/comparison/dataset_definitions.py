@@ -16,6 +16,7 @@ from autobalance.settings import Recipe
 
 PACKAGED = "datasets.yaml"
 NETWORKS = ("table", "linear", "cnn")
+LAYOUTS = ("fashion", "fashion-textures", "waterbirds", "celeba")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,20 @@ class DatasetDefinition:
         What results call it.
     path : str
         Relative to the data folder, or absolute. By its suffix a table (.csv, .tsv, also .gz or
-        .xz; .parquet), arrays (.npz), or else a folder with Fashion-MNIST's four IDX files, whose
-        test images are the test set.
+        .xz; .parquet), arrays (.npz), or else a folder as `layout` says, with a test set.
+    layout : str
+        What a folder is: "fashion" has Fashion-MNIST's four IDX files (target "label");
+        "fashion-textures" the same, for the images of `autobalance.data.textures` (target
+        "object", group "background"); "waterbirds" (target "bird", group "place") and "celeba"
+        (target "hair", group "sex") the photographs of `autobalance.data.waterbirds` and
+        `.celeba`, without their validation part.
+    image_size : int
+        Height and width that photographs are scaled to.
+    limit : int, optional
+        At most so many photographs are decoded for training, and as many for testing, whatever the
+        seed: for memory.
     target : str
-        Column, or array, of the classes. The IDX files' is "label".
+        Column, or array, of the classes.
     test_path : str, optional
         A given test set of the same kind; without it the rows of `path` are split.
     groups : tuple of str
@@ -87,6 +98,9 @@ class DatasetDefinition:
     name: str
     path: str
     target: str
+    layout: str = "fashion"
+    image_size: int = 64
+    limit: int | None = None
     test_path: str | None = None
     groups: tuple[str, ...] = ()
     split_by: str | None = None
@@ -128,7 +142,9 @@ class DatasetDefinition:
         fraction(self._key("test_fraction"), self.test_fraction)
         whole(self._key("merge_below"), self.merge_below, least=0)
         whole(self._key("vocabulary"), self.vocabulary, least=1)
-        for key in ("train_size", "test_size"):
+        whole(self._key("image_size"), self.image_size, least=1)
+        one_of(self._key("layout"), self.layout, LAYOUTS)
+        for key in ("train_size", "test_size", "limit"):
             if getattr(self, key) is not None:
                 whole(self._key(key), getattr(self, key), least=1)
         if self.half is not None:

@@ -43,20 +43,35 @@ def read_rows(definition: DatasetDefinition, data: str | Path | None) -> Rows:
                 f"place in it is {name}."
             )
         paths.append((path, path.stat().st_mtime_ns, path.stat().st_size))
-    return _read(tuple(paths), definition.columns, definition.inputs, definition.class_names)
+    form = Form(
+        columns=definition.columns,
+        inputs=definition.inputs,
+        class_names=definition.class_names,
+        layout=definition.layout,
+        image_size=definition.image_size,
+        limit=definition.limit,
+    )
+    return _read(tuple(paths), form)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What of a definition decides how its files are read; see there."""
+
+    columns: tuple[str, ...]
+    inputs: str
+    class_names: str | None
+    layout: str
+    image_size: int
+    limit: int | None
 
 
 @lru_cache(maxsize=1)  # seeds and variants of one dataset follow one another
-def _read(
-    paths: tuple[tuple[Path, int, int], ...],
-    columns: tuple[str, ...],
-    inputs: str,
-    class_names: str | None,
-) -> Rows:
+def _read(paths: tuple[tuple[Path, int, int], ...], form: Form) -> Rows:
     """All rows of a file, or of two; the times and sizes tell files that were replaced."""
     import pandas as pd
 
-    parts = [_read_one(path, columns, inputs, class_names) for path, *_ in paths]
+    parts = [_read_one(path, form) for path, *_ in paths]
     if len(parts) == 1:
         return parts[0]
     first, second = parts
@@ -74,22 +89,30 @@ def _read(
     return Rows(table, joined, len(second.table), first.names)
 
 
-def _read_one(path: Path, columns: tuple[str, ...], inputs: str, names: str | None) -> Rows:
+def _read_one(path: Path, form: Form) -> Rows:
     from autobalance.data.tables import read_table
 
     if path.is_dir():
-        return _read_images(path)
+        return _read_folder(path, form)
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes[-1:] == [".npz"]:
-        return _read_arrays(path, inputs, names)
+        return _read_arrays(path, form.inputs, form.class_names)
     if ".tsv" in suffixes[-2:]:
-        return Rows(_read_delimited(path, "\t", columns))
-    if columns and ".csv" in suffixes[-2:]:
-        return Rows(_read_delimited(path, ",", columns))
+        return Rows(_read_delimited(path, "\t", form.columns))
+    if form.columns and ".csv" in suffixes[-2:]:
+        return Rows(_read_delimited(path, ",", form.columns))
     return Rows(read_table(path))
 
 
-def _read_images(folder: Path) -> Rows:
+def _read_folder(folder: Path, form: Form) -> Rows:
+    if form.layout == "fashion":
+        return _read_fashion(folder)
+    if form.layout == "fashion-textures":
+        return _read_textures(folder)
+    return _read_photographs(folder, form)
+
+
+def _read_fashion(folder: Path) -> Rows:
     import pandas as pd
 
     from autobalance.data.fashion import CLASSES, original
@@ -98,6 +121,39 @@ def _read_images(folder: Path) -> Rows:
     names = np.array(CLASSES)[np.concatenate([train.target, test.target])]
     images = np.concatenate([train.images, test.images])
     return Rows(pd.DataFrame({"label": names}), images, given=len(test.target))
+
+
+def _read_textures(folder: Path) -> Rows:
+    import pandas as pd
+
+    from autobalance.data.textures import OBJECTS, TEXTURES, fashion_textures
+
+    train, test = fashion_textures(folder)
+    target = np.concatenate([train.target, test.target])
+    groups = np.concatenate([train.groups, test.groups])
+    table = {"object": np.array(OBJECTS)[target], "background": np.array(TEXTURES)[groups]}
+    images = np.concatenate([train.images, test.images])
+    return Rows(pd.DataFrame(table), images, given=len(test.target))
+
+
+def _read_photographs(folder: Path, form: Form) -> Rows:
+    import pandas as pd
+
+    from autobalance.data.celeba import celeba
+    from autobalance.data.waterbirds import waterbirds
+
+    read, target, group = {
+        "waterbirds": (waterbirds, "bird", "place"),
+        "celeba": (celeba, "hair", "sex"),
+    }[form.layout]
+    parts = read(folder, size=form.image_size, limit=form.limit)
+    sides = parts.train, parts.test
+    table = {
+        target: np.concatenate([np.array(side.class_names)[side.target] for side in sides]),
+        group: np.concatenate([np.array(side.group_names)[side.groups] for side in sides]),
+    }
+    images = np.concatenate([side.pixels() for side in sides])
+    return Rows(pd.DataFrame(table), images, given=len(parts.test))
 
 
 def _read_arrays(path: Path, inputs: str, names: str | None) -> Rows:

@@ -1,0 +1,133 @@
+"""CelebA: faces with attributes (Liu et al., ICCV 2015), here hair colour by sex.
+
+Of the blond faces few are of men, so that networks take one for the other; the usual task with
+groups since Sagawa et al. (ICLR 2020). The images are for non-commercial research only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from autobalance.checks import InputError, whole
+from autobalance.data.photographs import Photographs, PhotographSplits, numbers, splits
+from autobalance.data.tables import column, read_table
+
+SOURCE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+TARGET, GROUP = "Blond_Hair", "Male"
+COLOURS = ("not blond", "blond")
+SEXES = ("female", "male")
+
+# As published, as packed by Kaggle and as torchvision lays them out.
+ATTRIBUTES = ("list_attr_celeba.csv", "list_attr_celeba.txt", "Anno/list_attr_celeba.txt")
+PARTITION = ("list_eval_partition.csv", "list_eval_partition.txt", "Eval/list_eval_partition.txt")
+IMAGES = ("img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba")
+
+
+def celeba(folder: str | Path, *, size: int = 64, limit: int | None = None) -> PhotographSplits:
+    """Training, validation and test photographs: class is Blond_Hair, group is Male.
+
+    Parameters
+    ----------
+    folder : path
+        With the lists of attributes and of the partition, as .csv or .txt, and the folder
+        ``img_align_celeba``; in its subfolders Anno, Eval and Img as published will do.
+    size : int
+        Height and width, at least 1, that the central square of each 178 x 218 image is scaled to.
+    limit : int, optional
+        At most so many images of each part, in proportion to class and group. All 202,599 images
+        take 10 GB at size 64 if loaded.
+
+    Returns
+    -------
+    PhotographSplits
+        Of 162,770, 19,867 and 19,962 images, read when they are needed: `load` and `batches`.
+
+    Raises
+    ------
+    InputError
+        If a list or the folder of images is missing, a list lacks a column or an image or has
+        another value, or a part has no row. A missing image is told when it is read.
+    """
+    whole("size", size, least=1)
+    folder = Path(folder)
+    listed, divided = _first(folder, ATTRIBUTES), _first(folder, PARTITION)
+    images = _first(folder, IMAGES)
+    attributes = _attributes(listed)
+    table = pd.DataFrame(
+        {
+            "image_id": column(attributes, "image_id", "image"),
+            TARGET: numbers(attributes, TARGET, "target", (-1, 1), listed),
+            GROUP: numbers(attributes, GROUP, "group", (-1, 1), listed),
+        }
+    )
+    partition = _partition(divided)
+    split = pd.Series(
+        numbers(partition, "partition", "split", (0, 1, 2), divided),
+        index=column(partition, "image_id", "image"),
+    )
+    absent = ~table["image_id"].isin(split.index).to_numpy()
+    if absent.any() or split.index.has_duplicates:
+        which = (
+            f"does not have the image {table['image_id'][int(np.argmax(absent))]}"
+            if absent.any()
+            else f"has the image {split.index[split.index.duplicated()][0]} twice"
+        )
+        raise InputError(f"{divided} {which}. Get both lists again from {SOURCE}.")
+    everything = Photographs(
+        files=tuple(images / str(name) for name in table["image_id"]),
+        target=(table[TARGET].to_numpy() > 0).astype(np.int64),
+        groups=(table[GROUP].to_numpy() > 0).astype(np.int64),
+        class_names=COLOURS,
+        group_names=SEXES,
+        size=size,
+        square=True,
+        source=SOURCE,
+    )
+    return splits(everything, split.loc[table["image_id"]].to_numpy(), limit=limit, where=divided)
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path:
+    """The first of these files or folders that is there."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise InputError(
+        f"{folder} has none of {', '.join(names)}. Get CelebA's aligned and cropped images and its "
+        f"lists from {SOURCE}."
+    )
+
+
+def _attributes(path: Path) -> pd.DataFrame:
+    """One row per image; the .txt file starts with their number and a header without "image_id"."""
+    if path.suffix == ".csv":
+        return read_table(path)
+    with path.open(encoding="utf-8") as stream:
+        stream.readline()
+        names = stream.readline().split()
+    return _delimited(path, ["image_id", *names], skip=2)
+
+
+def _partition(path: Path) -> pd.DataFrame:
+    """One row per image; the .txt file has no header."""
+    return (
+        read_table(path) if path.suffix == ".csv" else _delimited(path, ["image_id", "partition"])
+    )
+
+
+def _delimited(path: Path, names: list[str], skip: int = 0) -> pd.DataFrame:
+    """A list whose fields are separated by spaces, one or more."""
+    try:
+        table = pd.read_csv(path, sep=r"\s+", header=None, skiprows=skip)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
+        reason = str(error).splitlines()[0].removesuffix(".")
+        raise InputError(f"{path} cannot be read: {reason}. Get it again from {SOURCE}.") from None
+    if table.shape[1] != len(names):
+        raise InputError(
+            f"{path} has {table.shape[1]} fields in a row, but {len(names)} were expected. Get it "
+            f"again from {SOURCE}."
+        )
+    return table.set_axis(names, axis=1)

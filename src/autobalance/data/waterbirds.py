@@ -1,0 +1,65 @@
+"""Waterbirds: land- and waterbirds on photographs of land and water (Sagawa et al., ICLR 2020).
+
+In training 95 % of each kind of bird are before its own kind of place; in validation and testing
+each bird is before either as often. Birds are from Caltech-UCSD Birds, places from Places.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autobalance.checks import InputError, whole
+from autobalance.data.photographs import Photographs, PhotographSplits, numbers, splits
+from autobalance.data.tables import column, read_table
+
+FOLDER = "waterbird_complete95_forest2water2"
+SOURCE = f"https://nlp.stanford.edu/data/dro/{FOLDER}.tar.gz"
+BIRDS = ("landbird", "waterbird")
+PLACES = ("land", "water")
+
+
+def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) -> PhotographSplits:
+    """Training, validation and test photographs: class is the bird, group is the place.
+
+    Parameters
+    ----------
+    folder : path
+        The unpacked folder, with ``metadata.csv`` (of its columns img_filename, y, split and place
+        are used) and the images; or the folder that it is in.
+    size : int
+        Height and width that images are scaled to, at least 1. As in the authors' code, the whole
+        image is, whatever its shape.
+    limit : int, optional
+        At most so many images of each part, in proportion to class and place.
+
+    Returns
+    -------
+    PhotographSplits
+        Of 4,795, 1,199 and 5,794 images, read when they are needed: `load` and `batches`.
+
+    Raises
+    ------
+    InputError
+        If the folder or its metadata is missing, a column is absent or has another value, or a
+        part has no row. A missing image is told when it is read.
+    """
+    whole("size", size, least=1)
+    folder = Path(folder)
+    if not (folder / "metadata.csv").is_file() and (folder / FOLDER).is_dir():
+        folder = folder / FOLDER
+    metadata = folder / "metadata.csv"
+    if not metadata.is_file():
+        raise InputError(f"{metadata} is not there. Get Waterbirds from {SOURCE} and unpack it.")
+    table = read_table(metadata)
+    everything = Photographs(
+        files=tuple(folder / name for name in column(table, "img_filename", "image").astype(str)),
+        target=numbers(table, "y", "target", (0, 1), metadata),
+        groups=numbers(table, "place", "group", (0, 1), metadata),
+        class_names=BIRDS,
+        group_names=PLACES,
+        size=size,
+        square=False,
+        source=SOURCE,
+    )
+    split = numbers(table, "split", "split", (0, 1, 2), metadata)
+    return splits(everything, split, limit=limit, where=metadata)

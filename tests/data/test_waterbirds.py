@@ -1,0 +1,118 @@
+"""A tiny folder of Waterbirds' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from autobalance.checks import InputError
+from autobalance.data.waterbirds import FOLDER, waterbirds
+
+
+def metadata(parts: tuple[int, int, int] = (8, 4, 4)) -> pd.DataFrame:
+    """Rows as published: birds in folders by kind, img_id from 1, bird and place in turns."""
+    n = sum(parts)
+    return pd.DataFrame(
+        {
+            "img_id": np.arange(n) + 1,
+            "img_filename": [f"001.Black_footed_Albatross/Bird_{i:04d}.jpg" for i in range(n)],
+            "y": np.arange(n) % 2,
+            "split": np.repeat([0, 1, 2], parts),
+            "place": np.arange(n) // 2 % 2,
+            "place_filename": [f"/o/ocean/{i:08d}.jpg" for i in range(n)],
+        }
+    )
+
+
+def write(folder: Path, table: pd.DataFrame) -> Path:
+    """The folder, with the metadata and images whose red tells their row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "metadata.csv", index=False)
+    for row, name in enumerate(table.get("img_filename", [])):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20), (10 * row, 0, 0)).save(path, quality=95)
+    return folder
+
+
+def test_the_parts_are_read_with_bird_and_place(tmp_path: Path) -> None:
+    train, validation, test = waterbirds(write(tmp_path, metadata()), size=8)
+    assert [len(part) for part in (train, validation, test)] == [8, 4, 4]
+    assert train.class_names == ("landbird", "waterbird")
+    assert train.group_names == ("land", "water")
+    data = test.load()
+    assert data.inputs.shape == (4, 3, 8, 8)
+    assert data.target.tolist() == [0, 1, 0, 1]
+    assert data.groups is not None
+    assert data.groups.tolist() == [0, 0, 1, 1]
+    reds = (data.inputs[:, 0, 4, 4] * 255).numpy()
+    np.testing.assert_allclose(reds, [120, 130, 140, 150], atol=3)
+
+
+def test_rows_in_any_order_go_to_their_part(tmp_path: Path) -> None:
+    table = metadata().sample(frac=1.0, random_state=0)
+    parts = waterbirds(write(tmp_path, table))
+    for number, part in enumerate(parts):
+        rows = table[table["split"] == number]
+        assert [f"{path.parent.name}/{path.name}" for path in part.files] == list(
+            rows["img_filename"]
+        )
+        assert part.target.tolist() == list(rows["y"])
+        assert part.groups.tolist() == list(rows["place"])
+
+
+def test_the_folder_above_will_do(tmp_path: Path) -> None:
+    write(tmp_path / FOLDER, metadata())
+    assert waterbirds(tmp_path).train.pixels().shape == (8, 3, 64, 64)
+
+
+def test_a_limit_holds_for_each_part(tmp_path: Path) -> None:
+    parts = waterbirds(write(tmp_path, metadata()), limit=4)
+    assert [len(part) for part in parts] == [4, 4, 4]
+    assert sorted(zip(parts.train.target, parts.train.groups, strict=True)) == [
+        (0, 0), (0, 1), (1, 0), (1, 1),
+    ]  # fmt: skip
+
+
+def test_a_missing_folder_or_image_says_where_to_get_it(tmp_path: Path) -> None:
+    source = r"from https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
+    with pytest.raises(InputError, match=rf"metadata.csv is not there. Get Waterbirds {source}"):
+        waterbirds(tmp_path / "absent")
+    folder = write(tmp_path, metadata())
+    next(folder.glob("*/Bird_0003.jpg")).unlink()
+    train = waterbirds(folder).train
+    with pytest.raises(InputError, match=rf"Bird_0003.jpg is not there. Get it again {source}"):
+        train.load()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.drop(columns="place"),
+            "The group column 'place' is not in the table, which has",
+        ),
+        (lambda t: t.drop(columns="img_filename"), "The image column 'img_filename' is not in"),
+        (lambda t: t.assign(y=t["y"] * 2), r"metadata.csv: y must be one of 0, 1; got .*2.* row 2"),
+        (lambda t: t.assign(split=3), r"split must be one of 0, 1, 2; got .*3"),
+        (lambda t: t[t["split"] != 1], r"metadata.csv has no row of split 1 \(validation\)"),
+        (lambda t: t.head(0), "has no rows"),
+    ],
+)
+def test_spoilt_metadata_is_refused(tmp_path: Path, change: object, message: str) -> None:
+    assert callable(change)
+    folder = write(tmp_path, change(metadata()))
+    with pytest.raises(InputError, match=message):
+        waterbirds(folder)
+
+
+def test_a_bad_size_or_limit_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, metadata())
+    with pytest.raises(InputError, match="size must be at least 1; got 0"):
+        waterbirds(folder, size=0)
+    with pytest.raises(InputError, match="limit must be at least 1; got 0"):
+        waterbirds(folder, limit=0)
