@@ -142,7 +142,9 @@ def test_losses_that_balance_the_cells_spare_the_rare_ones(name: str, unseen: Ar
 
 def test_a_reduction_bounds_the_training_data_s_differences() -> None:
     problem = task()
-    for found, eps in zip(exponentiated_gradient(problem, (0.01, 0.1)), (0.01, 0.1), strict=True):
+    bounds = (0.01, 0.1)
+    all_found = exponentiated_gradient(problem, bounds, base="logistic")
+    for found, eps in zip(all_found, bounds, strict=True):
         at = found.evaluate(problem.data)
         gap = found.details["gap"]
         # The paper's theorem: a violation of at most (1 + 2 gap) / B over the bound, B = 1 / eps.
@@ -181,7 +183,7 @@ def test_a_network_s_cost_is_in_whole_recipes() -> None:
 
 def test_a_reduction_s_probabilities_are_fairlearn_s_and_need_no_groups() -> None:
     problem = task()
-    [found] = exponentiated_gradient(problem, [0.02])
+    [found] = exponentiated_gradient(problem, [0.02], base="logistic")
     data = replace(problem.data, groups=None, num_groups=None)
     mixture: Any = found.probabilities
     theirs = mixture.reduction._pmf_predict(data.inputs.numpy())
