@@ -18,7 +18,7 @@ ROOT = Path(autobalance.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"demo", "runs", "terminal"},
+    {"demo", "runs", "terminal", "fairness"},
     {"estimator", "report", "comparison"},
     {"searching", "heads"},
     {"choosing"},

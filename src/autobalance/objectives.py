@@ -160,6 +160,10 @@ class Objective(ABC):
         """Whether it is a mean of the risks with fixed weights."""
         return False
 
+    def adapted(self, total: Tensor, mass: Tensor) -> Objective:
+        """What the upper level goes on with, having seen these sums of the 0-1 error."""
+        return self
+
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         """The objective from sums per group and class.
 
@@ -621,8 +625,9 @@ class BoundedGap(Objective):
 
     .. math:: L + \frac{1}{2 \rho} (\max(0, \lambda + \rho (G - b))^2 - \lambda^2)
 
-    The upper level raises the multiplier lambda as it goes: see `raised`. Its hard value is L where
-    the bound holds, and L plus the excess over it elsewhere, so that candidates compare.
+    With every upper step lambda moves by `rate` times the excess G - b of the 0-1 errors. The hard
+    value is L where the bound holds, and L plus the excess over it elsewhere, so that candidates
+    compare.
 
     Parameters
     ----------
@@ -633,7 +638,9 @@ class BoundedGap(Objective):
     multiplier : float
         lambda, at least 0.
     rho : float
-        Above 0: how fast the multiplier rises, and how hard an excess is punished at once.
+        Above 0: how hard an excess is punished at once.
+    rate : float
+        Above 0: how fast the multiplier follows the excess.
 
     References
     ----------
@@ -647,9 +654,11 @@ class BoundedGap(Objective):
     bound: float
     multiplier: float = 0.0
     rho: float = 2.0
+    rate: float = 0.2
 
     def __post_init__(self) -> None:
         positive("rho", self.rho)
+        positive("rate", self.rate)
         if not 0.0 <= number("bound", self.bound) < math.inf:
             raise InputError(f"bound must be a finite number of at least 0; got {self.bound}.")
         if not 0.0 <= number("multiplier", self.multiplier) < math.inf:
@@ -663,10 +672,9 @@ class BoundedGap(Objective):
         force = (self.multiplier + self.rho * excess).clamp(min=0.0)
         return main + (force.square() - self.multiplier**2) / (2.0 * self.rho)
 
-    def raised(self, total: Tensor, mass: Tensor) -> BoundedGap:
-        """The same with the multiplier moved by the gap's excess at these sums."""
+    def adapted(self, total: Tensor, mass: Tensor) -> BoundedGap:
         excess = float(self.gap.value(total, mass)) - self.bound
-        return replace(self, multiplier=max(0.0, self.multiplier + self.rho * excess))
+        return replace(self, multiplier=max(0.0, self.multiplier + self.rate * excess))
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
         raise NotImplementedError("A bounded objective is a function of groups and classes.")
@@ -713,8 +721,8 @@ class RunningRisks:
         self.objective = objective
         self.counts = None if counts is None else np.atleast_2d(np.asarray(counts, dtype=float))
         self.decay, self.shrinkage = decay, shrinkage
-        self.total: Tensor | None = None
-        self.mass: Tensor | None = None
+        self._smooth = _RunningSums(decay)
+        self._hard = _RunningSums(decay)
 
     def __call__(
         self,
@@ -728,48 +736,79 @@ class RunningRisks:
         total, mass = self.objective.sums(logits, target, groups, sample_weight)
         if self.objective.linear:
             return self.objective.value(total, mass, smoothly=True)
-        self._add(total.detach(), mass)
-        assert self.total is not None
-        assert self.mass is not None
-        seen = self.mass > 0
-        now = (self.total / torch.where(seen, self.mass, 1.0)).requires_grad_()
+        wrong = (logits.argmax(dim=1) != target).to(total.dtype)
+        hard = group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
+        now, seen = self._smooth.risks_with(total.detach(), mass)
+        hard_now, _ = self._hard.risks_with(*hard)
         sizes = self._sizes(seen)
-        mean = now[seen].mean()
-        shrunk = (sizes * now + self.shrinkage * mean) / (sizes + self.shrinkage)
+        now.requires_grad_()
         with torch.enable_grad():
-            value = self.objective.value(shrunk * sizes, sizes, smoothly=True)
+            value = self.objective.value(self._shrunk(now, sizes), sizes, smoothly=True)
             (slopes,) = torch.autograd.grad(value, now)
-        slopes = slopes[: total.shape[0]]
+        with torch.no_grad():
+            self.objective = self.objective.adapted(self._shrunk(hard_now, sizes), sizes)
         risks = total / torch.where(mass > 0, mass, 1.0)
-        return value.detach() + (slopes * (risks - risks.detach())).sum()
+        return value.detach() + (slopes[: len(total)] * (risks - risks.detach())).sum()
 
     def hard(self, *args: Any, **options: Any) -> float:
         """As `Objective.hard`, of the batch alone."""
         return self.objective.hard(*args, **options)
 
     def state_dict(self) -> dict[str, Any]:
+        """Running sums, and what of the objective has adapted."""
+        return {
+            "smooth": self._smooth.state_dict(),
+            "hard": self._hard.state_dict(),
+            "multiplier": getattr(self.objective, "multiplier", None),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._smooth.load_state_dict(state["smooth"])
+        self._hard.load_state_dict(state["hard"])
+        if isinstance(self.objective, BoundedGap):
+            self.objective = replace(self.objective, multiplier=state["multiplier"])
+
+    def _shrunk(self, risks: Tensor, sizes: Tensor) -> Tensor:
+        """Sums of so many examples as there are in validation, their risks shrunk."""
+        mean = risks[sizes > 0].mean()
+        return sizes * (sizes * risks + self.shrinkage * mean) / (sizes + self.shrinkage)
+
+    def _sizes(self, seen: Tensor) -> Tensor:
+        """Validation examples per group and class, 0 where none was seen."""
+        mass = self._smooth.mass
+        assert mass is not None
+        if self.counts is None:
+            return mass
+        table = torch.as_tensor(self.counts, dtype=mass.dtype, device=mass.device)
+        if len(mass) == 1:
+            table = table.sum(dim=0, keepdim=True)
+        return torch.where(seen, _rows(table, len(mass))[: len(mass)], 0.0)
+
+
+class _RunningSums:
+    """Sums per group and class, in which older batches fade."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.total: Tensor | None = None
+        self.mass: Tensor | None = None
+
+    def risks_with(self, total: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a batch; the risks ``(g, k)`` now, and which cells were ever seen."""
+        if self.total is not None and self.mass is not None:
+            rows = max(len(total), len(self.total))  # a batch may lack the last groups
+            total = _rows(total, rows) + self.decay * _rows(self.total.to(total), rows)
+            mass = _rows(mass, rows) + self.decay * _rows(self.mass.to(mass), rows)
+        self.total, self.mass = total, mass
+        seen = mass > 0
+        return total / torch.where(seen, mass, 1.0), seen
+
+    def state_dict(self) -> dict[str, Any]:
         return {"total": self.total, "mass": self.mass}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.total, self.mass = state["total"], state["mass"]
-
-    def _add(self, total: Tensor, mass: Tensor) -> None:
-        if self.total is None or self.mass is None:
-            self.total, self.mass = total, mass
-            return
-        rows = max(len(total), len(self.total))  # a batch may lack the last groups
-        old = self.decay * _rows(self.total, rows), self.decay * _rows(self.mass, rows)
-        self.total = old[0].to(total) + _rows(total, rows)
-        self.mass = old[1].to(mass) + _rows(mass, rows)
-
-    def _sizes(self, seen: Tensor) -> Tensor:
-        assert self.mass is not None
-        if self.counts is None:
-            return self.mass
-        table = torch.as_tensor(self.counts, dtype=self.mass.dtype, device=self.mass.device)
-        if table.shape[0] == 1 or self.mass.shape[0] == 1:
-            table = table.sum(dim=0, keepdim=True) if self.mass.shape[0] == 1 else table
-        return torch.where(seen, _rows(table, len(self.mass))[: len(self.mass)], 0.0)
 
 
 def _rows(table: Tensor, rows: int) -> Tensor:

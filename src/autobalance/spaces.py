@@ -125,8 +125,8 @@ class HierarchicalSpace(DesignSpace):
         learn: Iterable[str] = ("additive",),
         tau: float = 1.0,
         importance: Any = None,
-        sigma_tau: float = 1.0,
-        sigma_eps: float = 1.0,
+        sigma_tau: float = 0.5,
+        sigma_eps: float = 0.5,
     ) -> None:
         super().__init__(counts, learn)
         if self.counts.ndim != 1:
@@ -322,8 +322,8 @@ class GroupSpace(DesignSpace):
         learn: Iterable[str] = ("additive",),
         tau_class: float = 1.0,
         tau_group: float = 1.0,
-        sigma_tau: float = 1.0,
-        sigma_eps: float = 1.0,
+        sigma_tau: float = 0.5,
+        sigma_eps: float = 0.5,
     ) -> None:
         super().__init__(counts, learn)
         if self.counts.ndim != 2:
