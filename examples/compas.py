@@ -1,4 +1,4 @@
-"""Who is charged again within two years? A loss designed for the worst-served (race, outcome).
+"""Who is charged again within two years? A loss designed for errors balanced over outcome and race.
 
     python examples/compas.py --data compas-scores-two-years.csv
 
@@ -39,9 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     train, test = train_test_split(table.index, test_size=0.5, random_state=0, stratify=cells)
 
     recipe = Recipe(epochs=1, min_steps=args.steps)
-    model = AutoBalanceClassifier(
-        objective="worst_class_and_group_error", recipe=recipe, random_state=0
-    )
+    model = AutoBalanceClassifier(objective="group_balanced_error", recipe=recipe, random_state=0)
     X = table[FEATURES]
     model.fit(X.loc[train], target[train], sensitive_features=race[train])
 
