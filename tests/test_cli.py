@@ -397,6 +397,7 @@ search: {every: 10}
 subsets:
   small: {methods: [cross_entropy], seeds: 1}
   broken: {methods: [cross_entropy, focal], seeds: 2}
+  plain: {methods: [cross_entropy, logit_adjustment]}
 """
 
 
@@ -486,8 +487,8 @@ def test_failed_cells_are_told_once_per_reason(compared: Path) -> None:
 
 
 def test_where_all_fail_there_are_no_tables(compared: Path) -> None:
-    (compared / "gone.yaml").write_text(COMPARISON.replace("data.csv", "gone.csv"))
-    done = run("compare", "gone.yaml", "--out", "gone", "--subset", "small", cwd=compared)
+    (compared / "lost.yaml").write_text(COMPARISON.replace("data.csv", "gone.csv"))
+    done = run("compare", "lost.yaml", "--out", "gone", "--subset", "small", cwd=compared)
     assert done.returncode == 1
     assert done.stdout == ""
     assert re.search(
@@ -512,12 +513,15 @@ def test_the_data_folder_is_an_option_or_in_the_environment(
     assert "2/2 plain, cross_entropy, seed 0: balanced error" in capsys.readouterr().err
 
 
-def test_methods_run_again_on_demand(compared: Path) -> None:
-    command = ["compare", "compare.yaml", "--out", "again", "--subset", "small"]
-    assert run(*command, cwd=compared).returncode == 0
-    done = run(*command, "--again", "cross_entropy", cwd=compared)
-    assert done.returncode == 0, done.stderr
-    assert len((compared / "again/cells.jsonl").read_text().splitlines()) == 4
+def test_methods_run_again_on_demand(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(compared)
+    command = ["compare", "compare.yaml", "--out", "again", "--subset", "plain"]
+    assert main(command) == 0
+    assert main([*command, "--again", "cross_entropy"]) == 0
+    lines = Path("again/cells.jsonl").read_text().splitlines()
+    methods = [json.loads(line)["method"] for line in lines]
+    assert len(methods) == 12
+    assert methods[8:] == ["cross_entropy"] * 4
 
 
 @pytest.mark.parametrize("signal_", ["SIGINT", "SIGTERM"])
@@ -531,7 +535,7 @@ def test_a_comparison_that_is_stopped_goes_on(compared: Path, signal_: str) -> N
         "terminal.CellProgress.update = update\n"
         "cli.entry()"
     )
-    command = ["compare", "compare.yaml", "--out", f"stopped-{signal_}"]
+    command = ["compare", "compare.yaml", "--out", f"stopped-{signal_}", "--subset", "plain"]
     done = subprocess.run(
         [sys.executable, "-c", code, *command],
         cwd=compared,
@@ -542,7 +546,7 @@ def test_a_comparison_that_is_stopped_goes_on(compared: Path, signal_: str) -> N
     assert done.returncode == {"SIGINT": 130, "SIGTERM": 143}[signal_]
     cells = f"stopped-{signal_}/cells.jsonl"
     assert done.stderr == (
-        f"autobalance: 3 of 16 cells are kept in {cells}; the same command goes on from there.\n"
+        f"autobalance: 3 of 8 cells are kept in {cells}; the same command goes on from there.\n"
         "autobalance: Interrupted.\n"
     )
     kept = (compared / cells).read_text()
@@ -550,7 +554,7 @@ def test_a_comparison_that_is_stopped_goes_on(compared: Path, signal_: str) -> N
     if signal_ == "SIGINT":
         again = run(*command, cwd=compared)
         assert again.returncode == 0, again.stderr
-        assert again.stderr.startswith("4/16 ")
+        assert again.stderr.startswith("4/8 ")
         assert (compared / cells).read_text().startswith(kept)
 
 
@@ -559,7 +563,10 @@ def test_a_comparison_that_is_stopped_goes_on(compared: Path, signal_: str) -> N
     [
         (["compare.yaml"], "out"),
         (["gone.yaml", "--out", "x"], "There is no file gone.yaml. Give a YAML file"),
-        (["compare.yaml", "--out", "x", "--subset", "smal"], "subset must be one of broken, small"),
+        (
+            ["compare.yaml", "--out", "x", "--subset", "smal"],
+            "subset must be one of broken, plain, small",
+        ),
         (["compare.yaml", "--out", "x", "--jobs", "0"], "jobs must be at least 1; got 0"),
         (["compare.yaml", "--out", "x", "--threads", "0"], "threads must be at least 1; got 0"),
         (["compare.yaml", "--out", "x", "--again", "vs"], "again must be one of .*; got 'vs'"),
