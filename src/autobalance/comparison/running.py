@@ -17,6 +17,11 @@ from autobalance.checks import InputError
 from autobalance.comparison.cells import Cell, run_cell
 from autobalance.comparison.store import Store
 
+_UNFIT = {
+    "threading": "its cells would share one random state, so that none could be repeated",
+    "multiprocessing": "it gives records back only when all cells have ended",
+}
+
 Listener = Callable[[int, int, dict[str, Any]], None]
 
 
@@ -53,7 +58,7 @@ def run_cells(
     Raises
     ------
     InputError
-        If the backend is not known or its library not installed.
+        If the backend is not known or unfit, or its library is not installed.
     """
     waiting = [
         cell
@@ -118,6 +123,10 @@ def _by_ray(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[dict[str
 def _backend(name: str | None) -> AbstractContextManager[Any]:
     if name is None:
         return nullcontext()
+    if name in _UNFIT:
+        raise InputError(
+            f"The backend {name!r} cannot be used: {_UNFIT[name]}. Give --jobs and leave it out."
+        )
     try:
         if name == "ray":
             # Without it Ray hides all GPUs from tasks that reserve none.

@@ -1,0 +1,150 @@
+"""Cells are run once, side by side or not, and what is finished stays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import cell, told, write_toy
+
+from autobalance.checks import InputError
+from autobalance.comparison import running
+from autobalance.comparison.cells import Cell, run_cell
+from autobalance.comparison.running import run_cells
+from autobalance.comparison.store import Store
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Method and seed of every cell that is run in this process."""
+    seen: list[tuple[str, int]] = []
+
+    def watched(one: Cell, threads: int) -> dict[str, Any]:
+        seen.append((one.method, one.seed))
+        return run_cell(one, threads)
+
+    monkeypatch.setattr(running, "run_cell", watched)
+    return seen
+
+
+def some(folder: Path) -> list[Cell]:
+    return [
+        cell(folder, method=method, seed=seed)
+        for seed in (0, 1)
+        for method in ("cross_entropy", "vs", "focal")
+    ]
+
+
+ALL = [(m, s) for s in (0, 1) for m in ("cross_entropy", "vs", "focal")]
+
+
+def by_key(store: Store) -> dict[Any, dict[str, Any]]:
+    """Records but for their times, and where they ran."""
+    return {(c["method"], c["seed"]): told(c) for c in store.cells()}
+
+
+def test_nothing_finished_is_run_twice(tmp_path: Path, ran: list[tuple[str, int]]) -> None:
+    write_toy(tmp_path)
+    store = Store(tmp_path / "cells.jsonl")
+    told_: list[tuple[int, int, str]] = []
+    run_cells(some(tmp_path), store, progress=lambda i, n, r: told_.append((i, n, r["status"])))
+    assert ran == ALL
+    assert told_ == [
+        (i + 1, 6, "failed" if m == "focal" else "finished") for i, (m, _) in enumerate(ALL)
+    ]
+    ran.clear()
+    told_.clear()
+    run_cells(some(tmp_path), store, progress=lambda i, n, r: told_.append((i, n, r["method"])))
+    assert ran == [("focal", 0), ("focal", 1)]  # what failed is tried again
+    assert told_ == [(5, 6, "focal"), (6, 6, "focal")]
+
+
+def test_again_runs_a_method_though_it_has_finished(
+    tmp_path: Path, ran: list[tuple[str, int]]
+) -> None:
+    write_toy(tmp_path)
+    store = Store(tmp_path / "cells.jsonl")
+    run_cells(some(tmp_path)[:2], store)
+    before = by_key(store)
+    ran.clear()
+    run_cells(some(tmp_path)[:2], store, again=["vs"])
+    assert ran == [("vs", 0)]
+    assert by_key(store) == before
+    assert store.path.read_bytes().count(b"\n") == 3
+
+
+def test_a_cell_of_another_identity_is_run(tmp_path: Path, ran: list[tuple[str, int]]) -> None:
+    write_toy(tmp_path)
+    store = Store(tmp_path / "cells.jsonl")
+    one = cell(tmp_path, method="vs_tuned", objective="balanced_error")
+    run_cells([one], store)
+    run_cells([cell(tmp_path, method="vs_tuned", objective="balanced_error", tuning_runs=3)], store)
+    assert len(ran) == 2
+    assert [c["training_runs"] for c in store.cells()] == [4.0]
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy(tmp_path)
+    store = Store(tmp_path / "cells.jsonl")
+
+    def stopped(one: Cell, threads: int) -> dict[str, Any]:
+        if one.seed == 1:
+            raise KeyboardInterrupt
+        return run_cell(one, threads)
+
+    monkeypatch.setattr(running, "run_cell", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(some(tmp_path), store)
+    assert list(by_key(store)) == ALL[:3]
+
+
+@pytest.fixture
+def _ray_ends() -> Iterator[None]:
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.mark.usefixtures("_ray_ends")
+@pytest.mark.parametrize("backend", [None, pytest.param("ray", marks=pytest.mark.slow)])
+def test_two_at_a_time_give_the_same_numbers_as_one(tmp_path: Path, backend: str | None) -> None:
+    """In other processes, from where records come as their cells end."""
+    write_toy(tmp_path)
+    stores = [Store(tmp_path / f"{jobs}.jsonl") for jobs in (1, 2)]
+    run_cells(some(tmp_path), stores[0])
+    counts: list[int] = []
+    run_cells(
+        some(tmp_path),
+        stores[1],
+        jobs=2,
+        backend=backend,
+        progress=lambda done, total, record: counts.append(done),
+    )
+    assert counts == [1, 2, 3, 4, 5, 6]
+    assert by_key(stores[1]) == by_key(stores[0])
+    run_cells(some(tmp_path)[:2], stores[1], jobs=2, backend=backend)  # nothing left to do
+    assert stores[1].path.read_bytes().count(b"\n") == 6
+
+
+@pytest.mark.parametrize("backend", ["threading", "multiprocessing"])
+def test_backends_that_would_spoil_results_are_refused(tmp_path: Path, backend: str) -> None:
+    with pytest.raises(InputError, match=f"The backend '{backend}' cannot be used: .*leave it out"):
+        run_cells([cell(tmp_path)], Store(tmp_path / "cells.jsonl"), backend=backend)
+
+
+def test_ray_that_is_not_installed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"no backend 'ray' here .* pip install ray"):
+        run_cells([cell(tmp_path)], Store(tmp_path / "cells.jsonl"), backend="ray")
+
+
+@pytest.mark.parametrize("backend", ["abacus", "dask"])
+def test_a_backend_that_is_not_there_is_refused(tmp_path: Path, backend: str) -> None:
+    with pytest.raises(InputError, match=f"There is no backend '{backend}' here .*leave --backend"):
+        run_cells([cell(tmp_path)], Store(tmp_path / "cells.jsonl"), backend=backend)
+    assert not (tmp_path / "cells.jsonl").exists()
