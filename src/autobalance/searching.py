@@ -338,6 +338,9 @@ class _Search:
                         fold.lower.module, batches, held, optimizer=fold.lower.optimizer, replica=i
                     )
                 )
+        lower = self.folds[0].lower
+        for group in self.tuner.upper_optimizer.param_groups:
+            group["lr"] = self.settings.lr * lower.lr_factor()
         return self.tuner.update(results)
 
     def _note(self, training_loss: float, upper: UpperStep) -> None:

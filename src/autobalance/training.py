@@ -260,7 +260,7 @@ class LowerLevel:
             If the loss or its gradient is not finite. The weights are those before the step, which
             need not be good ones.
         """
-        rate = self.recipe.lr * self.recipe.lr_factor(self.done, self.total)
+        rate = self.recipe.lr * self.lr_factor()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if isinstance(loss, ScheduledLoss):
@@ -286,6 +286,10 @@ class LowerLevel:
         self.recent.append(batch)
         self._indices.append(index)
         return value.detach()
+
+    def lr_factor(self) -> float:
+        """Share of the peak learning rate that the next step uses."""
+        return self.recipe.lr_factor(self.done, self.total)
 
     def _batch(self, index: Tensor) -> Batch:
         return self.data.batch(index.to(self.data.target.device))
