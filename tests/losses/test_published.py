@@ -669,3 +669,14 @@ def test_groups_refused_and_weights_kept(groups: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         loss(torch.zeros(2, 3), torch.tensor([0, 1]), groups=groups)
     assert loss.q.tolist() == [0.5, 0.5]
+
+
+def test_dro_over_pairs_of_class_and_group_is_that_over_their_indices() -> None:
+    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    target, groups = torch.arange(12) % 3, torch.arange(12) // 6
+    pairs, plain = GroupDROLoss(6, over="class_and_group"), GroupDROLoss(6)
+    found = pairs(logits, target, groups=groups)
+    assert torch.equal(found, plain(logits, target, groups=groups * 3 + target))
+    assert torch.equal(pairs.q, plain.q)
+    with pytest.raises(InputError, match="pass groups="):
+        pairs(logits, target)

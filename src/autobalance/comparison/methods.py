@@ -171,9 +171,10 @@ def _head_retraining(task: Task) -> Trained:
 
 
 def _group_dro(task: Task) -> Trained:
-    """Over the groups, and over the classes where there are none."""
+    """Over pairs of class and group as published, and over the classes where there are no groups."""
     if task.data.num_groups:
-        return Trained(task.train(GroupDROLoss(task.data.num_groups)))
+        cells = task.data.num_groups * task.data.num_classes
+        return Trained(task.train(GroupDROLoss(cells, over="class_and_group")))
     return Trained(task.train(GroupDROLoss(task.data.num_classes, over="class")))
 
 

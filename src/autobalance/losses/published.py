@@ -450,11 +450,13 @@ class GroupDROLoss(_PublishedLoss):
     Parameters
     ----------
     num_groups : int
-        At least 2; the number of classes with ``over="class"``.
+        At least 2; the number of classes with ``over="class"``, of classes times groups with
+        ``over="class_and_group"``.
     step_size : float
         :math:`\eta`, above 0.
-    over : {"group", "class"}
-        What is a group: the `groups` of a call, or the classes.
+    over : {"group", "class", "class_and_group"}
+        What is a group: the `groups` of a call, the classes, or pairs of both, as in the paper's
+        experiments; there group ``g * k + y``.
     adjustment : float
         C, at least 0: it guards groups of few examples, whose training loss says less.
     counts : array-like, optional
@@ -488,7 +490,7 @@ class GroupDROLoss(_PublishedLoss):
         self,
         num_groups: int,
         step_size: float = 0.01,
-        over: Literal["group", "class"] = "group",
+        over: Literal["group", "class", "class_and_group"] = "group",
         *,
         adjustment: float = 0.0,
         counts: ArrayLike | None = None,
@@ -497,7 +499,7 @@ class GroupDROLoss(_PublishedLoss):
         super().__init__()
         self.num_groups = int(whole("num_groups", num_groups, least=2))
         self.step_size = float(positive("step_size", step_size))
-        self.over = one_of("over", over, ("group", "class"))
+        self.over = one_of("over", over, ("group", "class", "class_and_group"))
         self.adjustment = float(_not_negative("adjustment", adjustment))
         self.counts = None if counts is None else _group_counts(counts, self.num_groups)
         self.ignore_index = ignore_index
@@ -553,8 +555,9 @@ class GroupDROLoss(_PublishedLoss):
         scale = kept.to(loss.dtype)
         if sample_weight is not None:
             scale = scale * sample_weight.to(loss.dtype)
-        index = groups if self.over == "group" else torch.where(kept, target, 0)
-        assert index is not None
+        index = torch.where(kept, target, 0)
+        if groups is not None and self.over != "class":
+            index = groups if self.over == "group" else groups * input.shape[1] + index
         share = self._members(index) * scale[:, None]
         # `where`: an infinite loss must not reach the other groups as 0 * inf.
         sums = torch.where(share > 0, share * loss[:, None], 0.0).sum(dim=0)
