@@ -14,6 +14,7 @@ see `RunningRisks`.
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -832,18 +833,69 @@ NAMED = {
 }
 
 
+GAPS = {
+    "deo": OddsGap(),
+    "equalized_odds_difference": OddsGap(over_classes="max"),
+    "equal_opportunity_difference": OpportunityGap(),
+    "demographic_parity_difference": ParityGap(),
+}
+"""By name too, but only as parts of a blend or under a bound."""
+
+_BOUND = re.compile(r"\s*(?P<main>.+?)\s+where\s+(?P<gap>\w+)\s*<=\s*(?P<bound>[\d.]+)\s*")
+_PARAMETER = re.compile(r"(?P<name>cvar_error|quantile_error)\((?P<value>[\d.]+)\)")
+
+
 def as_objective(objective: str | Objective) -> Objective:
     """An objective by its name, or as it is.
+
+    Beside the names of `NAMED`: "cvar_error(0.1)" and "quantile_error(0.9)" with a parameter; a
+    blend such as "0.7 * balanced_error + 0.3 * deo" of these and of `GAPS`; and a bound such as
+    "balanced_error where deo <= 0.05", all in the units of the objectives, from 0.
 
     Raises
     ------
     InputError
-        If the name is unknown; the message lists the known ones.
+        If the name is unknown; the message lists the known ones. If it is a gap between groups
+        alone: a constant classifier has none.
     """
-    if isinstance(objective, Objective):
-        return objective
-    if not isinstance(objective, str):
+    if not isinstance(objective, (str, Objective)):
         raise InputError(
             f"objective must be a name or an Objective; got {type(objective).__name__}."
         )
-    return NAMED[one_of("objective", objective, NAMED)]
+    found = _parsed(objective) if isinstance(objective, str) else objective
+    if isinstance(found, Gap):
+        raise InputError(
+            f"{objective!r} alone is won by a classifier that predicts one class for everyone. Blend "
+            'it, "0.7 * balanced_error + 0.3 * deo", or bound it, "balanced_error where deo <= 0.05".'
+        )
+    return found
+
+
+def _parsed(text: str) -> Objective:
+    bounded = _BOUND.fullmatch(text)
+    if bounded:
+        gap = GAPS[one_of("the gap after where", bounded["gap"], GAPS)]
+        return BoundedGap(
+            main=as_objective(bounded["main"]), gap=gap, bound=float(bounded["bound"])
+        )
+    if "*" in text:
+        parts = []
+        for term in text.split("+"):
+            weight, _, name = term.partition("*")
+            try:
+                parts.append((float(weight), _parsed(name.strip())))
+            except ValueError as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(
+                    f"A blend is written as weight * name + weight * name; got {text!r}."
+                ) from None
+        return Blend(parts=tuple(parts))
+    with_value = _PARAMETER.fullmatch(text)
+    if with_value:
+        value = float(with_value["value"])
+        if with_value["name"] == "cvar_error":
+            return CVaRError(fraction=value)
+        return QuantileError(q=value)
+    known = NAMED | GAPS
+    return known[one_of("objective", text, known)]

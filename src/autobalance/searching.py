@@ -19,7 +19,7 @@ from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import Objective, as_objective
+from autobalance.objectives import Objective, as_objective, group_class_sums
 from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import DesignSpace, SpaceFactory, made_space
@@ -33,6 +33,7 @@ from autobalance.training import (
     check_data,
     describe,
     make_fabric,
+    predict_logits,
     seeded,
 )
 from autobalance.tunable import TunableCrossEntropy
@@ -120,7 +121,7 @@ def search(
             "(sensitive_features, --groups), or choose an objective over classes."
         )
     with seeded(seed):
-        run = _Search(
+        run = SearchRun(
             model_factory, data, validation, goal, space, recipe, settings, solver, seed, device,
             checkpoint,
         )  # fmt: skip
@@ -144,8 +145,8 @@ class _Fold:
     draws: BalancedBatches
 
 
-class _Search:
-    """The state of one search."""
+class SearchRun:
+    """The state of one search; `search` and `frontier` drive it."""
 
     def __init__(
         self,
@@ -161,7 +162,7 @@ class _Search:
         device: str,
         checkpoint: str | Path | None,
     ) -> None:
-        self.model_factory, self.objective = model_factory, objective
+        self.model_factory, self.objective, self.solver = model_factory, objective, solver
         self.recipe, self.settings = recipe, settings
         self.seed, self.device = seed, device
         fabric = make_fabric(device)
@@ -173,15 +174,8 @@ class _Search:
             _fold(model_factory, train, held, recipe, settings, fabric, seed + i)
             for i, (train, held) in enumerate(self.splits)
         ]
-        held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
-        self.tuner = LossTuner(
-            self.loss,
-            objective,
-            solver=solver,
-            lr=settings.lr,
-            upper=settings.optimizer,
-            validation_counts=held_counts,
-        )
+        self.held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
+        self.tuner = self._new_tuner()
         self.total = self.folds[0].lower.total
         self.begin = max(1, round(settings.warmup * self.total))
         self.done = 0
@@ -200,7 +194,7 @@ class _Search:
             "steps": self.total,
             "examples": len(data),
             "class_counts": data.counts().tolist(),
-            "validation_counts": held_counts.tolist(),
+            "validation_counts": self.held_counts.tolist(),
         }
 
         def identity() -> dict[str, Any]:
@@ -247,6 +241,43 @@ class _Search:
                 after_each=self.saved.save,
                 progress=progress,
             )
+
+    def go_on(self, objective: Objective, share: float) -> None:
+        """From here on search for another objective, over so many of the steps of one training."""
+        self.objective = objective
+        self.tuner = self._new_tuner()
+        self.record["objective"] = repr(objective)
+        self.total = max(1, round(share * self.recipe.steps(len(self.folds[0].lower.data))))
+        self.begin = round(0.1 * self.total)
+        self.done, self.stopped = 0, False
+        self.history, self.positions, self.outcomes = [], [], {}
+        for fold in self.folds:
+            fold.lower.restart(self.total)
+
+    def _new_tuner(self) -> LossTuner:
+        return LossTuner(
+            self.loss,
+            self.objective,
+            solver=self.solver,
+            lr=self.settings.lr,
+            upper=self.settings.optimizer,
+            validation_counts=self.held_counts,
+        )
+
+    def held_out_errors(self) -> tuple[Tensor, Tensor]:
+        """Errors and examples per group and class ``(g, k)`` on all folds' validation data, now."""
+        totals = []
+        for fold in self.folds:
+            held = fold.validation
+            wrong = predict_logits(fold.lower.module, held.inputs).argmax(dim=1)
+            wrong = (wrong != held.target.cpu()).double()
+            groups = None if held.groups is None else held.groups.cpu()
+            tables = group_class_sums(wrong, held.target.cpu(), groups, held.num_classes)
+            rows = (held.num_groups or 1) - len(tables[0])
+            totals.append(
+                torch.stack([torch.nn.functional.pad(t, (0, 0, 0, rows)) for t in tables])
+            )
+        return tuple(torch.stack(totals).sum(dim=0))
 
     def result(self, status: str) -> SearchResult:
         """The loss chosen, with everything that led to it."""

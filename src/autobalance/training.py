@@ -287,6 +287,10 @@ class LowerLevel:
         self._indices.append(index)
         return value.detach()
 
+    def restart(self, total: int) -> None:
+        """Go on from the present weights for so many steps more, under the schedule anew."""
+        self.done, self.total = 0, total
+
     def lr_factor(self) -> float:
         """Share of the peak learning rate that the next step uses."""
         return self.recipe.lr_factor(self.done, self.total)

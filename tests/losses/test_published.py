@@ -637,7 +637,7 @@ def test_the_worst_group_gets_the_weight() -> None:
         ({"num_groups": 1}, "num_groups must be at least 2; got 1"),
         ({"num_groups": 2.0}, "num_groups must be a whole number; got 2.0"),
         ({"step_size": 0.0}, "step_size must be a finite number above 0"),
-        ({"over": "row"}, "over must be one of class, group; got 'row'"),
+        ({"over": "row"}, "over must be one of class, class_and_group, group; got 'row'"),
         ({"adjustment": -1.0}, "adjustment must be a finite number of at least 0; got -1.0"),
         ({"adjustment": 1.0}, "give counts, the training examples per group"),
         ({"counts": [1, 2, 3]}, r"counts needs one number per group, shape \(2,\); got .*\(3,\)"),
