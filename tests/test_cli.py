@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -402,9 +403,35 @@ subsets:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data.csv, compare.yaml and the results of it."""
-    folder = tmp_path_factory.mktemp("compare")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with data.csv, compare.yaml and the results of it; no data folder is set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("AUTOBALANCE_DATA", raising=False)
+        yield compared_in(tmp_path_factory.mktemp("compare"))
+
+
+class Here:
+    """`autobalance compare` in this process, which is quicker."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        self.capsys.readouterr()
+        code = main(["compare", *arguments])
+        return code, *self.capsys.readouterr()
+
+
+@pytest.fixture
+def here(
+    compared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Here:
+    monkeypatch.chdir(compared)
+    return Here(capsys)
+
+
+def compared_in(folder: Path) -> Path:
     table().to_csv(folder / "data.csv", index=False)
     (folder / "compare.yaml").write_text(COMPARISON)
     done = run("compare", "compare.yaml", "--out", "results", cwd=folder)
@@ -434,20 +461,20 @@ def test_a_comparison_leaves_its_cells_and_tables(compared: Path) -> None:
     assert len((compared / "results/cells.jsonl").read_text().splitlines()) == 16
 
 
-def test_the_same_command_runs_nothing_again(compared: Path) -> None:
-    before = (compared / "results/cells.jsonl").read_bytes()
-    done = run("compare", "compare.yaml", "--out", "results", cwd=compared)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (compared / "results/cells.jsonl").read_bytes() == before
+def test_the_same_command_runs_nothing_again(here: Here) -> None:
+    before = Path("results/cells.jsonl").read_bytes()
+    code, _, err = here("compare.yaml", "--out", "results")
+    assert (code, err) == (0, "")
+    assert Path("results/cells.jsonl").read_bytes() == before
 
 
-def test_the_summary_only_reads(compared: Path) -> None:
-    files = {p: p.read_bytes() for p in (compared / "results").iterdir()}
-    arguments = ["compare", "compare.yaml", "--out", "results", "--summary"]
-    done = run(*arguments, "--json", "found.json", cwd=compared)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert {p: p.read_bytes() for p in (compared / "results").iterdir()} == files
-    found = json.loads((compared / "found.json").read_text())
+def test_the_summary_only_reads(here: Here) -> None:
+    files = {p: p.read_bytes() for p in Path("results").iterdir()}
+    arguments = ["compare.yaml", "--out", "results", "--summary"]
+    code, out, err = here(*arguments, "--json", "found.json")
+    assert (code, err) == (0, "")
+    assert {p: p.read_bytes() for p in Path("results").iterdir()} == files
+    found = json.loads(Path("found.json").read_text())
     methods = {"cross_entropy", "logit_adjustment", "autobalance"}
     for summary in (found, found["objectives"]["worst_class_error"]):
         assert summary["average_rank"].keys() == methods
@@ -455,8 +482,7 @@ def test_the_summary_only_reads(compared: Path) -> None:
         assert summary["cost"]["autobalance"] == 2.0
         assert summary["per_dataset"].keys() == {"sites", "plain"}
     assert found["metric"] == "balanced_error"
-    again = run(*arguments, cwd=compared)
-    assert again.stdout == done.stdout
+    assert here(*arguments) == (0, out, "")
 
 
 def test_the_summary_loads_no_torch(compared: Path) -> None:
@@ -471,33 +497,32 @@ def test_the_summary_loads_no_torch(compared: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_failed_cells_are_told_once_per_reason(compared: Path) -> None:
-    done = run("compare", "compare.yaml", "--out", "broken", "--subset", "broken", cwd=compared)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
+def test_failed_cells_are_told_once_per_reason(here: Here) -> None:
+    code, out, err = here("compare.yaml", "--out", "broken", "--subset", "broken")
+    assert code == 1
+    last = err.splitlines()[-1]
     assert last.startswith(
         "autobalance: 4 cells failed: focal on sites, seeds 0, 1; focal on plain, seeds 0, 1: "
         "There is no method 'focal'. Known: cross_entropy, "
     )
-    live = [line for line in done.stderr.splitlines() if ", focal, " in line]
+    live = [line for line in err.splitlines() if ", focal, " in line]
     assert len(live) == 4
     assert all(len(line) < 200 for line in live)
-    assert "There is no method" in (compared / "broken/BENCHMARKS.md").read_text()
-    assert "Cross-entropy" in done.stdout
+    assert "There is no method" in Path("broken/BENCHMARKS.md").read_text()
+    assert "Cross-entropy" in out
 
 
-def test_where_all_fail_there_are_no_tables(compared: Path) -> None:
-    (compared / "lost.yaml").write_text(COMPARISON.replace("data.csv", "gone.csv"))
-    done = run("compare", "lost.yaml", "--out", "gone", "--subset", "small", cwd=compared)
-    assert done.returncode == 1
-    assert done.stdout == ""
+def test_where_all_fail_there_are_no_tables(here: Here) -> None:
+    Path("lost.yaml").write_text(COMPARISON.replace("data.csv", "gone.csv"))
+    code, out, err = here("lost.yaml", "--out", "gone", "--subset", "small")
+    assert (code, out) == (1, "")
     assert re.search(
         r"1 cell failed: cross_entropy on sites, seed 0: sites needs .*gone.csv, which is not there\. "
         r"Name the data folder by --data DIR or the environment variable AUTOBALANCE_DATA; the "
         r"file's place in it is gone.csv\.",
-        done.stderr,
+        err,
     )
-    assert {p.name for p in (compared / "gone").iterdir()} == {"cells.jsonl"}
+    assert {p.name for p in Path("gone").iterdir()} == {"cells.jsonl"}
 
 
 def test_the_data_folder_is_an_option_or_in_the_environment(
@@ -513,11 +538,10 @@ def test_the_data_folder_is_an_option_or_in_the_environment(
     assert "2/2 plain, cross_entropy, seed 0: balanced error" in capsys.readouterr().err
 
 
-def test_methods_run_again_on_demand(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(compared)
-    command = ["compare", "compare.yaml", "--out", "again", "--subset", "plain"]
-    assert main(command) == 0
-    assert main([*command, "--again", "cross_entropy"]) == 0
+def test_methods_run_again_on_demand(here: Here) -> None:
+    command = ["compare.yaml", "--out", "again", "--subset", "plain"]
+    assert here(*command)[0] == 0
+    assert here(*command, "--again", "cross_entropy")[0] == 0
     lines = Path("again/cells.jsonl").read_text().splitlines()
     methods = [json.loads(line)["method"] for line in lines]
     assert len(methods) == 12
@@ -575,16 +599,9 @@ def test_a_comparison_that_is_stopped_goes_on(compared: Path, signal_: str) -> N
         (["bad.yaml", "--out", "x"], "bad.yaml: unknown key 'metods'"),
     ],
 )
-def test_a_comparison_refused(
-    compared: Path,
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(compared)
+def test_a_comparison_refused(here: Here, arguments: list[str], message: str) -> None:
     Path("bad.yaml").write_text("metods: [vs]\n")
-    assert main(["compare", *arguments]) == 2
-    shown = capsys.readouterr().err
+    code, _, shown = here(*arguments)
+    assert code == 2
     assert re.fullmatch(f"autobalance: .*{message}.*\n", shown), shown
     assert not Path("x").exists()
