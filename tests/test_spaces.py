@@ -382,3 +382,17 @@ def test_default_space_follows_the_counts() -> None:
 def test_refused(build: Callable[[], DesignSpace], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build()
+
+
+def test_without_deviations_the_shared_strengths_are_all_there_is() -> None:
+    space = HierarchicalSpace([8, 4, 2], learn=("additive", "multiplicative"), deviations=False)
+    assert [name for name, _ in space.named_parameters()] == ["tau", "gamma"]
+    with torch.no_grad():
+        space.tau.fill_(0.5)
+        space.gamma.fill_(0.25)
+    log_prior = torch.tensor([8, 4, 2]).div(14).log()
+    torch.testing.assert_close(space().additive, 0.5 * log_prior)
+    torch.testing.assert_close(space().multiplicative, torch.tensor([1.0, 0.5, 0.25]) ** 0.25)
+    assert space.penalty().item() == pytest.approx((0.25 + 0.0625) / (2 * 0.25))
+    with pytest.raises(InputError, match="w has no shared strength"):
+        HierarchicalSpace([8, 4], learn=("weight",), deviations=False)

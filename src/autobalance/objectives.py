@@ -406,9 +406,11 @@ class QuantileError(Objective):
 
     def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
         value = self.aggregate(risks, present).detach()
-        near = torch.sigmoid((risks.detach() - value) / self.softness)
-        kernel = torch.where(present, near * (1.0 - near), 0.0)
-        kernel = kernel / kernel.sum().clamp(min=torch.finfo(risks.dtype).tiny)
+        if not bool(present.any()):
+            return value
+        x = (risks.detach() - value) / self.softness
+        near = F.logsigmoid(x) + F.logsigmoid(-x)  # the logistic density's logarithm
+        kernel = torch.softmax(torch.where(present, near, -torch.inf), dim=0)
         return value + (kernel * (risks - risks.detach())).sum()
 
     def shares(self, present: np.ndarray) -> np.ndarray:
@@ -427,7 +429,8 @@ class ErrorDeviation(Objective):
             return risks.sum()
         variance = risks[present].var(correction=0)
         # The square root has no derivative at 0.
-        return torch.where(variance > 0, variance.clamp(min=1e-12).sqrt(), variance)
+        some = variance > 1e-12
+        return torch.where(some, torch.where(some, variance, 1.0).sqrt(), 0.0 * variance)
 
     def shares(self, present: np.ndarray) -> np.ndarray:
         return present / max(1, present.sum())
@@ -708,7 +711,7 @@ class RunningRisks:
     decay : float
         By how much older batches' sums shrink with each new one, in [0, 1).
     shrinkage : float
-        s, in examples.
+        s, in examples, above 0.
     """
 
     def __init__(
@@ -721,7 +724,9 @@ class RunningRisks:
     ) -> None:
         self.objective = objective
         self.counts = None if counts is None else np.atleast_2d(np.asarray(counts, dtype=float))
-        self.decay, self.shrinkage = decay, shrinkage
+        if not 0.0 <= number("decay", decay) < 1.0:
+            raise InputError(f"decay must lie in [0, 1); got {decay}.")
+        self.shrinkage = positive("shrinkage", shrinkage)
         self._smooth = _RunningSums(decay)
         self._hard = _RunningSums(decay)
 
@@ -741,7 +746,7 @@ class RunningRisks:
         hard = group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
         now, seen = self._smooth.risks_with(total.detach(), mass)
         hard_now, _ = self._hard.risks_with(*hard)
-        sizes = self._sizes(seen)
+        sizes = self._sizes(seen, groups is not None)
         now.requires_grad_()
         with torch.enable_grad():
             value = self.objective.value(self._shrunk(now, sizes), sizes, smoothly=True)
@@ -775,14 +780,14 @@ class RunningRisks:
         mean = risks[sizes > 0].mean()
         return sizes * (sizes * risks + self.shrinkage * mean) / (sizes + self.shrinkage)
 
-    def _sizes(self, seen: Tensor) -> Tensor:
+    def _sizes(self, seen: Tensor, grouped: bool) -> Tensor:
         """Validation examples per group and class, 0 where none was seen."""
         mass = self._smooth.mass
         assert mass is not None
-        if self.counts is None:
-            return mass
+        if self.counts is None or (grouped and len(self.counts) == 1):
+            return mass  # counts per class say nothing of groups
         table = torch.as_tensor(self.counts, dtype=mass.dtype, device=mass.device)
-        if len(mass) == 1:
+        if not grouped:
             table = table.sum(dim=0, keepdim=True)
         return torch.where(seen, _rows(table, len(mass))[: len(mass)], 0.0)
 

@@ -277,7 +277,8 @@ class SearchRun:
             totals.append(
                 torch.stack([torch.nn.functional.pad(t, (0, 0, 0, rows)) for t in tables])
             )
-        return tuple(torch.stack(totals).sum(dim=0))
+        total, mass = torch.stack(totals).sum(dim=0)
+        return total, mass
 
     def result(self, status: str) -> SearchResult:
         """The loss chosen, with everything that led to it."""

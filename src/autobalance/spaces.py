@@ -114,6 +114,8 @@ class HierarchicalSpace(DesignSpace):
     sigma_tau, sigma_eps : float
         Standard deviations of the priors on the shared strengths (tau, gamma) and on each
         deviation, in the units of log pi (nats) for l and of log delta for delta.
+    deviations : bool
+        False learns the shared strengths alone; w has none.
     """
 
     offset: Tensor
@@ -127,6 +129,7 @@ class HierarchicalSpace(DesignSpace):
         importance: Any = None,
         sigma_tau: float = 0.5,
         sigma_eps: float = 0.5,
+        deviations: bool = True,
     ) -> None:
         super().__init__(counts, learn)
         if self.counts.ndim != 1:
@@ -136,13 +139,20 @@ class HierarchicalSpace(DesignSpace):
         self.sigma_tau = positive("sigma_tau", sigma_tau)
         self.sigma_eps = positive("sigma_eps", sigma_eps)
         self.start = float(tau)
+        self.deviations = deviations
+        if not deviations and "weight" in self.learns:
+            raise InputError(
+                "w has no shared strength: without deviations, leave weight out of learn."
+            )
         k = self.num_classes
         self.register_buffer("offset", _log_importance(importance, k))
         if "additive" in self.learns:
             self.tau = nn.Parameter(torch.tensor(float(tau)))
-            self.eps = nn.Parameter(torch.zeros(k))
         if "multiplicative" in self.learns:
             self.gamma = nn.Parameter(torch.zeros(()))
+        if "additive" in self.learns and deviations:
+            self.eps = nn.Parameter(torch.zeros(k))
+        if "multiplicative" in self.learns and deviations:
             self.log_delta = nn.Parameter(torch.zeros(k))
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(k))
@@ -152,10 +162,14 @@ class HierarchicalSpace(DesignSpace):
         weight = multiplicative = None
         additive = self.start * log_prior - self.offset
         if "additive" in self.learns:
-            additive = self.tau * log_prior - self.offset + _centred(self.eps)
+            additive = self.tau * log_prior - self.offset
+            if self.deviations:
+                additive = additive + _centred(self.eps)
         if "multiplicative" in self.learns:
             shared = self.gamma * (self.counts / self.counts.max()).log()
-            multiplicative = (shared + _centred(self.log_delta)).exp()
+            multiplicative = (
+                shared + _centred(self.log_delta) if self.deviations else shared
+            ).exp()
         if "weight" in self.learns:
             weight = self._mean_one(_centred(self.log_weight))
         return LossParameters(weight, additive, multiplicative)
@@ -164,10 +178,12 @@ class HierarchicalSpace(DesignSpace):
         total = self.counts.new_zeros(())
         if "additive" in self.learns:
             total = total + (self.tau - self.start) ** 2 / (2 * self.sigma_tau**2)
-            total = total + self.eps.square().sum() / (2 * self.sigma_eps**2)
+            if self.deviations:
+                total = total + self.eps.square().sum() / (2 * self.sigma_eps**2)
         if "multiplicative" in self.learns:
             total = total + self.gamma**2 / (2 * self.sigma_tau**2)
-            total = total + self.log_delta.square().sum() / (2 * self.sigma_eps**2)
+            if self.deviations:
+                total = total + self.log_delta.square().sum() / (2 * self.sigma_eps**2)
         if "weight" in self.learns:
             total = total + self.log_weight.square().sum() / (2 * self.sigma_eps**2)
         return total

@@ -74,6 +74,8 @@ class Cell:
                 parts["search"] = asdict(self.search)
             if method.kind == "tuned":
                 parts["tuning"] = [self.tuning_runs, self.search.validation_fraction]
+            if method.uses_split:
+                parts["split"] = self.search.validation_fraction
         return hashlib.sha256(to_json(parts).encode()).hexdigest()[:16]
 
 

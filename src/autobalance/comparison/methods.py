@@ -93,8 +93,9 @@ class Method:
         Variants of ours are not rivals of each other.
     run : callable
         From a `Task` to what it trained.
-    uses_objective, uses_settings : bool
-        Whether the result depends on the objective, and on the search settings.
+    uses_objective, uses_settings, uses_split : bool
+        Whether the result depends on the objective, on the search settings, and of these on
+        `validation_fraction` alone.
     """
 
     title: str
@@ -102,6 +103,7 @@ class Method:
     run: Callable[[Task], Trained]
     uses_objective: bool = False
     uses_settings: bool = False
+    uses_split: bool = False
 
 
 # One training run -----------------------------------------------------------------------------
@@ -158,14 +160,19 @@ def _head_retraining(task: Task) -> Trained:
     """
     model = task.train(ParametricCrossEntropy.cross_entropy())
     name, old = last_linear(model)
-    model.set_submodule(name, nn.Identity())
-    features = extract_features(model, task.data.inputs, device=task.device)
+    if not name:  # there is no layer before it
+        features = task.data.inputs.flatten(1)
+    else:
+        model.set_submodule(name, nn.Identity())
+        features = extract_features(model, task.data.inputs, device=task.device)
     head = task.train(
         ParametricCrossEntropy.cross_entropy(),
         replace(task.data, inputs=features),
         network=lambda: nn.Linear(old.in_features, old.out_features, bias=old.bias is not None),
         sampling="balanced",
     )
+    if not name:
+        return Trained(head)
     model.set_submodule(name, head)
     return Trained(model.eval())
 
@@ -307,7 +314,7 @@ def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callabl
 
 
 def _tau_alone(counts: np.ndarray) -> DesignSpace:
-    return HierarchicalSpace(counts, sigma_eps=1e-3)
+    return HierarchicalSpace(counts, deviations=False)
 
 
 # All of them ----------------------------------------------------------------------------------
@@ -358,28 +365,40 @@ METHODS: dict[str, Method] = {
         uses_objective=True,
     ),
     "autobalance_published": Method(
-        "AutoBalance, published", "published", _published(PUBLISHED, hessian=True)
+        "AutoBalance, published",
+        "published",
+        _published(PUBLISHED, hessian=True),
+        uses_split=True,
     ),
     "autobalance_published_la": Method(
-        "AutoBalance, published, LA start", "published", _published(PUBLISHED, True, tau=1.0)
+        "AutoBalance, published, LA start",
+        "published",
+        _published(PUBLISHED, True, tau=1.0),
+        uses_split=True,
     ),
     "autobalance_short": Method(
-        "AutoBalance, in short runs", "published", _published(PUBLISHED_IN_SPIRIT, hessian=False)
+        "AutoBalance, in short runs",
+        "published",
+        _published(PUBLISHED_IN_SPIRIT, hessian=False),
+        uses_split=True,
     ),
     "autobalance_short_la": Method(
         "AutoBalance, in short runs, LA start",
         "published",
         _published(PUBLISHED_IN_SPIRIT, hessian=False, tau=1.0),
+        uses_split=True,
     ),
     "autobalance_short_additive": Method(
         "AutoBalance, in short runs, l alone",
         "published",
         _published(PUBLISHED_IN_SPIRIT, hessian=False, learn=("additive",)),
+        uses_split=True,
     ),
     "autobalance_short_multiplicative": Method(
         "AutoBalance, in short runs, Delta alone",
         "published",
         _published(PUBLISHED_IN_SPIRIT, hessian=False, learn=("multiplicative",)),
+        uses_split=True,
     ),
     "autobalance": Method(
         "autobalance", "ours", _designed(), uses_objective=True, uses_settings=True
