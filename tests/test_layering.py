@@ -20,6 +20,7 @@ LAYERS = [
     {"cli"},
     {"demo", "runs", "terminal", "fairness"},
     {"estimator", "report", "comparison"},
+    {"frontier"},
     {"searching", "heads"},
     {"choosing"},
     {"retraining"},

@@ -14,7 +14,7 @@ from autobalance.data.batches import ArrayData
 from autobalance.files import to_json
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import GAPS, NAMED, Blend, Gap, Objective
+from autobalance.objectives import GAPS, NAMED, Blend, Gap, Objective, SmoothError
 from autobalance.searching import SearchRun
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import SpaceFactory
@@ -31,6 +31,7 @@ from autobalance.tuner import DEFAULT_SOLVER
 MIXES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CONTINUATION = 0.5
 """Share of a training run that each point after the first takes: ten cost 5.5 searches."""
+SURROGATE = SmoothError(relative=0.2)
 _FORMAT = "autobalance-frontier"
 
 
@@ -241,8 +242,9 @@ def _objectives(main: str, gap: str, mixes: Sequence[float]) -> list[Objective]:
 def _blend(main: Objective, gap: Objective, mix: float) -> Objective:
     """As `Blend.of`, and with no gap at all the main objective over the same cells."""
     if mix == 0.0:
-        return Blend(parts=((1.0, main), (1e-6, gap)))
-    return Blend(parts=((1.0 - fraction("mix", mix), main), (mix, gap)))
+        return Blend(parts=((1.0, main), (1e-6, gap)), surrogate=SURROGATE)
+    parts = ((1.0 - fraction("mix", mix), main), (mix, gap))
+    return Blend(parts=parts, surrogate=SURROGATE)
 
 
 def _point(mix: float, run: SearchRun, main: str, gap: str) -> FrontierPoint:
