@@ -25,7 +25,13 @@ from autobalance.hypergrad import (
 )
 from autobalance.hypergrad.system import flatten
 from autobalance.objectives import BalancedError, SmoothError, WorstError
-from autobalance.spaces import PARTS, ClassSpace, DesignSpace, HierarchicalSpace
+from autobalance.spaces import (
+    PARTS,
+    ClassSpace,
+    DesignSpace,
+    HierarchicalSpace,
+    prior_strength,
+)
 from autobalance.tunable import TunableCrossEntropy
 from autobalance.tuner import (
     LossTuner,
@@ -63,7 +69,7 @@ def test_a_step_is_adam_along_hypergradient_plus_prior_over_effective_size() -> 
     for _ in range(3):
         loss = TunableCrossEntropy(expected)
         found = hypergradient(model, loss, BalancedError(), train, held, solver=Exact(damping=0.1))
-        pull = expected.penalty() / BalancedError().effective_size(counts)
+        pull = expected.penalty() * prior_strength(BalancedError().effective_size(counts))
         pulls = torch.autograd.grad(pull, list(expected.parameters()))
         for p, g, q in zip(expected.parameters(), found.gradients, pulls, strict=True):
             p.grad = g + q
@@ -248,9 +254,9 @@ def test_classes_that_the_validation_batch_lacks_are_left_out_of_the_average() -
     assert step.hard_objective == pytest.approx((np.mean(wrong[:3]) + np.mean(wrong[3:])) / 2)
 
     size = 1 / (0.25 / 3 + 0.25 / 2)
-    assert pull(held, "balanced_error") == pytest.approx(
-        100 * pull(held, "balanced_error", validation_counts=[100 * size] + [0] * 3)
-    )
+    large = pull(held, "balanced_error", validation_counts=[100 * size] + [0] * 3)
+    ratio = prior_strength(size) / prior_strength(100 * size)
+    assert pull(held, "balanced_error") == pytest.approx(ratio * large)
 
 
 # The prior ------------------------------------------------------------------------------------
@@ -268,13 +274,13 @@ def pull(held: Batch, objective: Any, **given: Any) -> float:
     return upper.update([Hypergradient(zeros, 0.0, 0.0, solution)], held).norm
 
 
-def test_the_prior_counts_for_one_over_the_effective_validation_size() -> None:
+def test_the_prior_counts_for_one_over_the_effective_validation_size_and_a_fiftieth() -> None:
     held = Batch(images(12).inputs, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]))
     by_batch = pull(held, "balanced_error")
     given = pull(held, "balanced_error", validation_counts=[400, 400, 400, 0])
-    assert by_batch == pytest.approx(100 * given, rel=1e-10)
-    worst = pull(held, "worst_class_error")
-    assert worst == pytest.approx(3 * by_batch, rel=1e-10)  # one class's 4, not all 12
+    assert by_batch / given == pytest.approx((1 / 12 + 1 / 50) / (1 / 1200 + 1 / 50), rel=1e-10)
+    worst = pull(held, "worst_class_error")  # one class's 4, not all 12
+    assert worst / by_batch == pytest.approx((1 / 4 + 1 / 50) / (1 / 12 + 1 / 50), rel=1e-10)
 
 
 def test_the_validation_batch_counts_by_group_where_the_objective_does() -> None:

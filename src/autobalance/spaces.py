@@ -84,6 +84,19 @@ class DesignSpace(nn.Module, ABC):
         return (log_weight - (log_weight.exp() * shares).sum().log()).exp()
 
 
+TRUSTED_SIZE = 50.0
+
+
+def prior_strength(effective_size: float) -> float:
+    """What the prior counts for beside the objective: 1 / effective_size + 1 / TRUSTED_SIZE.
+
+    The first part stands for the noise of the validation examples, see
+    `Objective.effective_size`; the second for errors that more of them do not cure: the
+    surrogate's, and the hypergradient's in a training that has not converged.
+    """
+    return 1.0 / effective_size + 1.0 / TRUSTED_SIZE
+
+
 SpaceFactory = Callable[[np.ndarray], DesignSpace]
 """From training counts, ``(k,)`` or ``(g, k)``, to a space."""
 

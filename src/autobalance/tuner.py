@@ -16,6 +16,7 @@ from autobalance.checks import InputError, one_of, positive
 from autobalance.data.batches import Batch, as_batch, as_batches
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
 from autobalance.objectives import Objective, RunningRisks, as_objective
+from autobalance.spaces import prior_strength
 from autobalance.tunable import TunableCrossEntropy
 
 DEFAULT_SOLVER = SingleLoop()
@@ -77,8 +78,9 @@ class LossTuner:
         What moves them: Adam, or SGD with momentum 0.9 as in the paper's code.
     validation_counts : array-like, optional
         Size of the whole validation set, per class ``(k,)`` or per group and class ``(g, k)``. It
-        decides how strongly the space is held to its start: the prior counts for one over the
-        effective validation size. By default each validation batch is taken for the whole set.
+        decides how strongly the space is held to its start, see
+        `autobalance.spaces.prior_strength`. By default each validation batch is taken for the
+        whole set.
     adapter : callable
         Makes a `Batch` of what your loader yields; not asked where that is one already.
 
@@ -192,7 +194,8 @@ class LossTuner:
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         norm = float("nan")
         if finite:
-            penalty = self.loss.space.penalty() / self._effective_size(val_batch)
+            strength = prior_strength(self._effective_size(val_batch))
+            penalty = strength * self.loss.space.penalty()
             pulls = [torch.zeros_like(p) for p in free]
             if penalty.requires_grad:
                 pulls = torch.autograd.grad(penalty, free, materialize_grads=True)

@@ -27,7 +27,7 @@ from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy, check_width
 from autobalance.objectives import Objective, as_objective
 from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
-from autobalance.spaces import SpaceFactory, made_space
+from autobalance.spaces import SpaceFactory, made_space, prior_strength
 from autobalance.training import Interrupted, Progress, ProgressListener, make_fabric
 
 WEIGHT_DECAY = 3e-3
@@ -373,7 +373,7 @@ class _HeadSearch:
         free: list[Tensor] = list(self.space.parameters())
         with torch.enable_grad():
             design = self.space()
-            penalty = self.space.penalty() / self.effective_size
+            penalty = prior_strength(self.effective_size) * self.space.penalty()
             pulls = [torch.zeros_like(p) for p in free]
             if penalty.requires_grad:
                 pulls = torch.autograd.grad(penalty, free, materialize_grads=True)
