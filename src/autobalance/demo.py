@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ class Demo:
             loss = ParametricCrossEntropy.cross_entropy()
         elif name == "logit_adjustment":
             loss = ParametricCrossEntropy.logit_adjusted(counts)
+            common["recipe"] = replace(self.recipe, absorb=0.0)  # as published
         else:
             try:
                 self.result = search(network, self.data, **common)

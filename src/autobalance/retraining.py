@@ -87,7 +87,13 @@ def retrain(
     fabric = make_fabric(device)
     with seeded(seed):
         lower = LowerLevel(
-            model_factory, data.to(fabric.device), recipe, fabric, seed, sampling=sampling
+            model_factory,
+            data.to(fabric.device),
+            recipe,
+            fabric,
+            seed,
+            additive=getattr(loss, "additive", None),
+            sampling=sampling,
         )
         loss = copy.deepcopy(loss).to(fabric.device)
 

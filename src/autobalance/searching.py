@@ -171,7 +171,7 @@ class SearchRun:
         self.start = self.loss.frozen().cpu()
         self.splits = _splits(data, validation, settings, seed)
         self.folds = [
-            _fold(model_factory, train, held, recipe, settings, fabric, seed + i)
+            _fold(model_factory, train, held, recipe, settings, fabric, seed + i, self.start)
             for i, (train, held) in enumerate(self.splits)
         ]
         self.held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
@@ -429,6 +429,7 @@ def _fold(
     settings: SearchSettings,
     fabric: Fabric,
     seed: int,
+    start: ParametricCrossEntropy,
 ) -> _Fold:
     lower = LowerLevel(
         model_factory,
@@ -436,6 +437,7 @@ def _fold(
         recipe,
         fabric,
         seed,
+        additive=start.additive,
         remembered=settings.training_batches,
     )
     generator = torch.Generator().manual_seed(seed)

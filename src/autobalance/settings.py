@@ -37,6 +37,11 @@ class Recipe:
     max_grad_norm : float
         The gradient is scaled down to this norm when it exceeds it. Large logit adjustments with
         a high learning rate diverge without it.
+    absorb : float
+        In [0, 1]: by how much of the loss's additive adjustments l the bias of the network's last
+        linear layer starts lower. At 0 training starts as published for logit adjustment, at 1
+        as cross-entropy does that is adjusted post hoc; both reach the same losses. It needs a
+        last `torch.nn.Linear` with a bias and one output per class, and does nothing else.
     """
 
     epochs: float = 60.0
@@ -48,6 +53,7 @@ class Recipe:
     weight_decay: float = 1e-2
     warmup: float = 0.05
     max_grad_norm: float = 5.0
+    absorb: float = 0.5
 
     def __post_init__(self) -> None:
         positive("epochs", self.epochs)
@@ -56,6 +62,8 @@ class Recipe:
         positive("lr", self.lr)
         positive("max_grad_norm", self.max_grad_norm)
         one_of("optimizer", self.optimizer, ("sgd", "adamw"))
+        if not 0.0 <= number("absorb", self.absorb) <= 1.0:
+            raise InputError(f"absorb must lie in [0, 1]; got {self.absorb}.")
         if not 0.0 <= number("weight_decay", self.weight_decay) < math.inf:
             raise InputError(f"weight_decay must not be negative; got {self.weight_decay}.")
         for name in ("momentum", "warmup"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -202,6 +203,8 @@ class LowerLevel:
         Device and precision.
     seed : int
         Seeds the order of the examples.
+    additive : Tensor, optional
+        The loss's l at the start, shape ``(k,)`` or ``(g, k)``, for recipes that `absorb` it.
     sampling : {"shuffled", "balanced"}
         Every example as often, or every class (and group) as often.
     remembered : int
@@ -221,6 +224,7 @@ class LowerLevel:
         fabric: Fabric,
         seed: int,
         *,
+        additive: Tensor | None = None,
         sampling: Sampling = "shuffled",
         remembered: int = 1,
     ) -> None:
@@ -234,6 +238,8 @@ class LowerLevel:
             raise InputError(
                 f"The model factory must return a torch.nn.Module; got {type(module).__name__}."
             )
+        if recipe.absorb > 0 and additive is not None:
+            absorb(module, recipe.absorb * additive, data.counts())
         self.data = data
         self.recipe = recipe
         self.fabric = fabric
@@ -327,6 +333,29 @@ class LowerLevel:
         if weights is not None:
             module.load_state_dict(weights)
         return module.cpu().eval()
+
+
+@torch.no_grad()
+def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> None:
+    """Take l off the bias of the last linear layer, where that has one output per class.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A new network; its last `torch.nn.Linear`, in order of registration, gives the logits.
+    additive : Tensor
+        l, shape ``(k,)``, or ``(g, k)``, of which the mean over the examples is taken.
+    counts : ndarray
+        Training examples, shape ``(k,)`` or ``(g, k)``.
+    """
+    linear = [m for m in module.modules() if type(m) is nn.Linear]
+    if not linear or linear[-1].bias is None or len(linear[-1].bias) != additive.shape[-1]:
+        return
+    bias = linear[-1].bias
+    if additive.ndim == 2:
+        groups = torch.as_tensor(counts.sum(axis=-1) / counts.sum(), dtype=additive.dtype)
+        additive = groups.to(additive.device) @ additive
+    bias -= (additive - additive.mean()).to(bias)
 
 
 @torch.no_grad()

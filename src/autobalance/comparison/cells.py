@@ -67,6 +67,8 @@ class Cell:
         parts["recipe"] = asdict(self.recipe)
         parts["objectives"] = sorted(self.objectives)
         method = METHODS.get(self.method)
+        if method is None or method.kind != "ours":
+            parts["recipe"].pop("absorb")  # published losses start as published
         if method is not None:
             if method.uses_objective:
                 parts["objective"] = self.objective

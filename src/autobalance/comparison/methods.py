@@ -66,8 +66,12 @@ class Task:
         return np.atleast_2d(self.data.counts()).sum(axis=0)
 
     def train(self, loss: FixedLoss, data: ArrayData | None = None, **options: Any) -> nn.Module:
-        """A network trained with a loss under the recipe, on all data or on these."""
-        common = {"recipe": self.recipe, "seed": self.seed, "device": self.device}
+        """A network trained with a loss under the recipe, on all data or on these.
+
+        Published losses start as published: the recipe's `absorb` is for designed ones.
+        """
+        recipe = replace(self.recipe, absorb=0.0)
+        common = {"recipe": recipe, "seed": self.seed, "device": self.device}
         network = options.pop("network", self.network)
         return retrain(network, data or self.data, loss, **{**common, **options})
 
@@ -250,26 +254,27 @@ def _designed(
 
     def run(task: Task) -> Trained:
         settings = replace(task.settings, **changes)
-        return _search_and_retrain(task, task.objective, settings, space=space)
+        return _search_and_retrain(task, task.objective, settings, task.recipe, space=space)
 
     return run
 
 
 def _search_and_retrain(
-    task: Task, objective: Objective, settings: SearchSettings, **options: Any
+    task: Task, objective: Objective, settings: SearchSettings, recipe: Recipe, **options: Any
 ) -> Trained:
     result = search(
         task.network,
         task.data,
         objective=objective,
-        recipe=task.recipe,
+        recipe=recipe,
         settings=settings,
         seed=task.seed,
         device=task.device,
         **options,
     )
     details = {"design": result.design, "choice": result.choice, "loss": result.loss.to_dict()}
-    return Trained(task.train(result.loss), 1.0 + result.training_runs, details)
+    model = task.train(result.loss, recipe=recipe)
+    return Trained(model, 1.0 + result.training_runs, details)
 
 
 PUBLISHED = SearchSettings(
@@ -306,6 +311,7 @@ def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callabl
             task,
             BalancedError(surrogate=CrossEntropyRisk()),
             replace(settings, validation_fraction=task.settings.validation_fraction),
+            replace(task.recipe, absorb=0.0),
             space=lambda counts: published_space(counts, **space),
             solver=Neumann(curvature="hessian" if hessian else "gauss_newton", damping=0.0),
         )
