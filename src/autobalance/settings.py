@@ -53,7 +53,7 @@ class Recipe:
     weight_decay: float = 1e-2
     warmup: float = 0.05
     max_grad_norm: float = 5.0
-    absorb: float = 0.5
+    absorb: float = 1.0
 
     def __post_init__(self) -> None:
         positive("epochs", self.epochs)
