@@ -551,11 +551,11 @@ def _save_picked(
     from autobalance.runs import save_run
 
     record = _fit_record(classifier, command, "finished", begun, options.seed)
+    record["kind"] = "frontier"
     record["objective"] = classifier.result_.settings["objective"]
     record["frontier"] = {"mix": picked.mix, found.main: picked.main, found.gap: picked.gap}
     save_run(out, classifier, record, target=options.target)
-    print(f"The network of mix {picked.mix:g}, trained on all {len(classifier.classes_)} classes' "
-          f"data: {out}")  # fmt: skip
+    print(f"Network of mix {picked.mix:g}, trained on all data: {out}")
 
 
 def _frontier_stopped(error: BaseException, found: Frontier | None, points: int, out: Path) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from autobalance.report.text import OBJECTIVES
@@ -97,6 +98,7 @@ def _drawn(record: Mapping[str, Any]) -> Figure:
             fontsize=8,
             color=_MUTED,
             zorder=4,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
     for baseline, (marker, colour) in zip(record.get("baselines", []), _MARKERS, strict=False):
         axes.plot(
@@ -112,7 +114,7 @@ def _drawn(record: Mapping[str, Any]) -> Figure:
         )
     axes.set_xlabel(f"{_name(record['gap'])}, percent", color=_INK)
     axes.set_ylabel(f"{_name(record['main'])}, percent", color=_INK)
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.03 * max(axes.get_xlim()[1], 1.0))  # room for a gap of 0
     axes.margins(y=0.12)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6))
