@@ -17,8 +17,9 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
-from autobalance.cli import OBJECTIVES, main
-from autobalance.objectives import NAMED
+from autobalance.cli import GAP_NAMES, OBJECTIVES, main
+from autobalance.objectives import GAPS, NAMED
+from autobalance.sweeping import Frontier
 
 QUICK = ["--recipe.epochs", "5", "--recipe.min_steps", "60", "--device", "cpu"]
 
@@ -368,6 +369,7 @@ def test_usage_errors_are_one_line(
 
 def test_objectives_in_the_help_are_those_there_are() -> None:
     assert set(OBJECTIVES) == set(NAMED)
+    assert set(GAP_NAMES) == set(GAPS)
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:
@@ -605,3 +607,161 @@ def test_a_comparison_refused(here: Here, arguments: list[str], message: str) ->
     assert code == 2
     assert re.fullmatch(f"autobalance: .*{message}.*\n", shown), shown
     assert not Path("x").exists()
+
+
+# The frontier ---------------------------------------------------------------------------------
+
+SWEEP = [
+    "frontier", "data.csv", "--target", "kind", "--groups", "site", "--mixes", "0,0.3,0.6",
+    "--recipe.epochs", "2", "--recipe.min_steps", "60", "--device", "cpu", "--out",
+]  # fmt: skip
+SWEPT = {"frontier.json", "frontier.csv", "frontier.svg"}
+RUN = {"result.json", "loss.json", "model.json", "model.safetensors", "report.html"}
+
+
+@pytest.fixture
+def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    table(400).to_csv(tmp_path / "data.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_frontier_is_written_shown_and_picked_from(
+    sites: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SWEEP, "swept", "--max-gap", "1.5"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert {p.name for p in Path("swept").iterdir()} == SWEPT | RUN
+    record = json.loads(Path("swept/frontier.json").read_text())
+    found = Frontier.from_dict(record)
+    assert record["status"] == "finished"
+    assert [b["title"] for b in record["baselines"]] == [
+        "cross-entropy", "logit adjustment", "logit adjustment by group",
+    ]  # fmt: skip
+    rows = pd.read_csv("swept/frontier.csv")
+    assert rows.columns.tolist() == ["mix", "balanced_error", "deo", "constant"]
+    assert rows["deo"].tolist() == pytest.approx([p.gap for p in found.points])
+    assert rows["constant"].tolist() == [p.constant for p in found.points]
+    picked = found.pick(gap=1.5)
+    [line] = [line for line in out.splitlines() if "picked" in line]
+    for value in (f"{picked.mix:g}", f"{100 * picked.main:.1f}", f"{100 * picked.gap:.1f}"):
+        assert value in line
+    assert all(b["title"] in out for b in record["baselines"])
+    assert f"Network of mix {picked.mix:g}, trained on all data: swept\n" in out
+
+    # The RUN is that of this loss, and predicts without groups.
+    assert json.loads(Path("swept/loss.json").read_text()) == picked.loss.to_dict()
+    result = json.loads(Path("swept/result.json").read_text())
+    assert result["objective"] == f"{1 - picked.mix:g} * balanced_error + {picked.mix:g} * deo"
+    assert result["frontier"]["deo"] == picked.gap
+    pd.read_csv("data.csv").drop(columns=["site", "kind"]).to_csv("fresh.csv", index=False)
+    assert main(["predict", "swept", "fresh.csv", "--out", "predicted.csv"]) == 0
+    assert len(pd.read_csv("predicted.csv")) == 400
+    command = ["evaluate", "swept", "data.csv", "--target", "kind", "--groups", "site", "--json"]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert 0.0 <= json.loads(capsys.readouterr().out)["deo"] <= 2.0
+
+    # Another frontier in its place leaves nothing of the old network.
+    assert main([*SWEEP, "swept"]) == 2
+    assert "is not empty. Add --overwrite" in capsys.readouterr().err
+    assert main([*SWEEP, "swept", "--overwrite", "--seed", "1"]) == 0
+    assert {p.name for p in Path("swept").iterdir()} == SWEPT
+    assert "picked" not in capsys.readouterr().out
+
+
+def test_a_gap_that_no_point_keeps_leaves_the_frontier(
+    sites: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SWEEP, "swept", "--max-gap", "0.0"]) == 2
+    out, err = capsys.readouterr()
+    assert re.search(r"autobalance: No point of the frontier has a gap of at most 0; the low", err)
+    assert err.count("\n") == 1
+    assert "logit adjustment by group" in out
+    assert {p.name for p in Path("swept").iterdir()} == SWEPT
+
+
+def test_a_frontier_that_is_stopped_keeps_its_points(
+    sites: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from autobalance import terminal
+
+    def stop_at(title: str, phase: str, step: int) -> None:
+        def update(_: Any, where: str, progress: Any) -> None:
+            if (where, progress.phase) == (title, phase) and progress.step > step:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(terminal.LiveProgress, "update", update)
+
+    stop_at("frontier", "search", 40)
+    assert main([*SWEEP, "early"]) == 130
+    assert capsys.readouterr().err == "autobalance: Interrupted. No point was found yet.\n"
+    assert not Path("early").exists()
+    stop_at("frontier", "search", 70)
+    assert main([*SWEEP, "swept"]) == 130
+    assert capsys.readouterr().err == "autobalance: Interrupted. Kept in swept: 1 of 3 points.\n"
+    record = json.loads(Path("swept/frontier.json").read_text())
+    assert record["status"] == "interrupted"
+    assert len(Frontier.from_dict(record).points) == 1
+    stop_at("baselines", "choose", 0)
+    assert main([*SWEEP, "swept", "--overwrite"]) == 130
+    assert "Kept in swept: 3 of 3 points." in capsys.readouterr().err
+    stop_at("frontier", "retrain", 30)
+    assert main([*SWEEP, "swept", "--overwrite", "--max-gap", "2"]) == 130
+    assert "Kept in swept: the frontier. The network picked is not" in capsys.readouterr().err
+    assert {p.name for p in Path("swept").iterdir()} == SWEPT
+    before = {p.name: p.read_bytes() for p in Path("swept").iterdir()}
+    stop_at("frontier", "search", 70)
+    assert main([*SWEEP, "swept", "--overwrite"]) == 130
+    assert "The earlier frontier in swept is untouched." in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in Path("swept").iterdir()} == before
+
+
+def test_a_frontier_that_diverges_exits_1(sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ["--recipe.optimizer", "sgd", "--recipe.lr", "1e25", "--recipe.max_grad_norm", "1e30"]
+    assert main([*SWEEP, "swept", *wild]) == 1
+    assert re.search(r"non-finite at step .* No point was found yet\.\n", capsys.readouterr().err)
+
+
+def test_a_group_with_nobody_held_out_is_told_of(
+    sites: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pd.read_csv("data.csv")
+    data.loc[:1, "site"] = "islet"
+    rare = data.index[(data["kind"] == "rare") & (data["site"] == "south")]
+    data.drop(rare[2:]).to_csv("data.csv", index=False)
+    assert main([*SWEEP, "swept"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "the held-out data has nobody of group islet, whom the gap leaves out" in lines[0]
+    assert "the held-out data has nobody of class rare of group south, whom" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--groups", "kind"], "Target and groups are the same column, 'kind'. Give two."),
+        (["--groups", "x"], r"has 400 different values .* Bin a continuous column .*pandas.cut"),
+        (["--groups", "none"], "'none' is not in the table"),
+        (["--groups", "one"], "The gap 'deo' compares groups; sensitive_features has one only"),
+        (["--main", "deo"], "main must not be a gap"),
+        (["--main", "luck"], "main must be one of .*; got 'luck'"),
+        (["--gap", "luck"], "gap must be one of .*; got 'luck'"),
+        (["--mixes", "0.5,0.1"], r"mixes must rise within \[0, 1\); got \[0.5, 0.1\]"),
+        (["--mixes", "some"], "mixes are numbers with commas between, 0,0.3,0.6; got 'some'"),
+        (["--max-gap", "-1"], "max_gap must be at least 0; got -1.0. 0.05 is 5 points"),
+        (["--max_gpa", "0.1"], "no option max_gpa. Did you mean max_gap"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--target", "x"], "The target column 'x' looks continuous"),
+    ],
+)
+def test_a_frontier_refused(
+    sites: Path, capsys: pytest.CaptureFixture[str], changed: list[str], message: str
+) -> None:
+    table(400).assign(one="all").to_csv("data.csv", index=False)
+    assert main([*SWEEP, "swept", *changed]) == 2
+    out, err = capsys.readouterr()
+    assert re.fullmatch(f"autobalance: .*{message}.*\n", err), err
+    assert out == ""
+    assert not Path("swept").exists()

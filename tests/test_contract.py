@@ -40,10 +40,14 @@ from autobalance.losses import (
 from autobalance.objectives import (
     BalancedError,
     Blend,
+    BoundedGap,
     CrossEntropyRisk,
     CVaRError,
     ErrorDeviation,
     Objective,
+    OddsGap,
+    OpportunityGap,
+    ParityGap,
     QuantileError,
     SmoothError,
     Surrogate,
@@ -120,6 +124,25 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
             surrogate=CrossEntropyRisk(),
         ),
     ],
+    OddsGap: [
+        lambda: OddsGap(softness=0.2, surrogate=SmoothError(1.0)),
+        lambda: OddsGap(over_classes="max", softness=0.2, surrogate=CrossEntropyRisk()),
+    ],
+    OpportunityGap: [
+        lambda: OpportunityGap(positive=1, softness=0.2, surrogate=SmoothError(1.0)),
+    ],
+    ParityGap: [lambda: ParityGap(softness=0.2, surrogate=SmoothError(1.0))],
+    BoundedGap: [
+        lambda: BoundedGap(
+            gap=OddsGap(softness=0.2), bound=0.01, multiplier=0.3, surrogate=SmoothError(1.0)
+        ),
+        lambda: BoundedGap(
+            main=WorstError(over="group"),
+            gap=OpportunityGap(positive=1),
+            bound=0.02,
+            surrogate=CrossEntropyRisk(),
+        ),
+    ],
     SmoothError: [lambda: SmoothError(temperature=0.5)],
     CrossEntropyRisk: [CrossEntropyRisk],
     Identity: [Identity],
@@ -187,6 +210,12 @@ def test_every_class_is_documented_and_exported_by_its_package(kind: type) -> No
     assert getattr(autobalance, kind.__name__) is kind
 
 
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Importing the module would put it in the place of the function."""
+    modules = {info.name for info in pkgutil.iter_modules(autobalance.__path__)}
+    assert not modules & set(autobalance.__all__)
+
+
 # Losses as modules, called on logits and targets.
 LOSSES = tuple(
     kind for kind in EXAMPLES if issubclass(kind, nn.Module) and not issubclass(kind, DesignSpace)
@@ -206,6 +235,8 @@ def use(thing: Any, dtype: torch.dtype = torch.float32, logits: Tensor | None = 
     """What the thing computes, flat, on the logits given or some of its own."""
     own, target, groups = batch(dtype)
     f = own if logits is None else logits
+    if isinstance(thing, ParityGap):  # of two classes
+        f, target = f[:, :2], target % 2
     if isinstance(thing, (*LOSSES, Objective)):
         return thing(f, target, groups=groups).reshape(-1)
     if isinstance(thing, (SmoothError, CrossEntropyRisk)):

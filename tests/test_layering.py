@@ -20,7 +20,7 @@ LAYERS = [
     {"cli"},
     {"demo", "runs", "terminal", "fairness"},
     {"estimator", "report", "comparison"},
-    {"frontier"},
+    {"sweeping"},
     {"searching", "heads"},
     {"choosing"},
     {"retraining"},

@@ -12,19 +12,26 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autobalance import metrics
 from autobalance.checks import InputError
 from autobalance.objectives import (
+    GAPS,
     NAMED,
     BalancedError,
     Blend,
+    BoundedGap,
     CrossEntropyRisk,
     CVaRError,
     ErrorDeviation,
+    Gap,
     Objective,
+    OddsGap,
+    OpportunityGap,
     Over,
+    ParityGap,
     QuantileError,
     RunningRisks,
     SmoothError,
@@ -34,6 +41,9 @@ from autobalance.objectives import (
     cells_of,
     group_class_sums,
 )
+from autobalance.spaces import GroupSpace
+from autobalance.tunable import TunableCrossEntropy
+from autobalance.tuner import LossTuner
 
 FIXED = SmoothError(temperature=1.0)
 OVERS: list[Over] = ["class", "group", "class_and_group"]
@@ -638,6 +648,338 @@ def test_the_state_of_running_risks_continues_them(batches: list[Case]) -> None:
     assert fresh.state_dict() == nothing
 
 
+# Gaps between groups --------------------------------------------------------------------------
+
+FAIRNESS = {
+    "deo": metrics.deo,
+    "equalized_odds_difference": metrics.equalized_odds_difference,
+    "equal_opportunity_difference": metrics.equal_opportunity_difference,
+    "demographic_parity_difference": metrics.demographic_parity_difference,
+}
+
+
+def of_two(case: Case) -> Case:
+    """The same with its first two classes for all."""
+    return case._replace(logits=case.logits[:, :2], target=case.target % 2, k=2)
+
+
+@pytest.mark.parametrize("name", GAPS)
+@given(case=cases())
+def test_a_gap_is_the_metric_of_its_name_whatever_cells_are_absent(name: str, case: Case) -> None:
+    case = of_two(case) if name == "demographic_parity_difference" else case
+    predicted = case.logits.argmax(dim=1)
+    parts = [t.numpy() for t in (case.target, predicted, case.groups)]
+    expected = FAIRNESS[name](*parts, case.k)
+    found = GAPS[name].hard(case.logits, case.target, groups=case.groups)
+    # No example of the positive class: no gap to see, where the metric says that there is no value.
+    assert found == pytest.approx(0.0 if math.isnan(expected) else expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 5])
+@given(seed=st.integers(0, 10_000))
+def test_gaps_are_fairlearns(num_groups: int, seed: int) -> None:
+    from fairlearn import metrics as theirs
+
+    generator = torch.Generator().manual_seed(seed)
+    n = 60
+    logits = torch.randn(n, 2, generator=generator)
+    # Two of each cell at least: fairlearn takes an absent one for a rate of 0.
+    target, groups = torch.arange(n) % 2, torch.arange(n) // 2 % num_groups
+    given_ = {
+        "y_true": target.numpy(),
+        "y_pred": logits.argmax(dim=1).numpy(),
+        "sensitive_features": groups.numpy(),
+    }
+    expected = {
+        "deo": 2 * theirs.equalized_odds_difference(**given_, agg="mean"),
+        "equalized_odds_difference": theirs.equalized_odds_difference(**given_),
+        "equal_opportunity_difference": theirs.equal_opportunity_difference(**given_),
+        "demographic_parity_difference": theirs.demographic_parity_difference(**given_),
+    }
+    found = {n: gap.hard(logits, target, groups=groups) for n, gap in GAPS.items()}
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def soft_range(values: list[float], softness: float) -> float:
+    """Soft maximum less soft minimum, each a mean weighted by exp(+- value / softness)."""
+    if not values:
+        return 0.0
+    v = np.array(values)
+    ends = []
+    for sign in (1.0, -1.0):
+        weight = np.exp(sign * (v - (v.max() if sign > 0 else v.min())) / softness)
+        ends.append(float((weight * v).sum() / weight.sum()))
+    return ends[0] - ends[1]
+
+
+def gap_by_hand(gap: Gap, case: Case) -> float:
+    """Of the surrogate's risks, cell by cell."""
+    rates: dict[tuple[int, int], float] = {}
+    shares: dict[int, list[float]] = {}
+    for i in range(len(case.target)):
+        y, g = int(case.target[i]), int(case.groups[i])
+        loss = example_loss(gap, case, i, hard=False)
+        rates.setdefault((g, y), 0.0)
+        rates[g, y] += loss / int(((case.groups == g) & (case.target == y)).sum())
+        shares.setdefault(g, []).append(1.0 - loss if y == 1 else loss)
+    if isinstance(gap, ParityGap):
+        return soft_range([float(np.mean(s)) for s in shares.values()], gap.softness)
+    ranges = [
+        soft_range([r for (_, y), r in rates.items() if y == c], gap.softness)
+        for c in range(case.k)
+    ]
+    if isinstance(gap, OpportunityGap):
+        return ranges[gap.positive]
+    assert isinstance(gap, OddsGap)
+    if gap.over_classes == "sum":
+        return sum(ranges)
+    weight = np.exp((np.array(ranges) - max(ranges)) / gap.softness)
+    return float(weight @ ranges / weight.sum())
+
+
+SMOOTH_GAPS: list[Gap] = [
+    OddsGap(softness=0.1, surrogate=FIXED),
+    OddsGap(over_classes="max", softness=0.3, surrogate=FIXED),
+    OddsGap(softness=0.5, surrogate=CrossEntropyRisk()),
+    OpportunityGap(softness=0.1, surrogate=FIXED),
+    OpportunityGap(positive=0, softness=0.1, surrogate=FIXED),
+    ParityGap(softness=0.1, surrogate=FIXED),
+]
+each_gap = pytest.mark.parametrize("gap", SMOOTH_GAPS, ids=lambda g: type(g).__name__)
+
+
+@each_gap
+@given(case=cases())
+def test_the_smooth_gap_and_its_gradient(gap: Gap, case: Case) -> None:
+    """Against a loop over examples, and finite differences in float64."""
+    case = of_two(case) if isinstance(gap, ParityGap) else case
+    leaf = case.logits.clone().requires_grad_()
+    value = gap(leaf, case.target, groups=case.groups)
+    assert float(value.detach()) == pytest.approx(gap_by_hand(gap, case), rel=1e-9, abs=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda f: gap(f, case.target, groups=case.groups, sample_weight=case.weight), leaf
+    )
+
+
+@each_gap
+@given(case=cases())
+def test_the_smooth_gap_lies_below_the_exact_one_and_tends_to_it(gap: Gap, case: Case) -> None:
+    case = of_two(case) if isinstance(gap, ParityGap) else case
+    sums = gap.sums(case.logits, case.target, case.groups)
+    exact = float(gap.value(*sums))
+    assert -1e-12 <= float(gap.value(*sums, smoothly=True)) <= exact + 1e-12
+    sharp = replace(gap, softness=1e-5)
+    assert float(sharp.value(*sums, smoothly=True)) == pytest.approx(exact, abs=1e-4)
+
+
+@each_gap
+@given(case=cases())
+def test_one_group_alone_has_no_gap_and_no_gradient(gap: Gap, case: Case) -> None:
+    case = of_two(case) if isinstance(gap, ParityGap) else case
+    one = torch.ones_like(case.groups)
+    leaf = case.logits.clone().requires_grad_()
+    value = gap(leaf, case.target, groups=one)
+    assert float(value.detach()) == pytest.approx(0.0, abs=1e-12)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+    assert gap.hard(case.logits, case.target, groups=one) == 0.0
+
+
+@each_gap
+@given(case=cases(), constant=st.integers(0, 4))
+def test_a_constant_classifier_has_no_gap(gap: Gap, case: Case, constant: int) -> None:
+    case = of_two(case) if isinstance(gap, ParityGap) else case
+    logits = F.one_hot(torch.full_like(case.target, constant % case.k), case.k).double()
+    assert gap.hard(logits, case.target, groups=case.groups) == pytest.approx(0.0, abs=1e-12)
+
+
+@each_gap
+def test_a_batch_of_nothing_has_no_gap(gap: Gap) -> None:
+    nothing = torch.zeros(0, 2, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.long)
+    value = gap(nothing, none, groups=none)
+    assert float(value.detach()) == 0.0
+    assert torch.autograd.grad(value, nothing, materialize_grads=True)[0].shape == (0, 2)
+
+
+def test_a_class_of_one_group_alone_adds_nothing() -> None:
+    """Cells (group, class): (0, 0) wrong in half, (1, 0) right; class 1 in group 0 alone, wrong."""
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    target, groups = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 0])
+    assert OddsGap().hard(logits, target, groups=groups) == 0.5
+    assert OddsGap(over_classes="max").hard(logits, target, groups=groups) == 0.5
+    assert OpportunityGap().hard(logits, target, groups=groups) == 0.0
+    assert OpportunityGap(positive=0).hard(logits, target, groups=groups) == 0.5
+    # Predicted positive: one of three, none of one.
+    assert ParityGap().hard(logits, target, groups=groups) == pytest.approx(1 / 3)
+
+
+def test_the_effective_size_of_a_gap_falls_with_its_smallest_cells() -> None:
+    even, uneven = (OddsGap().effective_size(t) for t in ([[50, 50], [50, 50]], [[97, 97], [3, 3]]))
+    assert even == pytest.approx(12.5)  # four risks of 50 examples each add their variances
+    assert uneven == pytest.approx(1 / (2 / 97 + 2 / 3))
+    assert OddsGap().effective_size([[50, 50], [50, 0]]) == pytest.approx(50 / 3)
+
+
+# Under a bound --------------------------------------------------------------------------------
+
+
+@given(
+    case=cases(),
+    bound=st.floats(0.0, 1.0),
+    multiplier=st.sampled_from([0.0, 0.4, 3.0]),
+    rho=st.floats(0.1, 5.0),
+)
+def test_a_bound_is_the_augmented_lagrangian(
+    case: Case, bound: float, multiplier: float, rho: float
+) -> None:
+    main, gap = WorstError(softness=0.2), OddsGap(softness=0.2)
+    objective = BoundedGap(
+        main=main, gap=gap, bound=bound, multiplier=multiplier, rho=rho, surrogate=FIXED
+    )
+    arguments = {"groups": case.groups}
+    L, G = (
+        float(replace(part, surrogate=FIXED)(case.logits, case.target, **arguments))
+        for part in (main, gap)
+    )
+    force = max(0.0, multiplier + rho * (G - bound))
+    value = float(objective(case.logits, case.target, **arguments))
+    assert value == pytest.approx(L + (force**2 - multiplier**2) / (2 * rho), abs=1e-9)
+    L, G = (part.hard(case.logits, case.target, **arguments) for part in (main, gap))
+    found = objective.hard(case.logits, case.target, **arguments)
+    assert found == pytest.approx(L + max(0.0, G - bound), abs=1e-12)
+    # Its 0-1 error moves the multiplier, which never falls below 0.
+    wrong = (case.logits.argmax(dim=1) != case.target).double()
+    sums = group_class_sums(wrong, case.target, case.groups, case.k)
+    moved = objective.adapted(*sums)
+    assert moved.multiplier == pytest.approx(max(0.0, multiplier + 0.2 * (G - bound)), abs=1e-12)
+    assert replace(moved, multiplier=multiplier) == objective
+
+
+@given(case=cases())
+def test_a_bound_has_the_gradient_of_finite_differences(case: Case) -> None:
+    objective = BoundedGap(
+        gap=OddsGap(softness=0.2), bound=0.0, multiplier=0.3, rho=0.7, surrogate=FIXED
+    )
+    leaf = case.logits.clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda f: objective(f, case.target, groups=case.groups, sample_weight=case.weight), leaf
+    )
+
+
+UNEQUAL = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])  # class 1 of group 1 wrong
+EQUAL = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])
+SQUARE = {"target": torch.tensor([0, 1, 0, 1]), "groups": torch.tensor([0, 0, 1, 1])}
+
+
+def test_the_multiplier_rises_while_the_bound_is_broken_and_falls_back() -> None:
+    running = RunningRisks(as_objective("balanced_error where deo <= 0.1"), [[50, 50]] * 2)
+    seen = []
+    for logits in [UNEQUAL] * 6 + [EQUAL] * 60:
+        running(logits, **SQUARE)
+        assert isinstance(running.objective, BoundedGap)
+        seen.append(running.objective.multiplier)
+    rising = seen[:6]
+    assert rising == sorted(rising)
+    assert rising[0] > 0.1
+    # Older batches fade, so that it still rises at first.
+    highest = seen.index(max(seen))
+    assert 5 < highest < 20
+    assert seen[highest:] == sorted(seen[highest:], reverse=True)
+    assert seen[-1] < 0.6 * max(seen)
+
+
+def test_a_tuner_carries_the_multiplier_in_its_state() -> None:
+    def tuner() -> LossTuner:
+        loss = TunableCrossEntropy(GroupSpace([[50, 5], [40, 10]]))
+        return LossTuner(loss, "balanced_error where deo <= 0.0", validation_counts=[[5, 5]] * 2)
+
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2))
+        model.bias.zero_()
+    batch = {"inputs": UNEQUAL, **SQUARE}
+    whole, stopped = tuner(), tuner()
+    for _ in range(3):
+        whole.step(model, batch, batch)
+        stopped.step(model, batch, batch)
+    [state] = stopped.state_dict()["running"].values()
+    assert state["multiplier"] > 0
+    resumed = tuner()
+    resumed.load_state_dict(stopped.state_dict())
+    after = [t.step(model, batch, batch) for t in (whole, resumed)]
+    assert after[0] == after[1]
+    multipliers = [t.state_dict()["running"]["0"]["multiplier"] for t in (whole, resumed)]
+    assert multipliers[0] == multipliers[1] > state["multiplier"]
+
+
+def test_what_is_named_with_a_gap() -> None:
+    blend = as_objective("0.7 * balanced_error + 0.3 * deo")
+    assert blend == Blend(parts=((0.7, BalancedError()), (0.3, OddsGap())))
+    assert blend.over == "class_and_group"
+    assert not blend.linear
+    bounded = as_objective("worst_class_error where demographic_parity_difference <= 5e-2")
+    assert bounded == BoundedGap(main=WorstError(), gap=ParityGap(), bound=0.05)
+    both = as_objective(
+        "0.5 * balanced_error + 0.5 * cvar_error(0.4) where equalized_odds_difference<=0"
+    )
+    assert isinstance(both, BoundedGap)
+    assert both.main == Blend(parts=((0.5, BalancedError()), (0.5, CVaRError(fraction=0.4))))
+    assert both.gap == OddsGap(over_classes="max")
+    assert both.bound == 0.0
+
+
+@given(case=cases(), mix=st.floats(0.01, 0.99))
+def test_a_blend_over_different_cells_adds_its_parts(case: Case, mix: float) -> None:
+    """Classes and pairs of class and group; of two classes also the shares predicted positive."""
+    case = of_two(case)
+    parts: tuple[tuple[float, Objective], ...] = (
+        (1.0 - mix, BalancedError()),
+        (mix, OddsGap()),
+        (0.5, ParityGap()),
+        (0.5, WorstError(over="group")),
+    )
+    blend = Blend(parts=parts, surrogate=FIXED)
+    arguments = {"groups": case.groups}
+    expected = sum(
+        w * float(replace(p, surrogate=FIXED)(case.logits, case.target, **arguments))
+        for w, p in parts
+    )
+    assert float(blend(case.logits, case.target, **arguments)) == pytest.approx(expected, abs=1e-9)
+    hard = sum(w * p.hard(case.logits, case.target, **arguments) for w, p in parts)
+    assert blend.hard(case.logits, case.target, **arguments) == pytest.approx(hard, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *GAPS,
+        OddsGap(),
+        "0.7 * deo",
+        "0.5 * deo + 0.5 * demographic_parity_difference",
+        Blend(parts=((1.0, Blend(parts=((1.0, OddsGap()),))),)),
+        "deo where demographic_parity_difference <= 0.1",
+        BoundedGap(main=OddsGap(), bound=0.1),
+    ],
+    ids=str,
+)
+def test_gaps_alone_are_refused(objective: str | Objective) -> None:
+    with pytest.raises(InputError, match=r"predicts one class .* Blend it, .* or bound it, "):
+        as_objective(objective)
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_parity_is_for_two_classes(classes: int) -> None:
+    with pytest.raises(InputError, match=rf"two classes; there are {classes}. .* take OddsGap"):
+        ParityGap()(torch.zeros(2, classes), torch.tensor([0, 1]), groups=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("gap", [*GAPS.values(), BoundedGap(bound=0.1)], ids=str)
+def test_gaps_need_groups(gap: Objective) -> None:
+    with pytest.raises(InputError, match="needs groups="):
+        gap(torch.zeros(1, 2), torch.tensor([0]))
+
+
 # Names, cells, refusals -----------------------------------------------------------------------
 
 
@@ -706,6 +1048,55 @@ def test_weighted_error_over_groups_allows_a_batch_without_the_last() -> None:
         (
             lambda: as_objective("accuracy"),
             "objective must be one of balanced_error, .* 'accuracy'",
+        ),
+        (lambda: OddsGap(softness=0.0), "softness must be a finite number above 0; got 0.0"),
+        (lambda: OddsGap(over_classes="mean"), "over_classes must be one of max, sum; got 'mean'"),  # type: ignore[arg-type]
+        (lambda: OpportunityGap(positive=-2), "positive must be at least -1; got -2"),
+        (
+            lambda: OpportunityGap(positive=2).hard(
+                torch.zeros(1, 2), torch.tensor([0]), groups=torch.tensor([0])
+            ),
+            "positive must be a class, 0 to 1; got 2",
+        ),
+        (lambda: BoundedGap(bound=-0.1), "bound must be a finite number of at least 0; got -0.1"),
+        (lambda: BoundedGap(bound=math.nan), "bound must be a finite number .* got nan"),
+        (lambda: BoundedGap(bound=0.1, multiplier=-1.0), "multiplier must not be negative; got -1"),
+        (lambda: BoundedGap(bound=0.1, rho=0.0), "rho must be a finite number above 0; got 0.0"),
+        (lambda: BoundedGap(bound=0.1, rate=0.0), "rate must be a finite number above 0; got 0.0"),
+        (
+            lambda: BoundedGap(main="balanced_error", bound=0.1),  # type: ignore[arg-type]
+            "main must be an objective without a bound of its own; got 'balanced_error'",
+        ),
+        (
+            lambda: as_objective("balanced_error where deo <= 0.1 where deo <= 0.2"),
+            "main must be an objective without a bound",
+        ),
+        (
+            lambda: as_objective("0.5 * cvar_error + 0.5 * balanced_error where deo <= 0.1 + 1"),
+            "objective must be one of",
+        ),
+        (
+            lambda: Blend.of(0.5, BoundedGap(bound=0.1), "cvar_error"),
+            "A bound holds for a whole objective, not for a part of a blend",
+        ),
+        (
+            lambda: as_objective("balanced_error where deo <= little"),
+            "A bound is written as: objective where gap <= number; got 'balanced_error where",
+        ),
+        (
+            lambda: as_objective("balanced_error where cvar_error <= 0.1"),
+            "the gap after where must be one of .*deo.* got 'cvar_error'",
+        ),
+        (lambda: as_objective("balanced_error where deo <= -1"), "bound must be .* got -1.0"),
+        (lambda: as_objective("fast * balanced_error"), r"written as weight \* name \+ weight"),
+        (lambda: as_objective("0.5 * balanced_error + deo"), r"written as weight \* name"),
+        (
+            lambda: as_objective("0.5 * accuracy + 0.5 * deo"),
+            "objective must be one of .*'accuracy'",
+        ),
+        (
+            lambda: as_objective("-1 * deo + 1 * balanced_error"),
+            "weight of a part must be a finite number above 0; got -1.0",
         ),
         (lambda: as_objective(3), "objective must be a name or an Objective; got int"),  # type: ignore[arg-type]
     ],

@@ -20,7 +20,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from autobalance import __version__
 from autobalance.checks import InputError, TrainingDiverged, one_of, whole
-from autobalance.files import checkpoint_files, output_folder, to_json, write_atomically
+from autobalance.files import (
+    checkpoint_files,
+    output_folder,
+    to_json,
+    write_atomically,
+    write_together,
+)
 from autobalance.settings import Recipe, SearchSettings
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from autobalance.comparison.configuration import Configuration
     from autobalance.comparison.store import Store
     from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.sweeping import Baseline, Frontier, FrontierPoint
     from autobalance.training import Progress
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -43,6 +50,13 @@ OBJECTIVES = (
     "group_balanced_error",
     "worst_group_error",
     "worst_class_and_group_error",
+)
+# `autobalance.objectives.GAPS`.
+GAP_NAMES = (
+    "deo",
+    "equalized_odds_difference",
+    "equal_opportunity_difference",
+    "demographic_parity_difference",
 )
 
 
@@ -177,12 +191,49 @@ def _parser() -> ArgumentParser:
     fit.add_argument(
         "--resume", action="store_true", help="continue a run that was stopped in this folder"
     )
-    fit.add_argument("--seed", type=int, default=0, help="for everything random")
-    fit.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    fit.add_argument("--config", action="config", help="YAML file with any of these options")
-    fit.add_class_arguments(Recipe, "recipe")
-    fit.add_class_arguments(SearchSettings, "search")
+    _add_training(fit)
     commands.add_subcommand("fit", fit, help="design a loss for your table")
+
+    sweep = _Parser(description="Losses along the trade-off of an error and a gap between groups.")
+    sweep.add_argument("table", type=str, help="CSV (also .gz, .xz) or Parquet file")
+    sweep.add_argument("--target", type=str, required=True, help="column with the labels")
+    sweep.add_argument(
+        "--groups",
+        type=str,
+        required=True,
+        help="column with the groups; not a feature then, and not needed to predict",
+    )
+    sweep.add_argument(
+        "--main",
+        type=str,
+        default="balanced_error",
+        help=f"what is to stay small: {', '.join(OBJECTIVES)}",
+    )
+    sweep.add_argument(
+        "--gap", type=str, default="deo", help=f"what it is traded for: {', '.join(GAP_NAMES)}"
+    )
+    sweep.add_argument(
+        "--mixes",
+        type=str | None,
+        default=None,
+        help="weights of the gap, rising, at least 0 and below 1: by default 0,0.1,0.2 to 0.9",
+    )
+    sweep.add_argument(
+        "--max_gap",
+        "--max-gap",
+        type=float | None,
+        default=None,
+        help="train the network of the best point whose held-out gap is at most this (0.05 is 5 "
+        "points), on all data: the folder is a RUN then",
+    )
+    sweep.add_argument(
+        "--out", type=str, required=True, help="folder for frontier.json, .csv and .svg"
+    )
+    sweep.add_argument(
+        "--overwrite", action="store_true", help="write into a folder that is not empty"
+    )
+    _add_training(sweep)
+    commands.add_subcommand("frontier", sweep, help="trade an error for a gap between groups")
 
     predict = _Parser(description="Predict with a fitted RUN.")
     predict.add_argument("run", type=str, help="RUN folder")
@@ -227,6 +278,15 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _add_training(parser: _Parser) -> None:
+    """The options of commands that train on a table."""
+    parser.add_argument("--seed", type=int, default=0, help="for everything random")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_class_arguments(Recipe, "recipe")
+    parser.add_class_arguments(SearchSettings, "search")
+
+
 def _demo(options: Namespace, command: str) -> int:
     out = output_folder(options.out, overwrite=options.overwrite)
     whole("seed", options.seed, least=0)
@@ -255,14 +315,7 @@ def _fit(options: Namespace, command: str) -> int:
     whole("seed", options.seed, least=0)
     out = _fit_folder(options)
     recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
-    from autobalance.data.tables import column, read_table
-
-    table = read_table(options.table)
-    target = column(table, options.target, "target")
-    groups = None if options.groups is None else column(table, options.groups, "group")
-    if options.groups == options.target:
-        raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
-    features = table.drop(columns=[c for c in (options.target, options.groups) if c is not None])
+    features, target, groups = _columns(options)
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.objectives import as_objective
     from autobalance.runs import REPORT, save_run
@@ -310,6 +363,19 @@ def _fit(options: Namespace, command: str) -> int:
     print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")
     return DONE
+
+
+def _columns(options: Namespace) -> tuple[pd.DataFrame, Any, Any]:
+    """Features, labels and groups of the table; the latter two are no features."""
+    from autobalance.data.tables import column, read_table
+
+    table = read_table(options.table)
+    target = column(table, options.target, "target")
+    groups = None if options.groups is None else column(table, options.groups, "group")
+    if options.groups == options.target:
+        raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
+    left_out = [c for c in (options.target, options.groups) if c is not None]
+    return table.drop(columns=left_out), target, groups
 
 
 def _fit_folder(options: Namespace) -> Path:
@@ -374,6 +440,154 @@ def _fit_record(
         "versions": result.versions,
         "seed": seed,
     }
+
+
+def _frontier(options: Namespace, command: str) -> int:
+    whole("seed", options.seed, least=0)
+    if options.max_gap is not None and not 0.0 <= options.max_gap < float("inf"):
+        raise InputError(f"max_gap must be at least 0; got {options.max_gap}. 0.05 is 5 points.")
+    mixes = _mixes(options.mixes)
+    out = output_folder(options.out, overwrite=options.overwrite)
+    recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
+    features, target, groups = _columns(options)
+    import warnings
+
+    from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.sweeping import MIXES
+    from autobalance.terminal import LiveProgress, print_frontier
+
+    begun = time.perf_counter()
+    found: Frontier | None = None
+    others: list[Baseline] = []
+    with LiveProgress() as live:
+        title = "frontier"
+        classifier = AutoBalanceClassifier(
+            options.main,
+            recipe=recipe,
+            settings=settings,
+            device=options.device,
+            random_state=options.seed,
+            progress=lambda p: live.update(title, p),
+        )
+        data = {"X": features, "y": target, "sensitive_features": groups}
+        try:
+            with warnings.catch_warnings():
+                # said below, with the groups' names
+                warnings.filterwarnings("ignore", "The held-out data lacks", UserWarning)
+                found = classifier.frontier(**data, gap=options.gap, mixes=mixes or MIXES)
+            title = "baselines"
+            others = classifier.baselines(found, **data)
+        except (TrainingDiverged, KeyboardInterrupt) as error:
+            found = found or getattr(error, "partial", None)
+            return _frontier_stopped(error, found, len(mixes or MIXES), out)
+        _write_frontier(found, others, out, "finished")
+        picked = None
+        for line in _not_held_out(found, classifier):
+            print(f"autobalance: {line}", file=sys.stderr)
+        if options.max_gap is not None:
+            try:
+                picked = found.pick(gap=options.max_gap)
+            except InputError:
+                print_frontier(found, others)
+                print(f"Frontier: {out / FRONTIER[0]}")
+                raise
+            title = "frontier"
+            try:
+                classifier.fit_point(found, picked, **data)
+            except (TrainingDiverged, KeyboardInterrupt) as error:
+                said = error if isinstance(error, TrainingDiverged) else "Interrupted."
+                kept = f"Kept in {out}: the frontier. The network picked is not trained to its end."
+                code = FAILED if isinstance(error, TrainingDiverged) else INTERRUPTED
+                return _complain(f"{said} {kept}", code)
+    print_frontier(found, others, picked)
+    if picked is not None:
+        _save_picked(classifier, found, picked, out, command, begun, options)
+    print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
+    return DONE
+
+
+FRONTIER = ("frontier.json", "frontier.csv", "frontier.svg")
+
+
+def _mixes(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"mixes are numbers with commas between, 0,0.3,0.6; got {text!r}."
+        ) from None
+
+
+def _write_frontier(
+    found: Frontier,
+    others: list[Baseline],
+    out: Path,
+    status: str,
+) -> None:
+    """The three files together; a RUN that is in the folder belongs to an earlier frontier."""
+    from autobalance.report.frontier import as_csv, as_svg
+    from autobalance.runs import LOSS, MODEL, REPORT, RESULT, WEIGHTS
+
+    baselines = [vars(b) for b in others]
+    record = {"status": status, **found.to_dict(), "baselines": baselines}
+    contents = (to_json(record, indent=1), as_csv(record), as_svg(record))
+    write_together(out, {n: c.encode() for n, c in zip(FRONTIER, contents, strict=True)})
+    for name in (LOSS, MODEL, REPORT, RESULT, WEIGHTS):
+        (out / name).unlink(missing_ok=True)
+    _remove_checkpoints(out)
+
+
+def _save_picked(
+    classifier: AutoBalanceClassifier,
+    found: Frontier,
+    picked: FrontierPoint,
+    out: Path,
+    command: str,
+    begun: float,
+    options: Namespace,
+) -> None:
+    from autobalance.runs import save_run
+
+    record = _fit_record(classifier, command, "finished", begun, options.seed)
+    record["kind"] = "frontier"
+    record["objective"] = classifier.result_.settings["objective"]
+    record["frontier"] = {"mix": picked.mix, found.main: picked.main, found.gap: picked.gap}
+    save_run(out, classifier, record, target=options.target)
+    print(f"Network of mix {picked.mix:g}, trained on all data: {out}")
+
+
+def _frontier_stopped(error: BaseException, found: Frontier | None, points: int, out: Path) -> int:
+    """Keep the points so far, unless a finished frontier is there; say so."""
+    kept = "No point was found yet."
+    if found is not None and found.points:
+        old = out / FRONTIER[0]
+        if old.is_file() and '"status": "finished"' in old.read_text(encoding="utf-8")[:200]:
+            kept = f"The earlier frontier in {out} is untouched."
+        else:
+            status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
+            _write_frontier(found, [], out, status)
+            kept = f"Kept in {out}: {len(found.points)} of {points} points."
+    if isinstance(error, TrainingDiverged):
+        return _complain(f"{error} {kept}", FAILED)
+    return _complain(f"Interrupted. {kept}", INTERRUPTED)
+
+
+def _not_held_out(found: Frontier, classifier: AutoBalanceClassifier) -> list[str]:
+    """Groups, and classes within groups, of which nobody is held out: the gap cannot see them."""
+    assert classifier.groups_ is not None
+    lines = []
+    counts = found.settings["validation_counts"]
+    for group, row in zip(classifier.groups_, counts, strict=True):
+        absent = [str(c) for c, n in zip(classifier.classes_, row, strict=True) if n == 0]
+        if absent:
+            whom = "nobody" if len(absent) == len(row) else f"nobody of class {', '.join(absent)}"
+            lines.append(
+                f"the held-out data has {whom} of group {group}, whom the gap leaves out; merge small "
+                "groups, or add data"
+            )
+    return lines
 
 
 def _predict(options: Namespace, command: str) -> int:
@@ -560,6 +774,7 @@ def _known(labels: Any, classifier: AutoBalanceClassifier) -> np.ndarray:
 _COMMANDS = {
     "demo": _demo,
     "fit": _fit,
+    "frontier": _frontier,
     "predict": _predict,
     "evaluate": _evaluate,
     "compare": _compare,

@@ -30,6 +30,7 @@ from autobalance.retraining import retrain
 from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import SpaceFactory
+from autobalance.sweeping import MIXES, Baseline, Frontier, FrontierPoint, baselines, frontier
 from autobalance.training import Interrupted, ModelFactory, ProgressListener, predict_logits
 from autobalance.tuner import DEFAULT_SOLVER
 
@@ -213,6 +214,107 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 self.module_ = stopped.partial
             raise
 
+    def frontier(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sensitive_features: Any,
+        sample_weight: Any = None,
+        gap: str = "deo",
+        mixes: Sequence[float] = MIXES,
+    ) -> Frontier:
+        """Losses along the trade-off of the objective, which must be a name, and a gap.
+
+        Nothing is fitted yet: choose a point and `fit_point` it.
+
+        Parameters
+        ----------
+        X, y, sensitive_features, sample_weight
+            As for `fit`; groups are needed.
+        gap, mixes
+            As for `autobalance.frontier`, which says what it raises.
+        """
+        data = self._training_data(X, y, sensitive_features, sample_weight, gap=gap)
+        return frontier(
+            self._factory(data),
+            data,
+            main=self.objective,  # type: ignore[arg-type]  # refused there where it is no name
+            gap=gap,
+            mixes=mixes,
+            space=self.space,
+            recipe=self.recipe,
+            settings=self.settings,
+            solver=self.solver or DEFAULT_SOLVER,
+            seed=_seed(self.random_state),
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def baselines(
+        self, swept: Frontier, X: Any, y: Any, *, sensitive_features: Any, sample_weight: Any = None
+    ) -> list[Baseline]:
+        """What to compare a frontier of `frontier` with, on its splits; see `sweeping.baselines`."""
+        data = self._training_data(X, y, sensitive_features, sample_weight, gap=swept.gap)
+        return baselines(
+            self._factory(data),
+            data,
+            main=swept.main,
+            gap=swept.gap,
+            recipe=self.recipe,
+            settings=self.settings,
+            seed=swept.seed,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def fit_point(
+        self,
+        swept: Frontier,
+        point: FrontierPoint,
+        X: Any,
+        y: Any,
+        *,
+        sensitive_features: Any,
+        sample_weight: Any = None,
+    ) -> AutoBalanceClassifier:
+        """Train the network on all data with the loss of a point of a frontier.
+
+        Parameters
+        ----------
+        swept, point : Frontier, FrontierPoint
+            From `frontier` on the same data, and what its `pick` took.
+        X, y, sensitive_features, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        AutoBalanceClassifier
+            Itself, fitted; `result_` is the point's, without the history of a search.
+
+        Raises
+        ------
+        InputError, TrainingDiverged, Interrupted
+            As for `fit`.
+        """
+        data = self._training_data(X, y, sensitive_features, sample_weight, gap=swept.gap)
+        self._keep(swept.result(point))
+        try:
+            self.module_ = retrain(
+                self._factory(data),
+                data,
+                self.loss_,
+                recipe=self.recipe,
+                seed=swept.seed,
+                device=self.device,
+                progress=self.progress,
+            )
+        except (TrainingDiverged, Interrupted) as stopped:
+            if isinstance(stopped.partial, nn.Module):
+                self.module_ = stopped.partial
+            raise
+        return self
+
     def decision_function(self, X: Any) -> np.ndarray:
         """Raw logits, shape ``(n, k)``; for two classes their difference, shape ``(n,)``."""
         logits = self._logits(X).numpy()
@@ -237,7 +339,9 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
 
     # From the user's data to tensors ------------------------------------------------------
 
-    def _training_data(self, X: Any, y: Any, groups: Any, sample_weight: Any) -> ArrayData:
+    def _training_data(
+        self, X: Any, y: Any, groups: Any, sample_weight: Any, *, gap: str | None = None
+    ) -> ArrayData:
         labels = _labels(y)
         inputs = self._inputs(X, reset=True)
         names = None if groups is None else _group_names(groups)
@@ -249,17 +353,19 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 "Classification needs at least two classes; y has one class only, "
                 f"{self.classes_.tolist()[0]!r}."
             )
-        by_group = as_objective(self.objective).over != "class"
+        compares = None if gap is None else f"The gap {gap!r}"
+        if gap is None and as_objective(self.objective).over != "class":
+            compares = f"The objective {self.objective!r}"
         self.groups_ = None
         index = None
         if names is not None:
             found, index = np.unique(names, return_inverse=True)
             self.groups_ = found.tolist()
-            if by_group and len(found) < 2:
+            if compares and len(found) < 2:
                 raise InputError(
-                    f"The objective {self.objective!r} compares groups; sensitive_features has one "
-                    f"only, {self.groups_[0]!r}. Give a column with at least two, or choose an "
-                    "objective over classes."
+                    f"{compares} compares groups; sensitive_features has one only, "
+                    f"{self.groups_[0]!r}. Give a column with at least two, or choose an objective "
+                    "over classes."
                 )
             if len(found) > max(20, len(names) // 10):
                 raise InputError(

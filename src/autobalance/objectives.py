@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.checks import InputError, fraction, number, one_of, positive
+from autobalance.checks import InputError, fraction, number, one_of, positive, whole
 
 Over = Literal["class", "group", "class_and_group"]
 
@@ -535,7 +535,15 @@ class OpportunityGap(Gap):
 
     positive: int = -1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("positive", self.positive, least=-1)
+
     def from_rates(self, risks: Tensor, mass: Tensor, smoothly: bool) -> Tensor:
+        if self.positive >= risks.shape[1]:
+            raise InputError(
+                f"positive must be a class, 0 to {risks.shape[1] - 1}; got {self.positive}."
+            )
         return self.spread(risks[:, self.positive], mass[:, self.positive] > 0, smoothly)
 
 
@@ -582,6 +590,11 @@ class Blend(Objective):
             positive("the weight of a part", weight)
             if not isinstance(part, Objective):
                 raise InputError(f"A blend's parts are objectives; got {type(part).__name__}.")
+            if isinstance(part, BoundedGap):
+                raise InputError(
+                    "A bound holds for a whole objective, not for a part of a blend. Put the blend under "
+                    'the bound: "0.5 * balanced_error + 0.5 * cvar_error where deo <= 0.05".'
+                )
         cells = {part.over for _, part in self.parts}
         over = cells.pop() if len(cells) == 1 else "class_and_group"
         object.__setattr__(self, "over", over)
@@ -661,6 +674,12 @@ class BoundedGap(Objective):
     rate: float = 0.2
 
     def __post_init__(self) -> None:
+        for name in ("main", "gap"):
+            part = getattr(self, name)
+            if not isinstance(part, Objective) or isinstance(part, BoundedGap):
+                raise InputError(
+                    f"{name} must be an objective without a bound of its own; got {part!r}."
+                )
         positive("rho", self.rho)
         positive("rate", self.rate)
         if not 0.0 <= number("bound", self.bound) < math.inf:
@@ -846,7 +865,7 @@ GAPS = {
 }
 """By name too, but only as parts of a blend or under a bound."""
 
-_BOUND = re.compile(r"\s*(?P<main>.+?)\s+where\s+(?P<gap>\w+)\s*<=\s*(?P<bound>[\d.]+)\s*")
+_BOUND = re.compile(r"\s*(?P<main>.+?)\s+where\s+(?P<gap>\w+)\s*<=\s*(?P<bound>\S+)\s*")
 _PARAMETER = re.compile(r"(?P<name>cvar_error|quantile_error)\((?P<value>[\d.]+)\)")
 
 
@@ -868,7 +887,7 @@ def as_objective(objective: str | Objective) -> Objective:
             f"objective must be a name or an Objective; got {type(objective).__name__}."
         )
     found = _parsed(objective) if isinstance(objective, str) else objective
-    if isinstance(found, Gap):
+    if _is_gap(found):
         raise InputError(
             f"{objective!r} alone is won by a classifier that predicts one class for everyone. Blend "
             'it, "0.7 * balanced_error + 0.3 * deo", or bound it, "balanced_error where deo <= 0.05".'
@@ -876,13 +895,26 @@ def as_objective(objective: str | Objective) -> Objective:
     return found
 
 
+def _is_gap(objective: Objective) -> bool:
+    """Whether a constant classifier is the best that there is for it."""
+    if isinstance(objective, Blend):
+        return all(_is_gap(part) for _, part in objective.parts)
+    return isinstance(objective, Gap) or (
+        isinstance(objective, BoundedGap) and _is_gap(objective.main)
+    )
+
+
 def _parsed(text: str) -> Objective:
     bounded = _BOUND.fullmatch(text)
     if bounded:
         gap = GAPS[one_of("the gap after where", bounded["gap"], GAPS)]
-        return BoundedGap(
-            main=as_objective(bounded["main"]), gap=gap, bound=float(bounded["bound"])
-        )
+        try:
+            bound = float(bounded["bound"])
+        except ValueError:
+            raise InputError(
+                f"A bound is written as: objective where gap <= number; got {text!r}."
+            ) from None
+        return BoundedGap(main=as_objective(bounded["main"]), gap=gap, bound=bound)
     if "*" in text:
         parts = []
         for term in text.split("+"):

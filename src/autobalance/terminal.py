@@ -14,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from autobalance.results import SearchResult
+    from autobalance.sweeping import Baseline, Frontier, FrontierPoint
     from autobalance.training import Progress as RunProgress
 
 
@@ -175,6 +176,31 @@ def print_choice(result: SearchResult) -> None:
         f"{_CHOICES[shown.name].capitalize()} less its start: {100 * shown.difference:+.1f} points "
         f"(standard error {100 * shown.standard_error:.1f})."
     )
+
+
+def print_frontier(
+    found: Frontier, baselines: Sequence[Baseline], picked: FrontierPoint | None = None
+) -> None:
+    """The points by their mix, then the baselines; which points no other beats, which is picked."""
+    sizes = sum(map(sum, found.settings["validation_counts"]))
+    table = Table(title=f"Percent, on {sizes:,.0f} held-out examples", title_justify="left")
+    table.add_column("mix", justify="right", no_wrap=True)
+    for name in (found.main, found.gap):
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("")
+    best = found.non_dominated()
+    for point in found.points:
+        note = "not beaten" if point in best else ""
+        if point.constant:
+            note = "a class that is always wrong"
+        if point is picked:
+            note = "picked"
+        table.add_row(f"{point.mix:g}", _percent(point.main), _percent(point.gap), note)
+    if baselines:
+        table.add_section()
+    for baseline in baselines:
+        table.add_row("", _percent(baseline.main), _percent(baseline.gap), baseline.title)
+    Console().print(table)
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -101,9 +101,9 @@ def test_losses_are_made_from_class_counts_where_there_are_groups() -> None:
         )
 
 
-def test_group_dro_is_over_the_groups_where_there_are_any() -> None:
+def test_group_dro_is_over_pairs_of_class_and_group_where_there_are_groups() -> None:
     data = blobs(groups=True)
-    expected = by_hand(GroupDROLoss(2), data=data)
+    expected = by_hand(GroupDROLoss(6, over="class_and_group"), data=data)
     assert torch.equal(flat(run("group_dro", data=data).model), flat(expected))
 
 

@@ -48,7 +48,8 @@ def choice_sentence(run: Run, start: str) -> str | None:
 def one_fold_sentence(run: Run) -> str | None:
     """That nothing says how good the loss is, where that is so because of a single fold."""
     moved = run.search_status == "finished" and any(part.changed for part in run.parts)
-    if run.candidates or not moved or (run.folds or 1) > 1:
+    # A frontier has no final choice, with however many folds.
+    if run.candidates or not moved or (run.folds or 1) > 1 or run.kind == "frontier":
         return None
     return (
         "One fold cannot say by how much the designed loss beat its start, if at all: "

@@ -1,0 +1,134 @@
+"""A frontier as a picture and as a table, from its record. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from autobalance.report.text import OBJECTIVES
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; each has a marker of its own.
+_LINE = "#0072B2"
+_MARKERS = (("s", "#D55E00"), ("^", "#009E73"), ("D", "#CC79A7"), ("v", "#E69F00"))
+_INK, _MUTED, _RULE = "#222222", "#555555", "#dddddd"
+_NAMES = {
+    "deo": "difference of equal opportunity (DEO)",
+    "equalized_odds_difference": "equalized odds difference",
+    "equal_opportunity_difference": "equal opportunity difference",
+    "demographic_parity_difference": "demographic parity difference",
+}
+
+
+def as_csv(record: Mapping[str, Any]) -> str:
+    """The points, one a line: mix, main, gap (as shares, not percent), and whether constant.
+
+    Parameters
+    ----------
+    record : dict
+        `autobalance.Frontier.to_dict`.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["mix", record["main"], record["gap"], "constant"])
+    for point in record["points"]:
+        writer.writerow([point["mix"], point["main"], point["gap"], str(point["constant"]).lower()])
+    return stream.getvalue()
+
+
+def as_svg(record: Mapping[str, Any]) -> str:
+    """The points' main objective against their gap, in percent, with the baselines.
+
+    Points are joined in the order of their mixes, which stand beside them; hollow ones have a class
+    that is always wrong. The same record gives the same text.
+
+    Parameters
+    ----------
+    record : dict
+        `autobalance.Frontier.to_dict`, and "baselines", a list of mappings with "title", "main",
+        "gap" and "constant", where there are any.
+    """
+    settings: dict[Any, Any] = {"svg.hashsalt": "autobalance", "text.parse_math": False}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        figure = _drawn(record)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def _drawn(record: Mapping[str, Any]) -> Figure:
+    figure = Figure(figsize=(6.6, 4.6), layout="constrained", facecolor="white")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    points = record["points"]
+    x, y = ([100 * p[key] for p in points] for key in ("gap", "main"))
+    axes.plot(x, y, "-", color=_LINE, linewidth=1.2, zorder=2)
+    for constant, label in (
+        (False, "designed, by mix"),
+        (True, "designed, one class always wrong"),
+    ):
+        chosen = [i for i, p in enumerate(points) if p["constant"] == constant]
+        if chosen:
+            axes.plot(
+                [x[i] for i in chosen],
+                [y[i] for i in chosen],
+                "o",
+                color=_LINE,
+                markerfacecolor="white" if constant else _LINE,
+                markersize=6,
+                label=label,
+                zorder=3,
+            )
+    for i, point in enumerate(points):
+        axes.annotate(
+            f"{point['mix']:g}",
+            (x[i], y[i]),
+            xytext=(0, 7 if i % 2 == 0 else -13),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=_MUTED,
+            zorder=4,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
+    for baseline, (marker, colour) in zip(record.get("baselines", []), _MARKERS, strict=False):
+        axes.plot(
+            [100 * baseline["gap"]],
+            [100 * baseline["main"]],
+            marker,
+            color=colour,
+            markerfacecolor="white" if baseline["constant"] else colour,
+            markersize=7,
+            linestyle="none",
+            label=baseline["title"],
+            zorder=3,
+        )
+    axes.set_xlabel(f"{_name(record['gap'])}, percent", color=_INK)
+    axes.set_ylabel(f"{_name(record['main'])}, percent", color=_INK)
+    axes.set_xlim(left=-0.03 * max(axes.get_xlim()[1], 1.0))  # room for a gap of 0
+    axes.margins(y=0.12)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
+    axes.grid(color=_RULE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_RULE)
+    axes.tick_params(length=0, colors=_MUTED)
+    axes.set_title("On held-out data: lower and further left is better", loc="left", fontsize=10)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _name(objective: str) -> str:
+    """In words, as the report has them."""
+    known = _NAMES | {key: name for key, (name, _) in OBJECTIVES.items()}
+    return known.get(objective, objective.replace("_", " "))
