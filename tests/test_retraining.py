@@ -22,6 +22,7 @@ from autobalance.training import (
     Interrupted,
     LowerLevel,
     Progress,
+    absorb,
     make_fabric,
     make_optimizer,
     predict_logits,
@@ -494,3 +495,67 @@ def test_make_fabric_on_the_cpu() -> None:
 def test_whole_numbers_of_numpy_serve_as_data() -> None:
     data = ArrayData.of(np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 3)
     assert isinstance(quick(data=data), nn.Linear)
+
+
+# Where training starts ------------------------------------------------------------------------
+
+
+def biases_at_the_start(share: float, loss: ParametricCrossEntropy) -> Tensor:
+    """The last bias less that of the same network untouched, before the first step."""
+    data = images_data()
+    recipe = Recipe(epochs=1, min_steps=1, absorb=share)
+    torch.manual_seed(0)
+    lower = LowerLevel(
+        lambda: linear_network(data), data, recipe, make_fabric("cpu"), 0, additive=loss.additive
+    )
+    torch.manual_seed(0)
+    last, untouched = lower.module[-1], linear_network(data)[-1]
+    assert isinstance(last, nn.Linear)
+    return last.bias.detach() - untouched.bias.detach()
+
+
+def images_data() -> ArrayData:
+    target = torch.tensor([0] * 6 + [1] * 3 + [2])
+    return ArrayData.of(torch.randn(10, 4, generator=torch.Generator().manual_seed(0)), target)
+
+
+def linear_network(data: ArrayData) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, data.num_classes))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_last_bias_starts_lower_by_the_additive_adjustments(share: float) -> None:
+    loss = ParametricCrossEntropy.logit_adjusted([6, 3, 1])
+    assert loss.additive is not None
+    expected = -share * (loss.additive - loss.additive.mean())
+    torch.testing.assert_close(biases_at_the_start(share, loss), expected)
+
+
+def test_all_of_it_absorbed_is_cross_entropy_adjusted_post_hoc() -> None:
+    """Plain SGD without decay moves both the same way; only the offset tells them apart."""
+    data = images_data()
+    loss = ParametricCrossEntropy.logit_adjusted([6, 3, 1])
+    recipe = Recipe(optimizer="sgd", lr=0.1, weight_decay=0.0, epochs=1, min_steps=20)
+    common: dict[str, Any] = {"recipe": recipe, "seed": 3, "device": "cpu"}
+    adjusted = retrain(lambda: linear_network(data), data, loss, **common)
+    plain = retrain(lambda: linear_network(data), data, ParametricCrossEntropy(), **common)
+    assert loss.additive is not None
+    shift = loss.additive - loss.additive.mean()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            adjusted(data.inputs), plain(data.inputs) - shift, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_networks_without_a_fitting_last_layer_start_as_they_are() -> None:
+    for network in (nn.Linear(4, 3, bias=False), nn.Linear(4, 5), nn.Conv2d(1, 3, 1)):
+        before = {name: p.clone() for name, p in network.state_dict().items()}
+        absorb(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1]))
+        assert all(torch.equal(p, before[name]) for name, p in network.state_dict().items())
+
+
+def test_of_groups_the_mean_over_the_examples_is_absorbed() -> None:
+    network = nn.Linear(4, 2)
+    before = network.bias.detach().clone()
+    absorb(network, torch.tensor([[0.0, -2.0], [0.0, 2.0]]), np.array([[5, 1], [1, 1]]))
+    torch.testing.assert_close(network.bias.detach() - before, torch.tensor([-0.5, 0.5]))

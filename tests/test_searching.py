@@ -101,7 +101,7 @@ def test_finds_a_loss_better_than_cross_entropy_from_cross_entropy() -> None:
         validation=held,
         space=lambda counts: ClassSpace(counts, learn=["additive"], tau=0.0),
         recipe=recipe,
-        settings=SearchSettings(validation_batch_size=300),
+        settings=SearchSettings(validation_batch_size=300, lr=0.1),
         device="cpu",
     )
     assert result.history[-1].hard_objective < result.history[0].hard_objective - 0.1
@@ -153,12 +153,13 @@ def test_the_upper_optimizer_is_the_one_named() -> None:
             space=lambda counts: HierarchicalSpace(counts, tau=0.0, sigma_eps=1e-6),
         )
         [first] = result.history
-        moved[kind] = abs(result.design["tau"]), first.norm
-    assert moved["adam"][0] == pytest.approx(0.01, rel=1e-3)
+        rate = 0.01 * QUICK.lr_factor(first.step - 1, result.settings["steps"])
+        moved[kind] = abs(result.design["tau"]) / rate, first.norm
+    assert moved["adam"][0] == pytest.approx(1.0, rel=1e-3)
     change, norm = moved["sgd"]
     assert norm == moved["adam"][1]
-    assert 0.0 < change <= 0.01 * norm * (1 + 1e-3)
-    assert change != pytest.approx(0.01, rel=0.1)
+    assert 0.0 < change <= norm * (1 + 1e-3)
+    assert change != pytest.approx(1.0, rel=0.1)
 
 
 # The record -----------------------------------------------------------------------------------
@@ -587,3 +588,21 @@ def test_a_checkpoint_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     given: dict[str, Any] = {"factory": noisy_network, "seed": 2}
     path = tmp_path / "search.checkpoint"
     assert without_time(quick(**given, checkpoint=path)) == without_time(quick(**given))
+
+
+def test_the_upper_learning_rate_follows_the_lower_ones_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights that freeze no longer answer the loss."""
+    rates: list[float] = []
+    update = LossTuner.update
+
+    def spied(self: LossTuner, *given: Any) -> Any:
+        rates.append(self.upper_optimizer.param_groups[0]["lr"])
+        return update(self, *given)
+
+    monkeypatch.setattr(LossTuner, "update", spied)
+    recipe = Recipe(epochs=1, min_steps=50, warmup=0.1)
+    settings = SearchSettings(lr=0.2, every=10, warmup=0.2)
+    search(linear_factory(), blobs(), recipe=recipe, settings=settings, device="cpu")
+    assert rates == pytest.approx([0.2 * recipe.lr_factor(step, 50) for step in (19, 29, 39, 49)])

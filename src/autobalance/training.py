@@ -266,7 +266,7 @@ class LowerLevel:
             If the loss or its gradient is not finite. The weights are those before the step, which
             need not be good ones.
         """
-        rate = self.recipe.lr * self.lr_factor()
+        rate = self.recipe.lr * self.recipe.lr_factor(self.done, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if isinstance(loss, ScheduledLoss):
@@ -298,8 +298,8 @@ class LowerLevel:
         self.done, self.total = 0, total
 
     def lr_factor(self) -> float:
-        """Share of the peak learning rate that the next step uses."""
-        return self.recipe.lr_factor(self.done, self.total)
+        """Share of the peak learning rate that the last step used."""
+        return self.recipe.lr_factor(max(0, self.done - 1), self.total)
 
     def _batch(self, index: Tensor) -> Batch:
         return self.data.batch(index.to(self.data.target.device))
@@ -346,12 +346,14 @@ def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> None:
     additive : Tensor
         l, shape ``(k,)``, or ``(g, k)``, of which the mean over the examples is taken.
     counts : ndarray
-        Training examples, shape ``(k,)`` or ``(g, k)``.
+        Training examples, shape ``(g, k)`` for l of that shape.
     """
     linear = [m for m in module.modules() if type(m) is nn.Linear]
     if not linear or linear[-1].bias is None or len(linear[-1].bias) != additive.shape[-1]:
         return
     bias = linear[-1].bias
+    if additive.ndim == 2 and counts.ndim == 1:
+        return  # the loss is going to ask for groups
     if additive.ndim == 2:
         groups = torch.as_tensor(counts.sum(axis=-1) / counts.sum(), dtype=additive.dtype)
         additive = groups.to(additive.device) @ additive
