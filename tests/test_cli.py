@@ -714,8 +714,16 @@ def test_a_frontier_that_is_stopped_keeps_its_points(
     before = {p.name: p.read_bytes() for p in Path("swept").iterdir()}
     stop_at("frontier", "search", 70)
     assert main([*SWEEP, "swept", "--overwrite"]) == 130
-    assert "The earlier frontier in swept is untouched." in capsys.readouterr().err
+    assert "What was finished in swept before is untouched." in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in Path("swept").iterdir()} == before
+    stop_at("never", "search", 0)
+    fit = ["fit", "data.csv", "--target", "kind", "--out", "fitted", *QUICK]
+    assert main(fit) == 0
+    before = {p.name: p.read_bytes() for p in Path("fitted").iterdir()}
+    stop_at("frontier", "search", 70)
+    assert main([*SWEEP, "fitted", "--overwrite"]) == 130
+    assert "What was finished in fitted before is untouched." in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in Path("fitted").iterdir()} == before
 
 
 def test_a_frontier_that_diverges_exits_1(sites: Path, capsys: pytest.CaptureFixture[str]) -> None:

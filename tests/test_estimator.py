@@ -16,7 +16,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from autobalance import AutoBalanceClassifier, InputError, Interrupted, Recipe, TrainingDiverged
+from autobalance import (
+    AutoBalanceClassifier,
+    BalancedError,
+    InputError,
+    Interrupted,
+    Recipe,
+    TrainingDiverged,
+)
 
 QUICK = Recipe(epochs=10, min_steps=60)
 
@@ -253,3 +260,58 @@ def test_interrupt_while_retraining_keeps_loss_and_network() -> None:
         model.fit(X, y)
     assert model.result_.status == "finished"
     assert all(bool(torch.isfinite(p).all()) for p in model.module_.parameters())
+
+
+# The frontier ---------------------------------------------------------------------------------
+
+
+def by_sex(n: int = 400) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Two classes, the positive one rarer among women; sex is no feature."""
+    generator = np.random.default_rng(1)
+    sex = generator.choice(["f", "m"], size=n)
+    y = np.where(generator.random(n) < np.where(sex == "f", 0.2, 0.5), "high", "low")
+    x = generator.normal(size=n) + 1.5 * (y == "high")
+    return pd.DataFrame({"x": x, "size": x + 0.5 * (sex == "f")}), y, sex
+
+
+def test_a_frontier_from_tables_and_the_network_of_a_point() -> None:
+    X, y, sex = by_sex()
+    model = classifier()
+    swept = model.frontier(X, y, sensitive_features=sex, mixes=[0.0, 0.4])
+    assert (swept.main, swept.gap) == ("balanced_error", "deo")
+    assert not hasattr(model, "module_")
+    again = classifier().frontier(X, y, sensitive_features=sex, mixes=[0.0, 0.4])
+    assert [vars(p) | {"loss": p.loss.to_dict()} for p in again.points] == [
+        vars(p) | {"loss": p.loss.to_dict()} for p in swept.points
+    ]
+    titles = [b.title for b in model.baselines(swept, X, y, sensitive_features=sex)]
+    assert titles == ["cross-entropy", "logit adjustment", "logit adjustment by group"]
+
+    point = swept.points[1]
+    assert model.fit_point(swept, point, X, y, sensitive_features=sex) is model
+    assert model.groups_ == ["f", "m"]
+    assert model.loss_ is point.loss
+    assert model.result_.settings["objective"] == "0.6 * balanced_error + 0.4 * deo"
+    predicted = model.predict(X)
+    assert set(predicted) == {"high", "low"}
+    other = classifier().fit_point(swept, swept.points[0], X, y, sensitive_features=sex)
+    assert not np.array_equal(other.predict_proba(X), model.predict_proba(X))
+    twin = classifier().fit_point(swept, point, X, y, sensitive_features=sex)
+    np.testing.assert_array_equal(twin.predict_proba(X), model.predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    ("options", "groups", "message"),
+    [
+        ({}, None, "compares groups, but the data has none. Pass groups"),
+        ({}, "one", "The gap 'deo' compares groups; sensitive_features has one only, 'one'"),
+        ({}, "many", r"400 different values .* Bin a continuous column first \(pandas.cut\)"),
+        ({"objective": BalancedError()}, "sex", "main must be one of .*; got BalancedError"),
+        ({"objective": "deo"}, "sex", "main must not be a gap"),
+    ],
+)
+def test_a_frontier_refused(options: dict[str, Any], groups: Any, message: str) -> None:
+    X, y, sex = by_sex()
+    columns = {None: None, "one": ["one"] * 400, "many": X["x"], "sex": sex}
+    with pytest.raises(InputError, match=message):
+        classifier(**options).frontier(X, y, sensitive_features=columns[groups])

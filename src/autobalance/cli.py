@@ -560,11 +560,16 @@ def _save_picked(
 
 def _frontier_stopped(error: BaseException, found: Frontier | None, points: int, out: Path) -> int:
     """Keep the points so far, unless a finished frontier is there; say so."""
+    from autobalance.runs import run_status
+
     kept = "No point was found yet."
     if found is not None and found.points:
         old = out / FRONTIER[0]
-        if old.is_file() and '"status": "finished"' in old.read_text(encoding="utf-8")[:200]:
-            kept = f"The earlier frontier in {out} is untouched."
+        finished = run_status(out) == "finished"
+        if old.is_file():
+            finished |= '"status": "finished"' in old.read_text(encoding="utf-8")[:200]
+        if finished:
+            kept = f"What was finished in {out} before is untouched."
         else:
             status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
             _write_frontier(found, [], out, status)

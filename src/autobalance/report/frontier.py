@@ -97,7 +97,7 @@ def _drawn(record: Mapping[str, Any]) -> Figure:
             ha="center",
             fontsize=8,
             color=_MUTED,
-            zorder=4,
+            zorder=2.5,  # above the line, below all markers
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
     for baseline, (marker, colour) in zip(record.get("baselines", []), _MARKERS, strict=False):
