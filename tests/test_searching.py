@@ -101,7 +101,7 @@ def test_finds_a_loss_better_than_cross_entropy_from_cross_entropy() -> None:
         validation=held,
         space=lambda counts: ClassSpace(counts, learn=["additive"], tau=0.0),
         recipe=recipe,
-        settings=SearchSettings(validation_batch_size=300),
+        settings=SearchSettings(validation_batch_size=300, lr=0.1),
         device="cpu",
     )
     assert result.history[-1].hard_objective < result.history[0].hard_objective - 0.1
@@ -145,20 +145,24 @@ def test_products_are_averaged_over_so_many_of_the_last_batches(
 
 
 def test_the_upper_optimizer_is_the_one_named() -> None:
-    """The first step of Adam is lr in size, whatever the gradient; that of SGD is lr times it."""
+    """The first step of Adam is lr in size, whatever the gradient; that of SGD is lr times it.
+
+    lr follows the lower level's schedule.
+    """
     moved = {}
+    lr = 0.01 * QUICK.lr_factor(30, 40)
     for kind in ("adam", "sgd"):
         result = quick(
-            settings=replace(UPPER, optimizer=kind, lr=0.01, every=30),
+            settings=replace(UPPER, optimizer=kind, lr=0.01, every=20),
             space=lambda counts: HierarchicalSpace(counts, tau=0.0, sigma_eps=1e-6),
         )
         [first] = result.history
         moved[kind] = abs(result.design["tau"]), first.norm
-    assert moved["adam"][0] == pytest.approx(0.01, rel=1e-3)
+    assert moved["adam"][0] == pytest.approx(lr, rel=1e-3)
     change, norm = moved["sgd"]
     assert norm == moved["adam"][1]
-    assert 0.0 < change <= 0.01 * norm * (1 + 1e-3)
-    assert change != pytest.approx(0.01, rel=0.1)
+    assert 0.0 < change <= lr * norm * (1 + 1e-3)
+    assert change != pytest.approx(lr, rel=0.1)
 
 
 # The record -----------------------------------------------------------------------------------
