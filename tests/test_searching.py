@@ -145,11 +145,14 @@ def test_products_are_averaged_over_so_many_of_the_last_batches(
 
 
 def test_the_upper_optimizer_is_the_one_named() -> None:
-    """The first step of Adam is lr in size, whatever the gradient; that of SGD is lr times it."""
+    """The first step of Adam is lr in size, whatever the gradient; that of SGD is lr times it.
+
+    lr follows the lower level's schedule.
+    """
     moved = {}
     for kind in ("adam", "sgd"):
         result = quick(
-            settings=replace(UPPER, optimizer=kind, lr=0.01, every=30),
+            settings=replace(UPPER, optimizer=kind, lr=0.01, every=20),
             space=lambda counts: HierarchicalSpace(counts, tau=0.0, sigma_eps=1e-6),
         )
         [first] = result.history
