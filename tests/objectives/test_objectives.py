@@ -385,7 +385,7 @@ def test_no_example_at_all_gives_0(objective: Objective) -> None:
 
 def test_blends_of_two_mix_them() -> None:
     """Eq. 2.3 of the paper: (1 - mix) of the first and mix of the second."""
-    blend = Blend.of(0.25, "balanced_error", WorstError(softness=0.1))
+    blend = Blend.of(0.25, BalancedError(), WorstError(softness=0.1))
     assert blend.parts == ((0.75, BalancedError()), (0.25, WorstError(softness=0.1)))
 
 
@@ -1044,7 +1044,7 @@ def test_weighted_error_over_groups_allows_a_batch_without_the_last() -> None:
             lambda: Blend(parts=((1.0, "balanced_error"),)),  # type: ignore[arg-type]
             "A blend's parts are objectives; got str",
         ),
-        (lambda: Blend.of(1.0, "balanced_error", "cvar_error"), "mix must lie strictly between"),
+        (lambda: Blend.of(1.0, BalancedError(), CVaRError()), "mix must lie strictly between"),
         (
             lambda: as_objective("accuracy"),
             "objective must be one of balanced_error, .* 'accuracy'",
@@ -1076,7 +1076,7 @@ def test_weighted_error_over_groups_allows_a_batch_without_the_last() -> None:
             "objective must be one of",
         ),
         (
-            lambda: Blend.of(0.5, BoundedGap(bound=0.1), "cvar_error"),
+            lambda: Blend.of(0.5, BoundedGap(bound=0.1), CVaRError()),
             "A bound holds for a whole objective, not for a part of a blend",
         ),
         (

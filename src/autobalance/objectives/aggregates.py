@@ -1,0 +1,204 @@
+"""Objectives over cells of one kind: means, the worst, tails, quantiles, the spread."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autobalance.checks import InputError, number, positive
+from autobalance.objectives.base import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedError(Objective):
+    """Mean of the cells' errors: over classes, the balanced error."""
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        return torch.where(present, risks, 0.0).sum() / present.sum().clamp(min=1)
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        return present / max(1, present.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedError(Objective):
+    """Weighted mean of the cells' errors.
+
+    Parameters
+    ----------
+    weights : tuple of float
+        One non-negative weight per cell; only their ratios matter.
+    """
+
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        array = np.asarray(self.weights, dtype=np.float64)
+        if array.ndim != 1 or not np.isfinite(array).all() or (array < 0).any() or array.sum() == 0:
+            raise InputError(
+                "weights must hold one non-negative number per cell, not all 0; "
+                f"got {self.weights!r}."
+            )
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    @property
+    def importance(self) -> tuple[float, ...] | None:
+        return self.weights if self.over == "class" else None
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        self._check(len(risks))
+        weights = torch.as_tensor(self.weights, dtype=risks.dtype, device=risks.device)
+        weights = weights[: len(risks)] * present
+        return (weights * risks).sum() / weights.sum().clamp(min=torch.finfo(risks.dtype).tiny)
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        self._check(len(present))
+        weights = np.asarray(self.weights)[: len(present)] * present
+        return weights / max(weights.sum(), np.finfo(np.float64).tiny)
+
+    def _check(self, cells: int) -> None:
+        # A batch may lack the last groups, so over groups fewer cells than weights are in order.
+        if cells > len(self.weights) or (self.over == "class" and cells < len(self.weights)):
+            raise InputError(
+                f"WeightedError has {len(self.weights)} weights for {cells} cells; give one per cell."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstError(Objective):
+    """Largest of the cells' errors.
+
+    Parameters
+    ----------
+    softness : float
+        The gradient sees softness * log mean exp(R / softness), which lies between the mean and
+        the maximum and spreads the gradient over cells that are nearly the worst; `hard` takes
+        the exact maximum. Units of the risk.
+    """
+
+    softness: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("softness", self.softness)
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        return torch.where(present, risks, 0.0).max()
+
+    def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
+        if not bool(present.any()):
+            return risks.sum()
+        scaled = risks[present] / self.softness
+        return self.softness * (scaled.logsumexp(dim=0) - math.log(len(scaled)))
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        # Any cell may be the worst. With these shares the effective size is that of a cell drawn
+        # at random: the risk of one cell, not the mean of all.
+        return present / np.sqrt(max(1, present.sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CVaRError(Objective):
+    """Conditional value at risk: mean of the worst cells' errors.
+
+    Parameters
+    ----------
+    fraction : float
+        Which share of the cells is the worst, in (0, 1]; with ``fraction * cells`` not whole, the
+        last of them counts in part. 1 is the balanced error.
+
+    References
+    ----------
+    Rockafellar and Uryasev, "Optimization of conditional value-at-risk", 2000.
+    """
+
+    fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < number("fraction", self.fraction) <= 1.0:
+            raise InputError(f"fraction must lie in (0, 1]; got {self.fraction}.")
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        if not bool(present.any()):
+            return risks.sum()
+        worst = risks[present].sort(descending=True).values
+        size = max(1.0, self.fraction * len(worst))
+        places = torch.arange(len(worst), dtype=risks.dtype, device=risks.device)
+        return (worst * (size - places).clamp(0.0, 1.0)).sum() / size
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        # As for WorstError, of a random set of so many cells.
+        cells = max(1, present.sum())
+        return present / np.sqrt(cells * max(1.0, self.fraction * cells))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantileError(Objective):
+    """A quantile of the cells' errors.
+
+    Parameters
+    ----------
+    q : float
+        In [0, 1]: 0.5 is the median cell's error, 1 the worst. Between two cells the value is
+        interpolated, as by `numpy.quantile`.
+    softness : float
+        The gradient spreads over cells whose risk is near the quantile, by a logistic kernel of this
+        width in units of the risk; the value is the exact one.
+    """
+
+    q: float = 0.8
+    softness: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= number("q", self.q) <= 1.0:
+            raise InputError(f"q must lie in [0, 1]; got {self.q}.")
+        positive("softness", self.softness)
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        return torch.quantile(risks[present], self.q) if bool(present.any()) else risks.sum()
+
+    def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
+        value = self.aggregate(risks, present).detach()
+        if not bool(present.any()):
+            return risks.sum()
+        x = (risks.detach() - value) / self.softness
+        near = F.logsigmoid(x) + F.logsigmoid(-x)  # the logistic density's logarithm
+        kernel = torch.softmax(torch.where(present, near, -torch.inf), dim=0)
+        return value + (kernel * (risks - risks.detach())).sum()
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        return present / np.sqrt(max(1, present.sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorDeviation(Objective):
+    """Standard deviation of the cells' errors: 0 where all are alike, however high.
+
+    For use in a `Blend`: alone it is content with a classifier that is wrong everywhere.
+    """
+
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        if not bool(present.any()):
+            return risks.sum()
+        variance = risks[present].var(correction=0)
+        # The square root has no derivative at 0.
+        some = variance > 1e-12
+        return torch.where(some, torch.where(some, variance, 1.0).sqrt(), 0.0 * variance)
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        return present / max(1, present.sum())

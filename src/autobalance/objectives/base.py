@@ -1,0 +1,175 @@
+"""What an objective is: a function of the losses' sums per group and class."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autobalance.checks import InputError, one_of
+from autobalance.objectives.surrogates import SmoothError, Surrogate
+
+Over = Literal["class", "group", "class_and_group"]
+
+
+def group_class_sums(
+    loss: Tensor,
+    target: Tensor,
+    groups: Tensor | None,
+    num_classes: int,
+    sample_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sums of the loss and of the examples' weights per group and class, each of shape ``(g, k)``.
+
+    Without groups g = 1; with them g is one more than the largest index in the batch.
+    """
+    num_groups, cell = 1, target
+    if groups is not None:
+        num_groups = int(groups.max()) + 1 if len(groups) else 1
+        cell = groups * num_classes + target
+    weight = torch.ones_like(loss) if sample_weight is None else sample_weight.to(loss.dtype)
+    empty = loss.new_zeros(num_groups * num_classes)
+    total = empty.index_add(0, cell, loss * weight)
+    mass = empty.index_add(0, cell, weight)
+    return total.view(num_groups, -1), mass.view(num_groups, -1)
+
+
+def cells_of(table: Tensor, over: Over) -> Tensor:
+    """Sums per cell ``(..., cells)`` from those per group and class ``(..., g, k)``.
+
+    A (class, group) pair has cell ``group * k + class``.
+    """
+    if over == "class":
+        return table.sum(dim=-2)
+    if over == "group":
+        return table.sum(dim=-1)
+    return table.flatten(-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """Base of all objectives.
+
+    Parameters
+    ----------
+    over : {"class", "group", "class_and_group"}
+        What a cell is.
+    surrogate : SmoothError or CrossEntropyRisk
+        The loss within a cell.
+    """
+
+    over: Over = "class"
+    surrogate: Surrogate = field(default_factory=SmoothError)
+
+    def __post_init__(self) -> None:
+        one_of("over", self.over, ("class", "group", "class_and_group"))
+
+    @property
+    def importance(self) -> tuple[float, ...] | None:
+        """What it makes of each class's error, beforehand; None where all classes count alike."""
+        return None
+
+    @abstractmethod
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """One number from the cells' risks ``(cells,)`` and which of them are present."""
+
+    def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
+        """As `aggregate`, in a form fit for gradients."""
+        return self.aggregate(risks, present)
+
+    @abstractmethod
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        """Weight omega_c of each cell in the aggregate, summing to 1 over those present."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a mean of the risks with fixed weights."""
+        return False
+
+    def adapted(self, total: Tensor, mass: Tensor) -> Objective:
+        """What the upper level goes on with, having seen these sums of the 0-1 error."""
+        return self
+
+    def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        """The objective from sums per group and class.
+
+        Parameters
+        ----------
+        total, mass : Tensor
+            Sums of the losses and of the examples' weights, each of shape ``(g, k)``.
+        smoothly : bool
+            Whether in a form fit for gradients.
+        """
+        total, mass = cells_of(total, self.over), cells_of(mass, self.over)
+        risks = total / torch.where(mass > 0, mass, 1.0)
+        return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, mass > 0)
+
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Differentiable value on raw logits ``(n, k)``, targets ``(n,)`` and groups ``(n,)``."""
+        return self.value(*self.sums(logits, target, groups, sample_weight), smoothly=True)
+
+    def sums(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`group_class_sums` of the surrogate."""
+        self._check_groups(groups)
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        loss = self.surrogate(logits, target)
+        return group_class_sums(loss, target, groups, logits.shape[1], sample_weight)
+
+    @torch.no_grad()
+    def hard(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> float:
+        """The same aggregate of the 0-1 error of ``argmax f``, in [0, 1]."""
+        self._check_groups(groups)
+        wrong = (logits.argmax(dim=1) != target).to(torch.float64)
+        return float(
+            self.value(*group_class_sums(wrong, target, groups, logits.shape[1], sample_weight))
+        )
+
+    def _check_groups(self, groups: Tensor | None) -> None:
+        if self.over != "class" and groups is None:
+            raise InputError(
+                f"An objective over {self.over!r} needs groups=, one index per example."
+            )
+
+    def effective_size(self, counts: Any) -> float:
+        """Effective number of validation examples, 1 / sum_c omega_c^2 / n_c.
+
+        The variance of the objective on so many examples is that of one risk over this many.
+
+        Parameters
+        ----------
+        counts : array-like
+            Validation examples per class ``(k,)`` or per group and class ``(g, k)``.
+        """
+        table = np.atleast_2d(np.asarray(counts, dtype=np.float64))
+        by_cell = {
+            "class": table.sum(axis=0),
+            "group": table.sum(axis=1),
+            "class_and_group": table.reshape(-1),
+        }[self.over]
+        present = by_cell > 0
+        omega = self.shares(present)[present]
+        return float(1.0 / np.sum(omega**2 / by_cell[present]))

@@ -1,0 +1,147 @@
+"""An objective as the upper level sees it, batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autobalance.checks import InputError, number, positive
+from autobalance.objectives.base import Objective, group_class_sums
+from autobalance.objectives.combined import BoundedGap
+
+
+class RunningRisks:
+    r"""An objective on batches too small to tell which cell is the worst.
+
+    Of an objective F that is not linear in the cells' risks it keeps running sums over the last
+    batches, shrinks the risks R_c that they give towards their mean,
+
+    .. math:: \tilde R_c = (n_c R_c + s \bar R) / (n_c + s),
+
+    and returns F at these, with the gradient :math:`\sum_c (\partial F / \partial R_c) \nabla R_c`
+    of the batch: stochastic compositional gradients (Wang, Fang and Liu, 2017). n_c is the number
+    of validation examples of the (group, class). A linear objective is left as it is.
+
+    Parameters
+    ----------
+    objective : Objective
+        F.
+    counts : array-like, optional
+        n_c, shape ``(k,)`` or ``(g, k)``. By default those of each batch.
+    decay : float
+        By how much older batches' sums shrink with each new one, in [0, 1).
+    shrinkage : float
+        s, in examples, above 0.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        counts: Any = None,
+        *,
+        decay: float = 0.8,
+        shrinkage: float = 2.0,
+    ) -> None:
+        self.objective = objective
+        self.counts = None if counts is None else np.atleast_2d(np.asarray(counts, dtype=float))
+        if not 0.0 <= number("decay", decay) < 1.0:
+            raise InputError(f"decay must lie in [0, 1); got {decay}.")
+        self.shrinkage = positive("shrinkage", shrinkage)
+        self._smooth = _RunningSums(decay)
+        self._hard = _RunningSums(decay)
+
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Value and gradient on a batch, which joins the running sums."""
+        total, mass = self.objective.sums(logits, target, groups, sample_weight)
+        if self.objective.linear:
+            return self.objective.value(total, mass, smoothly=True)
+        wrong = (logits.argmax(dim=1) != target).to(total.dtype)
+        hard = group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
+        now, seen = self._smooth.risks_with(total.detach(), mass)
+        hard_now, _ = self._hard.risks_with(*hard)
+        sizes = self._sizes(seen, groups is not None)
+        now.requires_grad_()
+        with torch.enable_grad():
+            value = self.objective.value(self._shrunk(now, sizes), sizes, smoothly=True)
+            (slopes,) = torch.autograd.grad(value, now)
+        with torch.no_grad():
+            self.objective = self.objective.adapted(self._shrunk(hard_now, sizes), sizes)
+        risks = total / torch.where(mass > 0, mass, 1.0)
+        return value.detach() + (slopes[: len(total)] * (risks - risks.detach())).sum()
+
+    def hard(self, *args: Any, **options: Any) -> float:
+        """As `Objective.hard`, of the batch alone."""
+        return self.objective.hard(*args, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running sums, and what of the objective has adapted."""
+        return {
+            "smooth": self._smooth.state_dict(),
+            "hard": self._hard.state_dict(),
+            "multiplier": getattr(self.objective, "multiplier", None),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._smooth.load_state_dict(state["smooth"])
+        self._hard.load_state_dict(state["hard"])
+        if isinstance(self.objective, BoundedGap):
+            self.objective = replace(self.objective, multiplier=state["multiplier"])
+
+    def _shrunk(self, risks: Tensor, sizes: Tensor) -> Tensor:
+        """Sums of so many examples as there are in validation, their risks shrunk."""
+        mean = risks[sizes > 0].mean()
+        return sizes * (sizes * risks + self.shrinkage * mean) / (sizes + self.shrinkage)
+
+    def _sizes(self, seen: Tensor, grouped: bool) -> Tensor:
+        """Validation examples per group and class, 0 where none was seen."""
+        mass = self._smooth.mass
+        assert mass is not None
+        if self.counts is None or (grouped and len(self.counts) == 1):
+            return mass  # counts per class say nothing of groups
+        table = torch.as_tensor(self.counts, dtype=mass.dtype, device=mass.device)
+        if not grouped:
+            table = table.sum(dim=0, keepdim=True)
+        return torch.where(seen, _rows(table, len(mass))[: len(mass)], 0.0)
+
+
+class _RunningSums:
+    """Sums per group and class, in which older batches fade."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.total: Tensor | None = None
+        self.mass: Tensor | None = None
+
+    def risks_with(self, total: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a batch; the risks ``(g, k)`` now, and which cells were ever seen."""
+        if self.total is not None and self.mass is not None:
+            rows = max(len(total), len(self.total))  # a batch may lack the last groups
+            total = _rows(total, rows) + self.decay * _rows(self.total.to(total), rows)
+            mass = _rows(mass, rows) + self.decay * _rows(self.mass.to(mass), rows)
+        self.total, self.mass = total, mass
+        seen = mass > 0
+        return total / torch.where(seen, mass, 1.0), seen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "mass": self.mass}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total, self.mass = state["total"], state["mass"]
+
+
+def _rows(table: Tensor, rows: int) -> Tensor:
+    """With rows of zeros added up to so many."""
+    return F.pad(table, (0, 0, 0, max(0, rows - len(table))))

@@ -1,0 +1,60 @@
+"""Per-example surrogates for the 0-1 error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autobalance.checks import positive
+
+
+@dataclass(frozen=True)
+class SmoothError:
+    r"""Smooth 0-1 error, sigmoid(-(f_y - max_{j != y} f_j) / T), in (0, 1). The default.
+
+    Bounded, so that a few confident mistakes on tail examples cannot rule the objective as they
+    do under cross-entropy.
+
+    Parameters
+    ----------
+    temperature : float or None
+        T, on the scale of the logits. None takes `relative` times the batch's mean absolute
+        margin |f_y - max_{j != y} f_j|, and differentiates through it: so rescaling the logits
+        does not change the objective, and widening margins that are wide already does not pay.
+    relative : float
+        See `temperature`. Small values count only examples at the boundary, and with few of them
+        the objective is noisy; large ones count all alike.
+    """
+
+    temperature: float | None = None
+    relative: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None:
+            positive("temperature", self.temperature)
+        positive("relative", self.relative)
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        own = logits.gather(1, target[:, None]).squeeze(1)
+        others = logits.scatter(1, target[:, None], -torch.inf).amax(dim=1)
+        margin = own - others
+        scale = self.temperature
+        if scale is None:
+            mean = margin.abs().mean()
+            # All margins are 0 where the head is initialised at 0.
+            scale = self.relative * torch.where(mean > 0, mean, 1.0)
+        return torch.sigmoid(-margin / scale)
+
+
+@dataclass(frozen=True)
+class CrossEntropyRisk:
+    """Cross-entropy of the raw logits, the paper's choice; not bounded."""
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction="none")
+
+
+Surrogate = SmoothError | CrossEntropyRisk
