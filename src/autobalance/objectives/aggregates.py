@@ -25,9 +25,6 @@ class BalancedError(Objective):
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
         return torch.where(present, risks, 0.0).sum() / present.sum().clamp(min=1)
 
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        return present / max(1, present.sum())
-
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedError(Objective):
@@ -104,11 +101,6 @@ class WorstError(Objective):
         scaled = risks[present] / self.softness
         return self.softness * (scaled.logsumexp(dim=0) - math.log(len(scaled)))
 
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        # Any cell may be the worst. With these shares the effective size is that of a cell drawn
-        # at random: the risk of one cell, not the mean of all.
-        return present / np.sqrt(max(1, present.sum()))
-
 
 @dataclass(frozen=True, kw_only=True)
 class CVaRError(Objective):
@@ -139,11 +131,6 @@ class CVaRError(Objective):
         size = max(1.0, self.fraction * len(worst))
         places = torch.arange(len(worst), dtype=risks.dtype, device=risks.device)
         return (worst * (size - places).clamp(0.0, 1.0)).sum() / size
-
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        # As for WorstError, of a random set of so many cells.
-        cells = max(1, present.sum())
-        return present / np.sqrt(cells * max(1.0, self.fraction * cells))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +168,6 @@ class QuantileError(Objective):
         kernel = torch.softmax(torch.where(present, near, -torch.inf), dim=0)
         return value + (kernel * (risks - risks.detach())).sum()
 
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        return present / np.sqrt(max(1, present.sum()))
-
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorDeviation(Objective):
@@ -199,6 +183,3 @@ class ErrorDeviation(Objective):
         # The square root has no derivative at 0.
         some = variance > 1e-12
         return torch.where(some, torch.where(some, variance, 1.0).sqrt(), 0.0 * variance)
-
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        return present / max(1, present.sum())

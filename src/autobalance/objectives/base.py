@@ -81,9 +81,13 @@ class Objective(ABC):
         """As `aggregate`, in a form fit for gradients."""
         return self.aggregate(risks, present)
 
-    @abstractmethod
     def shares(self, present: np.ndarray) -> np.ndarray:
-        """Weight omega_c of each cell in the aggregate, summing to 1 over those present."""
+        """Weight omega_c of each cell in the aggregate, summing to 1 over those present.
+
+        All alike by default, also where any cell may be the worst: that noise is for
+        `RunningRisks` to shrink.
+        """
+        return present / max(1, present.sum())
 
     @property
     def linear(self) -> bool:
