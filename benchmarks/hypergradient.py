@@ -84,7 +84,9 @@ def published_hypergradient(training: Training, batches: int, terms: int = TERMS
     model, loss = training.lower.module, training.loss
     weights = [p for p in model.parameters() if p.requires_grad]
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    train = [training.lower.recent[-1]] * batches  # which ones they are does not matter for the cost
+    train = [
+        training.lower.recent[-1]
+    ] * batches  # which ones they are does not matter for the cost
 
     def mean_gradient(
         risk: Callable[[Tensor, Batch], Tensor], over: list[Any], *, create_graph: bool

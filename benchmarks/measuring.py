@@ -106,7 +106,9 @@ class Training:
     def upper_step(self, solver: Solver) -> Callable[[], None]:
         """An action that makes one upper step, of a loss of its own: training stays the same."""
         tuner = LossTuner(self.new_loss(), optimizer=self.lower.optimizer, solver=solver)
-        return lambda: _checked(tuner.step(self.lower.module, self.lower.recent[-1], self.held).skipped)
+        return lambda: _checked(
+            tuner.step(self.lower.module, self.lower.recent[-1], self.held).skipped
+        )
 
 
 def _checked(skipped: bool) -> None:
