@@ -1,0 +1,101 @@
+"""`autobalance compare`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from autobalance.checks import one_of, whole
+from autobalance.cli.options import DONE, FAILED, complain
+from autobalance.files import write_atomically
+
+if TYPE_CHECKING:
+    from autobalance.comparison.configuration import Configuration
+    from autobalance.comparison.store import Store
+
+
+def run_compare(options: Namespace, command: str) -> int:
+    from datetime import date
+
+    from autobalance.comparison.configuration import read_configuration
+    from autobalance.comparison.reporting import as_json, summaries, write_report
+    from autobalance.comparison.store import Store
+    from autobalance.terminal import print_comparison
+
+    for name in ("jobs", "threads"):
+        whole(name, options[name], least=1)
+    configuration = read_configuration(options.config)
+    if options.subset is not None:
+        configuration = configuration.subset(options.subset)
+    for name in options.again:
+        one_of("again", name, configuration.methods)
+    out = Path(options.out)
+    store = Store(out / "cells.jsonl")
+    failed: list[dict[str, Any]] = []
+    if not options.summary:
+        failed = _run_cells(options, configuration, store)
+    found = []
+    if options.summary or any(r["status"] == "finished" for r in store.cells()):
+        found = summaries(store, configuration.objectives)
+    if options.json is not None and found:
+        write_atomically(options.json, as_json(found).encode())
+    print_comparison(found)
+    if not options.summary and found:
+        report = write_report(out, found, date=date.today().isoformat(), command=command)
+        print(f"Results: {store.path}\nTables: {report}")
+    for line in _failures(failed):
+        complain(line, FAILED)
+    return FAILED if failed else DONE
+
+
+def _failures(failed: list[dict[str, Any]]) -> list[str]:
+    """A line per reason, with the cells that failed for it."""
+    reasons: dict[str, dict[str, list[int]]] = {}
+    for record in failed:
+        aim = "" if record["objective"] is None else f" for {record['objective']}"
+        what = f"{record['method']}{aim} on {record['dataset']}"
+        reasons.setdefault(record["reason"], {}).setdefault(what, []).append(record["seed"])
+    lines = []
+    for reason, places in reasons.items():
+        cells = [
+            f"{what}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            for what, seeds in places.items()
+        ]
+        number = sum(map(len, places.values()))
+        lines.append(f"{number} cell{'s' * (number > 1)} failed: {'; '.join(cells)}: {reason}")
+    return lines
+
+
+def _run_cells(
+    options: Namespace, configuration: Configuration, store: Store
+) -> list[dict[str, Any]]:
+    """Run what is not finished; the cells that failed."""
+    from autobalance.comparison.cells import cells_of
+    from autobalance.comparison.running import run_cells
+    from autobalance.comparison.store import key_of
+    from autobalance.terminal import CellProgress
+
+    data = options.data or os.environ.get("AUTOBALANCE_DATA")
+    cells = cells_of(configuration, data, options.device)
+    with CellProgress() as live:
+        try:
+            run_cells(
+                cells,
+                store,
+                jobs=options.jobs,
+                backend=options.backend,
+                threads=options.threads,
+                again=options.again,
+                progress=live.update,
+            )
+        except KeyboardInterrupt:
+            finished = sum(store.finished(cell.key, cell.identity()) for cell in cells)
+            kept = f"{finished} of {len(cells)} cells are kept in {store.path}"
+            print(f"autobalance: {kept}; the same command goes on from there.", file=sys.stderr)
+            raise
+    wanted = {cell.key for cell in cells}
+    return [r for r in store.cells() if r["status"] == "failed" and key_of(r) in wanted]

@@ -1,0 +1,175 @@
+"""`autobalance demo` and `fit`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from autobalance.checks import InputError, TrainingDiverged, whole
+from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain
+from autobalance.files import checkpoint_files, output_folder
+from autobalance.settings import Recipe, SearchSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.training import Progress
+
+
+def run_demo(options: Namespace, command: str) -> int:
+    out = output_folder(options.out, overwrite=options.overwrite)
+    whole("seed", options.seed, least=0)
+    from autobalance.demo import TITLES, Demo
+    from autobalance.runs import REPORT, write_run
+    from autobalance.terminal import LiveProgress, print_methods
+
+    methods: dict[str, Any] = {}
+    with LiveProgress() as live:
+        demo = Demo(seed=options.seed, progress=live.update)
+        try:
+            for name in TITLES:
+                methods[name] = demo.method(name)
+        except KeyboardInterrupt:
+            written = write_run(out, demo.record(methods, command, "interrupted"))
+            done = f"{len(methods)} of {len(TITLES)} methods are done: {out / REPORT}"
+            kept = done if written else f"The earlier run in {out} is untouched"
+            return complain(f"Interrupted. {kept}.", INTERRUPTED)
+    write_run(out, demo.record(methods, command))
+    print_methods(methods)
+    print(f"Report: {out / REPORT}")
+    return DONE
+
+
+def run_fit(options: Namespace, command: str) -> int:
+    whole("seed", options.seed, least=0)
+    out = _fit_folder(options)
+    recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
+    features, target, groups = columns(options)
+    from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.objectives import as_objective
+    from autobalance.runs import REPORT, save_run
+    from autobalance.terminal import LiveProgress, print_choice
+
+    as_objective(options.objective)
+    if not options.resume:
+        remove_checkpoints(out)  # of a run that --overwrite gives up
+    begun = time.perf_counter()
+    last: Progress | None = None
+    with LiveProgress() as live:
+
+        def listen(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            live.update("autobalance", progress)
+
+        classifier = AutoBalanceClassifier(
+            options.objective,
+            recipe=recipe,
+            settings=settings,
+            device=options.device,
+            random_state=options.seed,
+            checkpoint=out,
+            progress=listen,
+        )
+        status, stopped, written = "failed", None, False
+        try:
+            classifier.fit_keeping_checkpoints(features, target, groups, None, None)
+            status = "finished"
+        except (TrainingDiverged, KeyboardInterrupt) as error:
+            status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
+            stopped = error
+        finally:
+            if hasattr(classifier, "result_"):
+                record = fit_record(classifier, command, status, begun, options.seed)
+                record["progress"] = last and vars(last)
+                written = save_run(out, classifier, record, target=options.target)
+    if status in ("finished", "diverged"):  # one is done, the other would diverge again
+        remove_checkpoints(out)
+    if stopped is not None:
+        return _stopped(stopped, out, classifier, written)
+    print_choice(classifier.result_)
+    seconds = time.perf_counter() - begun
+    print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
+    print(f"Report: {out / REPORT}")
+    return DONE
+
+
+def columns(options: Namespace) -> tuple[pd.DataFrame, Any, Any]:
+    """Features, labels and groups of the table; the latter two are no features."""
+    from autobalance.data.tables import column, read_table
+
+    table = read_table(options.table)
+    target = column(table, options.target, "target")
+    groups = None if options.groups is None else column(table, options.groups, "group")
+    if options.groups == options.target:
+        raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
+    left_out = [c for c in (options.target, options.groups) if c is not None]
+    return table.drop(columns=left_out), target, groups
+
+
+def _fit_folder(options: Namespace) -> Path:
+    """The RUN folder, where it may be written to."""
+    out = Path(options.out)
+    unfinished = any(path.exists() for path in checkpoint_files(out).values())
+    if options.resume and options.overwrite:
+        raise InputError("--resume continues a run, --overwrite gives it up. Give one of them.")
+    if unfinished and not (options.resume or options.overwrite):
+        raise InputError(
+            f"{out} holds an unfinished run. Add --resume to continue it, or --overwrite to give it up."
+        )
+    if options.resume and not unfinished:
+        from autobalance.runs import run_status
+
+        # One that was stopped before its first checkpoint starts anew, and ends alike.
+        if run_status(out) not in ("interrupted", "failed"):
+            raise InputError(f"{out} holds no unfinished run. Leave --resume out to start one.")
+    return output_folder(out, overwrite=options.overwrite or options.resume)
+
+
+def remove_checkpoints(out: Path) -> None:
+    for path in checkpoint_files(out).values():
+        path.unlink(missing_ok=True)
+
+
+def _stopped(
+    error: BaseException, out: Path, classifier: AutoBalanceClassifier, written: bool
+) -> int:
+    """Say what is kept of a run that was interrupted or diverged, and how to go on."""
+    from autobalance.runs import run_status
+
+    kept = "Nothing was trained yet."
+    if written:
+        network = "a half-trained network" if hasattr(classifier, "module_") else "no network yet"
+        kept = f"Kept in {out}: the loss so far (loss.json), its report, {network}."
+    elif run_status(out) == "finished":
+        kept = f"The earlier run in {out} is untouched."
+    if isinstance(error, TrainingDiverged):
+        return complain(f"{error} {kept}", FAILED)
+    if written or any(path.exists() for path in checkpoint_files(out).values()):
+        kept += " To continue, give the same command with --resume, without --overwrite."
+    return complain(f"Interrupted. {kept}", INTERRUPTED)
+
+
+def fit_record(
+    classifier: AutoBalanceClassifier, command: str, status: str, begun: float, seed: int
+) -> dict[str, Any]:
+    result = classifier.result_
+    return {
+        "kind": "fit",
+        "status": status,
+        "command": command,
+        "objective": classifier.objective,
+        "class_names": [str(c) for c in classifier.classes_],
+        "group_names": classifier.groups_,
+        "class_counts": result.settings["class_counts"],
+        "evaluation_data": None,
+        "methods": {},
+        "search": result.to_dict(),
+        "seconds": {"search": result.seconds["wall"], "total": time.perf_counter() - begun},
+        "versions": result.versions,
+        "seed": seed,
+    }

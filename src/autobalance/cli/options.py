@@ -1,0 +1,225 @@
+"""The options of every command, and what is said where they are wrong. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+from autobalance import __version__
+from autobalance.settings import Recipe, SearchSettings
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+# `autobalance.objectives.NAMED`, whose import would load torch.
+OBJECTIVES = (
+    "balanced_error",
+    "worst_class_error",
+    "cvar_error",
+    "quantile_error",
+    "balanced_error_and_deviation",
+    "group_balanced_error",
+    "worst_group_error",
+    "worst_class_and_group_error",
+)
+
+
+# `autobalance.objectives.GAPS`.
+GAP_NAMES = (
+    "deo",
+    "equalized_odds_difference",
+    "equal_opportunity_difference",
+    "demographic_parity_difference",
+)
+
+
+def complain(message: object, code: int) -> int:
+    print(f"autobalance: {message}", file=sys.stderr)
+    return code
+
+
+class BadUse(SystemExit):
+    """A mistake in the options. Its options are those of the (sub)command."""
+
+    def __init__(self, message: str, options: list[str]) -> None:
+        super().__init__(BAD_INPUT)
+        self.message = message
+        self.options = options
+
+
+class _Parser(ArgumentParser):
+    """Leaves mistakes to `main`, which says them on one line and not beside the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [a.dest for a in parser._actions if a.option_strings]
+        raise BadUse(message, options)
+
+
+def explained(error: BadUse, arguments: list[str], commands: Iterable[str]) -> str:
+    """On one line: which file, which option, what is wrong, and what may have been meant."""
+    text = " ".join(error.message.split())
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"value out of \1", text)
+    text = re.sub(rf"\b({'|'.join(commands)})\.(?=\w)", "", text)
+    text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
+    unknown = re.search(r"(?:accept option '|unrecognized arguments: --)([\w.-]+)", text)
+    if unknown:
+        close = get_close_matches(unknown[1], error.options, n=1)
+        meant = f"Did you mean {close[0]}?" if close else "Add --help for a list."
+        text = f"there is no option {unknown[1]}. {meant}"
+    option = unknown or re.match(r"([\w.]+): ", text)
+    given = option and any(a.split("=")[0] == f"--{option[1]}" for a in arguments)
+    file = _config_file(arguments)
+    in_file = file is not None and not given and (option or "parsing config" in text)
+    return f"{file}: {text}" if in_file else text
+
+
+def _config_file(arguments: list[str]) -> str | None:
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        if argument == "--config":
+            return following
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
+def command_parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="autobalance",
+        description="Designs the training loss for imbalanced and group-sensitive data.",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(required=True)
+
+    demo = _Parser(description="Design a loss for long-tailed images in the package.")
+    demo.add_argument(
+        "--out", type=str, default="demo-run", help="folder for result.json, report.html"
+    )
+    demo.add_argument("--seed", type=int, default=0, help="for everything random")
+    demo.add_argument(
+        "--overwrite", action="store_true", help="write into a folder that is not empty"
+    )
+    commands.add_subcommand("demo", demo, help="see it work on real images, in about a minute")
+
+    fit = _Parser(description="Design a loss for a table and train a network with it.")
+    fit.add_argument("table", type=str, help="CSV (also .gz, .xz) or Parquet file")
+    fit.add_argument("--target", type=str, required=True, help="column with the labels")
+    fit.add_argument(
+        "--groups",
+        type=str | None,
+        default=None,
+        help="column with the groups; not a feature then, and not needed to predict",
+    )
+    fit.add_argument(
+        "--objective",
+        type=str,
+        default="balanced_error",
+        help=f"what the loss is for: {', '.join(OBJECTIVES)}",
+    )
+    fit.add_argument("--out", type=str, required=True, help="RUN folder to write")
+    fit.add_argument(
+        "--overwrite", action="store_true", help="write into a folder that is not empty"
+    )
+    fit.add_argument(
+        "--resume", action="store_true", help="continue a run that was stopped in this folder"
+    )
+    _add_training(fit)
+    commands.add_subcommand("fit", fit, help="design a loss for your table")
+
+    sweep = _Parser(description="Losses along the trade-off of an error and a gap between groups.")
+    sweep.add_argument("table", type=str, help="CSV (also .gz, .xz) or Parquet file")
+    sweep.add_argument("--target", type=str, required=True, help="column with the labels")
+    sweep.add_argument(
+        "--groups",
+        type=str,
+        required=True,
+        help="column with the groups; not a feature then, and not needed to predict",
+    )
+    sweep.add_argument(
+        "--main",
+        type=str,
+        default="balanced_error",
+        help=f"what is to stay small: {', '.join(OBJECTIVES)}",
+    )
+    sweep.add_argument(
+        "--gap", type=str, default="deo", help=f"what it is traded for: {', '.join(GAP_NAMES)}"
+    )
+    sweep.add_argument(
+        "--mixes",
+        type=str | None,
+        default=None,
+        help="weights of the gap, rising, at least 0 and below 1: by default 0,0.1,0.2 to 0.9",
+    )
+    sweep.add_argument(
+        "--max_gap",
+        "--max-gap",
+        type=float | None,
+        default=None,
+        help="train the network of the best point whose held-out gap is at most this (0.05 is 5 "
+        "points), on all data: the folder is a RUN then",
+    )
+    sweep.add_argument(
+        "--out", type=str, required=True, help="folder for frontier.json, .csv and .svg"
+    )
+    sweep.add_argument(
+        "--overwrite", action="store_true", help="write into a folder that is not empty"
+    )
+    _add_training(sweep)
+    commands.add_subcommand("frontier", sweep, help="trade an error for a gap between groups")
+
+    predict = _Parser(description="Predict with a fitted RUN.")
+    predict.add_argument("run", type=str, help="RUN folder")
+    predict.add_argument("table", type=str, help="CSV or Parquet file with the features")
+    predict.add_argument("--out", type=str, required=True, help="CSV or Parquet file to write")
+    predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    commands.add_subcommand("predict", predict, help="predict with a fitted RUN")
+
+    evaluate = _Parser(description="Evaluate a fitted RUN on labelled data.")
+    evaluate.add_argument("run", type=str, help="RUN folder")
+    evaluate.add_argument("table", type=str, help="CSV or Parquet file with features and labels")
+    evaluate.add_argument("--target", type=str, required=True, help="column with the labels")
+    evaluate.add_argument("--groups", type=str | None, default=None, help="column with the groups")
+    evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
+
+    compare = _Parser(description="Compare losses on datasets, over several seeds.")
+    compare.add_argument(
+        "config", type=str, help="YAML file that says what: datasets, methods, seeds"
+    )
+    compare.add_argument("--out", type=str, required=True, help="folder of the results; resumed")
+    compare.add_argument("--subset", type=str | None, default=None, help="a subset of the file's")
+    compare.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="folder of the datasets' files; by default AUTOBALANCE_DATA, or for files of your own "
+        "that of the YAML file",
+    )
+    compare.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    compare.add_argument("--threads", type=int, default=1, help="of torch, per cell")
+    compare.add_argument(
+        "--backend", type=str | None, default=None, help="ray, or one of joblib's, such as dask"
+    )
+    compare.add_argument("--device", type=str, default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
+    compare.add_argument(
+        "--again", type=str, nargs="+", default=[], help="methods to run though they have finished"
+    )
+    compare.add_argument("--summary", action="store_true", help="run nothing, show what there is")
+    compare.add_argument("--json", type=str | None, default=None, help="file for the summary")
+    commands.add_subcommand("compare", compare, help="losses on datasets, over several seeds")
+    return parser
+
+
+def _add_training(parser: _Parser) -> None:
+    """The options of commands that train on a table."""
+    parser.add_argument("--seed", type=int, default=0, help="for everything random")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_class_arguments(Recipe, "recipe")
+    parser.add_class_arguments(SearchSettings, "search")

@@ -1,0 +1,117 @@
+"""`autobalance predict` and `evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from autobalance.checks import InputError
+from autobalance.cli.options import DONE
+from autobalance.files import to_json, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from autobalance.estimator import AutoBalanceClassifier
+
+
+def run_predict(options: Namespace, command: str) -> int:
+    out = Path(options.out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of a file.")
+    if out.exists() and not options.overwrite:
+        raise InputError(f"{out} exists. Add --overwrite, or give another name.")
+    if out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"{out} must end in .csv or .parquet.")
+    from autobalance.data.tables import read_table
+
+    classifier = _load(options.run)
+    predictions = _predictions(classifier, read_table(options.table))
+    if out.suffix == ".csv":
+        content = predictions.to_csv(index=False).encode()
+    else:
+        content = predictions.to_parquet(index=False)
+    write_atomically(out, content)
+    print(f"{len(predictions):,} predictions: {out}")
+    return DONE
+
+
+def _predictions(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    probabilities = classifier.predict_proba(_features(classifier, table))
+    names = [f"probability_{c}" for c in classifier.classes_]
+    frame = pd.DataFrame(probabilities, columns=names)
+    frame.insert(0, "prediction", classifier.classes_[probabilities.argmax(axis=1)])
+    return frame
+
+
+def run_evaluate(options: Namespace, command: str) -> int:
+    from autobalance.data.tables import column, read_table
+    from autobalance.metrics import classification_report
+    from autobalance.terminal import print_report
+
+    classifier = _load(options.run)
+    table = read_table(options.table)
+    target = _known(column(table, options.target, "target"), classifier)
+    groups = names = None
+    if options.groups is not None:
+        import pandas as pd
+
+        groups, found = pd.factorize(column(table, options.groups, "group"), sort=True)
+        names = [str(name) for name in found]
+    predicted = _known(classifier.predict(_features(classifier, table)), classifier)
+    report = classification_report(target, predicted, len(classifier.classes_), groups, names)
+    report["classes"] = [str(c) for c in classifier.classes_]
+    if names is not None:
+        report["groups"] = names
+    if options.json:
+        print(to_json(report))
+    else:
+        print_report(report)
+    return DONE
+
+
+def _load(run: str) -> AutoBalanceClassifier:
+    """The classifier of a RUN; a warning where its network is half trained."""
+    from autobalance.runs import load_run
+
+    classifier, record = load_run(run)
+    status = record.get("status")
+    if status != "finished":
+        at = record.get("progress") or {}
+        reached = (
+            f" at step {at['step']} of {at['total']}" if at.keys() >= {"step", "total"} else ""
+        )
+        verb, remedy = "was interrupted", "continue with `autobalance fit ... --resume`"
+        if status == "diverged":
+            verb, remedy = status, "fit again with --overwrite and a lower learning rate"
+        print(
+            f"autobalance: the network of {run} is half trained: its run {verb}{reached}; {remedy}",
+            file=sys.stderr,
+        )
+    return classifier
+
+
+def _features(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the training table; labels, groups and others are left out."""
+    assert classifier.encoder_ is not None  # fits of the command line are on tables
+    return classifier.encoder_.select(table)
+
+
+def _known(labels: Any, classifier: AutoBalanceClassifier) -> np.ndarray:
+    """Positions of labels among the classes; a label unseen in training is refused."""
+    import numpy as np
+
+    position = {str(c): i for i, c in enumerate(classifier.classes_)}
+    unseen = sorted({str(v) for v in labels} - position.keys())
+    if unseen:
+        raise InputError(
+            f"The labels have {len(unseen)} class{'es' * (len(unseen) > 1)} that training lacked: "
+            f"{', '.join(unseen[:5])}. Leave these rows out, or train with them."
+        )
+    return np.array([position[str(v)] for v in labels])

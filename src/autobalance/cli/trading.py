@@ -1,0 +1,172 @@
+"""`autobalance frontier`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from autobalance.checks import InputError, TrainingDiverged, whole
+from autobalance.cli.fitting import columns, fit_record, remove_checkpoints
+from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain
+from autobalance.files import output_folder, to_json, write_together
+from autobalance.settings import Recipe, SearchSettings
+
+if TYPE_CHECKING:
+    from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.sweeping import Baseline, Frontier, FrontierPoint
+
+FRONTIER = ("frontier.json", "frontier.csv", "frontier.svg")
+
+
+def run_frontier(options: Namespace, command: str) -> int:
+    whole("seed", options.seed, least=0)
+    if options.max_gap is not None and not 0.0 <= options.max_gap < float("inf"):
+        raise InputError(f"max_gap must be at least 0; got {options.max_gap}. 0.05 is 5 points.")
+    mixes = _mixes(options.mixes)
+    out = output_folder(options.out, overwrite=options.overwrite)
+    recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
+    features, target, groups = columns(options)
+    import warnings
+
+    from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.sweeping import MIXES
+    from autobalance.terminal import LiveProgress, print_frontier
+
+    begun = time.perf_counter()
+    found: Frontier | None = None
+    others: list[Baseline] = []
+    with LiveProgress() as live:
+        title = "frontier"
+        classifier = AutoBalanceClassifier(
+            options.main,
+            recipe=recipe,
+            settings=settings,
+            device=options.device,
+            random_state=options.seed,
+            progress=lambda p: live.update(title, p),
+        )
+        data = {"X": features, "y": target, "sensitive_features": groups}
+        try:
+            with warnings.catch_warnings():
+                # said below, with the groups' names
+                warnings.filterwarnings("ignore", "The held-out data lacks", UserWarning)
+                found = classifier.frontier(**data, gap=options.gap, mixes=mixes or MIXES)
+            title = "baselines"
+            others = classifier.baselines(found, **data)
+        except (TrainingDiverged, KeyboardInterrupt) as error:
+            found = found or getattr(error, "partial", None)
+            return _frontier_stopped(error, found, len(mixes or MIXES), out)
+        _write_frontier(found, others, out, "finished")
+        picked = None
+        for line in _not_held_out(found, classifier):
+            print(f"autobalance: {line}", file=sys.stderr)
+        if options.max_gap is not None:
+            try:
+                picked = found.pick(gap=options.max_gap)
+            except InputError:
+                print_frontier(found, others)
+                print(f"Frontier: {out / FRONTIER[0]}")
+                raise
+            title = "frontier"
+            try:
+                classifier.fit_point(found, picked, **data)
+            except (TrainingDiverged, KeyboardInterrupt) as error:
+                said = error if isinstance(error, TrainingDiverged) else "Interrupted."
+                kept = f"Kept in {out}: the frontier. The network picked is not trained to its end."
+                code = FAILED if isinstance(error, TrainingDiverged) else INTERRUPTED
+                return complain(f"{said} {kept}", code)
+    print_frontier(found, others, picked)
+    if picked is not None:
+        _save_picked(classifier, found, picked, out, command, begun, options)
+    print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
+    return DONE
+
+
+def _mixes(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"mixes are numbers with commas between, 0,0.3,0.6; got {text!r}."
+        ) from None
+
+
+def _write_frontier(
+    found: Frontier,
+    others: list[Baseline],
+    out: Path,
+    status: str,
+) -> None:
+    """The three files together; a RUN that is in the folder belongs to an earlier frontier."""
+    from autobalance.report.frontier import as_csv, as_svg
+    from autobalance.runs import LOSS, MODEL, REPORT, RESULT, WEIGHTS
+
+    baselines = [vars(b) for b in others]
+    record = {"status": status, **found.to_dict(), "baselines": baselines}
+    contents = (to_json(record, indent=1), as_csv(record), as_svg(record))
+    write_together(out, {n: c.encode() for n, c in zip(FRONTIER, contents, strict=True)})
+    for name in (LOSS, MODEL, REPORT, RESULT, WEIGHTS):
+        (out / name).unlink(missing_ok=True)
+    remove_checkpoints(out)
+
+
+def _save_picked(
+    classifier: AutoBalanceClassifier,
+    found: Frontier,
+    picked: FrontierPoint,
+    out: Path,
+    command: str,
+    begun: float,
+    options: Namespace,
+) -> None:
+    from autobalance.runs import save_run
+
+    record = fit_record(classifier, command, "finished", begun, options.seed)
+    record["kind"] = "frontier"
+    record["objective"] = classifier.result_.settings["objective"]
+    record["frontier"] = {"mix": picked.mix, found.main: picked.main, found.gap: picked.gap}
+    save_run(out, classifier, record, target=options.target)
+    print(f"Network of mix {picked.mix:g}, trained on all data: {out}")
+
+
+def _frontier_stopped(error: BaseException, found: Frontier | None, points: int, out: Path) -> int:
+    """Keep the points so far, unless a finished frontier is there; say so."""
+    from autobalance.runs import run_status
+
+    kept = "No point was found yet."
+    if found is not None and found.points:
+        old = out / FRONTIER[0]
+        finished = run_status(out) == "finished"
+        if old.is_file():
+            finished |= '"status": "finished"' in old.read_text(encoding="utf-8")[:200]
+        if finished:
+            kept = f"What was finished in {out} before is untouched."
+        else:
+            status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
+            _write_frontier(found, [], out, status)
+            kept = f"Kept in {out}: {len(found.points)} of {points} points."
+    if isinstance(error, TrainingDiverged):
+        return complain(f"{error} {kept}", FAILED)
+    return complain(f"Interrupted. {kept}", INTERRUPTED)
+
+
+def _not_held_out(found: Frontier, classifier: AutoBalanceClassifier) -> list[str]:
+    """Groups, and classes within groups, of which nobody is held out: the gap cannot see them."""
+    assert classifier.groups_ is not None
+    lines = []
+    counts = found.settings["validation_counts"]
+    for group, row in zip(classifier.groups_, counts, strict=True):
+        absent = [str(c) for c, n in zip(classifier.classes_, row, strict=True) if n == 0]
+        if absent:
+            whom = "nobody" if len(absent) == len(row) else f"nobody of class {', '.join(absent)}"
+            lines.append(
+                f"the held-out data has {whom} of group {group}, whom the gap leaves out; merge small "
+                "groups, or add data"
+            )
+    return lines
