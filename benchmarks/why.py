@@ -32,7 +32,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from measuring import options_of, prepare, write_json
 from torch import nn
 
-from autobalance.data.batches import ArrayData, BalancedBatches, Batch
+from autobalance.data.batches import ArrayData, BalancedBatches
 from autobalance.data.fashion import CLASSES, ImageSet, long_tailed_sample, original
 from autobalance.data.splits import stratified_folds
 from autobalance.demo import RECIPE, network
@@ -115,7 +115,10 @@ def tracked_search(
         [(rows, kept)] = stratified_folds(data.cells(), settings.validation_fraction, 1, split)
         sets = dict(zip(SETS, (data.subset(rows), data.subset(kept), test), strict=True))
         held = sets["validation"]
-        lower = LowerLevel(factory, sets["training"], recipe, make_fabric("cpu"), seed)
+        start = loss.frozen().additive
+        lower = LowerLevel(
+            factory, sets["training"], recipe, make_fabric("cpu"), seed, additive=start
+        )
         order = torch.Generator().manual_seed(seed)
         draws = BalancedBatches(held.cells(), settings.validation_batch_size, order)
         tuner = LossTuner(
@@ -128,7 +131,9 @@ def tracked_search(
         while lower.done < lower.total:
             lower.step(loss)
             if lower.done > begin and (lower.done - begin) % settings.every == 0:
-                tuner.step(lower.module, cast(Batch, lower.batch), held.batch(next(draws)))
+                for group in tuner.upper_optimizer.param_groups:
+                    group["lr"] = settings.lr * lower.lr_factor()
+                tuner.step(lower.module, lower.recent[-1], held.batch(next(draws)))
                 places.append(copy.deepcopy(loss.space.state_dict()))
             if lower.done % look_every == 0 or lower.done == lower.total:
                 steps.append(lower.done)
