@@ -235,3 +235,10 @@ def test_bars_join_what_is_not_told_apart() -> None:
 def test_bars_that_would_touch_are_on_different_levels() -> None:
     bars = [(1.0, 2.5), (2.5, 4.0), (3.0, 5.0), (4.5, 6.0)]
     assert [level for *_, level in _levels(bars)] == [0, 1, 0, 1]
+
+
+def test_the_lowest_mean_is_the_lowest_number() -> None:
+    """As text 10.11 comes before 7.76."""
+    table = {"a": {"autobalance": [0.1011], "logit_adjustment": [0.0776]}}
+    text = markdown(summary(cells(table), "balanced_error"), date="", command="")
+    assert sorted(rows(text, "### All datasets")["a"]) == ["**7.76**", "10.11"]

@@ -157,7 +157,7 @@ def _part(found: Mapping[str, Any], metric: str, name: str) -> list[str]:
     methods = _in_order(found)
     rows = []
     for dataset, row in found["per_dataset"].items():
-        least = min((_shown_percent(e["mean"]) for e in row.values()), default=None)
+        least = _shown_percent(min(e["mean"] for e in row.values())) if row else None
         rows.append(
             [dataset, *(_markdown_error(found, dataset, row.get(m), least) for m in methods)]
         )
