@@ -73,10 +73,26 @@ def test_table_network_is_built_again_from_its_settings() -> None:
 
 
 def test_small_cnn_is_the_demos_network() -> None:
+    """Layer by layer, drawn in the same order."""
     torch.manual_seed(3)
-    expected = network()
+    expected = nn.Sequential(
+        nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 9, 10),
+    )
     torch.manual_seed(3)
-    model = SmallCNN(10)
+    model = network()
+    assert isinstance(model, SmallCNN)
     assert sum(p.numel() for p in model.parameters()) == 29_434
     state, wanted = model.state_dict(), expected.state_dict()
     assert list(state) == list(wanted)

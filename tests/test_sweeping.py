@@ -326,13 +326,13 @@ def test_baselines_are_trained_and_measured_on_the_same_splits(
     monkeypatch: pytest.MonkeyPatch, folds: int
 ) -> None:
     splits: list[Any] = []
-    original = searching._splits
+    original = searching.splits_of
 
     def watched(*arguments: Any) -> Any:
         splits.append(original(*arguments))
         return splits[-1]
 
-    monkeypatch.setattr(searching, "_splits", watched)
+    monkeypatch.setattr(searching, "splits_of", watched)
     settings = replace(SETTINGS, folds=folds)
     quick(settings=settings, seed=3)
     [pairs] = splits

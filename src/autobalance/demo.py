@@ -14,6 +14,7 @@ from autobalance.data.batches import ArrayData
 from autobalance.data.fashion import CLASSES, ImageSet, long_tailed_sample
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.metrics import classification_report
+from autobalance.networks import SmallCNN
 from autobalance.results import SearchResult, used_versions
 from autobalance.retraining import retrain
 from autobalance.searching import search
@@ -31,21 +32,7 @@ TITLES = {
 
 def network() -> nn.Module:
     """A small CNN with BatchNorm for 28 x 28 images, 10 classes; 29,434 weights."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1, bias=False),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * 9, 10),
-    )
+    return SmallCNN(len(CLASSES))
 
 
 class Demo:

@@ -169,7 +169,7 @@ class SearchRun:
         design = made_space(space, data.counts(), objective.over, objective.importance)
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
-        self.splits = _splits(data, validation, settings, seed)
+        self.splits = splits_of(data, validation, settings, seed)
         self.folds = [
             _fold(model_factory, train, held, recipe, settings, fabric, seed + i, self.start)
             for i, (train, held) in enumerate(self.splits)
@@ -296,7 +296,7 @@ class SearchRun:
             design={"space": type(space).__name__, "learns": list(space.learns), **space.values()},
             settings=self.record,
             seed=self.seed,
-            seconds=self._seconds(),
+            seconds=self.seconds(),
             status=status,
             candidates=candidates,
             choice=choice,
@@ -317,7 +317,7 @@ class SearchRun:
             "path": [asdict(point) for point in self.path],
             "positions": [torch.stack(places) for places in zip(*self.positions, strict=True)],
             "outcomes": self.outcomes,
-            "seconds": self._seconds(),
+            "seconds": self.seconds(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -333,7 +333,7 @@ class SearchRun:
         self.outcomes = state["outcomes"]
         self.spent = state["seconds"]
 
-    def _seconds(self) -> dict[str, float]:
+    def seconds(self) -> dict[str, float]:
         """Time spent, with that before a checkpoint."""
         wall, cpu = self.clock
         return {
@@ -401,9 +401,17 @@ class SearchRun:
         self.path = extended(self.path, self.done, self.loss.space().detach())
 
 
-def _splits(
+def splits_of(
     data: ArrayData, validation: ArrayData | None, settings: SearchSettings, seed: int
 ) -> list[tuple[ArrayData, ArrayData]]:
+    """Training and validation data of each fold, as a search with this seed takes them.
+
+    Raises
+    ------
+    InputError
+        If there are folds beside a validation set, the two sets do not belong together, or no
+        class has an example to hold out.
+    """
     if validation is not None:
         if settings.folds != 1:
             raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")

@@ -16,7 +16,6 @@ from torch import Tensor
 from autobalance.checks import InputError, TrainingDiverged, fraction, number
 from autobalance.choosing import Outcomes, train_candidates
 from autobalance.data.batches import ArrayData
-from autobalance.data.splits import stratified_folds
 from autobalance.files import to_json
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
@@ -30,7 +29,7 @@ from autobalance.objectives import (
     group_class_sums,
 )
 from autobalance.results import SearchResult
-from autobalance.searching import SearchRun
+from autobalance.searching import SearchRun, splits_of
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import GroupSpace, SpaceFactory
 from autobalance.training import (
@@ -300,8 +299,7 @@ def frontier(
         record = {key: value for key, value in run.record.items() if key != "objective"}
 
         def found() -> Frontier:
-            seconds = run.result("finished").seconds
-            return Frontier(points, run.start, main, gap, runs, record, seed, seconds)
+            return Frontier(points, run.start, main, gap, runs, record, seed, run.seconds())
 
         try:
             for i, (mix, objective) in enumerate(zip(weights, objectives, strict=True)):
@@ -363,14 +361,7 @@ def baselines(
         "logit adjustment": ParametricCrossEntropy.logit_adjusted(counts.sum(axis=0)),
         "logit adjustment by group": TunableCrossEntropy(GroupSpace(counts)).frozen(),
     }
-    if validation is None:
-        generator = torch.Generator().manual_seed(seed)  # as a search splits
-        folds = stratified_folds(
-            data.cells(), settings.validation_fraction, settings.folds, generator
-        )
-        splits = [(data.subset(train), data.subset(held)) for train, held in folds]
-    else:
-        splits = [(data, validation)]
+    splits = splits_of(data, validation, settings, seed)
     outcomes: Outcomes = {}
     try:
         train_candidates(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
-from autobalance.data.splits import stratified_folds
 from autobalance.heads import extract_features
 from autobalance.hypergrad import Neumann
 from autobalance.losses import (
@@ -25,10 +24,10 @@ from autobalance.losses import (
 )
 from autobalance.objectives import BalancedError, CrossEntropyRisk, Objective
 from autobalance.retraining import retrain
-from autobalance.searching import search
+from autobalance.searching import search, splits_of
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import ClassSpace, ClusterSpace, DesignSpace, HierarchicalSpace
-from autobalance.training import FixedLoss, ModelFactory, predict_logits, seeded
+from autobalance.training import FixedLoss, ModelFactory, predict_logits
 
 Kind = Literal["published", "tuned", "ours"]
 
@@ -218,12 +217,8 @@ def _tuned(
             sampler: Any = optuna.samplers.GridSampler({name: grid}, seed=task.seed)
         else:
             sampler = optuna.samplers.TPESampler(seed=task.seed, n_startup_trials=runs // 2)
-        with seeded(task.seed):
-            generator = torch.Generator().manual_seed(task.seed)
-            [(train, held)] = stratified_folds(
-                task.data.cells(), task.settings.validation_fraction, 1, generator
-            )
-        split, validation = task.data.subset(train), task.data.subset(held)
+        one_fold = replace(task.settings, folds=1)
+        [(split, validation)] = splits_of(task.data, None, one_fold, task.seed)
         counts = np.atleast_2d(split.counts()).sum(axis=0)
 
         def error(trial: optuna.Trial) -> float:
