@@ -547,10 +547,22 @@ def test_all_of_it_absorbed_is_cross_entropy_adjusted_post_hoc() -> None:
         )
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_leaves_what_was_absorbed(optimizer: Any) -> None:
+    data = images_data()
+    recipe = Recipe(optimizer=optimizer, lr=0.1, weight_decay=5.0, epochs=1, min_steps=60)
+    loss = ParametricCrossEntropy(additive=[0.0, -4.0, -8.0])
+    network: Any = retrain(lambda: linear_network(data), data, loss, recipe=recipe, device="cpu")
+    with torch.no_grad():
+        logits = network(data.inputs).mean(dim=0)
+    assert logits[2] - logits[0] > 5.0
+
+
 def test_networks_without_a_fitting_last_layer_start_as_they_are() -> None:
     for network in (nn.Linear(4, 3, bias=False), nn.Linear(4, 5), nn.Conv2d(1, 3, 1)):
         before = {name: p.clone() for name, p in network.state_dict().items()}
-        absorb(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1]))
+        found = absorb(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1]))
+        assert found is None
         assert all(torch.equal(p, before[name]) for name, p in network.state_dict().items())
 
 

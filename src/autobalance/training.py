@@ -111,8 +111,13 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    weights = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(
+    model: nn.Module, recipe: Recipe, undecayed: nn.Parameter | None = None
+) -> Optimizer:
+    """The recipe's optimiser of all trainable weights; weight decay leaves `undecayed` alone."""
+    weights: list[Any] = [p for p in model.parameters() if p.requires_grad and p is not undecayed]
+    if undecayed is not None and undecayed.requires_grad:
+        weights = [{"params": weights}, {"params": [undecayed], "weight_decay": 0.0}]
     if not weights:
         raise InputError("The network has no trainable parameter.")
     if recipe.optimizer == "sgd":
@@ -238,15 +243,18 @@ class LowerLevel:
             raise InputError(
                 f"The model factory must return a torch.nn.Module; got {type(module).__name__}."
             )
+        shifted = None
         if recipe.absorb > 0 and additive is not None:
-            absorb(module, recipe.absorb * additive, data.counts())
+            shifted = absorb(module, recipe.absorb * additive, data.counts())
         self.data = data
         self.recipe = recipe
         self.fabric = fabric
         self.total = recipe.steps(len(data))
         self.done = 0
         self.module = module
-        self.network, self.optimizer = fabric.setup(module, make_optimizer(module, recipe))
+        # Decay would take from the bias what it absorbed.
+        optimizer = make_optimizer(module, recipe, undecayed=shifted)
+        self.network, self.optimizer = fabric.setup(module, optimizer)
         self.recent: deque[Batch] = deque(maxlen=remembered)
         self._indices: deque[Tensor] = deque(maxlen=remembered)
         generator = torch.Generator().manual_seed(seed)
@@ -336,8 +344,10 @@ class LowerLevel:
 
 
 @torch.no_grad()
-def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> None:
+def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> nn.Parameter | None:
     """Take l off the bias of the last linear layer, where that has one output per class.
+
+    Returns that bias, or None where there is none such.
 
     Parameters
     ----------
@@ -350,14 +360,15 @@ def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> None:
     """
     linear = [m for m in module.modules() if type(m) is nn.Linear]
     if not linear or linear[-1].bias is None or len(linear[-1].bias) != additive.shape[-1]:
-        return
+        return None
     bias = linear[-1].bias
     if additive.ndim == 2 and counts.ndim == 1:
-        return  # the loss is going to ask for groups
+        return None  # the loss is going to ask for groups
     if additive.ndim == 2:
         groups = torch.as_tensor(counts.sum(axis=-1) / counts.sum(), dtype=additive.dtype)
         additive = groups.to(additive.device) @ additive
     bias -= (additive - additive.mean()).to(bias)
+    return bias
 
 
 @torch.no_grad()
