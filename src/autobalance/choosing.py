@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autobalance.data.batches import ArrayData
 from autobalance.losses import ParametricCrossEntropy
@@ -29,6 +29,7 @@ def train_candidates(
     recipe: Recipe,
     seed: int,
     device: str,
+    augments: Mapping[str, nn.Module | None],
     outcomes: Outcomes,
     after_each: Callable[[], None],
     progress: ProgressListener | None,
@@ -45,6 +46,8 @@ def train_candidates(
         Candidates by name.
     recipe, seed, device
         As for `retrain`; fold i has seed ``seed + i``.
+    augments : mapping
+        How each candidate's training batches are augmented.
     outcomes : dict
         Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``, bool. What is there
         already is not run again.
@@ -60,7 +63,13 @@ def train_candidates(
             if len(done) > fold:
                 continue
             model = retrain(
-                model_factory, train, loss, recipe=recipe, seed=seed + fold, device=device
+                model_factory,
+                train,
+                loss,
+                recipe=recipe,
+                augment=augments[name],
+                seed=seed + fold,
+                device=device,
             )
             done.append(predict_logits(model, held.inputs).argmax(dim=1) != held.target)
             after_each()

@@ -18,6 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
+from autobalance.augment import AugmentChoice
 from autobalance.checks import InputError, TrainingDiverged, same_length
 from autobalance.data.batches import ArrayData, concatenated, finite
 from autobalance.data.tables import TableEncoder
@@ -56,6 +57,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         How the loss is searched.
     space : callable, optional
         From the training counts to a `DesignSpace`; by default as in `search`.
+    augment : {"personalised", "shared"}, callable or nn.Module, optional
+        Augmentation of the training batches, learned with the loss; as in `search`.
     solver : Solver, optional
         How hypergradients are solved for; by default as in `search`.
     device : str
@@ -108,6 +111,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         recipe: Recipe | None = None,
         settings: SearchSettings | None = None,
         space: SpaceFactory | None = None,
+        augment: AugmentChoice = None,
         solver: Solver | None = None,
         device: str = "auto",
         random_state: Any = None,
@@ -119,6 +123,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self.recipe = recipe
         self.settings = settings
         self.space = space
+        self.augment = augment
         self.solver = solver
         self.device = device
         self.random_state = random_state
@@ -195,6 +200,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 validation=held,
                 objective=self.objective,
                 space=self.space,
+                augment=self.augment,
                 settings=self.settings,
                 solver=self.solver or DEFAULT_SOLVER,
                 checkpoint=kept.get("search"),
@@ -207,7 +213,12 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         everything = data if held is None else concatenated(data, held)
         try:
             self.module_ = retrain(
-                factory, everything, self.loss_, checkpoint=kept.get("retrain"), **common
+                factory,
+                everything,
+                self.loss_,
+                augment=result.augment,
+                checkpoint=kept.get("retrain"),
+                **common,
             )
         except (TrainingDiverged, Interrupted) as stopped:
             if isinstance(stopped.partial, nn.Module):

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from torch import nn
+
+from autobalance.augment import described, restored
 from autobalance.checks import InputError
 from autobalance.files import to_json
 from autobalance.losses.functional import LossParameters
@@ -121,6 +124,10 @@ class SearchResult:
         What the final choice was among; empty where there was none.
     choice : str
         Name of the candidate chosen; "designed" where there was no choice.
+    augment : nn.Module or None
+        The augmentation that belongs to the loss, for `retrain`: an
+        `autobalance.augment.Augmentation`, or the module of the user's own that the search was
+        given, which a record only names.
     training_runs : float
         What the search cost, in training runs on the training split.
     """
@@ -137,6 +144,7 @@ class SearchResult:
     candidates: list[Candidate] = field(default_factory=list)
     choice: str = "designed"
     training_runs: float = 1.0
+    augment: nn.Module | None = None
     versions: dict[str, str] = field(default_factory=lambda: used_versions())
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,6 +167,7 @@ class SearchResult:
                 for candidate in self.candidates
             ],
             "choice": self.choice,
+            "augment": described(self.augment),
             "training_runs": self.training_runs,
         }
 
@@ -190,6 +199,7 @@ class SearchResult:
                     Candidate(**{**entry, "loss": ParametricCrossEntropy.from_dict(entry["loss"])})
                     for entry in record["candidates"]
                 ],
+                augment=restored(record.get("augment")),
                 **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from autobalance.augment import described
 from autobalance.checks import TrainingDiverged
 from autobalance.data.batches import ArrayData
 from autobalance.settings import Recipe
@@ -37,6 +38,7 @@ def retrain(
     *,
     recipe: Recipe | None = None,
     sampling: Sampling = "shuffled",
+    augment: nn.Module | None = None,
     seed: int = 0,
     device: str = "auto",
     checkpoint: str | Path | None = None,
@@ -58,6 +60,9 @@ def retrain(
     sampling : {"shuffled", "balanced"}
         Every example as often, or every class (and group) as often: class-balanced sampling, to
         compare with. Losses designed or adjusted for the class priors expect "shuffled".
+    augment : nn.Module, optional
+        How to augment the training batches, for example ``search(...).augment`` or another
+        `autobalance.augment.Augmentation`: called with ``(inputs, target, groups)``. It is copied.
     seed : int
         Seeds initial weights, the order of examples and dropout.
     device : str
@@ -85,6 +90,7 @@ def retrain(
     recipe = recipe or Recipe()
     check_data(data)
     fabric = make_fabric(device)
+    augment = copy.deepcopy(augment)
     with seeded(seed):
         lower = LowerLevel(
             model_factory,
@@ -94,6 +100,7 @@ def retrain(
             seed,
             additive=getattr(loss, "additive", None),
             sampling=sampling,
+            augment=None if augment is None else augment.to(fabric.device),
         )
         loss = copy.deepcopy(loss).to(fabric.device)
 
@@ -104,6 +111,7 @@ def retrain(
                 "recipe": recipe.to_dict(),
                 "sampling": sampling,
                 "loss": loss.to_dict(),
+                "augment": described(augment),
                 **describe(lower.module, data),
             }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
+from autobalance.augment import AugmentChoice, as_augmentation, described, frozen
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.choosing import Outcomes, choose, train_candidates
 from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
@@ -49,6 +52,7 @@ def search(
     validation: ArrayData | None = None,
     objective: str | Objective = "balanced_error",
     space: SpaceFactory | None = None,
+    augment: AugmentChoice = None,
     recipe: Recipe | None = None,
     settings: SearchSettings | None = None,
     solver: Solver = DEFAULT_SOLVER,
@@ -73,6 +77,9 @@ def search(
         From the training counts, ``(k,)`` or ``(g, k)``, to a `DesignSpace`. By default a
         hierarchical one that starts at a loss consistent for the objective; see
         `autobalance.spaces.default_space`.
+    augment : {"personalised", "shared"}, callable or nn.Module, optional
+        Augmentation of the training batches, learned with the loss: a policy for each class (and
+        group), one for all, or of your own; see `autobalance.augment.as_augmentation`. None: none.
     recipe : Recipe, optional
         How the network is trained.
     settings : SearchSettings, optional
@@ -123,7 +130,7 @@ def search(
     with seeded(seed):
         run = SearchRun(
             model_factory, data, validation, goal, space, recipe, settings, solver, seed, device,
-            checkpoint,
+            checkpoint, augment,
         )  # fmt: skip
         try:
             run.run(progress)
@@ -161,6 +168,7 @@ class SearchRun:
         seed: int,
         device: str,
         checkpoint: str | Path | None,
+        augment: AugmentChoice = None,
     ) -> None:
         self.model_factory, self.objective, self.solver = model_factory, objective, solver
         self.recipe, self.settings = recipe, settings
@@ -169,9 +177,13 @@ class SearchRun:
         design = made_space(space, data.counts(), objective.over, objective.importance)
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
+        self.augment = as_augmentation(augment, data.inputs, data.counts(), fabric.device)
+        self.start_augment = frozen(self.augment)
         self.splits = splits_of(data, validation, settings, seed)
         self.folds = [
-            _fold(model_factory, train, held, recipe, settings, fabric, seed + i, self.start)
+            _fold(
+                model_factory, train, held, recipe, settings, fabric, seed + i, self.start, self.augment
+            )
             for i, (train, held) in enumerate(self.splits)
         ]
         self.held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
@@ -204,6 +216,7 @@ class SearchRun:
                 "seed": seed,
                 "settings": self.record,
                 "space": repr(design),
+                "augment": described(self.augment),
                 **describe(self.folds[0].lower.module, everything),
             }
 
@@ -230,11 +243,13 @@ class SearchRun:
                     Progress(phase, self.done, self.total, upper.hard_objective if upper else None)
                 )
         if len(self.folds) > 1 and self.settings.choose:
+            space, augment = self._designed()
             train_candidates(
                 self.model_factory,
                 self.splits,
-                self._losses(self._designed()),
+                self._losses(space),
                 recipe=self.recipe,
+                augments=self._augments(augment),
                 seed=self.seed,
                 device=self.device,
                 outcomes=self.outcomes,
@@ -262,6 +277,7 @@ class SearchRun:
             lr=self.settings.lr,
             upper=self.settings.optimizer,
             validation_counts=self.held_counts,
+            augment=self.augment,
         )
 
     def held_out_errors(self) -> tuple[Tensor, Tensor]:
@@ -282,7 +298,7 @@ class SearchRun:
 
     def result(self, status: str) -> SearchResult:
         """The loss chosen, with everything that led to it."""
-        space = self._designed()
+        space, augment = self._designed()
         losses = self._losses(space)
         cells = [held.cells() for _, held in self.splits]
         shape = (self.splits[0][0].num_groups or 1, self.splits[0][0].num_classes)
@@ -291,6 +307,7 @@ class SearchRun:
         return SearchResult(
             loss=losses[choice],
             start=self.start,
+            augment=self._augments(augment)[choice],
             history=self.history,
             path=self.path,
             design={"space": type(space).__name__, "learns": list(space.learns), **space.values()},
@@ -341,15 +358,22 @@ class SearchRun:
             "cpu": self.spent["cpu"] + time.process_time() - cpu,
         }
 
-    def _designed(self) -> DesignSpace:
-        """A copy of the space at the average of its late positions."""
-        space = copy.deepcopy(self.loss.space)
+    def _designed(self) -> tuple[DesignSpace, nn.Module | None]:
+        """Copies of the space and the augmentation at the average of their late positions."""
         keep = max(1, round(self.settings.average * len(self.positions)))
-        with torch.no_grad():
-            for i, p in enumerate(space.parameters()):
-                late = [position[i] for position in self.positions[-keep:]]
-                p.copy_(torch.stack(late).mean(dim=0))
-        return space
+        with at_values(
+            self.tuner.free_parameters(),
+            [torch.stack(late).mean(dim=0) for late in zip(*self.positions[-keep:], strict=True)],
+        ):
+            return copy.deepcopy(self.loss.space), frozen(self.augment)
+
+    def _augments(self, designed: nn.Module | None) -> dict[str, nn.Module | None]:
+        """How each candidate's training batches are augmented, by the candidate's name."""
+        return {
+            "designed": designed,
+            "start": self.start_augment,
+            "cross_entropy": self.start_augment,
+        }
 
     def _losses(self, designed: DesignSpace) -> dict[str, ParametricCrossEntropy]:
         """The candidates of the final choice, by name."""
@@ -397,8 +421,23 @@ class SearchRun:
         return len(means) - 1 - int(np.argmin(means)) >= patience
 
     def _remember(self) -> None:
-        self.positions.append([p.detach().clone() for p in self.loss.space.parameters()])
+        self.positions.append([p.detach().clone() for p in self.tuner.free_parameters()])
         self.path = extended(self.path, self.done, self.loss.space().detach())
+
+
+@contextmanager
+def at_values(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """With the parameters at these values, and afterwards at their own again."""
+    before = [p.detach().clone() for p in parameters]
+    try:
+        with torch.no_grad():
+            for p, value in zip(parameters, values, strict=True):
+                p.copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, before, strict=True):
+                p.copy_(value)
 
 
 def splits_of(
@@ -438,6 +477,7 @@ def _fold(
     fabric: Fabric,
     seed: int,
     start: ParametricCrossEntropy,
+    augment: nn.Module | None,
 ) -> _Fold:
     lower = LowerLevel(
         model_factory,
@@ -446,6 +486,7 @@ def _fold(
         fabric,
         seed,
         additive=start.additive,
+        augment=augment,
         remembered=settings.training_batches,
     )
     generator = torch.Generator().manual_seed(seed)

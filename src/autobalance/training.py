@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from autobalance.augment import augmented
 from autobalance.checkpoints import (
     fingerprint,
     load_checkpoint,
@@ -212,13 +213,15 @@ class LowerLevel:
         The loss's l at the start, shape ``(k,)`` or ``(g, k)``, for recipes that `absorb` it.
     sampling : {"shuffled", "balanced"}
         Every example as often, or every class (and group) as often.
+    augment : nn.Module, optional
+        What the network trains on: ``augment(inputs, target, groups)`` in place of a batch's inputs.
     remembered : int
         How many batches to keep in `recent`.
 
     Attributes
     ----------
     recent : deque of Batch
-        The last batches trained on, the latest at the end.
+        The last batches trained on, before augmentation, the latest at the end.
     """
 
     def __init__(
@@ -231,6 +234,7 @@ class LowerLevel:
         *,
         additive: Tensor | None = None,
         sampling: Sampling = "shuffled",
+        augment: nn.Module | None = None,
         remembered: int = 1,
     ) -> None:
         if isinstance(model_factory, nn.Module) or not callable(model_factory):
@@ -247,6 +251,7 @@ class LowerLevel:
         if recipe.absorb > 0 and additive is not None:
             shifted = absorb(module, recipe.absorb * additive, data.counts())
         self.data = data
+        self.augment = augment
         self.recipe = recipe
         self.fabric = fabric
         self.total = recipe.steps(len(data))
@@ -281,7 +286,9 @@ class LowerLevel:
             loss.reached(self.done, self.total)
         index = next(self._stream)
         batch = self._batch(index)
-        logits = logits_of(self.network, batch.inputs)
+        with torch.no_grad():
+            inputs = augmented(self.augment, batch)
+        logits = logits_of(self.network, inputs)
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
         value = loss(logits, batch.target, groups=batch.groups, sample_weight=batch.sample_weight)

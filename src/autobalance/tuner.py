@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from autobalance.augment import AugmentationPolicy
 from autobalance.checks import InputError, one_of, positive
 from autobalance.data.batches import Batch, as_batch, as_batches
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
@@ -81,6 +82,10 @@ class LossTuner:
         decides how strongly the space is held to its start, see
         `autobalance.spaces.prior_strength`. By default each validation batch is taken for the
         whole set.
+    augment : nn.Module, optional
+        How the training inputs are augmented, for example an `autobalance.augment.AugmentationPolicy`,
+        whose strengths are then tuned with the loss. You call it on each training batch,
+        ``model(augment(inputs, target))``; `step` takes the batch as it was before.
     adapter : callable
         Makes a `Batch` of what your loader yields; not asked where that is one already.
 
@@ -106,6 +111,7 @@ class LossTuner:
         lr: float = 0.05,
         upper: Literal["adam", "sgd"] = "adam",
         validation_counts: Any = None,
+        augment: nn.Module | None = None,
         adapter: Callable[[Any], Batch] = as_batch,
     ) -> None:
         if not isinstance(loss, TunableCrossEntropy):
@@ -118,8 +124,9 @@ class LossTuner:
         self.optimizer = optimizer
         self.solver = solver
         self.validation_counts = validation_counts
+        self.augment = augment
         self.adapter = adapter
-        free = loss.space.parameters()
+        free = self.free_parameters()
         if one_of("upper", upper, ("adam", "sgd")) == "adam":
             self.upper_optimizer: Optimizer = torch.optim.Adam(free, lr=positive("lr", lr))
         else:
@@ -128,6 +135,11 @@ class LossTuner:
         self.skipped_in_a_row = 0
         self._carried: dict[int, dict[str, Tensor]] = {}
         self._running: dict[int, RunningRisks] = {}
+
+    def free_parameters(self) -> list[nn.Parameter]:
+        """What the upper level moves: the space's parameters, then the augmentation's."""
+        strengths = [] if self.augment is None else self.augment.parameters()
+        return [*self.loss.space.parameters(), *(p for p in strengths if p.requires_grad)]
 
     def step(self, model: nn.Module, train_batch: Any, val_batch: Any) -> UpperStep:
         """Move the loss by one step.
@@ -181,6 +193,7 @@ class LossTuner:
             weight_decay=coupled_weight_decay(lower, model),
             preconditioner=adaptive_preconditioner(lower, model) if wanted else None,
             carried=self._carried.get(replica),
+            augment=self.augment,
         )
         # A solution that is not finite would spoil the next one.
         self._carried[replica] = result.solution.carried if result.finite else {}
@@ -188,14 +201,14 @@ class LossTuner:
 
     def update(self, results: Sequence[Hypergradient], val_batch: Batch | None = None) -> UpperStep:
         """Step along the mean of these hypergradients plus the prior's gradient."""
-        free = list(self.loss.space.parameters())
+        free = self.free_parameters()
         finite = [r for r in results if r.finite]
         self.skipped += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         norm = float("nan")
         if finite:
             strength = prior_strength(self._effective_size(val_batch))
-            penalty = strength * self.loss.space.penalty()
+            penalty = strength * self._penalty()
             pulls = [torch.zeros_like(p) for p in free]
             if penalty.requires_grad:
                 pulls = torch.autograd.grad(penalty, free, materialize_grads=True)
@@ -220,6 +233,7 @@ class LossTuner:
         """What continues the tuning elsewhere: the space, its optimiser, and the solver's memory."""
         return {
             "space": self.loss.space.state_dict(),
+            "augment": {} if self.augment is None else self.augment.state_dict(),
             "upper_optimizer": self.upper_optimizer.state_dict(),
             "carried": {str(replica): dict(kept) for replica, kept in self._carried.items()},
             "running": {str(replica): r.state_dict() for replica, r in self._running.items()},
@@ -229,6 +243,8 @@ class LossTuner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.loss.space.load_state_dict(state["space"])
+        if self.augment is not None:
+            self.augment.load_state_dict(state["augment"])
         self.loss.refresh()
         # Adam moves its moments in place: not those of the tuner that the state came from.
         self.upper_optimizer.load_state_dict(copy.deepcopy(state["upper_optimizer"]))
@@ -236,6 +252,13 @@ class LossTuner:
         for replica, risks in state["running"].items():
             self._risks(int(replica)).load_state_dict(risks)
         self.skipped, self.skipped_in_a_row = state["skipped"]
+
+    def _penalty(self) -> Tensor:
+        """Negative log prior of all that moves."""
+        total = self.loss.space.penalty()
+        if isinstance(self.augment, AugmentationPolicy):
+            total = total + self.augment.penalty()
+        return total
 
     def _risks(self, replica: int) -> RunningRisks:
         return self._running.setdefault(

@@ -4,8 +4,9 @@ r"""The hypergradient by the implicit function theorem.
     \frac{dF}{d\alpha} = -\frac{\partial^2 L}{\partial \alpha \, \partial \theta} q,
     \qquad A q = \nabla_\theta F .
 
-There is no direct term: the objective F sees raw logits, which alpha enters only through the
-weights. Weights, buffers, gradients, modes and random state are left bit-identical.
+There is no direct term: the objective F sees raw logits of inputs that are not augmented, which
+alpha enters only through the weights. alpha is the loss's part and the augmentation's, with one
+solution q for both. Weights, buffers, gradients, modes and random state are left bit-identical.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autobalance.augment import augmented
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 from autobalance.hypergrad.solvers import Carried, Solution, Solver
@@ -40,7 +42,7 @@ class Hypergradient:
     Attributes
     ----------
     gradients : list of Tensor
-        One for each of ``loss.space.parameters()``, in their order.
+        One for each of ``loss.space.parameters()``, then of ``augment``'s, in their order.
     objective : float
         Its differentiable value on the validation batch.
     hard_objective : float
@@ -72,6 +74,7 @@ def hypergradient(
     weight_decay: float | Tensor = 0.0,
     preconditioner: Tensor | None = None,
     carried: Carried | None = None,
+    augment: nn.Module | None = None,
 ) -> Hypergradient:
     """Hypergradient of the objective on one validation batch through training batches.
 
@@ -96,6 +99,9 @@ def hypergradient(
         The lower optimiser's own, flat, for solvers that make use of it.
     carried : mapping, optional
         ``solution.carried`` of the last upper step.
+    augment : nn.Module, optional
+        What the network trains on in place of a batch's inputs, ``augment(inputs, target,
+        groups)``; its trainable parameters are differentiated by as well.
 
     Raises
     ------
@@ -110,6 +116,7 @@ def hypergradient(
         raise InputError("The model has no trainable parameter: nothing depends on the loss.")
     leaves = list(parameters.values())
     free = list(loss.space.parameters())
+    strengths = [] if augment is None else list(trainable(augment).values())
 
     with borrowed(model), torch.enable_grad():
         model.eval()
@@ -131,9 +138,13 @@ def hypergradient(
                 design, f, batch.target, groups=batch.groups, sample_weight=batch.sample_weight
             )
 
+        inputs = [augmented(augment, batch) for batch in train_batches]
         system = TrainingSystem(
             model,
-            [(batch.inputs, logit_loss(batch)) for batch in train_batches],
+            [
+                (x.detach() if strengths else x, logit_loss(batch))
+                for x, batch in zip(inputs, train_batches, strict=True)
+            ],
             free,
             weight_decay + solver.damping,
             curvature=solver.curvature,
@@ -141,4 +152,8 @@ def hypergradient(
         )
         solution = solver.solve(system, b, carried)
         gradients = [-g for g in system.mixed(solution.tangent)]
+        if strengths:
+            pulls = system.mixed_by_inputs(solution.direction, solution.tangent)
+            found = torch.autograd.grad(inputs, strengths, pulls, materialize_grads=True)
+            gradients += [-g for g in found]
     return Hypergradient(gradients, float(value.detach()), hard, solution)
