@@ -28,7 +28,7 @@ LAYERS = [
     {"results", "hypergrad"},
     {"tunable"},
     {"spaces", "objectives", "networks"},
-    {"losses", "metrics"},
+    {"losses", "metrics", "augment"},
     {"data", "checkpoints"},
     {"settings", "files"},
     {"checks"},

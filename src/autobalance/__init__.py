@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 # Public names and where they live; imported on first use, so that importing the package is cheap.
 _HOME = {
     "ArrayData": "data.batches",
+    "Augmentation": "augment",
+    "AugmentationPolicy": "augment",
     "AutoBalanceClassifier": "estimator",
     "BalancedError": "objectives",
     "Batch": "data.batches",
@@ -52,12 +54,15 @@ _HOME = {
     "TunableCrossEntropy": "tunable",
     "WeightedError": "objectives",
     "WorstError": "objectives",
+    "default_policy": "augment",
     "extract_features": "heads",
     "frontier": "sweeping",
+    "image_operations": "augment",
     "retrain": "retraining",
     "retrain_head": "heads",
     "search": "searching",
     "search_head": "heads",
+    "tensor_operations": "augment",
     "with_normalized_head": "losses",
 }
 

@@ -1,0 +1,66 @@
+"""Data augmentation with a policy for each class, differentiable for the upper level.
+
+A policy is a module with few free parameters, as a design space is: how often each operation acts
+on examples of a class, and how strongly. Augmenting a rare class more than a frequent one enlarges
+its margin, as the designed loss does; see `spherical` for where the two are the same.
+"""
+
+from autobalance.augment.fixed import OPERATIONS, Augmentation
+from autobalance.augment.images import (
+    Blur,
+    Brightness,
+    Contrast,
+    Cutout,
+    Flip,
+    GeometricOperation,
+    ImageOperation,
+    Noise,
+    Rotation,
+    Saturation,
+    Scale,
+    ShearX,
+    ShearY,
+    ShiftX,
+    ShiftY,
+    image_operations,
+)
+from autobalance.augment.operations import Operation
+from autobalance.augment.policy import AugmentationPolicy, default_policy
+from autobalance.augment.tensors import (
+    FeatureDropout,
+    GaussianNoise,
+    Mixup,
+    SphericalNoise,
+    TensorOperation,
+    tensor_operations,
+)
+
+__all__ = [
+    "OPERATIONS",
+    "Augmentation",
+    "AugmentationPolicy",
+    "Blur",
+    "Brightness",
+    "Contrast",
+    "Cutout",
+    "FeatureDropout",
+    "Flip",
+    "GaussianNoise",
+    "GeometricOperation",
+    "ImageOperation",
+    "Mixup",
+    "Noise",
+    "Operation",
+    "Rotation",
+    "Saturation",
+    "Scale",
+    "ShearX",
+    "ShearY",
+    "ShiftX",
+    "ShiftY",
+    "SphericalNoise",
+    "TensorOperation",
+    "default_policy",
+    "image_operations",
+    "tensor_operations",
+]
