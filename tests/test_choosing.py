@@ -140,12 +140,7 @@ def test_training_goes_on_from_the_outcomes_there_are() -> None:
         (data.subset(index[index % 3 != i]), data.subset(index[index % 3 == i])) for i in (0, 1)
     ]
     losses = {"a": LOSS, "b": ParametricCrossEntropy.logit_adjusted([30, 20, 10])}
-    given: dict[str, Any] = {
-        "recipe": Recipe(epochs=1, min_steps=20, lr=0.1),
-        "augments": dict.fromkeys(losses),
-        "seed": 1,
-        "device": "cpu",
-    }
+    given = {"recipe": Recipe(epochs=1, min_steps=20, lr=0.1), "seed": 1, "device": "cpu"}
     whole: dict[str, list[Tensor]] = {}
     runs: list[int] = []
 

@@ -29,10 +29,10 @@ def train_candidates(
     recipe: Recipe,
     seed: int,
     device: str,
-    augments: Mapping[str, nn.Module | None],
     outcomes: Outcomes,
     after_each: Callable[[], None],
     progress: ProgressListener | None,
+    augments: Mapping[str, nn.Module | None] | None = None,
 ) -> None:
     """Fill in, for every loss and fold, which held-out examples a network trained so gets wrong.
 
@@ -46,8 +46,6 @@ def train_candidates(
         Candidates by name.
     recipe, seed, device
         As for `retrain`; fold i has seed ``seed + i``.
-    augments : mapping
-        How each candidate's training batches are augmented.
     outcomes : dict
         Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``, bool. What is there
         already is not run again.
@@ -55,6 +53,8 @@ def train_candidates(
         Called after each training run.
     progress : callable, optional
         Told the runs done of all.
+    augments : mapping, optional
+        How each candidate's training batches are augmented, by its name.
     """
     total = len(losses) * len(splits)
     for fold, (train, held) in enumerate(splits):
@@ -67,7 +67,7 @@ def train_candidates(
                 train,
                 loss,
                 recipe=recipe,
-                augment=augments[name],
+                augment=augments[name] if augments else None,
                 seed=seed + fold,
                 device=device,
             )

@@ -182,7 +182,15 @@ class SearchRun:
         self.splits = splits_of(data, validation, settings, seed)
         self.folds = [
             _fold(
-                model_factory, train, held, recipe, settings, fabric, seed + i, self.start, self.augment
+                model_factory,
+                train,
+                held,
+                recipe,
+                settings,
+                fabric,
+                seed + i,
+                self.start,
+                self.augment,
             )
             for i, (train, held) in enumerate(self.splits)
         ]

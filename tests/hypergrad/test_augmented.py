@@ -84,9 +84,7 @@ def test_the_mixed_product_equals_double_backward(name: str, monkeypatch: Any) -
 def test_the_default_step_gives_about_the_same_direction(solver: Solver) -> None:
     model, augment, loss = network("mlp"), Brightened(), class_loss()
     train, held = images(60), images(15, seed=5)
-    found = hypergradient(
-        model, loss, BalancedError(), train, held, solver=solver, augment=augment
-    )
+    found = hypergradient(model, loss, BalancedError(), train, held, solver=solver, augment=augment)
     ours = found.gradients[-1]
     expected = -by_double_backward(model, augment, [train], found.solution.direction)
     assert float(ours @ expected / ours.norm() / expected.norm()) > 0.98

@@ -5,6 +5,14 @@ on examples of a class, and how strongly. Augmenting a rare class more than a fr
 its margin, as the designed loss does; see `spherical` for where the two are the same.
 """
 
+from autobalance.augment.choice import (
+    AugmentChoice,
+    as_augmentation,
+    augmented,
+    described,
+    frozen,
+    restored,
+)
 from autobalance.augment.fixed import OPERATIONS, Augmentation
 from autobalance.augment.images import (
     Blur,
@@ -37,6 +45,7 @@ from autobalance.augment.tensors import (
 
 __all__ = [
     "OPERATIONS",
+    "AugmentChoice",
     "Augmentation",
     "AugmentationPolicy",
     "Blur",
@@ -60,7 +69,12 @@ __all__ = [
     "ShiftY",
     "SphericalNoise",
     "TensorOperation",
+    "as_augmentation",
+    "augmented",
     "default_policy",
+    "described",
+    "frozen",
     "image_operations",
+    "restored",
     "tensor_operations",
 ]

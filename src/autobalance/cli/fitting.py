@@ -68,6 +68,7 @@ def run_fit(options: Namespace, command: str) -> int:
 
         classifier = AutoBalanceClassifier(
             options.objective,
+            augment=options.augment,
             recipe=recipe,
             settings=settings,
             device=options.device,

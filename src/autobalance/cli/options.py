@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -121,6 +121,12 @@ def command_parser() -> ArgumentParser:
         type=str,
         default="balanced_error",
         help=f"what the loss is for: {', '.join(OBJECTIVES)}",
+    )
+    fit.add_argument(
+        "--augment",
+        type=Literal["personalised", "shared"] | None,
+        default=None,
+        help="learn an augmentation of the training data too: for each class, or one for all",
     )
     fit.add_argument("--out", type=str, required=True, help="RUN folder to write")
     fit.add_argument(

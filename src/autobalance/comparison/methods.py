@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autobalance.augment import AugmentChoice, described
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
 from autobalance.heads import extract_features
@@ -243,13 +244,17 @@ def _tuned(
 
 
 def _designed(
-    space: Callable[[np.ndarray], DesignSpace] | None = None, **changes: Any
+    space: Callable[[np.ndarray], DesignSpace] | None = None,
+    augment: AugmentChoice = None,
+    **changes: Any,
 ) -> Callable[[Task], Trained]:
     """Search and retrain with the task's settings, but for these changes."""
 
     def run(task: Task) -> Trained:
         settings = replace(task.settings, **changes)
-        return _search_and_retrain(task, task.objective, settings, task.recipe, space=space)
+        return _search_and_retrain(
+            task, task.objective, settings, task.recipe, space=space, augment=augment
+        )
 
     return run
 
@@ -268,7 +273,9 @@ def _search_and_retrain(
         **options,
     )
     details = {"design": result.design, "choice": result.choice, "loss": result.loss.to_dict()}
-    model = task.train(result.loss, recipe=recipe)
+    if result.augment is not None:
+        details["augment"] = described(result.augment)
+    model = task.train(result.loss, recipe=recipe, augment=result.augment)
     return Trained(model, 1.0 + result.training_runs, details)
 
 
@@ -406,6 +413,12 @@ METHODS: dict[str, Method] = {
     ),
     "autobalance_folds": Method(
         "autobalance, 3 folds", "ours", _designed(folds=3, choose=False), True, True
+    ),
+    "autobalance_shared": Method(
+        "autobalance, one policy", "ours", _designed(augment="shared"), True, True
+    ),
+    "autobalance_personalised": Method(
+        "autobalance, a policy per class", "ours", _designed(augment="personalised"), True, True
     ),
     "autobalance_tau": Method("autobalance, tau alone", "ours", _designed(_tau_alone), True, True),
 }

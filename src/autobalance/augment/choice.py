@@ -1,0 +1,107 @@
+"""How a search is told to augment, and what becomes of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autobalance.augment.fixed import Augmentation
+from autobalance.augment.policy import AugmentationPolicy, default_policy
+from autobalance.checks import InputError
+from autobalance.data.batches import Batch
+
+PolicyFactory = Callable[[Any, Any], nn.Module]
+AugmentChoice = Literal["personalised", "shared"] | nn.Module | PolicyFactory | None
+
+
+def as_augmentation(
+    choice: AugmentChoice, inputs: Any, counts: Any, device: torch.device | str = "cpu"
+) -> nn.Module | None:
+    """The module that augments training batches, ``augment(inputs, target, groups)``.
+
+    Parameters
+    ----------
+    choice : {"personalised", "shared"}, nn.Module, callable or None
+        A policy to be learned for each class (and group), with the default operations for such
+        inputs; one for all; a module, of which a copy is made, to be learned where it is an
+        `AugmentationPolicy` and else fixed, such as an `Augmentation`; or a function of
+        ``(inputs, counts)`` that returns a module. None: no augmentation.
+    inputs : Tensor
+        Training inputs.
+    counts : ndarray
+        Training examples per class ``(k,)``, or per group and class ``(g, k)``.
+    device : torch.device or str
+        Where it is going to work.
+
+    Raises
+    ------
+    InputError
+        If it is none of these, or the default operations do not fit the inputs.
+    """
+    if choice is None:
+        return None
+    if isinstance(choice, str):
+        if choice not in ("personalised", "shared"):
+            raise InputError(
+                f'augment must be "personalised", "shared", a module or None; got {choice!r}.'
+            )
+        made: Any = default_policy(inputs, counts, personalised=choice == "personalised")
+    elif isinstance(choice, nn.Module):
+        made = copy.deepcopy(choice)
+    elif callable(choice):
+        made = choice(inputs, counts)
+    else:
+        made = choice
+    if not isinstance(made, nn.Module):
+        raise InputError(
+            "augment must be a torch.nn.Module that is called with (inputs, target, groups), or a "
+            f"function of (inputs, counts) that returns one; got {type(made).__name__}."
+        )
+    return made.to(device)
+
+
+def augmented(augment: nn.Module | None, batch: Batch) -> Any:
+    """The batch's inputs as the network trains on them.
+
+    Raises
+    ------
+    InputError
+        If an augmentation meets inputs that are not one tensor.
+    """
+    if augment is None:
+        return batch.inputs
+    if not isinstance(batch.inputs, Tensor):
+        raise InputError(
+            f"An augmentation takes inputs of one tensor; got {type(batch.inputs).__name__}. "
+            "Augment in the data loader, or train without augment."
+        )
+    return augment(batch.inputs, batch.target, batch.groups)
+
+
+def frozen(augment: nn.Module | None) -> nn.Module | None:
+    """A copy at its present values, on the CPU, with nothing to learn."""
+    if isinstance(augment, AugmentationPolicy):
+        return augment.frozen().cpu()
+    return copy.deepcopy(augment).cpu() if augment is not None else None
+
+
+def described(augment: nn.Module | None) -> dict[str, Any] | None:
+    """The augmentation as a record for JSON; a module of the user's own is only named."""
+    if augment is None:
+        return None
+    if isinstance(augment, AugmentationPolicy):
+        augment = augment.frozen()
+    if isinstance(augment, Augmentation):
+        return {**augment.to_dict(), "per_class": augment.per_class()}
+    return {"module": repr(augment)}
+
+
+def restored(record: dict[str, Any] | None) -> nn.Module | None:
+    """Inverse of `described`; None for a module that was only named."""
+    if record is None or "module" in record:
+        return None
+    return Augmentation.from_dict({k: v for k, v in record.items() if k != "per_class"})
