@@ -29,6 +29,7 @@ LAYERS = [
     {"tunable"},
     {"spaces", "objectives", "networks"},
     {"losses", "metrics", "augment"},
+    {"distributed"},
     {"data", "checkpoints"},
     {"settings", "files"},
     {"checks"},

@@ -118,7 +118,7 @@ def retrain(
         def state_dict() -> dict[str, Any]:
             return {"lower": lower.state_dict(), "loss": dict(loss.state_dict())}
 
-        saved = Checkpoint(checkpoint, identity, state_dict)
+        saved = Checkpoint(checkpoint, identity, state_dict, lower.processes)
         state = saved.load()
         if state is not None:
             lower.load_state_dict(state["lower"])

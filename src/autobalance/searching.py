@@ -228,7 +228,9 @@ class SearchRun:
                 **describe(self.folds[0].lower.module, everything),
             }
 
-        self.saved = Checkpoint(checkpoint, identity, self.state_dict)
+        self.saved = Checkpoint(
+            checkpoint, identity, self.state_dict, self.folds[0].lower.processes
+        )
         self._remember()
         state = self.saved.load()
         if state is not None:
@@ -395,11 +397,12 @@ class SearchRun:
         results = []
         for i, fold in enumerate(self.folds):
             batches = list(fold.lower.recent)
-            held = fold.validation.batch(next(fold.draws).to(fold.validation.target.device))
+            index = fold.lower.processes.share(next(fold.draws))
+            held = fold.validation.batch(index.to(fold.validation.target.device))
             with fold.lower.fabric.autocast():
                 results.append(
                     self.tuner.hypergradient(
-                        fold.lower.module, batches, held, optimizer=fold.lower.optimizer, replica=i
+                        fold.lower.network, batches, held, optimizer=fold.lower.optimizer, replica=i
                     )
                 )
         lower = self.folds[0].lower

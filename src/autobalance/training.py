@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from autobalance.checkpoints import (
 )
 from autobalance.checks import InputError, TrainingDiverged, one_of
 from autobalance.data.batches import ArrayData, Batch, ResampledBatches, ShuffledBatches
+from autobalance.distributed import ALONE, Processes
 from autobalance.hypergrad.system import logits_of
 from autobalance.losses.modules import check_width
 from autobalance.settings import Recipe
@@ -91,11 +93,27 @@ class Interrupted(KeyboardInterrupt):
 
 
 def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
-    """Fabric on one device: "auto", "cpu", "cuda", "cuda:1", "mps"."""
+    """Fabric on one device: "auto", "cpu", "cuda", "cuda:1", "mps".
+
+    In a process that `torchrun` (or `fabric run`) started, all of its processes train together, by
+    DDP, each on a device of this kind.
+    """
     kind, _, index = device.partition(":")
     devices: Any = [int(index)] if index.isdigit() else 1
+    world = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     try:
-        return Fabric(accelerator=kind, devices=devices, precision=precision)
+        if world == 1:
+            return Fabric(accelerator=kind, devices=devices, precision=precision)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        fabric = Fabric(
+            accelerator=kind,
+            strategy="ddp",
+            devices=local,
+            num_nodes=world // local,
+            precision=precision,
+        )
+        fabric.launch()
+        return fabric
     except (ValueError, RuntimeError, ImportError) as error:
         raise InputError(
             f"The device {device!r} cannot be used here. Give auto, cpu, or a device that "
@@ -143,6 +161,8 @@ class Checkpoint:
         Returns what makes it this run and no other; called where there is a path.
     state : callable
         Returns the run's state, beside the global random state, which is kept with it.
+    processes : Processes
+        Those that train together: the first one writes, all read.
     """
 
     def __init__(
@@ -150,7 +170,9 @@ class Checkpoint:
         path: str | Path | None,
         identity: Callable[[], dict[str, Any]],
         state: Callable[[], dict[str, Any]],
+        processes: Processes = ALONE,
     ) -> None:
+        self.writes = processes.rank == 0
         self.path = None if path is None else Path(path)
         self.identity = identity() if self.path else {}
         self.state = state
@@ -165,11 +187,15 @@ class Checkpoint:
         return saved["state"]
 
     def save_if_due(self) -> None:
-        if self.path is not None and time.monotonic() - self._last >= CHECKPOINT_SECONDS:
+        if (
+            self.path is not None
+            and self.writes
+            and time.monotonic() - self._last >= CHECKPOINT_SECONDS
+        ):
             self.save()
 
     def save(self) -> None:
-        if self.path is not None:
+        if self.path is not None and self.writes:
             tree = {"state": self.state(), "random": random_state()}
             save_checkpoint(self.path, tree, self.identity)
             self._last = time.monotonic()
@@ -260,6 +286,14 @@ class LowerLevel:
         # Decay would take from the bias what it absorbed.
         optimizer = make_optimizer(module, recipe, undecayed=shifted)
         self.network, self.optimizer = fabric.setup(module, optimizer)
+        self.processes = Processes.of(self.network)
+        if min(recipe.batch_size, len(data)) < self.processes.size:
+            raise InputError(
+                f"Each of {self.processes.size} processes needs an example of every batch; a batch "
+                f"has {min(recipe.batch_size, len(data))}. Start fewer, or raise batch_size."
+            )
+        if self.processes.size > 1:  # dropout and augmentation differ between processes
+            torch.manual_seed(seed + self.processes.rank)
         self.recent: deque[Batch] = deque(maxlen=remembered)
         self._indices: deque[Tensor] = deque(maxlen=remembered)
         generator = torch.Generator().manual_seed(seed)
@@ -291,9 +325,10 @@ class LowerLevel:
         logits = logits_of(self.network, inputs)
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
-        value = loss(logits, batch.target, groups=batch.groups, sample_weight=batch.sample_weight)
+        whole, logits = self.processes.labels(batch), self.processes.union(logits)
+        value = loss(logits, whole.target, groups=whole.groups, sample_weight=whole.sample_weight)
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(value)
+        self.fabric.backward(value * self.processes.size)  # DDP takes the mean over processes
         norm = nn.utils.clip_grad_norm_(self._weights, self.recipe.max_grad_norm)
         if not (math.isfinite(float(value.detach())) and math.isfinite(float(norm))):
             raise TrainingDiverged(
@@ -317,7 +352,7 @@ class LowerLevel:
         return self.recipe.lr_factor(max(0, self.done - 1), self.total)
 
     def _batch(self, index: Tensor) -> Batch:
-        return self.data.batch(index.to(self.data.target.device))
+        return self.data.batch(self.processes.share(index).to(self.data.target.device))
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the training elsewhere, beside the global random state."""
@@ -368,13 +403,13 @@ def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> nn.Parame
     linear = [m for m in module.modules() if type(m) is nn.Linear]
     if not linear or linear[-1].bias is None or len(linear[-1].bias) != additive.shape[-1]:
         return None
-    bias = linear[-1].bias
+    bias: nn.Parameter = linear[-1].bias  # type: ignore[assignment]
     if additive.ndim == 2 and counts.ndim == 1:
         return None  # the loss is going to ask for groups
     if additive.ndim == 2:
         groups = torch.as_tensor(counts.sum(axis=-1) / counts.sum(), dtype=additive.dtype)
         additive = groups.to(additive.device) @ additive
-    bias -= (additive - additive.mean()).to(bias)
+    bias.sub_((additive - additive.mean()).to(bias))
     return bias
 
 

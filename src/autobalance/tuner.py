@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from autobalance.augment import AugmentationPolicy
 from autobalance.checks import InputError, one_of, positive
 from autobalance.data.batches import Batch, as_batch, as_batches
+from autobalance.distributed import Processes
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
 from autobalance.objectives import Objective, RunningRisks, as_objective
 from autobalance.spaces import prior_strength
@@ -59,7 +60,9 @@ class LossTuner:
 
     Every few training steps, call `step` with a training and a validation batch. It leaves the
     network's weights, buffers, gradients, mode and the random state bit-identical, and moves the
-    loss's design space by one step along the hypergradient.
+    loss's design space by one step along the hypergradient. With a network in
+    DistributedDataParallel every process calls it with batches of its own, and the step is that of one
+    process on their unions.
 
     Parameters
     ----------
@@ -161,7 +164,8 @@ class LossTuner:
             another model's.
         """
         batch = self._read(val_batch)
-        done = self.update([self.hypergradient(model, train_batch, batch)], batch)
+        found = self.hypergradient(model, train_batch, batch)
+        done = self.update([found], Processes.of(model).labels(batch))
         if done.skipped and self.skipped == 1:
             warnings.warn(
                 "A step of LossTuner was skipped: its hypergradient was not finite, so the loss did not "

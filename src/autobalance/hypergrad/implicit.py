@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from autobalance.augment import augmented
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
+from autobalance.distributed import Processes, unwrapped
 from autobalance.hypergrad.solvers import Carried, Solution, Solver
 from autobalance.hypergrad.system import (
     LogitLoss,
     TrainingSystem,
     borrowed,
     call,
-    eager,
     flatten,
     trainable,
 )
@@ -81,7 +81,9 @@ def hypergradient(
     Parameters
     ----------
     model : nn.Module
-        In the mode in which it is trained; the validation pass switches to evaluation mode.
+        In the mode in which it is trained; the validation pass switches to evaluation mode. With
+        DistributedDataParallel each process gives its own batches, and all get the hypergradient of
+        their unions; each must take part.
     loss : TunableCrossEntropy
         The training loss; its space's parameters are differentiated by.
     objective : Objective or RunningRisks
@@ -109,7 +111,7 @@ def hypergradient(
         If the model has no trainable weight, its logits have another width than the loss, or a
         batch is too small for BatchNorm.
     """
-    model = eager(model)
+    processes, model = Processes.of(model), unwrapped(model)
     train_batches = [train_batch] if isinstance(train_batch, Batch) else train_batch
     parameters = trainable(model)
     if not parameters:
@@ -120,20 +122,23 @@ def hypergradient(
 
     with borrowed(model), torch.enable_grad():
         model.eval()
-        logits = call(model, dict(parameters), validation_batch.inputs)
-        check_width(logits, loss.space.num_classes)
+        own = call(model, dict(parameters), validation_batch.inputs, processes)
+        check_width(own, loss.space.num_classes)
+        validation_batch = processes.labels(validation_batch)
+        logits = processes.union(own)
         given = {
             "groups": validation_batch.groups,
             "sample_weight": validation_batch.sample_weight,
         }
         value = objective(logits, validation_batch.target, **given)
         hard = objective.hard(logits.detach(), validation_batch.target, **given)
-        b = flatten(torch.autograd.grad(value, leaves, materialize_grads=True))
+        b = processes.summed(flatten(torch.autograd.grad(value, leaves, materialize_grads=True)))
 
     with borrowed(model), torch.enable_grad():
         design = loss.space()
 
         def logit_loss(batch: Batch) -> LogitLoss:
+            batch = processes.labels(batch)
             return lambda f: loss.at(
                 design, f, batch.target, groups=batch.groups, sample_weight=batch.sample_weight
             )
@@ -149,11 +154,12 @@ def hypergradient(
             weight_decay + solver.damping,
             curvature=solver.curvature,
             preconditioner=preconditioner,
+            processes=processes,
         )
         solution = solver.solve(system, b, carried)
         gradients = [-g for g in system.mixed(solution.tangent)]
         if strengths:
             pulls = system.mixed_by_inputs(solution.direction, solution.tangent)
             found = torch.autograd.grad(inputs, strengths, pulls, materialize_grads=True)
-            gradients += [-g for g in found]
+            gradients += [-processes.summed(g) for g in found]
     return Hypergradient(gradients, float(value.detach()), hard, solution)

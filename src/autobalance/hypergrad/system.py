@@ -34,6 +34,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autobalance.checks import InputError
+from autobalance.distributed import ALONE, Processes, synchronised
 
 LogitLoss = Callable[[Tensor], Tensor]
 Curvature = Literal["gauss_newton", "hessian"]
@@ -59,11 +60,6 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
 
 
-def eager(model: nn.Module) -> nn.Module:
-    """The network behind `torch.compile`, whose compiled form has no forward mode."""
-    return getattr(model, "_orig_mod", model)
-
-
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Lend the model out: each module's mode and the random state come back as they were.
@@ -85,15 +81,18 @@ def borrowed(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def call(model: nn.Module, parameters: dict[str, Any], inputs: Any) -> Tensor:
+def call(
+    model: nn.Module, parameters: dict[str, Any], inputs: Any, processes: Processes = ALONE
+) -> Tensor:
     """Logits at these parameters; buffers (BatchNorm's) are updated on copies."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
         # Convolutions follow their input's layout; this one is faster in all our passes.
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return logits_of(
-        lambda *a, **k: functional_call(model, {**parameters, **buffers}, a, k), inputs
-    )
+    with synchronised(model, processes):
+        return logits_of(
+            lambda *a, **k: functional_call(model, {**parameters, **buffers}, a, k), inputs
+        )
 
 
 def logits_of(network: Callable[..., Any], inputs: Any) -> Tensor:
@@ -134,7 +133,7 @@ class TrainingSystem:
         In the mode in which it is trained.
     batches : sequence of (inputs, loss)
         Each batch's inputs, and its loss as a function of logits ``(n, k)`` alone, differentiable
-        twice.
+        twice. With several processes the inputs are this one's and the loss is of the logits of all.
     alpha : sequence of Tensor
         What the loss is to be differentiated by, beside the logits.
     shift : float or Tensor
@@ -145,6 +144,8 @@ class TrainingSystem:
         in general not positive definite.
     preconditioner : Tensor, optional
         The lower optimiser's own, flat: what it multiplies gradients by. None means 1.
+    processes : Processes
+        Those that train the model together. Products and tangents are of the union of their rows.
     """
 
     def __init__(
@@ -156,9 +157,12 @@ class TrainingSystem:
         *,
         curvature: Curvature = "gauss_newton",
         preconditioner: Tensor | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         keep = len(batches) == 1
-        self.batches = [_BatchSystem(model, inputs, loss, keep) for inputs, loss in batches]
+        self.batches = [
+            _BatchSystem(model, inputs, loss, keep, processes) for inputs, loss in batches
+        ]
         self.alpha = list(alpha)
         self.shift = shift
         self.curvature = curvature
@@ -232,7 +236,15 @@ class TrainingSystem:
 class _BatchSystem:
     """The system's parts that belong to one batch."""
 
-    def __init__(self, model: nn.Module, inputs: Any, loss: LogitLoss, keep_graph: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        loss: LogitLoss,
+        keep_graph: bool,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.processes = processes
         self.model = model
         self.inputs = inputs
         self.loss = loss
@@ -240,13 +252,13 @@ class _BatchSystem:
         self.parameters = trainable(model)
         self.leaves = list(self.parameters.values())
         self._random: tuple[Tensor, Tensor | None] | None = None
-        self._logits: Tensor | None = None  # with their graph
+        self._logits: Tensor | None = None  # this process's, with their graph
         self._gradient: Tensor | None = None  # of the loss, by the weights, with its graph
         self._point: tuple[Tensor, Tensor] | None = None
 
     @property
     def size(self) -> int:
-        """Rows of the logits."""
+        """Rows of the logits, of all processes."""
         return len(self._at()[0])
 
     def tangent(self, vector: Tensor) -> Tensor:
@@ -280,33 +292,30 @@ class _BatchSystem:
     def pull(self, tangent: Tensor) -> Tensor:
         """J' (d2L/df2) u, flat."""
         logits = self._graph()
+        curved = self.curved(tangent)[self.processes.rows(len(logits))]
         pulled = torch.autograd.grad(
             logits,
             self.leaves,
-            self.curved(tangent).to(logits.dtype),
+            curved.to(logits.dtype),
             retain_graph=self.keep_graph,
             materialize_grads=True,
         )
-        return flatten(pulled)
+        return self.processes.summed(flatten(pulled))
 
     def hessian_product(self, vector: Tensor) -> Tensor:
         """(d2L/dtheta2) v by double backward, flat."""
         gradient = self._gradient
         if gradient is None:
-            value = self.loss(self._graph())
+            value = self.loss(self.processes.union(self._graph()))
             gradient = flatten(
                 torch.autograd.grad(value, self.leaves, create_graph=True, materialize_grads=True)
             )
             if self.keep_graph:
                 self._gradient = gradient
-        return flatten(
-            torch.autograd.grad(
-                gradient @ vector,
-                self.leaves,
-                retain_graph=self.keep_graph,
-                materialize_grads=True,
-            )
+        product = torch.autograd.grad(
+            gradient @ vector, self.leaves, retain_graph=self.keep_graph, materialize_grads=True
         )
+        return self.processes.summed(flatten(product))
 
     def input_gradient_along(self, vector: Tensor, step: float) -> Tensor:
         """Central difference of dL/dx along v, of the inputs' shape."""
@@ -318,7 +327,7 @@ class _BatchSystem:
                 name: p.detach() + signed * t
                 for (name, p), t in zip(self.parameters.items(), directions, strict=True)
             }
-            value = self.loss(self._call(moved, inputs))
+            value = self.loss(self.processes.union(self._call(moved, inputs)))
             sides.append(torch.autograd.grad(value, inputs)[0])
         return (sides[0] - sides[1]) / (2 * step)
 
@@ -330,7 +339,7 @@ class _BatchSystem:
             }
             primal, tangent = forward_ad.unpack_dual(self._call(duals))
         self._set_point(primal)
-        return torch.zeros_like(primal) if tangent is None else tangent
+        return self.processes.union(torch.zeros_like(primal) if tangent is None else tangent)
 
     def _double_backward(self, directions: list[Tensor]) -> Tensor:
         logits = self._graph()
@@ -338,9 +347,10 @@ class _BatchSystem:
         pulled = torch.autograd.grad(
             logits, self.leaves, dummy, create_graph=True, materialize_grads=True
         )
-        return torch.autograd.grad(
+        tangent = torch.autograd.grad(
             pulled, dummy, directions, retain_graph=self.keep_graph, materialize_grads=True
         )[0]
+        return self.processes.union(tangent)
 
     def _graph(self) -> Tensor:
         """Logits with their graph; kept for later products where one batch is all there is."""
@@ -361,7 +371,9 @@ class _BatchSystem:
         if self._random[1] is not None:
             torch.cuda.set_rng_state(self._random[1], device)
         with _unfused() if self.model in _without_forward_mode else nullcontext():
-            return call(self.model, parameters, self.inputs if inputs is None else inputs)
+            return call(
+                self.model, parameters, self.inputs if inputs is None else inputs, self.processes
+            )
 
     def _at(self) -> tuple[Tensor, Tensor]:
         """The logits as a leaf of their own, and the loss's gradient there with its graph."""
@@ -372,7 +384,7 @@ class _BatchSystem:
 
     def _set_point(self, logits: Tensor) -> None:
         if self._point is None:
-            leaf = logits.detach().clone().requires_grad_()
+            leaf = self.processes.union(logits.detach()).clone().requires_grad_()
             gradient = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)[0]
             self._point = leaf, gradient
 

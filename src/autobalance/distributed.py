@@ -1,0 +1,203 @@
+"""Processes that train one network together, each on rows of its own.
+
+An upper step must give what one process would on the union of the processes' batches, whatever the
+loss and the objective are: worst classes, quantiles and gaps are no means over processes. So each
+process sees the logits and labels of all rows, ``(n, k)`` numbers, and every sum over rows of the
+size of the weights is reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from autobalance.checks import InputError
+from autobalance.data.batches import Batch
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those that train one network together; by default this one alone.
+
+    Attributes
+    ----------
+    group : process group of torch.distributed, or None
+        None: this process alone.
+    """
+
+    group: Any = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Processes:
+        """Those that share the model: DistributedDataParallel's, below Fabric's and compile's wrappers.
+
+        Raises
+        ------
+        InputError
+            If the model is sharded, FSDP: its weights have no forward-mode derivative.
+        """
+        for wrapper in _wrappers(model):
+            if isinstance(wrapper, DistributedDataParallel):
+                return cls(wrapper.process_group)
+            if any("FullyShardedDataParallel" in c.__name__ for c in type(wrapper).__mro__) or any(
+                c.__name__ == "FSDPModule" for c in type(wrapper).__mro__
+            ):
+                raise InputError(
+                    "Hypergradients need forward-mode derivatives, which FSDP's sharded weights do "
+                    "not have. Train with DDP, or search on frozen features; the loss found can "
+                    "then train the sharded network."
+                )
+        return cls()
+
+    @property
+    def size(self) -> int:
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.group is None else dist.get_rank(self.group)
+
+    def rows(self, own: int) -> slice:
+        """Where this process's rows lie in the union."""
+        sizes = self._sizes(own)
+        begin = sum(sizes[: self.rank])
+        return slice(begin, begin + own)
+
+    def union(self, own: Tensor) -> Tensor:
+        """Rows of all processes, in their order; this one's with their graph, the others' without.
+
+        The processes may bring different numbers of rows, and the same of everything else.
+        """
+        if self.group is None:
+            return own
+        sizes = self._sizes(len(own))
+        padded = own.detach().new_zeros((max(sizes), *own.shape[1:]))
+        padded[: len(own)] = own.detach()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self.group)
+        rows = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+        rows[self.rank] = own
+        return torch.cat(rows)
+
+    def labels(self, batch: Batch) -> Batch:
+        """The batch with its own inputs and the union's labels, groups and weights."""
+        if self.group is None:
+            return batch
+        return replace(
+            batch,
+            **{
+                name: None if value is None else self.union(value)
+                for name in ("target", "groups", "sample_weight")
+                for value in [getattr(batch, name)]
+            },
+        )
+
+    def share(self, index: Tensor) -> Tensor:
+        """Of a batch's indices, the same in all processes, those that this one takes."""
+        return index[self.rank :: self.size]
+
+    def summed(self, own: Tensor) -> Tensor:
+        """The sum over processes, without a graph."""
+        if self.group is None:
+            return own
+        total = own.detach().clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    def _sizes(self, own: int) -> list[int]:
+        if self.group is None:
+            return [own]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, own, group=self.group)
+        return found
+
+
+ALONE = Processes()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network within DDP's, Fabric's and `torch.compile`'s wrappers."""
+    *_, inner = _wrappers(model)
+    return inner
+
+
+def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, what it wraps, and so on down to the network."""
+    while True:
+        yield model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif type(model).__name__ == "_FabricModule":
+            model = model._forward_module  # type: ignore[assignment]
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return
+
+
+class _Summed(torch.autograd.Function):
+    """Sum over processes, with the rules that torch's own lacks; each is a sum again."""
+
+    @staticmethod
+    def forward(own: Tensor, processes: Processes) -> Tensor:
+        return processes.summed(own)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.processes = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Summed.apply(grads[0], ctx.processes), None  # type: ignore[return-value]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return ctx.processes.summed(tangents[0])
+
+
+@contextmanager
+def synchronised(model: nn.Module, processes: Processes) -> Iterator[None]:
+    """With SyncBatchNorm layers in operations that can be differentiated twice and forward.
+
+    torch's own has neither rule, and on a CPU no forward pass either.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
+    if processes.group is None or not layers:
+        yield
+        return
+    for layer in layers:
+        layer.forward = _batch_norm_of_all(layer, processes)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _batch_norm_of_all(layer: nn.SyncBatchNorm, processes: Processes) -> Any:
+    def forward(inputs: Tensor) -> Tensor:
+        axes = [0, *range(2, inputs.ndim)]
+        shape = [1, -1, *[1] * (inputs.ndim - 2)]
+        if layer.training or layer.running_mean is None:
+            count = inputs.numel() // inputs.shape[1]
+            ones = torch.full_like(inputs[:1].flatten()[:1], count)
+            sums = torch.cat([inputs.sum(axes), inputs.square().sum(axes)])
+            total = processes.summed(ones)
+            mean, square = (_Summed.apply(sums, processes) / total).chunk(2)  # type: ignore[operator]
+            variance = square - mean.square()
+        else:
+            mean, variance = layer.running_mean, layer.running_var
+        assert variance is not None
+        scaled = (inputs - mean.view(shape)) * (variance + layer.eps).rsqrt().view(shape)
+        if layer.weight is not None:
+            scaled = scaled * layer.weight.view(shape) + layer.bias.view(shape)
+        return scaled
+
+    return forward

@@ -1,0 +1,48 @@
+"""Several processes find what one finds on the union of their batches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distributed.workers import CASES
+
+TESTS = Path(__file__).parents[1]
+WORKER = TESTS / "distributed" / "workers.py"
+
+
+def run(world: int, folder: Path) -> list[dict[str, Any]]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(world), str(folder)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), errors
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["two", "four"])
+def results(request: Any, tmp_path_factory: Any) -> list[dict[str, Any]]:
+    return run(request.param, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.mark.parametrize("name", [*CASES, "tuner"])
+def test_together_equals_alone(results: list[dict[str, Any]], name: str) -> None:
+    expected = results[0][name]["alone"]
+    assert float(expected.norm()) > 0
+    for result in results:
+        found = result[name]["together"]
+        assert torch.equal(found, results[0][name]["together"])  # or the processes drift apart
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
