@@ -1,0 +1,62 @@
+"""`search` and `retrain` under torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parents[1]
+SCRIPT = str(TESTS / "distributed" / "searching.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+
+
+def torchrun(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments]
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_find_the_loss_that_one_finds(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    run([sys.executable, SCRIPT, str(alone)])
+    run(torchrun("--nproc-per-node=2", SCRIPT, str(together)))
+    expected = torch.load(alone / "0.pt")
+    for rank in (0, 1):
+        found: dict[str, Any] = torch.load(together / f"{rank}.pt")
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job_and_a_new_one_goes_on(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+    command = torchrun("--nproc-per-node=2", SCRIPT, str(tmp_path), str(checkpoint))
+    job = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert time.monotonic() < deadline
+        assert job.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert "SIGKILL" in errors
+    assert not (tmp_path / "0.pt").exists()
+    run(command)
+    assert (tmp_path / "0.pt").exists()
