@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ import numpy as np
 
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
-from autobalance.data.downloads import Published, fetch
+from autobalance.data.downloads import BROKEN_ARCHIVE, Published, fetch, packed_files
 from autobalance.data.listing import contents, folder_of
 from autobalance.data.longtail import Profile, long_tailed
 
@@ -242,14 +241,11 @@ def _unpacked(version: _Version, place: Path) -> Mapping[str, bytes]:
 def _packed(version: _Version, archive: Path) -> Mapping[str, bytes]:
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:*") as stream:
-            for member in stream:
-                name = PurePosixPath(member.name).name
-                if name in version.files and member.isfile():
-                    content = stream.extractfile(member)
-                    assert content is not None  # it is a file
-                    found[name] = content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+        for member, content in packed_files(archive):
+            name = PurePosixPath(member.name).name
+            if name in version.files:
+                found[name] = content.read()
+    except (OSError, *BROKEN_ARCHIVE) as error:
         raise InputError(
             f"{archive} is no readable archive ({error}). Get it again from {SOURCE}."
         ) from None

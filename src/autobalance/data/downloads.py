@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from autobalance.checks import InputError
 
 BLOCK = 1 << 20
 """Bytes read at a time."""
+
+BROKEN_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+"""What reading a compressed tar archive raises where it is cut or altered."""
 
 
 class Published(NamedTuple):
@@ -80,35 +86,55 @@ def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path
     return path
 
 
+def packed_files(archive: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The files of a .tar.gz archive in their order; each is read before the next is asked for.
+
+    Raises
+    ------
+    OSError or one of `BROKEN_ARCHIVE`
+        If it cannot be read, is none, or does not keep its own checksum.
+    """
+    with tarfile.open(archive, "r:gz") as stream:
+        for member in stream:
+            content = stream.extractfile(member) if member.isfile() else None
+            if content is not None:
+                yield member, content
+        # tarfile takes a broken header for the end; what follows tells, and so does gzip's sum.
+        while stream.fileobj is not None and stream.fileobj.read(BLOCK):
+            pass
+
+
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the folders and files of a tar archive, compressed or not; nothing else in it.
+    """Unpack the files of a .tar.gz archive and their folders; nothing else in it.
 
     Files that are there in full already are kept, so that unpacking can be continued.
 
     Raises
     ------
     InputError
-        If it is no tar archive or is cut, or a name in it leads out of the folder.
+        If it is no such archive or is cut, a name in it leads out of the folder, or the disk does
+        not take a file.
     """
     try:
-        with tarfile.open(archive) as stream:
-            for member in stream:
-                inside = PurePosixPath(member.name)
-                if inside.is_absolute() or ".." in inside.parts:
-                    raise InputError(f"{archive} has the unsafe name {member.name!r}. Remove it.")
-                path = folder / inside
-                if not member.isfile() or (path.is_file() and path.stat().st_size == member.size):
-                    continue
-                content = stream.extractfile(member)
-                assert content is not None  # it is a file
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_name(path.name + ".part")
-                with part.open("wb") as out:
-                    shutil.copyfileobj(content, out, BLOCK)
-                part.replace(path)
-    except (tarfile.TarError, EOFError) as error:
+        for member, content in packed_files(archive):
+            inside = PurePosixPath(member.name)
+            if inside.is_absolute() or ".." in inside.parts:
+                raise InputError(f"{archive} has the unsafe name {member.name!r}. Remove it.")
+            path = folder / inside
+            if path.is_file() and path.stat().st_size == member.size:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(path.name + ".part")
+            with part.open("wb") as out:
+                shutil.copyfileobj(content, out, BLOCK)
+            part.replace(path)
+    except BROKEN_ARCHIVE as error:
         raise InputError(
             f"{archive} cannot be unpacked: {error}. Remove it and get it again."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{archive} cannot be unpacked into {folder}: {error}. Call again to continue."
         ) from None
 
 

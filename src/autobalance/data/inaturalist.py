@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autobalance.checks import InputError, whole
-from autobalance.data.downloads import Published, fetch, unpack
+from autobalance.data.downloads import BROKEN_ARCHIVE, Published, fetch, packed_files, unpack
 from autobalance.data.labels import shortened
 from autobalance.data.listing import contents, folder_of, without_missing
 from autobalance.data.photographs import Photographs
@@ -147,15 +146,13 @@ def _annotations(folder: Path, file: Published, download: bool) -> _Annotations:
     try:
         if path.name == plain:
             return _Annotations(path, json.loads(path.read_bytes()))
-        with tarfile.open(path) as archive:
-            members = [m for m in archive if m.isfile() and m.name.split("/")[-1] == plain]
-            content = archive.extractfile(members[0]) if members else None
-            if content is None:
-                raise InputError(f"{path} does not hold {plain}. Get it from {SOURCE}.")
-            return _Annotations(path, json.load(content))
+        for member, content in packed_files(path):
+            if member.name.split("/")[-1] == plain:
+                return _Annotations(path, json.load(content))
+        raise InputError(f"{path} does not hold {plain}. Get it from {SOURCE}.")
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+    except (OSError, ValueError, *BROKEN_ARCHIVE) as error:
         raise InputError(f"{path} cannot be read: {error}. Get it from {SOURCE}.") from None
 
 
