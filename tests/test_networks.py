@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.error import URLError
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from autobalance.checks import InputError
 from autobalance.demo import network
-from autobalance.networks import ResNet32, SmallCNN, TableNetwork
+from autobalance.networks import (
+    Normalize,
+    ResNet32,
+    SmallCNN,
+    TableNetwork,
+    by_path,
+    without_head,
+)
 
 
 def test_resnet32_has_the_published_number_of_weights() -> None:
@@ -111,3 +127,126 @@ def test_small_cnn_takes_images_of_any_size(size: tuple[int, int]) -> None:
 def test_small_cnn_refuses_images_that_it_would_use_up() -> None:
     with pytest.raises(InputError, match="images of 7 x 7 or more; got 6 x 28"):
         SmallCNN(5, size=(6, 28))
+
+
+def test_normalize_takes_the_mean_off_each_channel() -> None:
+    x = torch.rand(2, 3, 4, 4)
+    y = Normalize()(x)
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        torch.testing.assert_close(y[:, channel] * std + mean, x[:, channel])
+    grey = Normalize([0.5], [0.25])
+    assert torch.equal(grey(x[:, :1]), (x[:, :1] - 0.5) / 0.25)
+    assert not grey.state_dict()
+    assert grey.double()(x[:, :1].double()).dtype == torch.float64
+    for mean, std in (([0.5], [0.0]), ([0.5], [1.0, 1.0])):
+        with pytest.raises(InputError, match="a mean and a standard deviation above 0 for each"):
+            Normalize(mean, std)
+
+
+def test_without_its_head_a_network_gives_what_the_head_took() -> None:
+    model = ResNet32(10).eval()
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    features = without_head(model)(x)
+    assert features.shape == (2, 64)
+    assert torch.equal(model[-1](features), model(x))
+    assert list(model.state_dict()) == list(before)
+    assert torch.equal(without_head(nn.Linear(3, 2))(x), x)
+    with pytest.raises(InputError, match=r"has no torch.nn.Linear"):
+        without_head(nn.Flatten())
+
+
+class Backbone(nn.Sequential):
+    """What a library's function builds."""
+
+    def __init__(self, num_classes: int, weights: str | None = None) -> None:
+        if weights is not None:
+            raise URLError("Name or service not known")
+        super().__init__(nn.Flatten(), nn.Linear(12, num_classes))
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A package that looks like torchvision: fake_vision.models.resnet50."""
+    package, models = ModuleType("fake_vision"), ModuleType("fake_vision.models")
+    contents: dict[str, Any] = {
+        "resnet50": Backbone,
+        "create_model": lambda name, **settings: Backbone(**settings),
+        "number": lambda: 3,
+        "constant": 3,
+    }
+    for name, value in contents.items():
+        setattr(models, name, value)
+    monkeypatch.setitem(sys.modules, "fake_vision", package)
+    monkeypatch.setitem(sys.modules, "fake_vision.models", models)
+    return models
+
+
+@pytest.mark.usefixtures("library")
+def test_networks_of_others_are_built_by_their_path() -> None:
+    model = by_path("fake_vision.models.resnet50", num_classes=7, weights=None)
+    assert isinstance(model, Backbone)
+    assert model(torch.randn(2, 3, 2, 2)).shape == (2, 7)
+    assert isinstance(by_path("fake_vision.models:resnet50", 7), Backbone)
+    assert isinstance(by_path("fake_vision.models.create_model", "any", num_classes=2), Backbone)
+    assert isinstance(by_path("torch.nn.Identity"), nn.Identity)
+    own = by_path("autobalance.networks.ResNet32", num_classes=4)
+    assert sum(p.numel() for p in own.parameters()) == 464_154 - 6 * 65
+    factory = pickle.loads(pickle.dumps(partial(by_path, "torch.nn.Linear", 2, 3)))
+    assert factory() is not factory()
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    ("path", "settings", "message"),
+    [
+        ("resnet50", {}, r"names a module and what builds .* got 'resnet50'"),
+        ("fake_vision.models:", {}, "names a module and what builds"),
+        (
+            "fake_vision.models.resnet5",
+            {},
+            "module fake_vision.models has nothing to call .*'resnet5'",
+        ),
+        ("fake_vision.models.constant", {}, "nothing to call by the name 'constant'"),
+        ("fake_vision.models.resnet50", {"classes": 3}, "cannot be called like this: .*argument"),
+        ("fake_vision.models.resnet50", {}, "cannot be called like this: .*'num_classes'"),
+        ("fake_vision.models.number", {}, r"built no torch.nn.Module, but int"),
+        (
+            "fake_vision.models.resnet50",
+            {"num_classes": 3, "weights": "DEFAULT"},
+            r"could not get its weights: .*not known.*ask for none \(weights=None",
+        ),
+        (
+            "fake_torchvision.models.resnet50",
+            {},
+            r"No module named 'fake_torchvision'. Install fake_t",
+        ),
+    ],
+)
+def test_what_cannot_be_built_by_its_path(
+    path: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        by_path(path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("raise RuntimeError('operator vision::nms does not exist\\nmore')", "nms does not exist"),
+        ("raise OSError('libcudart.so: cannot open')", "libcudart.so: cannot open"),
+        ("raise AttributeError", "AttributeError"),
+    ],
+)
+def test_a_library_that_does_not_fit_torch_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reason: str
+) -> None:
+    """As a torchvision does that was built for another torch; nothing else is touched."""
+    (tmp_path / "unfit_vision.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError) as raised:
+        by_path("unfit_vision.resnet50", num_classes=3)
+    assert f"{reason}. Install unfit_vision, in the version for torch 2." in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert isinstance(by_path("autobalance.networks.SmallCNN", 3), SmallCNN)

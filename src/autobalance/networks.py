@@ -1,14 +1,20 @@
-"""Networks of the library's own: for tables where the user brings none, and for small images."""
+"""Networks of the library's own, for tables and small images, and those of others by import path."""
 
 from __future__ import annotations
 
+import copy
+import importlib
+import inspect
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autobalance.checks import InputError
+from autobalance.losses.published import last_linear
 
 SMALLEST_IMAGE = 7
 """Height and width below which `SmallCNN` has nothing left to flatten."""
@@ -147,3 +153,120 @@ class ResNet32(nn.Sequential):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
+
+
+class Normalize(nn.Module):
+    """Images in [0, 1] as networks trained on ImageNet take them: ``(x - mean) / std`` by channel.
+
+    Put it before the network: ``torch.nn.Sequential(Normalize(), backbone)``.
+
+    Parameters
+    ----------
+    mean, std : sequence of float
+        One for each of the c channels of ``(n, c, h, w)``, or one for all; by default ImageNet's.
+        `std` is above 0.
+
+    Raises
+    ------
+    InputError
+        If they differ in length, or a standard deviation is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise InputError(
+                "Normalize needs a mean and a standard deviation above 0 for each channel; got "
+                f"{tuple(mean)} and {tuple(std)}."
+            )
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def by_path(path: str, *arguments: Any, **settings: Any) -> nn.Module:
+    """A network by the import path of what builds it, such as those of torchvision and timm.
+
+    For `search` and `retrain`, which call for new networks:
+    ``functools.partial(by_path, "torchvision.models.resnet50", num_classes=10)``.
+
+    Parameters
+    ----------
+    path : str
+        "torchvision.models.resnet50", "timm.create_model" or "my_package.networks:Net": a function
+        or class in a module that can be imported. It is imported here and nowhere else.
+    *arguments, **settings
+        What it is called with: ``num_classes=10, weights=None`` for torchvision's, the name of the
+        network and ``num_classes=10, pretrained=False`` for timm's.
+
+    Raises
+    ------
+    InputError
+        If the module does not import (a torchvision that does not fit torch, for example), has no
+        such name, does not take the arguments, cannot get weights that are asked for, or what it
+        builds is no network.
+    """
+    build = _imported(path)
+    try:
+        inspect.signature(build).bind(*arguments, **settings)
+    except TypeError as error:
+        raise InputError(f"{path} cannot be called like this: {error}.") from None
+    except ValueError:  # some of those written in C have no signature
+        pass
+    try:
+        network = build(*arguments, **settings)
+    except OSError as error:  # URLError is one: pretrained weights are downloaded
+        raise InputError(
+            f"{path} could not get its weights: {error}. Where there is no network, ask for none "
+            "(weights=None for torchvision, pretrained=False for timm) and load them from a file."
+        ) from None
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{path} built no torch.nn.Module, but {type(network).__name__}.")
+    return network
+
+
+def without_head(network: nn.Module) -> nn.Module:
+    """A copy that returns what its last `torch.nn.Linear` takes, for `extract_features`.
+
+    Raises
+    ------
+    InputError
+        If it has no `torch.nn.Linear`.
+    """
+    name, _ = last_linear(network)
+    if not name:
+        return nn.Identity()
+    network = copy.deepcopy(network)
+    network.set_submodule(name, nn.Identity())
+    return network
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    if not module or not name:
+        raise InputError(
+            "A network's path names a module and what builds the network in it, such as "
+            f"'torchvision.models.resnet50'; got {path!r}."
+        )
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # a library that does not fit torch can raise anything
+        package = module.split(".")[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
+        raise InputError(
+            f"{path} cannot be imported: {reason}. Install {package}, in the version for torch "
+            f"{torch.__version__.partition('+')[0]}, or bring another network."
+        ) from None
+    build = getattr(found, name, None)
+    if not callable(build):
+        raise InputError(f"The module {module} has nothing to call by the name {name!r}.")
+    return build

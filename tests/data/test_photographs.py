@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from autobalance.checks import InputError
 from autobalance.data import photographs
+from autobalance.data.longtail import long_tailed
 from autobalance.data.photographs import Photographs, numbers
 
 
@@ -148,3 +150,114 @@ def test_a_part_without_rows_is_refused(seven: Photographs) -> None:
     split = np.array([0, 0, 2, 2, 0, 0, 0])
     with pytest.raises(InputError, match=r"m.csv has no row of split 1 \(validation\). Get it"):
         photographs.splits(seven, split, limit=None, where=Path("m.csv"))
+
+
+def test_without_groups_there_are_none_anywhere(seven: Photographs) -> None:
+    part = of(list(seven.files), groups=None, group_names=())
+    assert part.counts().tolist() == [4, 3]
+    assert part.load().groups is None
+    assert all(batch.groups is None for batch in part.batches(3))
+    assert part.limited(4).counts().tolist() == [2, 2]
+    assert part.subset([6, 0]).groups is None
+
+
+def test_a_long_tailed_part(seven: Photographs) -> None:
+    part = seven.subset(long_tailed(seven.target, 3))
+    assert np.bincount(part.target).tolist() == [4, 1]
+    assert part.counts().sum() == 5
+    assert [seven.files.index(path) for path in part.files] == sorted(
+        seven.files.index(path) for path in part.files
+    )
+    assert part.subset([]).files == ()
+
+
+def test_other_inputs_take_the_images_labels(seven: Photographs) -> None:
+    features = torch.arange(14.0).reshape(7, 2)
+    data = seven.with_inputs(features)
+    assert torch.equal(data.inputs, features)
+    assert torch.equal(data.cells(), seven.load().cells())
+    with pytest.raises(InputError, match="inputs has 6, target has 7"):
+        seven.with_inputs(features[:6])
+
+
+def test_threads_change_nothing(seven: Photographs) -> None:
+    expected, threads = seven.pixels(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = seven.pixels()
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_pictures_are_read_part_by_part(
+    seven: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = seven.pixels()
+    monkeypatch.setattr(photographs, "READ_TOGETHER", 3)
+    np.testing.assert_array_equal(seven.pixels(), expected)
+    np.testing.assert_array_equal(seven.load().inputs, expected / np.float32(255.0))
+
+
+def test_several_bad_images_are_named_together(seven: Photographs) -> None:
+    seven.files[1].unlink()
+    seven.files[4].write_bytes(b"not an image")
+    match = (
+        r"2 of 7 images cannot be used: .*1.jpg is not there; .*4.jpg cannot be read: .*Get them "
+        r"again from https://example.org, or leave them out with readable\(allowed=2\)"
+    )
+    for read in (seven.pixels, seven.load, seven.readable, lambda: seven.readable(allowed=1)):
+        with pytest.raises(InputError, match=match):
+            read()
+
+
+def test_many_bad_images_are_counted(tmp_path: Path) -> None:
+    images = of([tmp_path / f"{i}.jpg" for i in range(30)], source="")
+    with pytest.raises(
+        InputError, match=r"30 of 30 .*9.jpg is not there; \.\.\.. Replace them"
+    ) as found:
+        images.pixels()
+    assert str(found.value).count(".jpg") == photographs.MOST_NAMED
+
+
+def test_bad_images_can_be_left_out(seven: Photographs, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert seven.readable() is seven
+    seven.files[1].unlink()
+    seven.files[5].write_bytes(seven.files[5].read_bytes()[:200])
+    monkeypatch.setattr(photographs, "READ_TOGETHER", 2)
+    with pytest.warns(
+        UserWarning, match=r"2 of 7 images are left out: .*1.jpg is not there; .*5.jpg"
+    ):
+        good = seven.readable(allowed=2)
+    assert good.files == tuple(seven.files[i] for i in (0, 2, 3, 4, 6))
+    assert good.target.tolist() == [0, 0, 1, 0, 0]
+    assert len(good.load()) == 5
+    with pytest.raises(InputError, match="allowed must be at least 0"):
+        seven.readable(allowed=-1)
+
+
+def test_sixteen_bits_are_scaled_to_eight_and_more_refused(tmp_path: Path) -> None:
+    """Pillow itself would cut everything above 255 off."""
+    deep = np.full((6, 6), 77 * 256 + 5, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    assert (of([tmp_path / "a.png"]).pixels() == 77).all()
+    Image.fromarray(deep.astype(np.int32)).save(tmp_path / "b.tif")
+    with pytest.raises(InputError, match=r"b.tif cannot be read: it has 32 bits per channel"):
+        of([tmp_path / "b.tif"]).pixels()
+
+
+def test_an_image_too_large_to_be_one_is_refused(
+    seven: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # theirs have 240: a decompression bomb
+    with pytest.raises(InputError, match="exceeds limit of 200 pixels"):
+        seven.batches(1).__next__()
+
+
+def test_without_pillow_the_index_works_and_reading_says_what_to_do(
+    seven: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert seven.counts().sum() == 7
+    with pytest.raises(InputError, match=r"Pillow, which is not installed.*autobalance\[vision\]"):
+        seven.pixels()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autobalance.checks import InputError
+from autobalance.data.downloads import Published, fetch
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -17,6 +18,16 @@ CLASSES = (
 )  # fmt: skip
 SAMPLE = "fashion_lt.npz"
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
+_ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+FILES = tuple(
+    Published(_ADDRESS + name, md5)
+    for name, md5 in (
+        ("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        ("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
+        ("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79"),
+        ("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
+    )
+)
 
 
 class ImageSet(NamedTuple):
@@ -36,15 +47,27 @@ def long_tailed_sample() -> tuple[ImageSet, ImageSet]:
         )
 
 
-def original(folder: str | Path) -> tuple[ImageSet, ImageSet]:
+def original(folder: str | Path, *, download: bool = False) -> tuple[ImageSet, ImageSet]:
     """All of Fashion-MNIST, training and test, from a folder with its four IDX files.
+
+    Parameters
+    ----------
+    folder : path
+        Where the files are.
+    download : bool
+        Whether those that are not there are downloaded into the folder, 30 MB in all.
 
     Raises
     ------
     InputError
-        If a file is missing or is not an IDX file; the message says where to get it.
+        If a file is missing or is not an IDX file, or the download fails; the message says where
+        to get it.
     """
     folder = Path(folder)
+    if download:
+        for file in FILES:
+            if not (folder / file.name).exists():
+                fetch(file, folder)
     sets = []
     for name in ("train", "t10k"):
         images = _read_idx(folder / f"{name}-images-idx3-ubyte.gz", dimensions=3)

@@ -1,48 +1,65 @@
-"""Labelled photographs in folders, with groups: their files, and their pixels as they are needed."""
+"""Labelled photographs in folders: their files, and their pixels as they are needed."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from autobalance.checks import InputError, whole
 from autobalance.data.batches import ArrayData, Batch
 from autobalance.data.tables import column
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SPLITS = ("train", "validation", "test")
 """What the numbers 0, 1 and 2 of a split column mean, in Waterbirds and in CelebA."""
+
+MOST_NAMED = 10
+"""So many of the images that cannot be used are named; the others are counted."""
+
+READ_TOGETHER = 256
+"""Images decoded before the next are begun; only these are in memory besides the result."""
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Image files with classes and groups; nothing is decoded before it is asked for.
+    """Image files with classes and, maybe, groups; nothing is decoded before it is asked for.
+
+    So a set that is larger than the memory is an index of files, of which a part is loaded, or
+    which a frozen network turns into features (`extract_features` takes it as it is). Decoding
+    runs in as many threads as torch uses.
 
     Attributes
     ----------
     files : tuple of Path
         Of n images, in any format that Pillow reads.
-    target, groups : ndarray
-        Class and group indices, shape ``(n,)``, int64.
+    target : ndarray
+        Class indices, shape ``(n,)``, int64.
+    groups : ndarray or None
+        Group indices, shape ``(n,)``, int64.
     class_names, group_names : tuple of str
-        By index.
+        By index; without groups `group_names` is empty.
     size : int
         Height and width that images are scaled to (bilinear, antialiased).
     square : bool
         Whether the largest square around the centre is scaled, or all of the image.
     source : str
-        Where the images come from, for the message that one is missing.
+        Where the images come from, for the message that one is missing; empty for the user's own.
     """
 
     files: tuple[Path, ...]
     target: np.ndarray
-    groups: np.ndarray
+    groups: np.ndarray | None
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
     size: int
@@ -51,6 +68,24 @@ class Photographs:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def counts(self) -> np.ndarray:
+        """Images per class ``(k,)``, or per group and class ``(g, k)`` where there are groups."""
+        k = len(self.class_names)
+        if self.groups is None:
+            return np.bincount(self.target, minlength=k)
+        cells = self.groups * k + self.target
+        return np.bincount(cells, minlength=k * len(self.group_names)).reshape(-1, k)
+
+    def subset(self, index: Any) -> Photographs:
+        """The images of these row numbers ``(m,)``, as `long_tailed` gives them, in that order."""
+        rows = np.asarray(index, dtype=np.int64)
+        return replace(
+            self,
+            files=tuple(self.files[i] for i in rows),
+            target=self.target[rows],
+            groups=None if self.groups is None else self.groups[rows],
+        )
 
     def limited(self, limit: int, *, seed: int = 0) -> Photographs:
         """At most `limit` of the images, drawn in proportion to the cells to within one image.
@@ -62,15 +97,36 @@ class Photographs:
         if n <= limit:
             return self
         shuffled = np.random.default_rng(seed).permutation(n)
-        cells = self.groups * len(self.class_names) + self.target
+        cells = self.target if self.groups is None else self._cells(self.groups)
         by_cell = shuffled[np.argsort(cells[shuffled], kind="stable")]
-        kept = np.sort(by_cell[(2 * np.arange(limit) + 1) * n // (2 * limit)])
-        return replace(
-            self,
-            files=tuple(self.files[i] for i in kept),
-            target=self.target[kept],
-            groups=self.groups[kept],
-        )
+        return self.subset(np.sort(by_cell[(2 * np.arange(limit) + 1) * n // (2 * limit)]))
+
+    def readable(self, *, allowed: int = 0) -> Photographs:
+        """Decode every image once, and leave out those that are missing or broken.
+
+        Parameters
+        ----------
+        allowed : int
+            At most so many images may be left out; a warning then names them.
+
+        Raises
+        ------
+        InputError
+            If more of them cannot be used. The first `MOST_NAMED` are named.
+        """
+        whole("allowed", allowed, least=0)
+        bad: dict[int, str] = {}
+        for start in range(0, len(self), READ_TOGETHER):
+            part = self.files[start : start + READ_TOGETHER]
+            for i, found in enumerate(self._each(part), start):
+                if isinstance(found, str):
+                    bad[i] = found
+        if not bad:
+            return self
+        if len(bad) > allowed:
+            raise InputError(self._complaint(list(bad.values()), of=len(self)))
+        warnings.warn(self._complaint(list(bad.values()), of=len(self), out=True), stacklevel=2)
+        return self.subset([i for i in range(len(self)) if i not in bad])
 
     def pixels(self) -> np.ndarray:
         """All images, shape ``(n, 3, size, size)``, uint8: a quarter of what `load` takes.
@@ -78,9 +134,13 @@ class Photographs:
         Raises
         ------
         InputError
-            If an image is missing or cannot be decoded.
+            If an image is missing or cannot be decoded (of several near each other, up to
+            `MOST_NAMED` are named), or Pillow is not installed.
         """
-        return self._decoded(0, len(self))
+        pixels = np.empty((len(self), 3, self.size, self.size), dtype=np.uint8)
+        for part, decoded in self._parts(READ_TOGETHER):
+            pixels[part] = decoded
+        return pixels
 
     def load(self) -> ArrayData:
         """All images in memory, float32 in [0, 1]: ``12 * n * size * size`` bytes.
@@ -91,14 +151,24 @@ class Photographs:
             As for `pixels`.
         """
         inputs = np.empty((len(self), 3, self.size, self.size), dtype=np.float32)
-        for i in range(len(self)):
-            np.divide(self._decoded(i, i + 1)[0], np.float32(255.0), out=inputs[i])
+        for part, decoded in self._parts(READ_TOGETHER):
+            np.divide(decoded, np.float32(255.0), out=inputs[part])
+        return self.with_inputs(inputs)
+
+    def with_inputs(self, inputs: Any) -> ArrayData:
+        """These inputs ``(n, ...)``, such as features of the images, with the images' labels.
+
+        Raises
+        ------
+        InputError
+            As for `ArrayData.of`.
+        """
         return ArrayData.of(
             inputs,
             self.target,
             groups=self.groups,
             num_classes=len(self.class_names),
-            num_groups=len(self.group_names),
+            num_groups=None if self.groups is None else len(self.group_names),
         )
 
     def batches(self, size: int = 256) -> Iterator[Batch]:
@@ -112,36 +182,93 @@ class Photographs:
             As for `pixels`.
         """
         whole("size", size, least=1)
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
+        for part, decoded in self._parts(size):
             yield Batch(
-                torch.from_numpy(self._decoded(start, start + size)).float() / 255.0,
+                torch.from_numpy(decoded).float() / 255.0,
                 torch.from_numpy(self.target[part]),
-                torch.from_numpy(self.groups[part]),
+                None if self.groups is None else torch.from_numpy(self.groups[part]),
             )
 
-    def _decoded(self, start: int, stop: int) -> np.ndarray:
-        files = self.files[start:stop]
-        pixels = np.empty((len(files), 3, self.size, self.size), dtype=np.uint8)
-        for i, path in enumerate(files):
-            pixels[i] = self._decode(path)
-        return pixels
+    def _cells(self, groups: np.ndarray) -> np.ndarray:
+        return groups * len(self.class_names) + self.target
 
-    def _decode(self, path: Path) -> np.ndarray:
-        """One image, shape ``(3, size, size)``, uint8."""
-        if not path.is_file():
-            raise InputError(f"The image {path} is not there. Get it again from {self.source}.")
-        try:
-            with Image.open(path) as image:
-                cut = image.crop(_central_square(*image.size)) if self.square else image
-                scaled = cut.convert("RGB").resize(
-                    (self.size, self.size), Image.Resampling.BILINEAR
-                )
-        except (OSError, SyntaxError) as error:  # Pillow raises the latter for broken PNG files
-            raise InputError(
-                f"The image {path} cannot be read: {error}. Get it again from {self.source}."
-            ) from None
-        return np.asarray(scaled).transpose(2, 0, 1)
+    def _parts(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Slices of `size` images and their pixels; the unusable ones of a slice are told at once."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            files = self.files[part]
+            pixels = np.empty((len(files), 3, self.size, self.size), dtype=np.uint8)
+            bad = []
+            for i, found in enumerate(self._each(files)):
+                if isinstance(found, str):
+                    bad.append(found)
+                else:
+                    pixels[i] = found
+            if bad:
+                raise InputError(self._complaint(bad, of=len(files)))
+            yield part, pixels
+
+    def _each(self, files: tuple[Path, ...]) -> Iterator[np.ndarray | str]:
+        """The pixels of each file, or what is wrong with it."""
+        if not files:
+            return
+        pillow()
+        arguments = files, repeat(self.size), repeat(self.square)
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            yield from pool.map(_decoded, *arguments)
+
+    def _complaint(self, bad: list[str], *, of: int, out: bool = False) -> str:
+        again = f"Get {{}} again from {self.source}" if self.source else "Replace {}"
+        if len(bad) == 1 and not out:
+            return f"The image {bad[0]}. {again.format('it')}."
+        named = "; ".join(bad[:MOST_NAMED]) + ("; ..." if len(bad) > MOST_NAMED else "")
+        if out:
+            return f"{len(bad)} of {of} images are left out: {named}."
+        return (
+            f"{len(bad)} of {of} images cannot be used: {named}. {again.format('them')}, or leave "
+            f"them out with readable(allowed={len(bad)})."
+        )
+
+
+def scaled(image: Image, size: int, square: bool) -> np.ndarray:
+    """A Pillow image, or its central square, as ``(3, size, size)``, uint8.
+
+    Raises
+    ------
+    ValueError
+        If it has 32 bits per channel, of which Pillow would cut the bright end off.
+    """
+    if image.mode.startswith("I;16"):
+        image = pillow().fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits per channel; save it with 8 or 16")
+    image = image.crop(_central_square(*image.size)) if square else image
+    resampling: Any = 2  # Pillow's BILINEAR
+    return np.asarray(image.convert("RGB").resize((size, size), resampling)).transpose(2, 0, 1)
+
+
+def _decoded(path: Path, size: int, square: bool) -> np.ndarray | str:
+    """One image ``(3, size, size)``, or its path and why it cannot be used."""
+    if not path.is_file():
+        return f"{path} is not there"
+    try:
+        with pillow().open(path) as image:
+            return scaled(image, size, square)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen kinds for broken files
+        return f"{path} cannot be read: {str(error) or type(error).__name__}"
+
+
+def pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError(
+            "Images are decoded by Pillow, which is not installed. Install it: "
+            "pip install 'autobalance[vision]'."
+        ) from None
+    return Image
 
 
 class PhotographSplits(NamedTuple):
@@ -176,12 +303,7 @@ def splits(
                 f"{where} has no row of split {number} ({name}). Get it again from "
                 f"{everything.source}."
             )
-        part = replace(
-            everything,
-            files=tuple(everything.files[i] for i in rows),
-            target=everything.target[rows],
-            groups=everything.groups[rows],
-        )
+        part = everything.subset(rows)
         parts.append(part if limit is None else part.limited(limit))
     return PhotographSplits(*parts)
 

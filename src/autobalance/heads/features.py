@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.checks import InputError
+from autobalance.data.photographs import Photographs
 from autobalance.hypergrad.system import borrowed
 from autobalance.training import make_fabric
 
@@ -28,8 +30,9 @@ def extract_features(
     ----------
     backbone : nn.Module
         From inputs ``(n, ...)`` to features ``(n, d)`` or ``(n, ...)``, which are flattened.
-    inputs : Tensor or array
-        Shape ``(n, ...)``, n at least 1.
+    inputs : Tensor, array or Photographs
+        Shape ``(n, ...)``, n at least 1. Of `Photographs` only a batch is in memory at a time;
+        ``photographs.with_inputs(features)`` then adds the labels.
     batch_size : int
         Examples per pass.
     device : str
@@ -44,12 +47,12 @@ def extract_features(
     ------
     InputError
         If there is no example, an output is not a tensor with one row per example, or a feature
-        is not finite.
+        is not finite. With `Photographs`, as for their `pixels`.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1; got {batch_size}.")
-    examples = torch.as_tensor(inputs)
-    if examples.ndim == 0 or len(examples) == 0:
+    examples = inputs if isinstance(inputs, Photographs) else torch.as_tensor(inputs)
+    if (isinstance(examples, Tensor) and examples.ndim == 0) or len(examples) == 0:
         raise InputError("There is no example to extract features from: the inputs are empty.")
     target = make_fabric(device).device
     home = next((p.device for p in backbone.parameters()), torch.device("cpu"))
@@ -58,16 +61,23 @@ def extract_features(
         backbone.to(target)
         with borrowed(backbone):
             backbone.eval()
-            for first in range(0, len(examples), batch_size):
-                part = examples[first : first + batch_size]
+            first = 0
+            for part in _batches(examples, batch_size):
                 rows = _rows(backbone(part.to(target)), len(part), first)
                 if features is None:
                     features = rows.new_empty(len(examples), rows.shape[1], device="cpu")
                 features[first : first + len(part)] = rows.cpu()
+                first += len(part)
     finally:
         backbone.to(home)
     assert features is not None  # there is an example
     return features
+
+
+def _batches(examples: Tensor | Photographs, size: int) -> Iterator[Tensor]:
+    if isinstance(examples, Photographs):
+        return (batch.inputs for batch in examples.batches(size))
+    return iter(examples.split(size))
 
 
 def _rows(output: Any, examples: int, first: int) -> Tensor:

@@ -1,0 +1,192 @@
+"""Published files, fetched on request and checked against their published checksums."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from autobalance.checks import InputError
+
+BLOCK = 1 << 20
+"""Bytes read at a time."""
+
+BROKEN_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+"""What reading a compressed tar archive raises where it is cut or altered."""
+
+
+class Published(NamedTuple):
+    """A file at its public address, with its MD5 as its authors publish it."""
+
+    url: str
+    md5: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[1]
+
+
+def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path:
+    """Download a file into a folder, or find it there, and check it.
+
+    The download grows under the name ``NAME.part``; one that broke off is continued by the next
+    call where the server can. It takes its name only when its checksum is right.
+
+    Parameters
+    ----------
+    file : Published
+        What to get.
+    folder : path
+        Where to; made if need be.
+    timeout : float
+        Seconds without an answer after which the server counts as gone.
+
+    Returns
+    -------
+    Path
+        Of the file.
+
+    Raises
+    ------
+    InputError
+        If there is no network, the server refuses or breaks off, the disk does not take the file,
+        or the checksum is wrong. A file that was there before is not replaced.
+    """
+    path = Path(folder).expanduser() / file.name
+    if path.exists():
+        if _md5(path) != file.md5:
+            raise InputError(
+                f"{path} is there, but is not the published file (its MD5 is not {file.md5}). "
+                "Remove it to have it downloaded again."
+            )
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}. Give another folder.") from None
+    _receive(file, part, timeout)
+    if _md5(part) != file.md5:
+        part.unlink()
+        raise InputError(
+            f"What came from {file.url} is not the published file (its MD5 is not {file.md5}) and "
+            f"was removed. Try again, or get the file elsewhere and put it at {path}."
+        )
+    part.replace(path)
+    return path
+
+
+def packed_files(archive: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The files of a .tar.gz archive in their order; each is read before the next is asked for.
+
+    Raises
+    ------
+    OSError or one of `BROKEN_ARCHIVE`
+        If it cannot be read, is none, or does not keep its own checksum.
+    """
+    with tarfile.open(archive, "r:gz") as stream:
+        for member in stream:
+            content = stream.extractfile(member) if member.isfile() else None
+            if content is not None:
+                yield member, content
+        # tarfile takes a broken header for the end; what follows tells, and so does gzip's sum.
+        while stream.fileobj is not None and stream.fileobj.read(BLOCK):
+            pass
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack the files of a .tar.gz archive and their folders; nothing else in it.
+
+    Files that are there in full already are kept, so that unpacking can be continued.
+
+    Raises
+    ------
+    InputError
+        If it is no such archive or is cut, a name in it leads out of the folder, or the disk does
+        not take a file.
+    """
+    try:
+        for member, content in packed_files(archive):
+            inside = PurePosixPath(member.name)
+            if inside.is_absolute() or ".." in inside.parts:
+                raise InputError(f"{archive} has the unsafe name {member.name!r}. Remove it.")
+            path = folder / inside
+            if path.is_file() and path.stat().st_size == member.size:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(path.name + ".part")
+            with part.open("wb") as out:
+                shutil.copyfileobj(content, out, BLOCK)
+            part.replace(path)
+    except BROKEN_ARCHIVE as error:
+        raise InputError(
+            f"{archive} cannot be unpacked: {error}. Remove it and get it again."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{archive} cannot be unpacked into {folder}: {error}. Call again to continue."
+        ) from None
+
+
+def _receive(file: Published, part: Path, timeout: float) -> None:
+    """Append to the part what is not in it yet."""
+    have = part.stat().st_size
+    request = urllib.request.Request(file.url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            continued = getattr(answer, "status", None) == http.client.PARTIAL_CONTENT
+            expected = answer.headers.get("Content-Length")
+            with part.open("ab" if continued else "wb") as out:
+                received = _copy(answer, out, part)
+        if expected is not None and received < int(expected):
+            raise http.client.IncompleteRead(b"", int(expected) - received)
+    except urllib.error.HTTPError as error:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+            return  # all of it is there; the checksum tells
+        _unreachable(file, part, f"the server answered {error.code} {error.reason}")
+    except http.client.IncompleteRead as error:
+        raise InputError(
+            f"{file.url} broke off with {error.expected} bytes to come. Call again to continue; "
+            f"what came is kept in {part}."
+        ) from None
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        _unreachable(file, part, str(getattr(error, "reason", None) or error))
+
+
+def _copy(answer: http.client.HTTPResponse, out: object, part: Path) -> int:
+    received = 0
+    while block := answer.read(BLOCK):
+        try:
+            out.write(block)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise InputError(
+                f"{part} cannot be written: {error}. Make room, and call again to continue."
+            ) from None
+        received += len(block)
+    return received
+
+
+def _unreachable(file: Published, part: Path, reason: str) -> None:
+    if part.stat().st_size == 0:
+        part.unlink()
+    raise InputError(
+        f"{file.url} cannot be downloaded: {reason}. Where there is no network, download it "
+        f"elsewhere and put it at {part.with_suffix('')}."
+    ) from None
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

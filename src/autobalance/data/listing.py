@@ -1,0 +1,84 @@
+"""Lists of image files: which of them are there, and what a folder holds instead."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from autobalance.checks import InputError, whole
+from autobalance.data.labels import shortened
+from autobalance.data.photographs import MOST_NAMED, Photographs
+
+
+def folder_of(path: str | Path, *, what: str) -> Path:
+    """The path of a folder that is there.
+
+    Raises
+    ------
+    InputError
+        If it is not, or is a file.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "is not there"
+        raise InputError(f"The folder {folder} of {what} {problem}. Give the path of the folder.")
+    return folder
+
+
+def contents(folder: Path) -> str:
+    """What is in a folder, for the message that something else was expected."""
+    names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    return f"it has: {shortened(names)}" if names else "it is empty"
+
+
+def without_missing(images: Photographs, *, allowed: int, where: Path) -> Photographs:
+    """The images whose files are there; each folder is listed once, no file is opened.
+
+    Parameters
+    ----------
+    images : Photographs
+        As a list names them.
+    allowed : int
+        At most so many may be missing; they are left out with a warning.
+    where : Path
+        The list that names them.
+
+    Raises
+    ------
+    InputError
+        If more are missing; up to `MOST_NAMED` are named.
+    """
+    whole("allowed_missing", allowed, least=0)
+    absent = _absent(images.files)
+    if len(absent) == 0:
+        return images
+    named = shortened([images.files[i] for i in absent[:MOST_NAMED]])
+    more = ", ..." if len(absent) > MOST_NAMED else ""
+    text = f"{where} names {len(absent)} of {len(images)} images that are not there: {named}{more}"
+    if len(absent) > allowed:
+        again = f" from {images.source}" if images.source else ""
+        raise InputError(
+            f"{text}. Check the folder, get them{again}, or leave them out with "
+            f"allowed_missing={len(absent)}."
+        )
+    warnings.warn(f"{text}; they are left out.", stacklevel=3)
+    return images.subset(np.setdiff1d(np.arange(len(images)), absent))
+
+
+def _absent(files: Sequence[Path]) -> np.ndarray:
+    known: dict[str, set[str]] = {}
+    missing = []
+    for i, path in enumerate(files):
+        folder, name = os.path.split(path)
+        if folder not in known:
+            try:
+                known[folder] = {entry.name for entry in os.scandir(folder)}
+            except OSError:  # not there, or not a folder
+                known[folder] = set()
+        if name not in known[folder]:
+            missing.append(i)
+    return np.array(missing, dtype=np.int64)

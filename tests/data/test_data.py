@@ -1,0 +1,35 @@
+"""What `autobalance.data` offers by name."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+from autobalance import data
+
+
+def test_every_name_is_there_and_none_is_that_of_a_module() -> None:
+    """Importing the module would put it in the place of the function."""
+    assert all(getattr(data, name) is not None for name in data.__all__)
+    modules = {info.name for info in pkgutil.iter_modules(data.__path__)}
+    assert not modules & set(data.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'cifar11'"):
+        _ = data.cifar11
+
+
+def test_every_reader_is_named_in_the_overview() -> None:
+    text = str(data.__doc__)
+    kinds = {"ArrayData", "Batch", "as_batch", "CIFAR", "Labelled", "Photographs"}
+    assert [name for name in data.__all__ if name not in kinds and f"`{name}`" not in text] == []
+
+
+def test_reading_without_images_needs_no_pillow() -> None:
+    code = (
+        "import sys; sys.modules['PIL'] = None; import autobalance.data as d; "
+        "[getattr(d, n) for n in d.__all__]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
