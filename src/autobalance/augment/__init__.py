@@ -5,6 +5,12 @@ on examples of a class, and how strongly. Augmenting a rare class more than a fr
 its margin, as the designed loss does; see `spherical` for where the two are the same.
 """
 
+from autobalance.augment.baselines import (
+    KorniaAugmentation,
+    NoAugmentation,
+    StandardAugmentation,
+    by_hand,
+)
 from autobalance.augment.fixed import OPERATIONS, Augmentation
 from autobalance.augment.images import (
     Blur,
@@ -48,7 +54,9 @@ __all__ = [
     "GaussianNoise",
     "GeometricOperation",
     "ImageOperation",
+    "KorniaAugmentation",
     "Mixup",
+    "NoAugmentation",
     "Noise",
     "Operation",
     "Rotation",
@@ -59,7 +67,9 @@ __all__ = [
     "ShiftX",
     "ShiftY",
     "SphericalNoise",
+    "StandardAugmentation",
     "TensorOperation",
+    "by_hand",
     "default_policy",
     "image_operations",
     "tensor_operations",
