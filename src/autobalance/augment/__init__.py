@@ -32,6 +32,7 @@ from autobalance.augment.images import (
 )
 from autobalance.augment.operations import Operation
 from autobalance.augment.policy import AugmentationPolicy, default_policy
+from autobalance.augment.sampling import Samples, samples
 from autobalance.augment.tensors import (
     FeatureDropout,
     GaussianNoise,
@@ -60,6 +61,7 @@ __all__ = [
     "Noise",
     "Operation",
     "Rotation",
+    "Samples",
     "Saturation",
     "Scale",
     "ShearX",
@@ -72,5 +74,6 @@ __all__ = [
     "by_hand",
     "default_policy",
     "image_operations",
+    "samples",
     "tensor_operations",
 ]
