@@ -177,3 +177,12 @@ def test_why(tmp_path: Path) -> None:
     figures = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
     assert set(figures) == {"search.svg", "fractions.svg", "learned.svg"}
     assert all(text.startswith("<?xml") and "<dc:date>" not in text for text in figures.values())
+
+
+@pytest.mark.slow
+def test_augmentation(tmp_path: Path) -> None:
+    numbers, table = quick("augmentation.py", tmp_path)
+    assert positive(numbers["step_ratio"])
+    assert positive(numbers["memory_ratio"])
+    assert numbers["step_ratio"]["8 operations, with gradient"] < 0.25
+    assert "target" in table

@@ -5,6 +5,12 @@ on examples of a class, and how strongly. Augmenting a rare class more than a fr
 its margin, as the designed loss does; see `spherical` for where the two are the same.
 """
 
+from autobalance.augment.baselines import (
+    KorniaAugmentation,
+    NoAugmentation,
+    StandardAugmentation,
+    by_hand,
+)
 from autobalance.augment.choice import (
     AugmentChoice,
     as_augmentation,
@@ -34,6 +40,7 @@ from autobalance.augment.images import (
 )
 from autobalance.augment.operations import Operation
 from autobalance.augment.policy import AugmentationPolicy, default_policy
+from autobalance.augment.sampling import Samples, samples
 from autobalance.augment.tensors import (
     FeatureDropout,
     GaussianNoise,
@@ -57,10 +64,13 @@ __all__ = [
     "GaussianNoise",
     "GeometricOperation",
     "ImageOperation",
+    "KorniaAugmentation",
     "Mixup",
+    "NoAugmentation",
     "Noise",
     "Operation",
     "Rotation",
+    "Samples",
     "Saturation",
     "Scale",
     "ShearX",
@@ -68,13 +78,16 @@ __all__ = [
     "ShiftX",
     "ShiftY",
     "SphericalNoise",
+    "StandardAugmentation",
     "TensorOperation",
     "as_augmentation",
     "augmented",
+    "by_hand",
     "default_policy",
     "described",
     "frozen",
     "image_operations",
     "restored",
+    "samples",
     "tensor_operations",
 ]

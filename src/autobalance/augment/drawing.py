@@ -48,6 +48,14 @@ class Draw:
         positive("temperature", temperature)
         return cls(gate, float(temperature), checked_range(value_range))  # pyright: ignore[reportArgumentType]
 
+    def low(self, images: Tensor) -> Tensor:
+        """The lowest value, to be added to images of that dtype and device."""
+        return _bound(self.value_range[0], images)
+
+    def high(self, images: Tensor) -> Tensor:
+        """The highest value, likewise."""
+        return _bound(self.value_range[1], images)
+
     def to_dict(self) -> dict[str, Any]:
         low, high = (list(b) if isinstance(b, tuple) else b for b in self.value_range)
         return {"gate": self.gate, "temperature": self.temperature, "value_range": [low, high]}
@@ -117,7 +125,7 @@ def checked_values(inputs: Tensor, operations: Sequence[Operation], draw: Draw) 
     checked_inputs(inputs, operations, draw)
     if domain_of(operations) != "image" or not len(inputs):
         return
-    low, high = (_bound(b, inputs) for b in draw.value_range)
+    low, high = draw.low(inputs), draw.high(inputs)
     slack = 1e-3 * (high - low)
     if bool(((inputs < low - slack) | (inputs > high + slack)).any()):
         raise InputError(
@@ -130,6 +138,21 @@ def checked_values(inputs: Tensor, operations: Sequence[Operation], draw: Draw) 
 def _bound(bound: Bound, inputs: Tensor) -> Tensor:
     value = torch.tensor(bound, dtype=inputs.dtype, device=inputs.device)
     return value if value.ndim == 0 else value[:, None, None]
+
+
+def to_unit(images: Tensor, draw: Draw) -> Tensor:
+    """Images of the draw's range in [0, 1]."""
+    if draw.value_range == (0.0, 1.0):
+        return images
+    low, high = draw.low(images), draw.high(images)
+    return (images - low) / (high - low)
+
+
+def from_unit(images: Tensor, draw: Draw) -> Tensor:
+    """Inverse of `to_unit`; what lies in [0, 1] stays in the range to the last bit."""
+    if draw.value_range == (0.0, 1.0):
+        return images
+    return torch.lerp(draw.low(images), draw.high(images), images)
 
 
 def row_of(table: Tensor, target: Tensor, groups: Tensor | None) -> Tensor:
@@ -186,8 +209,6 @@ def augmented(
         return inputs
     x = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
     image = domain_of(operations) == "image"
-    low, high = (_bound(b, x) for b in draw.value_range)
-    unit = draw.value_range == (0.0, 1.0)
     strength = _strengths(
         operations,
         row_of(logit.to(x.dtype), target, groups),
@@ -195,13 +216,11 @@ def augmented(
         draw,
     )
     strength = strength * (target >= 0).to(x.dtype)[:, None]
-    if image and not unit:
-        x = (x - low) / (high - low)
-    x = _applied(operations, x, strength)
     if image:
-        x = x.clamp(0.0, 1.0)
-        if not unit:
-            x = torch.lerp(low, high, x)
+        x = _applied(operations, to_unit(x, draw), strength)
+        x = from_unit(x.clamp(0.0, 1.0), draw)
+    else:
+        x = _applied(operations, x, strength)
     return x.to(inputs.dtype)
 
 

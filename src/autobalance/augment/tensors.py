@@ -61,8 +61,11 @@ class FeatureDropout(TensorOperation):
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
         drawn = torch.rand_like(inputs).clamp(min=1e-4)
-        share = per_example(strength, inputs).clamp(min=1e-8)
-        return inputs * (1.0 - (1.5 - drawn / share).clamp(0.0, 1.0))
+        share = per_example(strength, inputs)
+        dropped = (1.5 - drawn / share.clamp(min=1e-8)).clamp(0.0, 1.0)
+        # No draw lies near a strength of 0, where a closed gate stands: the mean's derivative there.
+        dropped = dropped + (share - share.detach()) * (share.detach() == 0)
+        return inputs * (1.0 - dropped)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ class Mixup(Operation):
     largest: ClassVar[float] = 0.5
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
-        partner = torch.randperm(len(inputs), device=inputs.device)
+        # Each in a random ring takes the next one, so that none takes itself.
+        ring = torch.randperm(len(inputs), device=inputs.device)
+        partner = torch.empty_like(ring).scatter_(0, ring, ring.roll(1))
         return torch.lerp(inputs, inputs[partner], per_example(strength, inputs))
 
 

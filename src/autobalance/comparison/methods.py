@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment import AugmentChoice, described
+from autobalance.augment import AugmentChoice, KorniaAugmentation, StandardAugmentation, described
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
 from autobalance.heads import extract_features
@@ -413,6 +413,20 @@ METHODS: dict[str, Method] = {
     ),
     "autobalance_folds": Method(
         "autobalance, 3 folds", "ours", _designed(folds=3, choose=False), True, True
+    ),
+    "autobalance_standard": Method(
+        "autobalance, crop and flip",
+        "ours",
+        _designed(augment=lambda inputs, counts: StandardAugmentation()),
+        True,
+        True,
+    ),
+    "autobalance_trivial": Method(
+        "autobalance, TrivialAugment",
+        "ours",
+        _designed(augment=lambda inputs, counts: KorniaAugmentation("trivial")),
+        True,
+        True,
     ),
     "autobalance_shared": Method(
         "autobalance, one policy", "ours", _designed(augment="shared"), True, True
