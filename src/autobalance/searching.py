@@ -224,7 +224,7 @@ class SearchRun:
                 "seed": seed,
                 "settings": self.record,
                 "space": repr(design),
-                "augment": described(self.augment),
+                "augment": [repr(self.augment), described(self.augment)],
                 **describe(self.folds[0].lower.module, everything),
             }
 
