@@ -122,6 +122,8 @@ def hypergradient(
         value = objective(logits, validation_batch.target, **given)
         hard = objective.hard(logits.detach(), validation_batch.target, **given)
         b = flatten(torch.autograd.grad(value, leaves, materialize_grads=True))
+        value = float(value.detach())
+        del logits  # with many classes they count beside what follows
 
     with borrowed(model), torch.enable_grad():
         design = loss.space()
@@ -141,4 +143,4 @@ def hypergradient(
         )
         solution = solver.solve(system, b, carried)
         gradients = [-g for g in system.mixed(solution.tangent)]
-    return Hypergradient(gradients, float(value.detach()), hard, solution)
+    return Hypergradient(gradients, value, hard, solution)

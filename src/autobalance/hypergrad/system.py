@@ -322,7 +322,7 @@ class _BatchSystem:
 
     def _set_point(self, logits: Tensor) -> None:
         if self._point is None:
-            leaf = logits.detach().clone().requires_grad_()
+            leaf = logits.detach().requires_grad_()
             gradient = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)[0]
             self._point = leaf, gradient
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from autobalance.losses.functional import (
@@ -207,5 +208,4 @@ def _adjust(logits: Tensor, additive: Tensor | None, delta: Tensor | None, out: 
 
 def _transformed(tensor: Tensor) -> bool:
     """Whether inside a transform of `torch.func`, or part of several gradients taken at once."""
-    active = torch._C._are_functorch_transforms_active()
-    return active or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(tensor)
