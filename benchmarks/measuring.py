@@ -56,6 +56,21 @@ def cpu_seconds(action: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
+def peak_bytes(action: Callable[[], Any]) -> int:
+    """The most that torch's allocator held at once on the CPU above what it held before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        action()
+    results: Any = profile.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
 def long_tailed_noise(shape: tuple[int, ...], classes: int, examples: int, seed: int) -> ArrayData:
     """Noise around a mean of each class's own; class 0 is ten times as frequent as the last."""
     generator = torch.Generator().manual_seed(seed)

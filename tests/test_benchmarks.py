@@ -81,6 +81,15 @@ def test_scaling(tmp_path: Path) -> None:
     assert all(math.isfinite(axis["slope"]) for axis in numbers.values())
 
 
+@pytest.mark.slow
+def test_large_classes(tmp_path: Path) -> None:
+    numbers, _ = quick("large_classes.py", tmp_path)
+    for cases in numbers["loss"].values():
+        assert all(positive(case) for case in cases.values())
+    assert numbers["loss"]["8142x512"]["l"]["memory"] < 0.5
+    assert all(positive(case) for case in numbers["steps"]["1000"].values())
+
+
 def test_consistency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newton's method on the library's loss gives the formula; the verdicts are those of it."""
     monkeypatch.syspath_prepend(str(FOLDER))

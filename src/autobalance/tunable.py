@@ -71,7 +71,10 @@ class TunableCrossEntropy(nn.Module):
             # Not in inference mode, whose tensors could not serve in training afterwards.
             with torch.inference_mode(False):
                 current = self._current = self.space().detach()
-        return self.at(current, input, target, groups=groups, sample_weight=sample_weight)
+        return reduced_loss(
+            input, target, current, groups=groups, sample_weight=sample_weight, fused=True,
+            **self.options,
+        )  # fmt: skip
 
     def at(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from autobalance.checks import InputError, same_length
+from autobalance.data.splits import members_by_cell
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ class BalancedBatches(Iterator[Tensor]):
     def __init__(self, cells: Tensor, size: int, generator: torch.Generator) -> None:
         self.everything = torch.arange(len(cells)) if len(cells) <= size else None
         self.generator = generator
-        self.members = [torch.nonzero(cells == c).squeeze(1) for c in torch.unique(cells)]
+        self.members = members_by_cell(cells)
         each = max(1, size // len(self.members))
         self.draws = [ShuffledBatches(len(m), each, generator) for m in self.members]
         self.turns = ShuffledBatches(len(self.members), size, generator)

@@ -139,9 +139,10 @@ def sample_by_class(
     InputError
         If a class has fewer members than asked for.
     """
+    order = np.argsort(target, kind="stable")
+    last = np.cumsum(np.bincount(target, minlength=len(counts)))
     chosen = []
-    for k, wanted in enumerate(counts):
-        members = np.flatnonzero(target == k)
+    for k, (members, wanted) in enumerate(zip(np.split(order, last), counts, strict=False)):
         if len(members) < wanted:
             raise InputError(f"Class {k} has {len(members)} examples; {wanted} were asked for.")
         chosen.append(generator.choice(members, wanted, replace=False))

@@ -9,6 +9,12 @@ MIN_FOR_VALIDATION = 3
 """A class (or cell) of fewer members gives none to validation: training would lose half of it."""
 
 
+def members_by_cell(cells: Tensor) -> list[Tensor]:
+    """Ascending indices of each cell's examples, in the order of the cells that there are."""
+    _, counts = torch.unique(cells, return_counts=True)
+    return list(torch.argsort(cells, stable=True).split(counts.tolist()))
+
+
 def stratified_folds(
     cells: Tensor, fraction: float, folds: int, generator: torch.Generator
 ) -> list[tuple[Tensor, Tensor]]:
@@ -33,8 +39,7 @@ def stratified_folds(
         Sorted indices of training and of validation examples, for each fold.
     """
     held_out: list[list[Tensor]] = [[] for _ in range(folds)]
-    for cell in torch.unique(cells):
-        members = torch.nonzero(cells == cell).squeeze(1)
+    for members in members_by_cell(cells):
         n = len(members)
         if n < MIN_FOR_VALIDATION:
             continue

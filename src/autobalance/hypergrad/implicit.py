@@ -133,6 +133,8 @@ def hypergradient(
         value = objective(logits, validation_batch.target, **given)
         hard = objective.hard(logits.detach(), validation_batch.target, **given)
         b = processes.summed(flatten(torch.autograd.grad(value, leaves, materialize_grads=True)))
+        value = float(value.detach())
+        del logits, own  # with many classes they count beside what follows
 
     with borrowed(model), torch.enable_grad():
         design = loss.space()
@@ -162,4 +164,4 @@ def hypergradient(
             pulls = system.mixed_by_inputs(solution.direction, solution.tangent)
             found = torch.autograd.grad(inputs, strengths, pulls, materialize_grads=True)
             gradients += [-processes.summed(g) for g in found]
-    return Hypergradient(gradients, float(value.detach()), hard, solution)
+    return Hypergradient(gradients, value, hard, solution)

@@ -384,7 +384,7 @@ class _BatchSystem:
 
     def _set_point(self, logits: Tensor) -> None:
         if self._point is None:
-            leaf = self.processes.union(logits.detach()).clone().requires_grad_()
+            leaf = self.processes.union(logits.detach()).requires_grad_()
             gradient = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)[0]
             self._point = leaf, gradient
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autobalance.checks import InputError, class_counts, number, one_of
 from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
+from autobalance.losses.fused import fused_cross_entropy, fused_pays
 
 Reduction = Literal["mean", "sum", "none"]
 ArrayLike = Tensor | Sequence[float] | Any
@@ -32,6 +33,7 @@ def reduced_loss(
     reduction: Reduction = "mean",
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    fused: bool = False,
 ) -> Tensor:
     """Parametric cross-entropy of a batch, reduced as torch reduces its own.
 
@@ -39,6 +41,9 @@ def reduced_loss(
     `torch.nn.CrossEntropyLoss` does, so that the scale of w does not act as a learning rate; w's
     gradient sees the division. Examples whose target is `ignore_index` count for nothing, and a
     batch of nothing else gives 0.
+
+    It is twice differentiable by the logits and the parameters. With `fused` it may take the form of
+    `fused_cross_entropy`, the same to rounding and cheaper to train with where classes are many.
     """
     if logits.ndim != 2:
         raise InputError(f"The loss needs logits of shape (n, k); got {tuple(logits.shape)}.")
@@ -55,26 +60,38 @@ def reduced_loss(
             )
     kept = target != ignore_index
     safe = torch.where(kept, target, 0)
+    given: dict[str, Any] = {"groups": groups, "label_smoothing": label_smoothing}
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    scale = kept.to(dtype) if sample_weight is None else kept * sample_weight.to(dtype)
     try:
-        loss = parametric_cross_entropy(
-            logits, safe, **parameters._asdict(), groups=groups, label_smoothing=label_smoothing
-        )
+        if fused and fused_pays(logits, *parameters, sample_weight):
+            if reduction == "mean":  # divided before, so that the gradient is not gone over again
+                scale = scale / _mass(scale, safe, parameters, groups)
+            loss = fused_cross_entropy(logits, safe, parameters, scale=scale, kept=kept, **given)
+            return loss if reduction == "none" else loss.sum()
+        loss = parametric_cross_entropy(logits, safe, **parameters._asdict(), **given)
     except IndexError as error:  # on a CPU; looking before would make a GPU wait
         rows = next((len(p) for p in parameters if p is not None and p.ndim == 2), None)
         upto = f"target must lie in 0..{logits.shape[1] - 1} or be {ignore_index}" + (
             "" if rows is None else f", groups in 0..{rows - 1}"
         )
         raise InputError(f"An index is out of range: {upto} ({error}).") from None
-    scale = kept.to(loss.dtype) if sample_weight is None else kept * sample_weight.to(loss.dtype)
     # `where` rather than a product alone: an ignored row may hold a non-finite loss.
     loss = torch.where(kept, loss, 0.0) * scale
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
-    w_y = target_weight(safe, parameters.weight, groups)
-    total = (scale if w_y is None else scale * w_y.to(loss.dtype)).sum()
-    return loss.sum() / total.clamp(min=torch.finfo(loss.dtype).tiny)
+    return loss.sum() / _mass(scale, safe, parameters, groups)
+
+
+def _mass(
+    scale: Tensor, target: Tensor, parameters: LossParameters, groups: Tensor | None
+) -> Tensor:
+    """What the mean divides by: the sum of scale times w_y."""
+    w_y = target_weight(target, parameters.weight, groups)
+    total = (scale if w_y is None else scale * w_y.to(scale.dtype)).sum()
+    return total.clamp(min=torch.finfo(scale.dtype).tiny)
 
 
 def _parameter(name: str, value: ArrayLike | None, *, above_zero: bool) -> Tensor | None:
@@ -247,6 +264,7 @@ class ParametricCrossEntropy(nn.Module):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            fused=True,
         )
 
     def extra_repr(self) -> str:
