@@ -51,6 +51,7 @@ _HOME = {
     "TrainingDiverged": "checks",
     "TunableCrossEntropy": "tunable",
     "WeightedError": "objectives",
+    "WithUnknownGroup": "spaces",
     "WorstError": "objectives",
     "extract_features": "heads",
     "frontier": "sweeping",

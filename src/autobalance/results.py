@@ -32,8 +32,8 @@ class UpperRecord:
         On validation data: the differentiable objective, and the same over the 0-1 error.
     training_loss : float
         Last training loss, mean over folds.
-    norm, residual, iterations, reason, skipped
-        Diagnostics; see `autobalance.tuner.UpperStep`.
+    norm, residual, iterations, reason, skipped, predicted
+        Diagnostics; see `autobalance.tuner.UpperStep`. `predicted` is 0 where nobody looked.
     """
 
     step: int
@@ -45,6 +45,7 @@ class UpperRecord:
     iterations: int
     reason: str
     skipped: bool
+    predicted: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Candidate:
         The objective less that of the start; below 0 is better.
     standard_error : float
         Of the difference, from the sampling of the held-out examples.
+    collapsed : bool
+        Whether on some fold the network trained with it predicts one class for everyone, or is
+        always wrong. Such a candidate is never chosen where there is another.
     """
 
     name: str
@@ -88,6 +92,43 @@ class Candidate:
     objective: float
     difference: float
     standard_error: float
+    collapsed: bool = False
+
+
+SEEN = 10
+"""Held-out examples from which on it says something that their class is never predicted."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the network predicts on held-out data at the end of a search.
+
+    Attributes
+    ----------
+    n, wrong, predicted : list of list of int
+        By group and class, shape ``(g, k)``, g = 1 without groups: examples; those of them
+        predicted wrongly; and predictions, by the class predicted.
+    """
+
+    n: list[list[int]]
+    wrong: list[list[int]]
+    predicted: list[list[int]]
+
+    @property
+    def never_predicted(self) -> list[int]:
+        """Classes of at least `SEEN` examples that are predicted for none at all."""
+        pairs = zip(_columns(self.n), _columns(self.predicted), strict=True)
+        return [k for k, (n, predicted) in enumerate(pairs) if n >= SEEN and predicted == 0]
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether one class is predicted for everyone, where there are more."""
+        present, predicted = (sum(c > 0 for c in _columns(t)) for t in (self.n, self.predicted))
+        return predicted == 1 < present
+
+
+def _columns(table: list[list[int]]) -> list[int]:
+    return [sum(column) for column in zip(*table, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -123,6 +164,9 @@ class SearchResult:
         Name of the candidate chosen; "designed" where there was no choice.
     training_runs : float
         What the search cost, in training runs on the training split.
+    held_out : HeldOut or None
+        Predictions of the network searched with, at the end; None where the search was not
+        finished, and from `search_head`.
     """
 
     loss: ParametricCrossEntropy
@@ -138,6 +182,12 @@ class SearchResult:
     choice: str = "designed"
     training_runs: float = 1.0
     versions: dict[str, str] = field(default_factory=lambda: used_versions())
+    held_out: HeldOut | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the network searched with ended up predicting one class for everyone."""
+        return self.held_out is not None and self.held_out.collapsed
 
     def to_dict(self) -> dict[str, Any]:
         """The record, for JSON; numbers that are not there (a residual nobody looked at) are NaN."""
@@ -160,6 +210,7 @@ class SearchResult:
             ],
             "choice": self.choice,
             "training_runs": self.training_runs,
+            "held_out": None if self.held_out is None else asdict(self.held_out),
         }
 
     @classmethod
@@ -190,6 +241,7 @@ class SearchResult:
                     Candidate(**{**entry, "loss": ParametricCrossEntropy.from_dict(entry["loss"])})
                     for entry in record["candidates"]
                 ],
+                held_out=HeldOut(**held) if (held := record.get("held_out")) else None,
                 **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError) as error:

@@ -47,12 +47,15 @@ class Hypergradient:
         The same over the 0-1 error, in [0, 1].
     solution : Solution
         The solved system, with diagnostics.
+    predicted : int
+        How many classes the network predicts on the validation batch.
     """
 
     gradients: list[Tensor]
     objective: float
     hard_objective: float
     solution: Solution
+    predicted: int
 
     @property
     def finite(self) -> bool:
@@ -121,6 +124,7 @@ def hypergradient(
         }
         value = objective(logits, validation_batch.target, **given)
         hard = objective.hard(logits.detach(), validation_batch.target, **given)
+        predicted = len(logits.detach().argmax(dim=1).unique())
         b = flatten(torch.autograd.grad(value, leaves, materialize_grads=True))
 
     with borrowed(model), torch.enable_grad():
@@ -141,4 +145,4 @@ def hypergradient(
         )
         solution = solver.solve(system, b, carried)
         gradients = [-g for g in system.mixed(solution.tangent)]
-    return Hypergradient(gradients, float(value.detach()), hard, solution)
+    return Hypergradient(gradients, float(value.detach()), hard, solution, predicted)
