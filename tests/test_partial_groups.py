@@ -13,8 +13,9 @@ from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
 from autobalance.hypergrad import hypergradient
 from autobalance.losses import ParametricCrossEntropy
+from autobalance.metrics import HeldOut
 from autobalance.objectives import BalancedError, OddsGap, SmoothError, group_class_sums
-from autobalance.results import HeldOut, SearchResult
+from autobalance.results import SearchResult
 from autobalance.retraining import retrain
 from autobalance.searching import search, splits_of
 from autobalance.settings import Recipe, SearchSettings
@@ -255,7 +256,8 @@ def test_a_sound_search_is_not() -> None:
 @pytest.mark.parametrize(
     ("n", "predicted", "collapsed", "never"),
     [
-        ([[20, 5]], [[25, 0]], True, []),
+        ([[20, 5]], [[25, 0]], False, []),  # too few to say
+        ([[20, 5, 6]], [[31, 0, 0]], True, []),
         ([[20, 12]], [[32, 0]], True, [1]),
         ([[20, 0]], [[20, 0]], False, []),
         ([[9, 3], [5, 9]], [[12, 0], [0, 14]], False, []),

@@ -12,6 +12,7 @@ from autobalance.checks import InputError
 from autobalance.files import to_json
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy
+from autobalance.metrics import HeldOut
 
 _FORMAT = "autobalance-search"
 MAX_PATH_NUMBERS = 100_000
@@ -93,42 +94,6 @@ class Candidate:
     difference: float
     standard_error: float
     collapsed: bool = False
-
-
-SEEN = 10
-"""Held-out examples from which on it says something that their class is never predicted."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What the network predicts on held-out data at the end of a search.
-
-    Attributes
-    ----------
-    n, wrong, predicted : list of list of int
-        By group and class, shape ``(g, k)``, g = 1 without groups: examples; those of them
-        predicted wrongly; and predictions, by the class predicted.
-    """
-
-    n: list[list[int]]
-    wrong: list[list[int]]
-    predicted: list[list[int]]
-
-    @property
-    def never_predicted(self) -> list[int]:
-        """Classes of at least `SEEN` examples that are predicted for none at all."""
-        pairs = zip(_columns(self.n), _columns(self.predicted), strict=True)
-        return [k for k, (n, predicted) in enumerate(pairs) if n >= SEEN and predicted == 0]
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether one class is predicted for everyone, where there are more."""
-        present, predicted = (sum(c > 0 for c in _columns(t)) for t in (self.n, self.predicted))
-        return predicted == 1 < present
-
-
-def _columns(table: list[list[int]]) -> list[int]:
-    return [sum(column) for column in zip(*table, strict=True)]
 
 
 @dataclass(frozen=True)

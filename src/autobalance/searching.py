@@ -21,8 +21,9 @@ from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
+from autobalance.metrics import HeldOut
 from autobalance.objectives import Objective, as_objective, group_class_sums
-from autobalance.results import HeldOut, PathPoint, SearchResult, UpperRecord, extended
+from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import DesignSpace, SpaceFactory, WithUnknownGroup, made_space
 from autobalance.training import (
