@@ -203,8 +203,8 @@ def gaps_table(run: Run) -> Table | None:
         named["Demographic parity difference"] = _spread(selected)
     rows = [[Cell(name), Cell(percent(gap), value=_finite(gap))] for name, gap in named.items()]
     caption = (
-        "Gaps: of each class's errors the highest group's less the lowest's, their sum (DEO) or the "
-        "largest. With few examples in a cell they are above 0 for any classifier."
+        "The highest group's rate less the lowest's: of each class's errors, their sum (DEO) or the "
+        "largest. With few examples in a cell gaps are above 0 for any classifier."
     )
     return Table("gaps", caption, ["Gap", "Value"], rows, sortable=False)
 
