@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,3 +160,40 @@ def test_training_goes_on_from_the_outcomes_there_are() -> None:
     for name in losses:
         assert all(torch.equal(x, y) for x, y in zip(part[name], whole[name], strict=True))
         assert [len(x) for x in part[name]] == [20, 20]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "collapsed", "expected"),
+    [
+        ((0.1, 0.2, 0.4), "designed", "start"),
+        ((0.0, 0.2, 0.1), "designed", "cross_entropy"),
+        ((0.5, 0.2, 0.4), "start", "cross_entropy"),
+        ((0.5, 0.2, 0.4), "designed start cross_entropy", "start"),
+        ((0.1, 0.2, 0.4), "start", "designed"),
+        ((0.1, 0.2, 0.4), "", "designed"),
+    ],
+)
+def test_a_collapsed_candidate_is_not_chosen_where_there_is_another(
+    objectives: tuple[float, float, float], collapsed: str, expected: str
+) -> None:
+    found = [
+        replace(candidate(name, value), collapsed=name in collapsed.split())
+        for name, value in zip(LOSSES, objectives, strict=True)
+    ]
+    assert best(found).name == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "collapsed"),
+    [
+        (("...x", "x..."), True),  # class 0 for everyone on the first fold
+        (("xxxx", "...."), True),
+        (("xxx.", "...."), True),
+        (("x..x", "...."), False),  # class 1 all wrong, but another class than 0 predicted, too
+        (("....", "...."), False),
+    ],
+)
+def test_which_candidates_are_collapsed(pattern: tuple[str, str], collapsed: bool) -> None:
+    outcomes = {**OUTCOMES, "designed": wrong(*pattern)}
+    found = {c.name: c for c in compared(LOSSES, outcomes, FOLDS, BalancedError())}
+    assert found["designed"].collapsed == collapsed

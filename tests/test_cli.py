@@ -139,6 +139,46 @@ def test_config_file_sets_options(fitted: Path) -> None:
     assert "standard error" in done.stdout
 
 
+def test_rows_without_a_group_are_trained_on_where_that_is_asked_for(tmp_path: Path) -> None:
+    data = table()
+    data.loc[::4, "site"] = None
+    data.to_csv(tmp_path / "data.csv", index=False)
+    options = ("--groups", "site", "--objective", "group_balanced_error", *QUICK)
+    command = ("fit", "data.csv", "--target", "kind", "--missing-groups", "unknown", *options)
+    done = run(*command, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run/result.json").read_text())
+    assert record["group_names"] == ["north", "south", "(unknown)"]
+    assert np.sum(record["class_counts"], axis=1)[2] == 60
+    assert len(record["search"]["loss"]["additive"]) == 3
+    assert len(record["search"]["held_out"]["n"]) == 2
+    page = (tmp_path / "run/report.html").read_text()
+    assert "(unknown)" in page
+    assert "By group" in page
+    done = run("predict", "run", "data.csv", "--out", "out.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_collapsed_search_is_told_of(tmp_path: Path) -> None:
+    """Unlearnable: noise, and a network that starts at logit adjustment and hardly moves."""
+    generator = np.random.default_rng(0)
+    kind = np.repeat(["common", "rare"], [300, 75])
+    noise = pd.DataFrame({"x": generator.normal(size=375), "kind": kind})
+    noise.to_csv(tmp_path / "noise.csv", index=False)
+    flat = ("--recipe.lr", "1e-9", "--recipe.absorb", "0", "--recipe.min_steps", "60")
+    command = ("fit", "noise.csv", "--target", "kind", "--out", "run", *flat)
+    done = run(*command, "--recipe.epochs", "1", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run/result.json").read_text())
+    predicted = np.sum(record["search"]["held_out"]["predicted"], axis=0)
+    assert (predicted == 0).sum() == 1
+    only = ["common", "rare"][int(np.argmax(predicted))]
+    assert f"autobalance: At the end of the search its network predicts {only}" in done.stderr
+    assert "UserWarning" not in done.stderr
+    page = (tmp_path / "run/report.html").read_text()
+    assert f"predicts {only} for every held-out example" in page
+
+
 BAD = {
     "target absent": (["fit", "data.csv", "--target", "label"], "'label' is not in the table"),
     "target missing": (["fit", "holes.csv", "--target", "kind"], "1 missing value"),

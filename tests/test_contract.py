@@ -61,6 +61,7 @@ from autobalance.spaces import (
     DesignSpace,
     GroupSpace,
     HierarchicalSpace,
+    WithUnknownGroup,
 )
 from autobalance.tunable import TunableCrossEntropy
 from helpers import images
@@ -101,6 +102,7 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
     ],
     ClusterSpace: [lambda: moved(ClusterSpace(COUNTS, size=3, learn=PARTS, sigma=1.0))],
     GroupSpace: [lambda: moved(GroupSpace(BY_GROUP, learn=PARTS))],
+    WithUnknownGroup: [lambda: moved(WithUnknownGroup(GroupSpace(BY_GROUP, learn=PARTS)))],
     BalancedError: [
         lambda: BalancedError(surrogate=SmoothError(temperature=2.0)),
         lambda: BalancedError(over="class_and_group", surrogate=CrossEntropyRisk()),

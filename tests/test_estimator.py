@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -260,6 +261,127 @@ def test_interrupt_while_retraining_keeps_loss_and_network() -> None:
         model.fit(X, y)
     assert model.result_.status == "finished"
     assert all(bool(torch.isfinite(p).all()) for p in model.module_.parameters())
+
+
+# Groups ---------------------------------------------------------------------------------------
+
+
+def by_site(n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(2)
+    X = generator.normal(size=(n, 3))
+    y = (X[:, 0] + 0.5 * generator.normal(size=n) > 0.6).astype(int)
+    return X, y, np.where(X[:, 1] > 0, "north", "south")
+
+
+def test_groups_come_in_any_form() -> None:
+    X, y, site = by_site()
+    rank = (X[:, 2] > 0).astype(int)
+    joined = [f"{a}, {b}" for a, b in zip(site, rank, strict=True)]
+    forms = [
+        site,
+        site.tolist(),
+        pd.Series(site, index=range(300, 0, -1)),
+        pd.Series(site, dtype="category"),
+        pd.DataFrame({"site": site}),
+    ]
+    fitted = [
+        classifier(objective="group_balanced_error").fit(X, y, sensitive_features=f) for f in forms
+    ]
+    assert all(m.groups_ == ["north", "south"] for m in fitted)
+    assert all(m.loss_.to_dict() == fitted[0].loss_.to_dict() for m in fitted)
+    both = pd.DataFrame({"site": site, "rank": rank})
+    for form in (joined, both, np.column_stack([site, rank])):
+        model = classifier(objective="group_balanced_error").fit(X, y, sensitive_features=form)
+        assert model.groups_ == ["north, 0", "north, 1", "south, 0", "south, 1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"sensitive_features": "holes"},
+            r'3 missing values \(the first at position 4\).*"unknown"',
+        ),
+        ({"sensitive_features": "nothing"}, "has missing values only. Leave it out"),
+        ({"sensitive_features": "continuous"}, r"300 different values .* \(pandas.cut\)"),
+        ({"sensitive_features": "labels"}, "Each group is one class, and each class one group"),
+        ({"validation": "new"}, "sensitive_features has a group that training lacks: west"),
+        ({"validation": "none"}, "validation needs sensitive_features too"),
+    ],
+)
+def test_groups_refused(change: dict[str, str], message: str) -> None:
+    X, y, site = by_site()
+    columns: dict[str, Any] = {
+        "holes": pd.Series(site).where(~np.isin(np.arange(300), [4, 7, 9])),
+        "nothing": [None] * 300,
+        "continuous": X[:, 1],
+        "labels": np.where(y == 1, "yes", "no"),
+        "new": (X, y, np.where(X[:, 2] > 1, "west", site)),
+        "none": (X, y),
+    }
+    given = {"sensitive_features": site} | {key: columns[name] for key, name in change.items()}
+    missing = "unknown" if change.get("sensitive_features") == "nothing" else "refused"
+    with pytest.raises(InputError, match=message):
+        classifier(objective="group_balanced_error", missing_groups=missing).fit(X, y, **given)
+
+
+def test_a_group_absent_from_validation_is_told_of() -> None:
+    X, y, site = by_site()
+    north = site == "north"
+    with pytest.warns(UserWarning, match="lacks 1 group of 2: south. The objective says nothing"):
+        classifier().fit(
+            X, y, sensitive_features=site, validation=(X[north], y[north], site[north])
+        )
+
+
+def test_unknown_groups() -> None:
+    X, y, site = by_site()
+    some = np.where(X[:, 2] > 0.5, None, site)
+    model = classifier(objective="group_balanced_error", missing_groups="unknown")
+    for validation in (None, (X, y, some)):
+        model.fit(X, y, sensitive_features=some, validation=validation)
+        assert model.groups_ == ["north", "south"]
+        assert model.loss_.num_groups == 3
+        assert model.result_.settings["class_counts"][2] == np.bincount(y[X[:, 2] > 0.5]).tolist()
+        assert np.shape(model.result_.settings["validation_counts"]) == (2, 2)
+    with pytest.raises(InputError, match="missing_groups must be one of refused, unknown"):
+        classifier(missing_groups="guess").fit(X, y, sensitive_features=some)
+
+
+def test_groups_in_validation_only() -> None:
+    X, y, site = by_site()
+    model = classifier(objective="worst_group_error").fit(X, y, validation=(X, y, site))
+    assert model.groups_ is None
+    assert model.loss_.num_groups is None
+    assert np.shape(model.result_.settings["validation_counts"]) == (2, 2)
+    assert model.score(X, y) > 0.5
+
+
+def test_groups_given_to_predict_are_ignored_and_that_is_said() -> None:
+    X, y, site = by_site()
+    model = classifier().fit(X, y, sensitive_features=site)
+    for name in ("predict", "predict_proba", "decision_function"):
+        method = getattr(model, name)
+        with pytest.warns(UserWarning, match="need no groups: sensitive_features is ignored"):
+            found = method(X, sensitive_features=site)
+        np.testing.assert_array_equal(found, method(X))
+    with pytest.warns(UserWarning, match="sensitive_features is ignored"):
+        assert model.score(X, y, sensitive_features=site) == model.score(X, y)
+
+
+def test_groups_are_routed_through_a_pipeline_and_a_cross_validation() -> None:
+    X, y, site = by_site()
+    plain = make_pipeline(StandardScaler(), classifier(objective="worst_group_error"))
+    plain.fit(X, y, autobalanceclassifier__sensitive_features=site)
+    with config_context(enable_metadata_routing=True):
+        step = classifier(objective="worst_group_error").set_fit_request(sensitive_features=True)
+        routed = make_pipeline(StandardScaler(), step).fit(X, y, sensitive_features=site)
+        with pytest.warns(UserWarning, match="sensitive_features is ignored"):
+            found = routed.predict(X, sensitive_features=site)
+        scores = cross_val_score(step, X, y, params={"sensitive_features": site}, cv=2)
+    assert routed[-1].groups_ == ["north", "south"]
+    np.testing.assert_array_equal(found, plain.predict(X))
+    assert len(scores) == 2
 
 
 # The frontier ---------------------------------------------------------------------------------

@@ -397,7 +397,10 @@ def test_ctrl_c_within_a_step_keeps_it_too() -> None:
             {"validation": blobs((3, 3, 3)), "settings": SearchSettings(folds=2)},
             "leaves nothing to fold: set folds to 1",
         ),
-        ({"validation": blobs((3, 3, 3), groups=True)}, "must both have groups and weights"),
+        (
+            {"data": blobs(groups=True), "validation": blobs((3, 3, 3))},
+            "where training data has groups, validation data needs them too",
+        ),
         ({"validation": blobs((3, 3, 3, 3))}, "has class 3, but training data is numbered 0 to 2"),
         ({"data": blobs((2, 2, 1))}, "No class has enough examples for validation among 5"),
         ({"data": ArrayData.of(np.ones((9, 2)), [0] * 9)}, "at least two classes"),

@@ -53,6 +53,7 @@ _HOME = {
     "TrainingDiverged": "checks",
     "TunableCrossEntropy": "tunable",
     "WeightedError": "objectives",
+    "WithUnknownGroup": "spaces",
     "WorstError": "objectives",
     "default_policy": "augment",
     "extract_features": "heads",

@@ -123,8 +123,23 @@ def compare(
             where=sizes > 0,
         )
         value, base = _aggregate(objective, exact, sizes, shape)
-        candidates.append(Candidate(name, loss, float(value), float(value - base), error))
+        target = cells.numpy() % shape[1]
+        ends = np.cumsum([len(run) for run in outcomes[name]])[:-1]
+        collapsed = any(
+            _constant(*fold)
+            for fold in zip(np.split(wrong[name], ends), np.split(target, ends), strict=True)
+        )
+        candidates.append(
+            Candidate(name, loss, float(value), float(value - base), error, collapsed)
+        )
     return candidates
+
+
+def _constant(wrong: np.ndarray, target: np.ndarray) -> bool:
+    """Whether predictions wrong there are all right for one class and all wrong for the others."""
+    if len(np.unique(target)) < 2:
+        return False
+    return len(np.unique(target[~wrong])) <= 1 and not wrong[np.isin(target, target[~wrong])].any()
 
 
 def choose(
@@ -146,10 +161,14 @@ def choose(
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate of the lowest objective; the start, unless another is better than it."""
+    """The candidate of the lowest objective; the start, unless another is better than it.
+
+    One whose network predicts a single class is out, unless all are: a gap of 0 is easily won so.
+    """
     start = next(c for c in candidates if c.name == START)
-    lowest = min(candidates, key=lambda c: c.objective)
-    return lowest if lowest.difference < 0 else start
+    sound = [c for c in candidates if not c.collapsed] or list(candidates)
+    lowest = min(sound, key=lambda c: c.objective)
+    return start if start in sound and lowest.difference >= 0 else lowest
 
 
 def _standard_error(

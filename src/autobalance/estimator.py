@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor, nn
 
 from autobalance.augment import AugmentChoice
-from autobalance.checks import InputError, TrainingDiverged, same_length
-from autobalance.data.batches import ArrayData, concatenated, finite
+from autobalance.checks import InputError, TrainingDiverged, one_of, same_length
+from autobalance.data.batches import UNKNOWN, ArrayData, MissingGroups, concatenated, finite
 from autobalance.data.tables import TableEncoder
 from autobalance.files import checkpoint_files
 from autobalance.hypergrad import Solver
@@ -34,6 +34,9 @@ from autobalance.spaces import SpaceFactory
 from autobalance.sweeping import MIXES, Baseline, Frontier, FrontierPoint, baselines, frontier
 from autobalance.training import Interrupted, ModelFactory, ProgressListener, predict_logits
 from autobalance.tuner import DEFAULT_SOLVER
+
+_MISSING = None
+"""Name of a group that is not known."""
 
 
 class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
@@ -61,6 +64,10 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         Augmentation of the training batches, learned with the loss; as in `search`.
     solver : Solver, optional
         How hypergradients are solved for; by default as in `search`.
+    missing_groups : {"refused", "unknown"}
+        What a missing value (NaN, None) in `sensitive_features` is: a mistake, or the group of an
+        example that is not known. Such examples train the network, under the mean of the groups'
+        rows of the loss, and are in no objective.
     device : str
         "auto", "cpu", "cuda", "cuda:1" or "mps".
     random_state : int, RandomState or None
@@ -76,7 +83,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
     classes_ : ndarray of shape (k,)
         The labels.
     groups_ : list or None
-        The groups' names, in the order of the loss's rows.
+        The groups' names, in the order of the loss's rows; where some are unknown, the row after
+        them is for those. None where training data has no groups.
     loss_ : ParametricCrossEntropy
         The designed loss.
     result_ : SearchResult
@@ -97,11 +105,18 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
     Tables (2-D) may have missing values, and as DataFrames categories; images are ``(n, c, h, w)``
     arrays and need `module`. `predict_proba` is the softmax of the network's raw logits: trained
     under an adjusted loss they are probabilities for balanced classes, not for the training priors.
-    Groups are needed by `fit` only, never to predict.
+    Groups are needed by `fit` only, never to predict; given there, they are ignored with a warning.
     """
 
     n_features_in_: int
     feature_names_in_: np.ndarray
+
+    # Where metadata is routed: predictions take groups, to say that they ignore them; scores of a
+    # cross-validation, whose fits get groups, do without.
+    __metadata_request__predict: ClassVar = {"sensitive_features": True}
+    __metadata_request__predict_proba: ClassVar = {"sensitive_features": True}
+    __metadata_request__decision_function: ClassVar = {"sensitive_features": True}
+    __metadata_request__score: ClassVar = {"sensitive_features": False}
 
     def __init__(
         self,
@@ -113,6 +128,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         space: SpaceFactory | None = None,
         augment: AugmentChoice = None,
         solver: Solver | None = None,
+        missing_groups: MissingGroups = "refused",
         device: str = "auto",
         random_state: Any = None,
         checkpoint: str | Path | None = None,
@@ -125,6 +141,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self.space = space
         self.augment = augment
         self.solver = solver
+        self.missing_groups: MissingGroups = missing_groups
         self.device = device
         self.random_state = random_state
         self.checkpoint = checkpoint
@@ -159,7 +176,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             Non-negative weights, in training and in the objective.
         validation : tuple, optional
             ``(X, y)`` or ``(X, y, sensitive_features)`` to search on in place of a share of the
-            training data. Retraining uses both.
+            training data. Retraining uses both. Where it alone has groups, the loss has no rows for
+            them, but the objective may be over them.
 
         Returns
         -------
@@ -326,19 +344,29 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             raise
         return self
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Raw logits, shape ``(n, k)``; for two classes their difference, shape ``(n,)``."""
+        _ignored(sensitive_features)
         logits = self._logits(X).numpy()
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Softmax of the raw logits, shape ``(n, k)``."""
+        _ignored(sensitive_features)
         return torch.softmax(self._logits(X).double(), dim=1).numpy()
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Labels, shape ``(n,)``."""
+        _ignored(sensitive_features)
         best = self._logits(X).argmax(dim=1).numpy()
         return self.classes_[best]
+
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, sensitive_features: Any = None
+    ) -> float:
+        """Share of the labels predicted rightly."""
+        _ignored(sensitive_features)
+        return super().score(X, y, sample_weight)
 
     def _keep(self, partial: object) -> None:
         if isinstance(partial, SearchResult):
@@ -355,7 +383,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
     ) -> ArrayData:
         labels = _labels(y)
         inputs = self._inputs(X, reset=True)
-        names = None if groups is None else _group_names(groups)
+        one_of("missing_groups", self.missing_groups, ("refused", "unknown"))
+        names = None if groups is None else _group_names(groups, self.missing_groups)
         weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float32)
         same_length(X=inputs, y=labels, sensitive_features=names, sample_weight=weight)
         self.classes_, target = np.unique(labels, return_inverse=True)
@@ -370,7 +399,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self.groups_ = None
         index = None
         if names is not None:
-            found, index = np.unique(names, return_inverse=True)
+            found, index = _numbered(names)
             self.groups_ = found.tolist()
             if compares and len(found) < 2:
                 raise InputError(
@@ -383,8 +412,19 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                     f"sensitive_features has {len(found)} different values for {len(names)} examples; "
                     "groups need several examples each. Bin a continuous column first (pandas.cut)."
                 )
+            if len(found) > 1 and _one_to_one(index, target):
+                raise InputError(
+                    "Each group is one class, and each class one group: sensitive_features looks like y. "
+                    "Give the column of the groups."
+                )
         return ArrayData.of(
-            inputs, target, groups=index, sample_weight=weight, num_classes=len(self.classes_)
+            inputs,
+            target,
+            groups=index,
+            sample_weight=weight,
+            num_classes=len(self.classes_),
+            num_groups=None if self.groups_ is None else len(self.groups_),
+            missing_groups=self.missing_groups,
         )
 
     def _validation_data(self, validation: Sequence[Any], data: ArrayData) -> ArrayData:
@@ -392,20 +432,21 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             raise InputError("validation must be (X, y) or (X, y, sensitive_features).")
         X, y, *rest = validation
         target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
-        absent = [str(c) for i, c in enumerate(self.classes_.tolist()) if i not in target]
-        if absent:
-            warnings.warn(
-                f"The validation set lacks {_number_of(len(absent), 'class', 'classes')} of "
-                f"{len(self.classes_)}: {', '.join(absent[:5])}. The objective says nothing of them.",
-                stacklevel=4,
-            )
-        groups = None
+        _tell_of_absent(self.classes_.tolist(), target, "class", "classes")
+        names = _group_names(rest[0], self.missing_groups) if rest and rest[0] is not None else None
+        groups, num_groups = None, data.num_groups
         if self.groups_ is not None:
-            if not rest:
+            if names is None:
                 raise InputError(
                     "validation needs sensitive_features too: (X, y, sensitive_features)."
                 )
-            groups = _positions(_group_names(rest[0]), self.groups_, "group", "sensitive_features")
+            known = names != _MISSING
+            groups = np.full(len(names), UNKNOWN)
+            groups[known] = _positions(names[known], self.groups_, "group", "sensitive_features")
+            _tell_of_absent(self.groups_, groups, "group", "groups")
+        elif names is not None:
+            found, groups = _numbered(names)
+            num_groups = len(found)
         weight = None if data.sample_weight is None else np.ones(len(target), dtype=np.float32)
         return ArrayData.of(
             self._inputs(X, reset=False),
@@ -413,7 +454,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             groups=groups,
             sample_weight=weight,
             num_classes=data.num_classes,
-            num_groups=data.num_groups,
+            num_groups=num_groups,
+            missing_groups=self.missing_groups,
         )
 
     def _inputs(self, X: Any, *, reset: bool) -> np.ndarray:
@@ -525,16 +567,51 @@ def _labels(y: Any) -> np.ndarray:
     return labels
 
 
-def _group_names(groups: Any) -> np.ndarray:
-    """One name per example; several columns are joined by a comma."""
+def _group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
+    """One name per example, `_MISSING` where it is not known; columns are joined by a comma."""
     frame = pd.DataFrame(groups)
     missing = frame.isna().to_numpy().any(axis=1)
-    if missing.any():
+    if missing.any() and missing_groups == "refused":
         raise InputError(
             f"sensitive_features has {_number_of(int(missing.sum()), 'missing value')} (the first at "
-            f"position {int(np.argmax(missing))}). Fill them, for example with a group of their own."
+            f"position {int(np.argmax(missing))}). Fill them, for example with a group of their own, or "
+            'take them for unknown: missing_groups="unknown".'
         )
-    return frame.astype(str).agg(", ".join, axis=1).to_numpy(dtype=str)
+    if missing.all():
+        raise InputError("sensitive_features has missing values only. Leave it out.")
+    names = np.full(len(frame), _MISSING, dtype=object)
+    known = frame[~missing].astype(str).to_numpy(dtype=object)
+    names[~missing] = [", ".join(row) for row in known.tolist()]
+    return names
+
+
+def _numbered(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The names in sorted order, and each example's position among them, or -1."""
+    known = names != _MISSING
+    found, position = np.unique(names[known].astype(str), return_inverse=True)
+    index = np.full(len(names), UNKNOWN)
+    index[known] = position
+    return found, index
+
+
+def _one_to_one(groups: np.ndarray, target: np.ndarray) -> bool:
+    pairs = np.unique(np.stack([groups, target])[:, groups != UNKNOWN], axis=1)
+    return all(len(np.unique(row)) == pairs.shape[1] for row in pairs)
+
+
+def _tell_of_absent(known: list[Any], index: np.ndarray, one: str, many: str) -> None:
+    absent = [str(name) for i, name in enumerate(known) if i not in index]
+    if absent:
+        warnings.warn(
+            f"The validation set lacks {_number_of(len(absent), one, many)} of {len(known)}: "
+            f"{', '.join(absent[:5])}. The objective says nothing of them.",
+            stacklevel=5,
+        )
+
+
+def _ignored(sensitive_features: Any) -> None:
+    if sensitive_features is not None:
+        warnings.warn("Predictions need no groups: sensitive_features is ignored.", stacklevel=3)
 
 
 def _positions(values: np.ndarray, known: list[Any], what: str, where: str) -> np.ndarray:

@@ -7,6 +7,7 @@ wrongly. Groups are treated alike where R_kg does not depend on g.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,45 @@ def class_errors(target: np.ndarray, predicted: np.ndarray, num_classes: int) ->
     counts = np.bincount(target, minlength=num_classes).astype(float)
     wrong = np.bincount(target[target != predicted], minlength=num_classes)
     return np.divide(wrong, counts, out=np.full(num_classes, np.nan), where=counts > 0)
+
+
+# What a search leaves -----------------------------------------------------------------------
+
+SEEN = 10
+"""Held-out examples of a class, or of others, from which on it says something that all are missed."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the network predicts on held-out data at the end of a search.
+
+    Attributes
+    ----------
+    n, wrong, predicted : list of list of int
+        By group and class, shape ``(g, k)``, g = 1 without groups: examples; those of them
+        predicted wrongly; and predictions, by the class predicted.
+    """
+
+    n: list[list[int]]
+    wrong: list[list[int]]
+    predicted: list[list[int]]
+
+    @property
+    def never_predicted(self) -> list[int]:
+        """Classes of at least `SEEN` examples that are predicted for none at all."""
+        pairs = zip(_columns(self.n), _columns(self.predicted), strict=True)
+        return [k for k, (n, predicted) in enumerate(pairs) if n >= SEEN and predicted == 0]
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether one class is predicted for everyone, also for `SEEN` examples of others or more."""
+        predicted = [c > 0 for c in _columns(self.predicted)]
+        others = sum(n for n, p in zip(_columns(self.n), predicted, strict=True) if not p)
+        return sum(predicted) == 1 and others >= SEEN
+
+
+def _columns(table: list[list[int]]) -> list[int]:
+    return [sum(column) for column in zip(*table, strict=True)]
 
 
 # Between groups -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from autobalance.checks import InputError
 from autobalance.files import to_json
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy
+from autobalance.metrics import HeldOut
 
 _FORMAT = "autobalance-search"
 MAX_PATH_NUMBERS = 100_000
@@ -35,8 +36,8 @@ class UpperRecord:
         On validation data: the differentiable objective, and the same over the 0-1 error.
     training_loss : float
         Last training loss, mean over folds.
-    norm, residual, iterations, reason, skipped
-        Diagnostics; see `autobalance.tuner.UpperStep`.
+    norm, residual, iterations, reason, skipped, predicted
+        Diagnostics; see `autobalance.tuner.UpperStep`. `predicted` is 0 where nobody looked.
     """
 
     step: int
@@ -48,6 +49,7 @@ class UpperRecord:
     iterations: int
     reason: str
     skipped: bool
+    predicted: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class Candidate:
         The objective less that of the start; below 0 is better.
     standard_error : float
         Of the difference, from the sampling of the held-out examples.
+    collapsed : bool
+        Whether on some fold the network trained with it predicts one class for everyone, or is
+        always wrong. Such a candidate is never chosen where there is another.
     """
 
     name: str
@@ -91,6 +96,7 @@ class Candidate:
     objective: float
     difference: float
     standard_error: float
+    collapsed: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,9 @@ class SearchResult:
         given, which a record only names.
     training_runs : float
         What the search cost, in training runs on the training split.
+    held_out : HeldOut or None
+        Predictions of the network searched with, at the end; None where the search was not
+        finished, and from `search_head`.
     """
 
     loss: ParametricCrossEntropy
@@ -146,6 +155,12 @@ class SearchResult:
     training_runs: float = 1.0
     augment: nn.Module | None = None
     versions: dict[str, str] = field(default_factory=lambda: used_versions())
+    held_out: HeldOut | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the network searched with ended up predicting one class for everyone."""
+        return self.held_out is not None and self.held_out.collapsed
 
     def to_dict(self) -> dict[str, Any]:
         """The record, for JSON; numbers that are not there (a residual nobody looked at) are NaN."""
@@ -169,6 +184,7 @@ class SearchResult:
             "choice": self.choice,
             "augment": described(self.augment),
             "training_runs": self.training_runs,
+            "held_out": None if self.held_out is None else asdict(self.held_out),
         }
 
     @classmethod
@@ -200,6 +216,7 @@ class SearchResult:
                     for entry in record["candidates"]
                 ],
                 augment=restored(record.get("augment")),
+                held_out=HeldOut(**held) if (held := record.get("held_out")) else None,
                 **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError) as error:

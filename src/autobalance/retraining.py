@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from autobalance.augment import described
-from autobalance.checks import TrainingDiverged
+from autobalance.checks import InputError, TrainingDiverged
 from autobalance.data.batches import ArrayData
 from autobalance.settings import Recipe
 from autobalance.training import (
@@ -89,6 +89,11 @@ def retrain(
     """
     recipe = recipe or Recipe()
     check_data(data)
+    if data.unknown and getattr(loss, "num_groups", None) == data.num_groups:
+        raise InputError(
+            f"The group of {data.unknown} examples is not known (-1), for whom this loss has no row. "
+            "Search with such data, or build the loss from WithUnknownGroup(space)."
+        )
     fabric = make_fabric(device)
     augment = copy.deepcopy(augment)
     with seeded(seed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,16 +17,18 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from autobalance.augment import AugmentChoice, as_augmentation, described, frozen
+from autobalance.checkpoints import fingerprint
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.choosing import Outcomes, choose, train_candidates
 from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
+from autobalance.metrics import HeldOut
 from autobalance.objectives import Objective, as_objective, group_class_sums
 from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.settings import Recipe, SearchSettings
-from autobalance.spaces import DesignSpace, SpaceFactory, made_space
+from autobalance.spaces import DesignSpace, SpaceFactory, WithUnknownGroup, made_space
 from autobalance.training import (
     Checkpoint,
     Interrupted,
@@ -68,9 +71,12 @@ def search(
     model_factory : callable
         Returns a new, untrained `torch.nn.Module` from inputs to logits ``(n, k)``.
     data : ArrayData
-        Labelled data; with groups, the loss gets one row per group.
+        Labelled data; with groups, the loss gets one row per group. Examples of unknown group (-1)
+        are trained on, under a row of their own that is the mean of the others; they are never
+        held out.
     validation : ArrayData, optional
-        A validation set of the user's own. By default a share of `data` is held out.
+        A validation set of the user's own. By default a share of `data` is held out. Where it
+        alone has groups, the loss has no rows for them, but the objective may be over them.
     objective : str or Objective
         What is to become small on validation data; see `autobalance.objectives`.
     space : callable, optional
@@ -122,7 +128,8 @@ def search(
     check_data(data)
     if validation is not None:
         check_data(validation, "validation")
-    if goal.over != "class" and data.groups is None:
+    judged = data if validation is None else validation
+    if goal.over != "class" and judged.groups is None:
         raise InputError(
             f"The objective {objective!r} is over groups, but the data has none. Pass groups "
             "(sensitive_features, --groups), or choose an objective over classes."
@@ -140,7 +147,17 @@ def search(
         except KeyboardInterrupt:
             raise Interrupted(run.result("interrupted")) from None
         run.saved.save()
-        return run.result("finished")
+        result = replace(run.result("finished"), held_out=run.held_out())
+    if result.collapsed:
+        assert result.held_out is not None
+        [only] = np.flatnonzero(np.sum(result.held_out.predicted, axis=0))
+        warnings.warn(
+            f"At the end of the search the network predicts class {only} for every held-out example. "
+            "Do not use this loss as it is. Lower the recipe's lr or train for longer; with a gap "
+            "between groups in the objective, give it less weight or a looser bound.",
+            stacklevel=2,
+        )
+    return result
 
 
 @dataclass
@@ -175,6 +192,8 @@ class SearchRun:
         self.seed, self.device = seed, device
         fabric = make_fabric(device)
         design = made_space(space, data.counts(), objective.over, objective.importance)
+        if data.unknown and design.num_groups is not None:
+            design = WithUnknownGroup(design)
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
         self.augment = as_augmentation(augment, data.inputs, data.counts(), fabric.device)
@@ -213,7 +232,7 @@ class SearchRun:
             "solver": repr(solver),
             "steps": self.total,
             "examples": len(data),
-            "class_counts": data.counts().tolist(),
+            "class_counts": _counts_by_row(data),
             "validation_counts": self.held_counts.tolist(),
         }
 
@@ -225,6 +244,7 @@ class SearchRun:
                 "settings": self.record,
                 "space": repr(design),
                 "augment": [repr(self.augment), described(self.augment)],
+                "held": None if validation is None else fingerprint(validation.groups),
                 **describe(self.folds[0].lower.module, everything),
             }
 
@@ -292,27 +312,42 @@ class SearchRun:
 
     def held_out_errors(self) -> tuple[Tensor, Tensor]:
         """Errors and examples per group and class ``(g, k)`` on all folds' validation data, now."""
+        total, mass, _ = self._held_out_tables()
+        return total, mass
+
+    def held_out(self) -> HeldOut:
+        """Errors, examples and predictions on all folds' validation data, now."""
+        wrong, n, predicted = (table.long().tolist() for table in self._held_out_tables())
+        return HeldOut(n, wrong, predicted)
+
+    def _held_out_tables(self) -> Tensor:
+        """Errors and examples by group and class, predictions by group and class predicted."""
         totals = []
         for fold in self.folds:
             held = fold.validation
-            wrong = predict_logits(fold.lower.module, held.inputs).argmax(dim=1)
-            wrong = (wrong != held.target.cpu()).double()
+            predicted = predict_logits(fold.lower.module, held.inputs).argmax(dim=1)
+            target = held.target.cpu()
+            wrong = (predicted != target).double()
             groups = None if held.groups is None else held.groups.cpu()
-            tables = group_class_sums(wrong, held.target.cpu(), groups, held.num_classes)
+            tables = (
+                *group_class_sums(wrong, target, groups, held.num_classes),
+                group_class_sums(wrong, predicted, groups, held.num_classes)[1],
+            )
             rows = (held.num_groups or 1) - len(tables[0])
             totals.append(
                 torch.stack([torch.nn.functional.pad(t, (0, 0, 0, rows)) for t in tables])
             )
-        total, mass = torch.stack(totals).sum(dim=0)
-        return total, mass
+        return torch.stack(totals).sum(dim=0)
 
     def result(self, status: str) -> SearchResult:
         """The loss chosen, with everything that led to it."""
         space, augment = self._designed()
         losses = self._losses(space)
         cells = [held.cells() for _, held in self.splits]
-        shape = (self.splits[0][0].num_groups or 1, self.splits[0][0].num_classes)
+        held = self.splits[0][1]
+        shape = (held.num_groups or 1, held.num_classes)
         candidates, choice = choose(losses, self.outcomes, cells, shape, self.objective, self.seed)
+        kind = type(space.inner if isinstance(space, WithUnknownGroup) else space)
         chosen_runs = sum(len(runs) for runs in self.outcomes.values())
         return SearchResult(
             loss=losses[choice],
@@ -320,7 +355,7 @@ class SearchRun:
             augment=self._augments(augment)[choice],
             history=self.history,
             path=self.path,
-            design={"space": type(space).__name__, "learns": list(space.learns), **space.values()},
+            design={"space": kind.__name__, "learns": list(space.learns), **space.values()},
             settings=self.record,
             seed=self.seed,
             seconds=self.seconds(),
@@ -456,6 +491,8 @@ def splits_of(
 ) -> list[tuple[ArrayData, ArrayData]]:
     """Training and validation data of each fold, as a search with this seed takes them.
 
+    Examples of unknown group are in no validation data.
+
     Raises
     ------
     InputError
@@ -466,17 +503,33 @@ def splits_of(
         if settings.folds != 1:
             raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")
         concatenated(data, validation)  # refuses sets that do not belong together
-        return [
-            (data, replace(validation, num_classes=data.num_classes, num_groups=data.num_groups))
-        ]
+        groups = validation.num_groups if data.groups is None else data.num_groups
+        held = replace(validation, num_classes=data.num_classes, num_groups=groups)
+        return [(data, held.with_known_groups())]
     generator = torch.Generator().manual_seed(seed)
-    splits = stratified_folds(data.cells(), settings.validation_fraction, settings.folds, generator)
+    cells = data.cells().cpu()
+    known = torch.nonzero(cells >= 0).squeeze(1)
+    folds = stratified_folds(cells[known], settings.validation_fraction, settings.folds, generator)
+    unknown = torch.nonzero(cells < 0).squeeze(1)
+    splits = [
+        (torch.cat([known[train], unknown]).sort().values, known[held]) for train, held in folds
+    ]
     if any(len(held) == 0 for _, held in splits):
         raise InputError(
             f"No class has enough examples for validation among {len(data)}: the search needs at "
             "least 3 in some class. Add data, or train with ParametricCrossEntropy.logit_adjusted."
         )
     return [(data.subset(train), data.subset(held)) for train, held in splits]
+
+
+def _counts_by_row(data: ArrayData) -> list[Any]:
+    """Training examples by class, or by group and class; of unknown groups in a last row."""
+    counts = data.counts()
+    if data.unknown:
+        cells = data.cells()
+        unknown = torch.bincount(data.target[cells < 0].cpu(), minlength=data.num_classes)
+        counts = np.concatenate([counts, unknown.numpy()[None]])
+    return counts.tolist()
 
 
 def _fold(

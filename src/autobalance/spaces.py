@@ -395,6 +395,41 @@ class GroupSpace(DesignSpace):
         return total
 
 
+class WithUnknownGroup(DesignSpace):
+    r"""A space whose loss has one row more, the last, for examples of group -1: not known.
+
+    Where the space has one row per group, the further row is their mean, weighted by the groups'
+    sizes, l_k = sum_g (n_g / n) l_kg; it has no free parameters of its own. `search` takes it
+    where training data has unknown groups.
+
+    Parameters
+    ----------
+    space : DesignSpace
+        With one row per group, from counts over the known groups ``(g, k)``.
+    """
+
+    def __init__(self, space: DesignSpace) -> None:
+        if space.num_groups is None:
+            raise InputError("WithUnknownGroup takes a space made from counts per group (g, k).")
+        super().__init__(space.counts, space.learns)
+        self.inner = space
+
+    def forward(self) -> LossParameters:
+        shares = self.counts.sum(dim=1) / self.counts.sum()
+        return LossParameters(
+            *(
+                p if p is None or p.ndim == 1 else torch.cat([p, (shares @ p)[None]])
+                for p in self.inner()
+            )
+        )
+
+    def penalty(self) -> Tensor:
+        return self.inner.penalty()
+
+    def values(self) -> dict[str, list[Any]]:
+        return self.inner.values()
+
+
 def default_space(
     counts: Sequence[float] | np.ndarray, over: str = "class", importance: Any = None
 ) -> DesignSpace:
@@ -411,7 +446,8 @@ def default_space(
         As for `HierarchicalSpace`.
     """
     if np.ndim(counts) == 1:
-        return HierarchicalSpace(counts, importance=importance)
+        tau = 0.0 if over == "group" else 1.0
+        return HierarchicalSpace(counts, tau=tau, importance=importance)
     tau_class, tau_group = {"class": (1.0, 0.0), "group": (0.0, 0.0)}.get(over, (1.0, 1.0))
     return GroupSpace(counts, tau_class=tau_class, tau_group=tau_group)
 

@@ -31,7 +31,7 @@ from autobalance.objectives import (
 from autobalance.results import SearchResult
 from autobalance.searching import SearchRun, splits_of
 from autobalance.settings import Recipe, SearchSettings
-from autobalance.spaces import GroupSpace, SpaceFactory
+from autobalance.spaces import DesignSpace, GroupSpace, SpaceFactory, WithUnknownGroup
 from autobalance.training import (
     Interrupted,
     ModelFactory,
@@ -280,7 +280,7 @@ def frontier(
     check_data(data)
     weights = _weights(mixes)
     objectives = _objectives(main, gap, weights)
-    if data.groups is None:
+    if (data if validation is None else validation).groups is None:
         raise InputError(
             f"The frontier of {main} and {gap} compares groups, but the data has none. Pass groups "
             "(sensitive_features, --groups)."
@@ -359,7 +359,7 @@ def baselines(
     losses = {
         "cross-entropy": ParametricCrossEntropy.cross_entropy(),
         "logit adjustment": ParametricCrossEntropy.logit_adjusted(counts.sum(axis=0)),
-        "logit adjustment by group": TunableCrossEntropy(GroupSpace(counts)).frozen(),
+        "logit adjustment by group": TunableCrossEntropy(_by_group(data)).frozen(),
     }
     splits = splits_of(data, validation, settings, seed)
     outcomes: Outcomes = {}
@@ -386,6 +386,11 @@ def baselines(
         sums = group_class_sums(torch.cat(wrong).double(), target, groups, data.num_classes)
         found.append(Baseline(title, *_measured(*sums, main, gap)))
     return found
+
+
+def _by_group(data: ArrayData) -> DesignSpace:
+    space = GroupSpace(data.counts())
+    return WithUnknownGroup(space) if data.unknown else space
 
 
 def _weights(mixes: Sequence[float]) -> list[float]:

@@ -398,7 +398,8 @@ def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> nn.Parame
     additive : Tensor
         l, shape ``(k,)``, or ``(g, k)``, of which the mean over the examples is taken.
     counts : ndarray
-        Training examples, shape ``(g, k)`` for l of that shape.
+        Training examples, shape ``(g, k)`` for l of that shape; a further row of l, for unknown
+        groups, is a mean of the others already.
     """
     linear = [m for m in module.modules() if type(m) is nn.Linear]
     if not linear or linear[-1].bias is None or len(linear[-1].bias) != additive.shape[-1]:
@@ -408,7 +409,7 @@ def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> nn.Parame
         return None  # the loss is going to ask for groups
     if additive.ndim == 2:
         groups = torch.as_tensor(counts.sum(axis=-1) / counts.sum(), dtype=additive.dtype)
-        additive = groups.to(additive.device) @ additive
+        additive = groups.to(additive.device) @ additive[: len(counts)]
     bias.sub_((additive - additive.mean()).to(bias))
     return bias
 

@@ -44,6 +44,8 @@ class UpperStep:
         Why the solver stopped.
     skipped : bool
         Whether the hypergradient was not finite, so that nothing moved.
+    predicted : int
+        How many classes the network predicts on the validation batch: 1 is a collapse.
     """
 
     objective: float
@@ -53,6 +55,7 @@ class UpperStep:
     iterations: int
     reason: str
     skipped: bool
+    predicted: int
 
 
 class LossTuner:
@@ -231,6 +234,7 @@ class LossTuner:
             iterations=sum(r.solution.iterations for r in results),
             reason=first.reason,
             skipped=not finite,
+            predicted=min(r.predicted for r in results),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -175,8 +175,7 @@ def test_concatenated() -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (ArrayData.of(X, Y, groups=Y), "must both have groups and weights, or neither"),
-        (ArrayData.of(X, Y, sample_weight=[1.0] * 4), "must both have groups and weights"),
+        (ArrayData.of(X, Y, sample_weight=[1.0] * 4), "must both have weights, or neither"),
         (ArrayData.of(np.ones((4, 3)), Y), r"same shape per example; got \(2,\) and \(3,\)"),
         (ArrayData.of(X, Y + 1), "has class 3, but training data is numbered 0 to 2"),
     ],
@@ -184,6 +183,15 @@ def test_concatenated() -> None:
 def test_sets_that_do_not_belong_together_are_refused(other: ArrayData, message: str) -> None:
     with pytest.raises(InputError, match=message):
         concatenated(ArrayData.of(X, Y), other)
+
+
+def test_groups_of_the_first_are_needed_in_the_second_and_those_of_the_second_alone_go() -> None:
+    plain, grouped = ArrayData.of(X, Y), ArrayData.of(X, Y, groups=Y)
+    with pytest.raises(InputError, match="where training data has groups, validation data needs"):
+        concatenated(grouped, plain)
+    both = concatenated(plain, grouped)
+    assert len(both) == 8
+    assert both.groups is None
 
 
 def test_groups_unknown_in_training_are_refused() -> None:

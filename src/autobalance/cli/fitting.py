@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,8 @@ def run_fit(options: Namespace, command: str) -> int:
     features, target, groups = columns(options)
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.objectives import as_objective
+    from autobalance.report.record import read_run
+    from autobalance.report.status import collapse
     from autobalance.runs import REPORT, save_run
     from autobalance.terminal import LiveProgress, print_choice
 
@@ -71,14 +75,18 @@ def run_fit(options: Namespace, command: str) -> int:
             augment=options.augment,
             recipe=recipe,
             settings=settings,
+            missing_groups=options.missing_groups,
             device=options.device,
             random_state=options.seed,
             checkpoint=out,
             progress=listen,
         )
-        status, stopped, written = "failed", None, False
+        status, stopped, written, record = "failed", None, False, {}
         try:
-            classifier.fit_keeping_checkpoints(features, target, groups, None, None)
+            with warnings.catch_warnings():
+                # said below, with the classes' names
+                warnings.filterwarnings("ignore", "At the end of the search", UserWarning)
+                classifier.fit_keeping_checkpoints(features, target, groups, None, None)
             status = "finished"
         except (TrainingDiverged, KeyboardInterrupt) as error:
             status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
@@ -93,6 +101,8 @@ def run_fit(options: Namespace, command: str) -> int:
     if stopped is not None:
         return _stopped(stopped, out, classifier, written)
     print_choice(classifier.result_)
+    if note := collapse(read_run(record)):
+        print(f"autobalance: {note}", file=sys.stderr)
     seconds = time.perf_counter() - begun
     print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")
@@ -105,7 +115,10 @@ def columns(options: Namespace) -> tuple[pd.DataFrame, Any, Any]:
 
     table = read_table(options.table)
     target = column(table, options.target, "target")
-    groups = None if options.groups is None else column(table, options.groups, "group")
+    groups = None
+    if options.groups is not None:
+        unknown = options.missing_groups == "unknown"
+        groups = column(table, options.groups, "group", missing_values=unknown)
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     left_out = [c for c in (options.target, options.groups) if c is not None]
@@ -155,6 +168,13 @@ def _stopped(
     return complain(f"Interrupted. {kept}", INTERRUPTED)
 
 
+def _row_names(classifier: AutoBalanceClassifier) -> list[str] | None:
+    """Names of the loss's rows: the groups', and a last one where some are not known."""
+    groups = classifier.groups_
+    rows = len(classifier.result_.settings["class_counts"])
+    return groups if groups is None or rows == len(groups) else [*groups, "(unknown)"]
+
+
 def fit_record(
     classifier: AutoBalanceClassifier, command: str, status: str, begun: float, seed: int
 ) -> dict[str, Any]:
@@ -165,7 +185,7 @@ def fit_record(
         "command": command,
         "objective": classifier.objective,
         "class_names": [str(c) for c in classifier.classes_],
-        "group_names": classifier.groups_,
+        "group_names": _row_names(classifier),
         "class_counts": result.settings["class_counts"],
         "evaluation_data": None,
         "methods": {},

@@ -116,6 +116,7 @@ def command_parser() -> ArgumentParser:
         default=None,
         help="column with the groups; not a feature then, and not needed to predict",
     )
+    _add_missing_groups(fit)
     fit.add_argument(
         "--objective",
         type=str,
@@ -147,6 +148,7 @@ def command_parser() -> ArgumentParser:
         required=True,
         help="column with the groups; not a feature then, and not needed to predict",
     )
+    _add_missing_groups(sweep)
     sweep.add_argument(
         "--main",
         type=str,
@@ -220,6 +222,16 @@ def command_parser() -> ArgumentParser:
     compare.add_argument("--json", type=str | None, default=None, help="file for the summary")
     commands.add_subcommand("compare", compare, help="losses on datasets, over several seeds")
     return parser
+
+
+def _add_missing_groups(parser: _Parser) -> None:
+    parser.add_argument(
+        "--missing_groups",
+        "--missing-groups",
+        type=Literal["refused", "unknown"],
+        default="refused",
+        help="rows without a group: refused, or trained on and left out of the objective",
+    )
 
 
 def _add_training(parser: _Parser) -> None:

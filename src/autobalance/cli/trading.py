@@ -45,6 +45,7 @@ def run_frontier(options: Namespace, command: str) -> int:
             options.main,
             recipe=recipe,
             settings=settings,
+            missing_groups=options.missing_groups,
             device=options.device,
             random_state=options.seed,
             progress=lambda p: live.update(title, p),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, same_length
+from autobalance.checks import InputError, one_of, same_length
 from autobalance.data.splits import members_by_cell
+
+MissingGroups = Literal["refused", "unknown"]
+UNKNOWN = -1
+"""Index of a group that is not known."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class ArrayData:
     num_classes : int
         Number of classes k.
     groups : Tensor or None
-        Group indices in ``0..num_groups-1``, shape ``(n,)``.
+        Group indices in ``0..num_groups-1``, or -1 where a group is not known, shape ``(n,)``.
     num_groups : int or None
         Number of groups g.
     sample_weight : Tensor or None
@@ -114,8 +118,12 @@ class ArrayData:
         sample_weight: Any = None,
         num_classes: int | None = None,
         num_groups: int | None = None,
+        missing_groups: MissingGroups = "refused",
     ) -> ArrayData:
         """Check arrays or tensors and hold them as tensors.
+
+        With ``missing_groups="unknown"`` an example's group may be -1, not known. Such examples
+        train the network; no objective counts them.
 
         Raises
         ------
@@ -128,7 +136,9 @@ class ArrayData:
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
         y = _indices("target", target)
-        g = None if groups is None else _indices("groups", groups)
+        one_of("missing_groups", missing_groups, ("refused", "unknown"))
+        least = UNKNOWN if missing_groups == "unknown" else 0
+        g = None if groups is None else _indices("groups", groups, least)
         w = None
         if sample_weight is not None:
             w = finite("sample_weight", _tensor("sample_weight", sample_weight).float())
@@ -142,6 +152,8 @@ class ArrayData:
                 f"target has class {int(y.max())}, but there are only {classes} classes."
             )
         if g is not None:
+            if int(g.max()) == UNKNOWN:
+                raise InputError("No example's group is known. Leave groups out.")
             num_groups = int(g.max()) + 1 if num_groups is None else num_groups
             if int(g.max()) >= num_groups:
                 raise InputError(
@@ -152,14 +164,27 @@ class ArrayData:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def unknown(self) -> int:
+        """Examples whose group is not known, where others' are."""
+        return 0 if self.groups is None else int((self.groups == UNKNOWN).sum())
+
+    def with_known_groups(self) -> ArrayData:
+        """The examples whose group is known; all where there are no groups."""
+        if self.groups is None or not self.unknown:
+            return self
+        return self.subset(torch.nonzero(self.groups != UNKNOWN).squeeze(1))
+
     def counts(self) -> np.ndarray:
-        """Examples per class ``(k,)``, or per group and class ``(g, k)`` where there are groups."""
-        cells = torch.bincount(self.cells(), minlength=(self.num_groups or 1) * self.num_classes)
+        """Examples per class ``(k,)``, or per known group and class ``(g, k)``."""
+        cells = self.cells()
+        cells = cells[cells >= 0]
+        cells = torch.bincount(cells, minlength=(self.num_groups or 1) * self.num_classes)
         table = cells.cpu().numpy()
         return table if self.groups is None else table.reshape(-1, self.num_classes)
 
     def cells(self) -> Tensor:
-        """Class, or ``group * k + class``, of each example."""
+        """Class, or ``group * k + class``, of each example; negative where the group is unknown."""
         if self.groups is None:
             return self.target
         return self.groups * self.num_classes + self.target
@@ -192,14 +217,20 @@ class ArrayData:
 
 
 def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
-    """Both sets' examples as one; classes and groups must be numbered alike."""
+    """Both sets' examples as one; classes and groups must be numbered alike.
+
+    Where the first has no groups, those of the second are left out.
+    """
+    if first.groups is None:
+        second = replace(second, groups=None, num_groups=None)
 
     def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         if a is None and b is None:
             return None
         if a is None or b is None:
             raise InputError(
-                "Training and validation data must both have groups and weights, or neither."
+                "Training and validation data must both have weights, or neither; and where training "
+                "data has groups, validation data needs them too."
             )
         return torch.cat([a, b])
 
@@ -325,7 +356,7 @@ def finite(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def _indices(name: str, values: Any) -> Tensor:
+def _indices(name: str, values: Any, least: int = 0) -> Tensor:
     remedy = "Number the labels first, with numpy.unique(return_inverse=True)."
     try:
         tensor = torch.as_tensor(values)
@@ -336,6 +367,11 @@ def _indices(name: str, values: Any) -> Tensor:
             f"{name} must hold whole numbers from 0, shape (n,); got {tensor.dtype} of shape "
             f"{tuple(tensor.shape)}. {remedy}"
         )
-    if len(tensor) and int(tensor.min()) < 0:
-        raise InputError(f"{name} must be numbered from 0; its smallest is {int(tensor.min())}.")
+    if len(tensor) and int(tensor.min()) < least:
+        hint = ""
+        if name == "groups" and int(tensor.min()) == UNKNOWN:
+            hint = ' Where -1 is a group that is not known, give missing_groups="unknown".'
+        raise InputError(
+            f"{name} must be numbered from 0; its smallest is {int(tensor.min())}.{hint}"
+        )
     return tensor.long()

@@ -91,8 +91,8 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0].removesuffix(".")
 
 
-def column(table: pd.DataFrame, name: str, role: str) -> pd.Series:
-    """A column by name; refused where it is absent or has missing values."""
+def column(table: pd.DataFrame, name: str, role: str, *, missing_values: bool = False) -> pd.Series:
+    """A column by name; refused where it is absent or has missing values, unless it may."""
     if name not in table.columns:
         shown = ", ".join(map(str, table.columns[:20])) + (", ..." if table.shape[1] > 20 else "")
         raise InputError(f"The {role} column {name!r} is not in the table, which has: {shown}.")
@@ -100,7 +100,7 @@ def column(table: pd.DataFrame, name: str, role: str) -> pd.Series:
     if isinstance(values, pd.DataFrame):
         raise InputError(f"The {role} column {name!r} appears more than once in the table.")
     missing = int(values.isna().sum())
-    if missing:
+    if missing and not missing_values:
         first = int(np.flatnonzero(values.isna())[0])
         raise InputError(
             f"The {role} column {name!r} has {missing} missing value{'s' * (missing > 1)} (the first in "

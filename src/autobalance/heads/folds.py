@@ -65,6 +65,10 @@ def standardised(
     Mean and scale are those of `data`, whichever rows are held out later: labels have no part
     in them, folds share one copy, and weight decay means the same in search and retraining.
     """
+    if data.unknown or (validation is not None and validation.unknown):
+        raise InputError(
+            "Heads take no unknown groups (-1). Leave these examples out: data.with_known_groups()."
+        )
     features = as_floating(data.inputs.flatten(1))
     if validation is not None:
         # Without features first, which only checks that both belong together.

@@ -49,12 +49,15 @@ class Hypergradient:
         The same over the 0-1 error, in [0, 1].
     solution : Solution
         The solved system, with diagnostics.
+    predicted : int
+        How many classes the network predicts on the validation batch.
     """
 
     gradients: list[Tensor]
     objective: float
     hard_objective: float
     solution: Solution
+    predicted: int
 
     @property
     def finite(self) -> bool:
@@ -132,6 +135,7 @@ def hypergradient(
         }
         value = objective(logits, validation_batch.target, **given)
         hard = objective.hard(logits.detach(), validation_batch.target, **given)
+        predicted = len(logits.detach().argmax(dim=1).unique())
         b = processes.summed(flatten(torch.autograd.grad(value, leaves, materialize_grads=True)))
         value = float(value.detach())
         del logits, own  # with many classes they count beside what follows
@@ -164,4 +168,4 @@ def hypergradient(
             pulls = system.mixed_by_inputs(solution.direction, solution.tangent)
             found = torch.autograd.grad(inputs, strengths, pulls, materialize_grads=True)
             gradients += [-processes.summed(g) for g in found]
-    return Hypergradient(gradients, value, hard, solution)
+    return Hypergradient(gradients, value, hard, solution, predicted)

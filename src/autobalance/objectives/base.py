@@ -25,13 +25,18 @@ def group_class_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sums of the loss and of the examples' weights per group and class, each of shape ``(g, k)``.
 
-    Without groups g = 1; with them g is one more than the largest index in the batch.
+    Without groups g = 1; with them g is one more than the largest index in the batch. Examples of
+    group -1, not known, are left out.
     """
     num_groups, cell = 1, target
-    if groups is not None:
-        num_groups = int(groups.max()) + 1 if len(groups) else 1
-        cell = groups * num_classes + target
     weight = torch.ones_like(loss) if sample_weight is None else sample_weight.to(loss.dtype)
+    if groups is not None and len(groups):
+        lowest, highest = torch.stack(torch.aminmax(groups)).tolist()
+        num_groups = max(1, highest + 1)
+        cell = groups * num_classes + target
+        if lowest < 0:
+            known = groups >= 0
+            loss, weight, cell = (torch.where(known, t, 0) for t in (loss, weight, cell))
     empty = loss.new_zeros(num_groups * num_classes)
     total = empty.index_add(0, cell, loss * weight)
     mass = empty.index_add(0, cell, weight)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from autobalance.checks import InputError
+from autobalance.metrics import HeldOut
 from autobalance.report.statistics import even_counts
 
 MAX_TEXT = 4000
@@ -110,6 +111,26 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
+class ByGroup:
+    """Errors within groups.
+
+    Attributes
+    ----------
+    names : list of str
+        The groups with examples.
+    n, errors : ndarray
+        Examples and their error per group and class, shape ``(g, k)``; NaN for empty cells.
+    data : str
+        What was predicted, for a caption.
+    """
+
+    names: list[str]
+    n: np.ndarray
+    errors: np.ndarray
+    data: str
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """A run, ready to be described.
 
@@ -129,6 +150,10 @@ class Run:
         Name of the candidate taken.
     training_runs : float or None
         What the search cost, in training runs.
+    held_out : HeldOut or None
+        What the network searched with predicts at the end of the search.
+    by_group : ByGroup or None
+        Of the method "autobalance" on test data, or of `held_out`.
     """
 
     kind: str
@@ -147,6 +172,8 @@ class Run:
     candidates: list[Candidate]
     choice: str
     training_runs: float | None
+    held_out: HeldOut | None
+    by_group: ByGroup | None
     design: dict[str, Any]
     settings: dict[str, Any]
     search_seconds: dict[str, float]
@@ -212,6 +239,8 @@ def read_run(record: dict[str, Any]) -> Run:
     search = _mapping(record.get("search"))
     search_status = str(search.get("status") or "finished")
     candidates, choice = _candidates(search)
+    held_out = _held_out(search.get("held_out"), k)
+    methods = _mapping(record.get("methods"))
     return Run(
         kind=str(record.get("kind") or "fit"),
         command=_text(record.get("command")),
@@ -220,7 +249,7 @@ def read_run(record: dict[str, Any]) -> Run:
         groups=_names(record.get("group_names"), len(counts), "group") if len(counts) > 1 else None,
         counts=counts,
         order=np.argsort(-counts.sum(axis=0), kind="stable"),
-        methods=[_method(n, _mapping(m), k) for n, m in _mapping(record.get("methods")).items()],
+        methods=[_method(n, _mapping(m), k) for n, m in methods.items()],
         evaluation_data=_text(record.get("evaluation_data")),
         parts=_parts(search, len(counts), k),
         curves=_curves(search.get("history")),
@@ -229,6 +258,9 @@ def read_run(record: dict[str, Any]) -> Run:
         candidates=candidates,
         choice=choice,
         training_runs=_number(search.get("training_runs")),
+        held_out=held_out,
+        by_group=_tested_by_group(_mapping(methods.get("autobalance")), k)
+        or _held_out_by_group(held_out, record.get("group_names")),
         design=_mapping(search.get("design")),
         settings=_mapping(search.get("settings")),
         search_seconds=_numbers(search.get("seconds")),
@@ -326,6 +358,41 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
         seconds=_number(entry.get("seconds")),
         training_runs=_number(entry.get("training_runs")),
     )
+
+
+def _held_out(value: Any, k: int) -> HeldOut | None:
+    tables = [_array(_mapping(value).get(key)) for key in ("n", "wrong", "predicted")]
+    found = [t for t in tables if t is not None and t.ndim == 2 and t.shape[1] == k]
+    if len({t.shape for t in found}) != 1 or len(found) < len(tables):
+        return None
+    if any(np.isnan(t).any() or (t < 0).any() for t in found) or (found[1] > found[0]).any():
+        return None
+    return HeldOut(*(t.astype(int).tolist() for t in found))
+
+
+def _held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
+    if held is None or len(held.n) < 2:
+        return None
+    shown = _names(names, len(held.n), "group")
+    data = f"the {np.sum(held.n):,} held-out examples that guided the search, by its network"
+    return _by_group(shown, np.array(held.n), np.array(held.wrong, dtype=float), data)
+
+
+def _tested_by_group(entry: dict[str, Any], k: int) -> ByGroup | None:
+    """From the keys of `autobalance.metrics.classification_report`."""
+    errors, n = (_mapping(entry.get(f"class_and_group_{key}")) for key in ("errors", "n"))
+    tables = [_array([part.get(name) for name in errors]) for part in (errors, n)]
+    if len(errors) < 2 or any(t is None or t.shape != (len(errors), k) for t in tables):
+        return None
+    rates, sizes = (np.nan_to_num(t) for t in tables if t is not None)
+    return _by_group(_names(list(errors), len(errors), "group"), sizes, rates * sizes, "test data")
+
+
+def _by_group(names: list[str], n: np.ndarray, wrong: np.ndarray, data: str) -> ByGroup:
+    kept = n.sum(axis=1) > 0
+    errors = np.divide(wrong, n, out=np.full(n.shape, np.nan), where=n > 0)
+    shown = [name for name, keep in zip(names, kept, strict=True) if keep]
+    return ByGroup(shown, n[kept], errors[kept], data)
 
 
 def _candidates(search: dict[str, Any]) -> tuple[list[Candidate], str]:

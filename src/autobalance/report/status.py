@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from autobalance.report.record import Run
 
 
@@ -34,7 +36,30 @@ def warning(run: Run) -> str | None:
         return _search_stopped(run)
     if run.status != "finished":
         return _retraining_stopped(run)
-    return None
+    return collapse(run)
+
+
+def collapse(run: Run) -> str | None:
+    """Which classes the network searched with never predicts, with a remedy; or None."""
+    held = run.held_out
+    if held is None:
+        return None
+    if held.collapsed:
+        only = run.classes[int(np.argmax(np.sum(held.predicted, axis=0)))]
+        found = (
+            f"predicts {only} for every held-out example, so small gaps between groups mean nothing"
+        )
+    elif held.never_predicted:
+        names = [run.classes[c] for c in held.never_predicted]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        found = f"predicts {shown} for no held-out example, though there are such"
+    else:
+        return None
+    return (
+        f"At the end of the search its network {found}. Check the network on test data before you use "
+        "it. Train for longer or lower --recipe.lr; with a gap between groups in the objective, give "
+        "it less weight or a looser bound."
+    )
 
 
 def _search_stopped(run: Run) -> str:

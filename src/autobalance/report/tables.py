@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from autobalance.metrics import class_ranges
 from autobalance.report.choice import candidate_title
 from autobalance.report.formats import duration, number, percent, points
 from autobalance.report.readable import readable
-from autobalance.report.record import Part, Run, safe_text
+from autobalance.report.record import ByGroup, Part, Run, safe_text
 from autobalance.report.statistics import half_width, mean_error_variance, wilson
 from autobalance.report.text import objective_name, start_name
 
@@ -153,6 +154,82 @@ def errors_table(run: Run) -> Table | None:
         columns.append("Change, points")
         caption += f" Change: from {run.before.title} to {run.after.title}."
     return Table("errors", caption + _cut(len(run.order)), columns, rows)
+
+
+def groups_table(run: Run) -> Table | None:
+    """Rates within each group, over all, and the largest difference between groups."""
+    found = run.by_group
+    if found is None:
+        return None
+    rates = _group_rates(found)
+    rows = []
+    sizes = found.n.sum(axis=1)
+    ends = wilson(rates["Error"][:-1], sizes)
+    for i, name in enumerate([*found.names, "All"]):
+        total = sizes[i] if i < len(sizes) else sizes.sum()
+        row = [Cell(name), _count(total)]
+        for title, values in rates.items():
+            note = ""
+            if title == "Error" and i < len(sizes):
+                note = f"{100 * ends[0][i]:.0f}–{100 * ends[1][i]:.0f}"
+            row.append(Cell(percent(values[i]), note, _finite(values[i])))
+        rows.append(row)
+    spread = [_spread(values[:-1]) for values in rates.values()]
+    rows.append(
+        [Cell("Difference"), Cell("–"), *(Cell(percent(s), value=_finite(s)) for s in spread)]
+    )
+    caption = (
+        f"Of {found.data}. Beside each error its 95% Wilson interval in percent; the difference is "
+        "that of the highest and the lowest group. Balanced errors are over the classes that a group "
+        "has."
+    )
+    if len(run.classes) == 2:
+        caption += f" Positive is {run.classes[1]}."
+    return Table("groups", caption, ["Group", "Examples", *rates], rows, sortable=False)
+
+
+def gaps_table(run: Run) -> Table | None:
+    """Differences between groups by name, as `autobalance.metrics` defines them."""
+    if run.by_group is None:
+        return None
+    ranges = class_ranges(run.by_group.errors)
+    named = {
+        "Difference of equal opportunity, DEO": float(np.nansum(ranges)),
+        "Equalized odds difference": float(np.nanmax(ranges)),
+    }
+    if len(ranges) == 2:
+        selected = _group_rates(run.by_group)["Selection rate"][:-1]
+        named["Equal opportunity difference"] = float(ranges[1])
+        named["Demographic parity difference"] = _spread(selected)
+    rows = [[Cell(name), Cell(percent(gap), value=_finite(gap))] for name, gap in named.items()]
+    caption = (
+        "The highest group's rate less the lowest's: of each class's errors, their sum (DEO) or the "
+        "largest. With few examples in a cell gaps are above 0 for any classifier."
+    )
+    return Table("gaps", caption, ["Gap", "Value"], rows, sortable=False)
+
+
+def _group_rates(found: ByGroup) -> dict[str, np.ndarray]:
+    """Each shape ``(g + 1,)``: the groups, then all examples together."""
+    n = np.concatenate([found.n, found.n.sum(axis=0)[None]])
+    wrong = np.nan_to_num(found.errors) * found.n
+    wrong = np.concatenate([wrong, wrong.sum(axis=0)[None]])
+    errors = np.divide(wrong, n, out=np.full(n.shape, np.nan), where=n > 0)
+    rates = {
+        "Error": wrong.sum(axis=1) / n.sum(axis=1),
+        "Balanced error": np.nanmean(errors, axis=1),
+    }
+    if n.shape[1] == 2:
+        selected = wrong[:, 0] + n[:, 1] - wrong[:, 1]
+        rates["Selection rate"] = selected / n.sum(axis=1)
+        rates["True positive rate"] = 1.0 - errors[:, 1]
+        rates["False positive rate"] = errors[:, 0]
+    return rates
+
+
+def _spread(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.ptp(known)) if len(known) else float("nan")
 
 
 def _change(run: Run) -> np.ndarray | None:
