@@ -39,7 +39,7 @@ from autobalance.networks import SmallCNN
 from autobalance.training import Progress
 from helpers import blobs
 
-RECIPE = Recipe(epochs=1, min_steps=40, batch_size=32)
+RECIPE = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
 SETTINGS = SearchSettings(every=3, warmup=0.4)
 
 

@@ -34,6 +34,7 @@ from autobalance.augment import (
     image_operations,
     tensor_operations,
 )
+from autobalance.augment.drawing import row_of
 from autobalance.checks import InputError
 from helpers import scatter
 
@@ -527,3 +528,9 @@ def test_a_policy_may_mix_mixup_with_either_kind() -> None:
         ([SphericalNoise(), Mixup()], table()),
     ):
         assert drawn(moved(operations=operations), inputs, labels()).shape == inputs.shape
+
+
+def test_an_example_of_an_unknown_group_has_the_mean_over_groups() -> None:
+    table = torch.rand(2, 3, 4)
+    found = row_of(table, torch.tensor([0, 2]), torch.tensor([-1, 1]))
+    torch.testing.assert_close(found, torch.stack([table[:, 0].mean(dim=0), table[1, 2]]))

@@ -156,7 +156,7 @@ def from_unit(images: Tensor, draw: Draw) -> Tensor:
 
 
 def row_of(table: Tensor, target: Tensor, groups: Tensor | None) -> Tensor:
-    """Each example's row ``(n, m)`` of a table ``(k, m)`` or ``(g, k, m)``."""
+    """Each example's row ``(n, m)`` of a table ``(k, m)`` or ``(g, k, m)``; of group -1 the mean."""
     if target.dtype != torch.int64 or target.ndim != 1:
         raise InputError(
             f"Augmentation needs target as class indices (n,) of dtype int64; got "
@@ -169,7 +169,8 @@ def row_of(table: Tensor, target: Tensor, groups: Tensor | None) -> Tensor:
     known = target.clamp(min=0)
     try:
         if table.ndim == 3 and groups is not None:
-            return table[groups, known]
+            unknown = (groups < 0)[:, None]
+            return torch.where(unknown, table.mean(dim=0)[known], table[groups, known])
         return table[known]
     except IndexError as error:  # on a CPU; looking before would make a GPU wait
         upto = f"target must lie in 0..{table.shape[-2] - 1}" + (
