@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from autobalance.files import write_atomically
+from autobalance.report.augmentation import policy_picture
 from autobalance.report.figures import Picture, pictures
-from autobalance.report.record import read_run
+from autobalance.report.record import Run, read_run
 from autobalance.report.status import heading, loss_heading, warning
 from autobalance.report.tables import (
     choice_table,
@@ -66,9 +67,11 @@ def render_report(record: dict[str, Any]) -> str:
         If the record is no run's record.
     """
     run = read_run(record)
+    shown = pictures(run)
+    shown["augmentation"] = [policy_picture(run.policy, _rows(run))] if run.policy else []
     drawn = {
-        section: [Picture(p.title, Markup(p.svg), p.caption) for p in shown]
-        for section, shown in pictures(run).items()
+        section: [Picture(p.title, Markup(p.svg), p.caption) for p in figures]
+        for section, figures in shown.items()
     }
     script = _asset("sort.js")
     return _template().render(
@@ -93,6 +96,12 @@ def render_report(record: dict[str, Any]) -> str:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _rows(run: Run) -> list[float] | None:
+    """Training examples of each row of the policy; None where its rows are not the table's."""
+    counts = run.counts.ravel() if len(run.policy) == run.counts.size else run.class_totals
+    return counts.tolist() if len(counts) == len(run.policy) else None
 
 
 @cache

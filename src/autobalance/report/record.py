@@ -154,6 +154,9 @@ class Run:
         What the network searched with predicts at the end of the search.
     by_group : ByGroup or None
         Of the method "autobalance" on test data, or of `held_out`.
+    policy : dict
+        The augmentation learned: class (and group), then operation, then "probability" and
+        "magnitude" in [0, 1]; empty where there was none.
     """
 
     kind: str
@@ -174,6 +177,7 @@ class Run:
     training_runs: float | None
     held_out: HeldOut | None
     by_group: ByGroup | None
+    policy: dict[str, Any]
     design: dict[str, Any]
     settings: dict[str, Any]
     search_seconds: dict[str, float]
@@ -259,6 +263,7 @@ def read_run(record: dict[str, Any]) -> Run:
         choice=choice,
         training_runs=_number(search.get("training_runs")),
         held_out=held_out,
+        policy=_policy(search, record),
         by_group=_tested_by_group(_mapping(methods.get("autobalance")), k)
         or _held_out_by_group(held_out, record.get("group_names")),
         design=_mapping(search.get("design")),
@@ -406,6 +411,24 @@ def _candidates(search: dict[str, Any]) -> tuple[list[Candidate], str]:
         found.append(Candidate(safe_text(name, MAX_NAME), objective, gap, error))
     choice = _text(search.get("choice"))
     return found, choice if any(c.name == choice for c in found) and choice else "designed"
+
+
+def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """The augmentation's table with the names of classes and groups for their indices."""
+    names = [_mapping(dict(enumerate(record.get(key) or []))) for key in ("class_names", "group_names")]
+    found: dict[str, Any] = {}
+    for row, operations in _mapping(_mapping(search.get("augment")).get("per_class")).items():
+        parts = str(row).split(" / ")
+        named = [
+            str(names[i].get(int(part), part)) if part.isdigit() else part
+            for i, part in enumerate(parts[:2])
+        ]
+        strengths = {
+            str(o): {k: min(max(v, 0.0), 1.0) for k, v in _numbers(values).items()}
+            for o, values in _mapping(operations).items()
+        }
+        found[" / ".join(named)] = {o: v for o, v in strengths.items() if "probability" in v}
+    return found if all(found.values()) else {}
 
 
 def _designed(search: dict[str, Any]) -> dict[str, Any]:
