@@ -46,11 +46,11 @@ def fused_pays(logits: Tensor, *others: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
+    if logits.shape[1] < LEAST_CLASSES or logits.numel() < LEAST_LOGITS:
+        return False
     given = [logits, *(t for t in others if t is not None)]
     return (
-        logits.shape[1] >= LEAST_CLASSES
-        and logits.numel() >= LEAST_LOGITS
-        and logits.device.type == "cpu"
+        logits.device.type == "cpu"
         and torch.is_grad_enabled()
         and logits.requires_grad
         and not any(t.requires_grad for t in given[1:])
