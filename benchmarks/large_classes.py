@@ -1,12 +1,13 @@
 """Many classes: what the loss and an upper step cost in time and memory.
 
     .venv/bin/python benchmarks/large_classes.py --json large_classes.json
-    .venv/bin/python benchmarks/large_classes.py --threads 2
+    OMP_WAIT_POLICY=passive .venv/bin/python benchmarks/large_classes.py --threads 2
 
 The first table: forward and backward of the training loss at frozen parameters, on logits 512 x K,
 as multiples of torch's cross_entropy on the same logits; beside it the plain form, as the upper
 level takes it. CPU time of this process, measured in turn, median of the ratios; memory is the most
-held at once above what was held before, as torch's allocator counts it. The second: steps of a
+held at once above what was held before, as torch's allocator counts it. (Without a passive policy
+two threads spend processor time waiting for each other where the machine is busy.) The second: steps of a
 linear head on 512 features, class counts falling from 1,000 to 2 as in iNaturalist's long tail;
 an upper step by each space and objective, between two line searches.
 """

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from autobalance.losses.functional import (
     LossParameters,
@@ -45,11 +46,11 @@ def fused_pays(logits: Tensor, *others: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
+    if logits.shape[1] < LEAST_CLASSES or logits.numel() < LEAST_LOGITS:
+        return False
     given = [logits, *(t for t in others if t is not None)]
     return (
-        logits.shape[1] >= LEAST_CLASSES
-        and logits.numel() >= LEAST_LOGITS
-        and logits.device.type == "cpu"
+        logits.device.type == "cpu"
         and torch.is_grad_enabled()
         and logits.requires_grad
         and not any(t.requires_grad for t in given[1:])
@@ -155,33 +156,35 @@ def _value_and_gradient(logits: Tensor, rest: _Rest) -> tuple[Tensor, Tensor]:
     soft = rest.smoothing / k * scale
 
     gradient = logits.new_empty(n, k, dtype=dtype)
-    top, at_own, largest = (logits.new_empty(n, 1, dtype=dtype) for _ in range(3))
-    below, mass = (torch.zeros_like(top) for _ in range(2))
-    size = max(1, CHUNK // k)
+    p_own, everywhere = (torch.zeros_like(hard) for _ in range(2))
+    size = max(1, CHUNK * torch.get_num_threads() // k)
     work = logits.new_empty(min(n, size), k, dtype=dtype)
     for first in range(0, n, size):
         part = slice(first, first + size)
         out, y, factor = gradient[part], own[part], hard[part]
-        z, which = work[: len(out)], None if groups is None else groups[part]
-        _adjust(logits[part], _of(additive, which), _of(delta, which), z)
-        torch.amax(z, 1, True, out=top[part])
-        torch.gather(z, 1, y, out=at_own[part])
+        which = None if groups is None else groups[part]
+        z = _adjusted(logits[part], _of(additive, which), _of(delta, which), work[: len(out)])
         torch.softmax(z, 1, out=out)
-        torch.amax(out, 1, True, out=largest[part])
+        torch.gather(out, 1, y, out=p_own[part])
         if rest.smoothing:
             w = torch.ones_like(z) if weight is None else _of(weight, which).expand_as(z)
-            below[part] = torch.linalg.vecdot(top[part] - z, w)[:, None]
-            mass[part] = w.sum(dim=1, keepdim=True)
-            out *= factor + soft[part] * mass[part]
+            mass = w.sum(dim=1, keepdim=True)
+            everywhere[part] = -(torch.log_softmax(z, 1) * w).sum(dim=1, keepdim=True)
+            out *= factor + soft[part] * mass
             out -= soft[part] * w
         else:
             out *= factor
         out.scatter_add_(1, y, -factor)
         if delta is not None:
             out *= _of(delta, which)
-    # The largest probability is 1 / sum_j exp(z_j - max z); the target's own may round to 0.
-    log_sum = -largest.log()
-    loss = (hard * (top - at_own + log_sum) + soft * (below + mass * log_sum)).squeeze(1)
+    log_p = p_own.log()
+    lost = (p_own < torch.finfo(dtype).tiny).squeeze(1)
+    if bool(lost.any()):  # the own class's probability is below what the dtype can hold
+        which = None if groups is None else groups[lost]
+        some = logits[lost].to(dtype)
+        z = _adjusted(some, _of(additive, which), _of(delta, which), torch.empty_like(some))
+        log_p[lost] = -F.cross_entropy(z, rest.target[lost], reduction="none")[:, None]
+    loss = (soft * everywhere - hard * log_p).squeeze(1)
     if not bool(rest.kept.all()):
         loss = torch.where(rest.kept, loss, 0.0)
         gradient[~rest.kept] = 0.0
@@ -192,18 +195,14 @@ def _of(parameter: Tensor | None, groups: Tensor | None) -> Any:
     return None if parameter is None else _rows(parameter, groups)
 
 
-def _adjust(logits: Tensor, additive: Tensor | None, delta: Tensor | None, out: Tensor) -> None:
-    """As `adjusted_logits`, into a tensor of the dtype wanted."""
-    if logits.dtype != out.dtype:
-        logits = logits.to(out.dtype)
+def _adjusted(logits: Tensor, additive: Tensor | None, delta: Tensor | None, out: Tensor) -> Tensor:
+    """As `adjusted_logits`, in the dtype of `out` and, where there is anything to do, its memory."""
+    logits = logits.to(out.dtype)
     if additive is not None and delta is not None:
-        torch.addcmul(additive, logits, delta, out=out)
-    elif additive is not None:
-        torch.add(logits, additive, out=out)
-    elif delta is not None:
-        torch.mul(logits, delta, out=out)
-    else:
-        out.copy_(logits)
+        return torch.addcmul(additive, logits, delta, out=out)
+    if additive is not None:
+        return torch.add(logits, additive, out=out)
+    return logits if delta is None else torch.mul(logits, delta, out=out)
 
 
 def _transformed(tensor: Tensor) -> bool:
