@@ -29,6 +29,7 @@ from autobalance.augment import (
     Augmentation,
     AugmentationPolicy,
     GaussianNoise,
+    KorniaAugmentation,
     StandardAugmentation,
     as_augmentation,
     default_policy,
@@ -259,3 +260,14 @@ def test_the_classifier_augments_tables() -> None:
 def test_what_cannot_augment_is_refused(choice: Any, inputs: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         as_augmentation(choice, inputs, [5, 4])
+
+
+def test_kornias_augmentation_serves_a_search() -> None:
+    result = quick(
+        pictures(),
+        factory=lambda: SmallCNN(3, size=(12, 12)),
+        augment=KorniaAugmentation("trivial", share=16),
+        settings=SearchSettings(every=20),
+    )
+    assert isinstance(result.augment, KorniaAugmentation)
+    assert all(np.isfinite(u.objective) for u in result.history)

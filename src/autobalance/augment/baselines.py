@@ -128,6 +128,7 @@ class KorniaAugmentation(nn.Module):
             raise InputError(f"m must lie in 1..29, RandAugment's scale; got {m}.")
         else:
             self.kornia = RandAugment(whole("n", n, least=1), m)
+        self.requires_grad_(False)  # Kornia's probabilities are parameters, which do not learn
 
     def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
         checked_inputs(inputs, (Flip(),), self.draw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -262,17 +263,25 @@ def _designed(
 def _search_and_retrain(
     task: Task, objective: Objective, settings: SearchSettings, recipe: Recipe, **options: Any
 ) -> Trained:
-    result = search(
-        task.network,
-        task.data,
-        objective=objective,
-        recipe=recipe,
-        settings=settings,
-        seed=task.seed,
-        device=task.device,
-        **options,
-    )
-    details = {"design": result.design, "choice": result.choice, "loss": result.loss.to_dict()}
+    with warnings.catch_warnings():
+        # in the details, not between the lines of a comparison
+        warnings.filterwarnings("ignore", "At the end of the search", UserWarning)
+        result = search(
+            task.network,
+            task.data,
+            objective=objective,
+            recipe=recipe,
+            settings=settings,
+            seed=task.seed,
+            device=task.device,
+            **options,
+        )
+    details = {
+        "design": result.design,
+        "choice": result.choice,
+        "collapsed": result.collapsed,
+        "loss": result.loss.to_dict(),
+    }
     if result.augment is not None:
         details["augment"] = described(result.augment)
     model = task.train(result.loss, recipe=recipe, augment=result.augment)

@@ -415,7 +415,9 @@ def _candidates(search: dict[str, Any]) -> tuple[list[Candidate], str]:
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The augmentation's table with the names of classes and groups for their indices."""
-    names = [_mapping(dict(enumerate(record.get(key) or []))) for key in ("class_names", "group_names")]
+    names = [
+        _mapping(dict(enumerate(record.get(key) or []))) for key in ("class_names", "group_names")
+    ]
     found: dict[str, Any] = {}
     for row, operations in _mapping(_mapping(search.get("augment")).get("per_class")).items():
         parts = str(row).split(" / ")
