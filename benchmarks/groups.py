@@ -45,6 +45,7 @@ from autobalance.fairness.baselines import METHODS as GROUP_LOSSES
 from autobalance.fairness.baselines import exponentiated_gradient, threshold_optimizer
 from autobalance.fairness.evaluation import Evaluated, evaluate_model
 from autobalance.fairness.hypervolume import hypervolume
+from autobalance.fairness.randomised import randomised
 from autobalance.files import write_atomically
 from autobalance.searching import search, splits_of
 from autobalance.settings import Recipe
@@ -55,6 +56,7 @@ BOUND = 0.1
 EPSILONS = (0.005, 0.02, 0.1)
 SMALLEST_CELL = 50
 NEAR, EQUAL = 0.02, 0.005  # balanced error above that of group-wise logit adjustment
+SHARES = (0.45, 0.2)
 LINES = "points.jsonl"
 
 
@@ -178,20 +180,51 @@ def _reduction(split: Split) -> Iterator[Point]:
         )  # fmt: skip
 
 
+def _swept(split: Split) -> Frontier:
+    """The split's frontier, from its file where there is one."""
+    task, kept = split.task, split.frontier
+    if kept.exists():
+        return Frontier.from_json(kept.read_text(encoding="utf-8"))
+    swept = frontier(
+        task.network, task.data, mixes=(0.0, 0.5, 0.9) if split.quick else MIXES,
+        recipe=task.recipe, settings=task.settings, seed=task.seed, device="cpu",
+    )  # fmt: skip
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(kept, swept.to_json().encode())
+    return swept
+
+
+def _randomised(split: Split) -> Iterator[Point]:
+    """Draws between the frontier's networks and some trained against a group, under two bounds.
+
+    The bounds are shares of the held-out DEO of group-wise logit adjustment.
+    """
+    task = split.task
+    common: Any = {
+        "losses": [point.loss for point in _swept(split).non_dominated()], "recipe": task.recipe,
+        "settings": task.settings, "seed": task.seed, "device": "cpu",
+    }  # fmt: skip
+    [*_, reference] = baselines(
+        task.network, task.data, recipe=replace(task.recipe, absorb=0.0), settings=task.settings,
+        seed=task.seed, device="cpu",
+    )  # fmt: skip
+    for share in SHARES:
+        if f"share {share:g}" in split.finished:
+            continue
+        try:
+            found = randomised(task.network, task.data, gap=share * reference.gap, **common)
+        except InputError:  # beyond what its networks can do
+            continue
+        yield Point(
+            "autobalance_randomised", f"share {share:g}", evaluate_model(found.network, split.test),
+            (found.held_out.balanced_error, found.held_out.deo),
+        )  # fmt: skip
+
+
 def _frontier(split: Split) -> Iterator[Point]:
     """The points that no other beats on held-out rows, each trained anew on all training rows."""
     task = split.task
-    kept = split.frontier
-    if kept.exists():
-        swept = Frontier.from_json(kept.read_text(encoding="utf-8"))
-    else:
-        swept = frontier(
-            task.network, task.data, mixes=(0.0, 0.5, 0.9) if split.quick else MIXES,
-            recipe=task.recipe, settings=task.settings, seed=task.seed, device="cpu",
-        )  # fmt: skip
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, swept.to_json().encode())
-    for point in swept.non_dominated():
+    for point in _swept(split).non_dominated():
         if f"mix {point.mix:g}" in split.finished:
             continue
         model = task.train(point.loss, recipe=task.recipe)
@@ -223,6 +256,7 @@ RUNS: dict[str, Callable[[Split], Iterator[Point]]] = {
     "threshold_optimizer": _thresholds,
     "exponentiated_gradient": _reduction,
     "autobalance": _frontier,
+    "autobalance_randomised": _randomised,
     "autobalance_bound": _searched("autobalance_bound", f"balanced_error where deo <= {BOUND}"),
     "autobalance_worst": _searched("autobalance_worst", "worst_class_and_group_error"),
 }

@@ -58,13 +58,13 @@ def test_half_the_gap_costs_little_and_holds_on_new_data() -> None:
     assert loose.names == ["start"]
     half = 0.5 * loose.held_out.deo
     found = randomised(network, train, gap=half, **common)
-    assert "against group 0" in found.names
+    assert any(name.startswith("against") and "group 0" in name for name in found.names)
     assert found.held_out.deo <= half + 0.02
     plain = evaluate_model(loose.network, test)
     ours = evaluate_model(found.network, test)
     assert ours.deo < 0.7 * plain.deo
     assert ours.balanced_error < plain.balanced_error + 0.15
-    assert found.training_runs == 3.0 + len(found.names)
+    assert found.training_runs == 5.0 + len(found.names)
 
 
 def test_the_draw_is_even_and_a_function_of_the_features() -> None:

@@ -3,8 +3,8 @@ r"""Smaller gaps between groups by drawing between networks.
 A loss moves each group along its own curve of the classes' errors. Where the curves of two groups
 lie apart, no loss closes the gap, and a network that never sees the group can only be made worse
 for the better one. So it is with every method that reaches a small gap there: fairlearn's reductions
-draw between many networks. Here a few suffice: losses of a frontier, and for each group one network
-that is trained to be wrong on it, which the features that betray the group allow. With probabilities
+draw between many networks. Here a few suffice: losses of a frontier, and networks that are trained to
+be wrong on a group, or on a class of it, which the features that betray the group allow. With probabilities
 p_m of network m the cells' errors are linear,
 
 .. math:: R_{kg}(p) = \sum_m p_m R_{kg}^{(m)},
@@ -97,7 +97,8 @@ class Randomised:
     held_out : Evaluated
         Expected errors on held-out data, of networks trained on the rest.
     names : list of str
-        Of its networks: "start", "loss i" of those given, or "against group g".
+        Of its networks: "start", "loss i" of those given, "against group g" or "against class k of
+        group g".
     training_runs : float
         Spent, on the training split and on all data.
     """
@@ -120,6 +121,9 @@ def randomised(
     device: str = "auto",
 ) -> Randomised:
     """The lowest balanced error with a DEO of at most `gap`, by drawing between networks.
+
+    For k classes, g groups and n losses given it trains at most 1 + n + g + k (g - 1) networks on the
+    training split, and then those that are drawn on all data.
 
     Parameters
     ----------
@@ -154,41 +158,69 @@ def randomised(
     if number("gap", gap) < 0:
         raise InputError(f"gap must not be negative; got {gap}.")
     train, held = splits_of(data, None, settings, seed)[0]
-    known = [_adjusted(data), *losses]
-    against = list(range(data.num_groups or 1))
 
-    def trained(which: int, on: ArrayData) -> nn.Module:
-        """The network of one candidate: those of losses first, then those against a group."""
-        if which >= len(known):
-            on = _against(on, against[which - len(known)])
-        loss = known[which] if which < len(known) else _adjusted(on)
+    def trained(candidate: _Candidate, on: ArrayData) -> nn.Module:
+        on = candidate.taught(on)
+        loss = candidate.loss or _adjusted(on)
         return retrain(model_factory, on, loss, recipe=recipe, seed=seed, device=device)
 
-    found = [evaluate_model(trained(i, train), held) for i in range(len(known) + len(against))]
-    errors, mass = np.stack([e.errors for e in found]), found[0].mass
-    shares = _program(errors, mass, gap)
+    start = _Candidate("start", _adjusted(data))
+    pool = [start, *(_Candidate(f"loss {i}", loss) for i, loss in enumerate(losses))]
+    found = [evaluate_model(trained(candidate, train), held) for candidate in pool]
+    errors = found[0].errors
+    pool += [_Candidate(f"against group {g}", None, g) for g in range(len(errors))]
+    pool += [  # only where a group is better off than another
+        _Candidate(f"against class {k} of group {g}", start.loss, int(g), int(k))
+        for g, k in np.argwhere(errors < np.nanmax(errors, axis=0))
+    ]
+    found += [evaluate_model(trained(candidate, train), held) for candidate in pool[len(found) :]]
+    tables, mass = np.stack([e.errors for e in found]), found[0].mass
+    shares = _program(tables, mass, gap)
     used = np.flatnonzero(shares >= LEAST_SHARE)
     p = shares[used] / shares[used].sum()
-    names = ["start", *(f"loss {i}" for i in range(len(losses)))]
-    names += [f"against group {g}" for g in against]
+    networks = [trained(pool[i], data) for i in used]
     return Randomised(
-        network=RandomisedNetwork([trained(int(i), data) for i in used], p.tolist(), seed),
-        held_out=Evaluated(np.tensordot(p, errors[used], axes=1), mass),
-        names=[names[i] for i in used],
+        network=RandomisedNetwork(networks, p.tolist(), seed),
+        held_out=Evaluated(np.tensordot(p, tables[used], axes=1), mass),
+        names=[pool[i].name for i in used],
         training_runs=float(len(found) + len(used)),
     )
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network to be trained: its loss, and whom it is to be wrong on.
+
+    Attributes
+    ----------
+    name : str
+        For records.
+    loss : ParametricCrossEntropy or None
+        None: group-wise logit adjustment to the labels it is taught.
+    group, class_ : int or None
+        The examples whose labels are replaced by the next class; None stands for all.
+    """
+
+    name: str
+    loss: ParametricCrossEntropy | None
+    group: int | None = None
+    class_: int | None = None
+
+    def taught(self, data: ArrayData) -> ArrayData:
+        """The data with the labels that it learns."""
+        if self.group is None:
+            return data
+        assert data.groups is not None
+        chosen = data.groups == self.group
+        if self.class_ is not None:
+            chosen &= data.target == self.class_
+        following = (data.target + 1) % data.num_classes
+        return replace(data, target=torch.where(chosen, following, data.target))
 
 
 def _adjusted(data: ArrayData) -> ParametricCrossEntropy:
     """Group-wise logit adjustment."""
     return TunableCrossEntropy(GroupSpace(data.counts())).frozen()
-
-
-def _against(data: ArrayData, group: int) -> ArrayData:
-    """The data with each label of one group replaced by the next class."""
-    assert data.groups is not None
-    following = (data.target + 1) % data.num_classes
-    return replace(data, target=torch.where(data.groups == group, following, data.target))
 
 
 def _program(errors: np.ndarray, mass: np.ndarray, gap: float) -> np.ndarray:
