@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from torch import nn
 
 from autobalance.cli import main
-from autobalance.comparison.cells import cells_of, objective_of
+from autobalance.comparison.cells import cells_of, objective_of, run_cell
 from autobalance.comparison.configuration import Configuration, read_configuration, resolved
 from autobalance.comparison.dataset_definitions import LAYOUTS
 from autobalance.comparison.methods import METHODS, augmentation_of
 from autobalance.networks import imported
-from tiny_sets import tiny_cifar
+from tiny_sets import picture, tiny_cifar
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = ["cifar100_lt", "cifar10_lt", "imagenet_lt", "inaturalist18", "modern_frozen", "waterbirds"]
@@ -111,3 +117,49 @@ def test_a_folder_without_cifar(tmp_path: Path, capsys: pytest.CaptureFixture[st
     command = ["run", path, "--subset", "quick", "--data", str(tmp_path)]
     assert main([*command, "--out", str(tmp_path / "out")]) == 1
     assert "must hold cifar-10-batches-bin" in capsys.readouterr().err
+
+
+# Those for photographs, with a network that takes torchvision's place ------------------------
+
+
+class Small(nn.Sequential):
+    """Called as torchvision's resnet50; with weights it has the classes of ImageNet."""
+
+    def __init__(self, *, weights: str | None = None, **settings: Any) -> None:
+        num_classes = settings.pop("num_classes", 1000)
+        assert not settings
+        assert weights is None or num_classes == 1000
+        pool = nn.AdaptiveAvgPool2d(1)
+        super().__init__(pool, nn.Flatten(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, num_classes))
+
+
+@pytest.fixture
+def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, models = ModuleType("torchvision"), ModuleType("torchvision.models")
+    models.__dict__["resnet50"] = Small
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+
+
+def tiny_waterbirds(folder: Path) -> None:
+    rows = pd.DataFrame({"img_filename": [f"b/{i:03d}.png" for i in range(120)]})
+    rows = rows.assign(y=rows.index % 2, place=rows.index // 2 % 2, split=rows.index // 40)
+    for i, name in enumerate(rows["img_filename"]):
+        picture(folder / "waterbird_complete95_forest2water2" / name, 2 * i)
+    rows.to_csv(folder / "waterbird_complete95_forest2water2" / "metadata.csv", index=False)
+
+
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("name", ["waterbirds", "modern_frozen"])
+def test_configurations_with_groups_run(tmp_path: Path, name: str) -> None:
+    """On tiny images, in a few steps."""
+    tiny_waterbirds(tmp_path)
+    whole = read_configuration(FOLDER / f"{name}.yaml")
+    first = replace(resolved(whole.datasets[0]), image_size=32)
+    recipe = replace(whole.recipe, epochs=1, min_steps=20)
+    few = replace(whole, datasets=(first,), recipe=recipe, seeds=(0,))
+    for cell in cells_of(few, str(tmp_path), "cpu"):
+        record = run_cell(cell)
+        assert record["status"] == "finished", record.get("reason")
+        assert record["sizes"] == {"train": 40, "test": 40}
+        assert set(record["objectives"]) == set(whole.objectives)
