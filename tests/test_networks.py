@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from autobalance.checks import InputError
 from autobalance.demo import network
 from autobalance.networks import (
+    FromBytes,
     Normalize,
     ResNet32,
     SmallCNN,
     TableNetwork,
     by_path,
+    with_new_head,
     without_head,
 )
 
@@ -154,6 +157,33 @@ def test_without_its_head_a_network_gives_what_the_head_took() -> None:
     assert torch.equal(without_head(nn.Linear(3, 2))(x), x)
     with pytest.raises(InputError, match=r"has no torch.nn.Linear"):
         without_head(nn.Flatten())
+
+
+def test_a_new_head_is_for_other_classes_and_leaves_the_rest() -> None:
+    model = ResNet32(10).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    changed = with_new_head(model, 3)
+    assert changed is model
+    assert changed(torch.randn(2, 3, 8, 8)).shape == (2, 3)
+    after = changed.state_dict()
+    assert list(after) == list(before)
+    different = [n for n in before if not torch.equal(before[n], after[n])]
+    assert different == list(before)[-2:]
+    assert with_new_head(nn.Sequential(nn.Linear(4, 5, bias=False)), 2)[0].bias is None  # pyright: ignore[reportIndexIssue]
+    alone = with_new_head(nn.Linear(4, 5), 2)
+    assert (alone.in_features, alone.out_features) == (4, 2)
+    with pytest.raises(InputError, match=r"has no torch.nn.Linear"):
+        with_new_head(nn.Flatten(), 2)
+
+
+def test_bytes_become_images_in_0_to_1() -> None:
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    found = FromBytes()(images)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(
+        found.numpy(), images.numpy().astype(np.float32) / np.float32(255.0)
+    )
+    assert FromBytes()(found) is found
 
 
 class Backbone(nn.Sequential):

@@ -215,7 +215,7 @@ def by_path(path: str, *arguments: Any, **settings: Any) -> nn.Module:
         such name, does not take the arguments, cannot get weights that are asked for, or what it
         builds is no network.
     """
-    build = _imported(path)
+    build = imported(path)
     try:
         inspect.signature(build).bind(*arguments, **settings)
     except TypeError as error:
@@ -231,6 +231,35 @@ def by_path(path: str, *arguments: Any, **settings: Any) -> nn.Module:
         ) from None
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} built no torch.nn.Module, but {type(network).__name__}.")
+    return network
+
+
+class FromBytes(nn.Module):
+    """Images of bytes (uint8) as float32 in [0, 1]; others as they are.
+
+    Put it before a network to keep images in a quarter of the memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() / 255.0 if x.dtype == torch.uint8 else x
+
+
+def with_new_head(network: nn.Module, num_classes: int) -> nn.Module:
+    """The network with its last `torch.nn.Linear` drawn anew, for k other classes.
+
+    For fine-tuning: build the network as it was pretrained, with its weights. It is changed in
+    place, unless it is that layer alone.
+
+    Raises
+    ------
+    InputError
+        If it has no `torch.nn.Linear`.
+    """
+    name, old = last_linear(network)
+    head = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    if not name:
+        return head
+    network.set_submodule(name, head)
     return network
 
 
@@ -250,7 +279,14 @@ def without_head(network: nn.Module) -> nn.Module:
     return network
 
 
-def _imported(path: str) -> Any:
+def imported(path: str) -> Any:
+    """What builds a network, by its import path as for `by_path`.
+
+    Raises
+    ------
+    InputError
+        If the module does not import, or has nothing to call by that name.
+    """
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not name:
         raise InputError(

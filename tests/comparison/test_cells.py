@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import GROUPED, RECIPE, SEARCH, TOY, cell, told, write_toy
+from toys import GROUPED, IMAGES, RECIPE, SEARCH, TOY, cell, told, write_images, write_toy
 
+from autobalance.augment import StandardAugmentation
 from autobalance.checks import InputError
 from autobalance.comparison.cells import Cell, cells_of, objective_of, run_cell
 from autobalance.comparison.configuration import Configuration, read_configuration
@@ -27,7 +28,9 @@ from autobalance.training import predict_logits
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data")).parent
+    folder = write_toy(tmp_path_factory.mktemp("data")).parent
+    write_images(folder)
+    return folder
 
 
 # Identity -------------------------------------------------------------------------------------
@@ -39,6 +42,10 @@ ALWAYS: list[dict[str, Any]] = [
     {"dataset": replace(TOY, test_fraction=0.4)},
     {"dataset": replace(TOY, recipe={"lr": 0.5})},
     {"objectives": ("balanced_error", "worst_class_error")},
+    {"dataset": replace(TOY, layout="cifar10_lt", options={"imbalance": 10})},
+    {"dataset": replace(TOY, network="cnn", as_bytes=True)},
+    {"dataset": replace(TOY, backbone={"path": "a.b"})},
+    {"augment": {"name": "standard"}},
 ]
 NEVER: list[dict[str, Any]] = [
     {"data": "elsewhere"},
@@ -149,12 +156,16 @@ def test_files_of_ones_own_are_looked_for_beside_the_yaml(folder: Path, tmp_path
 # Running --------------------------------------------------------------------------------------
 
 
+FOR_IMAGES = ("autobalance_standard", "autobalance_trivial")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(folder: Path, method: str) -> None:
     """The published search does its first upper step 20 lower ones after 0.4 of all."""
+    dataset = IMAGES if method in FOR_IMAGES else TOY
     recipe = replace(RECIPE, min_steps=40) if "published" in method else RECIPE
     aim = "balanced_error" if METHODS[method].uses_objective else None
-    record = run_cell(cell(folder, method=method, objective=aim, recipe=recipe))
+    record = run_cell(cell(folder, dataset=dataset, method=method, objective=aim, recipe=recipe))
     assert record["status"] == "finished", record.get("reason")
     assert (record["title"], record["kind"]) == (METHODS[method].title, METHODS[method].kind)
     assert 0.0 <= record["objectives"]["balanced_error"] <= 1.0
@@ -291,3 +302,76 @@ def test_cells_can_be_sent_elsewhere() -> None:
     twin: Cell = pickle.loads(pickle.dumps(one))
     assert twin == one
     assert twin.identity() == one.identity()
+
+
+# Augmentation and bytes -----------------------------------------------------------------------
+
+NOT_AUGMENTED = {"cross_entropy_head", "logit_adjustment_head", "autobalance_head"}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "cross_entropy",
+        "ldam_drw",
+        "head_retraining",
+        "vs_tuned",
+        "autobalance_short",
+        "autobalance",
+    ],
+)
+def test_methods_of_every_kind_train_under_the_comparisons_augmentation(
+    folder: Path, method: str
+) -> None:
+    aim = "balanced_error" if METHODS[method].uses_objective else None
+    one = cell(folder, dataset=IMAGES, method=method, objective=aim)
+    seen: list[str] = []
+
+    def told_of(self: nn.Module, inputs: Any, target: Any, groups: Any = None) -> Any:
+        seen.append(str(self))
+        return inputs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StandardAugmentation, "forward", told_of)
+        record = run_cell(replace(one, augment={"name": "standard", "padding": 1, "flip": False}))
+    assert record["status"] == "finished", record.get("reason")
+    assert len(seen) >= RECIPE.min_steps
+    assert set(seen) == {"StandardAugmentation(padding=1, flip=False)"}
+
+
+@pytest.mark.parametrize("method", sorted(NOT_AUGMENTED))
+def test_exact_heads_refuse_augmentation(folder: Path, method: str) -> None:
+    aim = "balanced_error" if METHODS[method].uses_objective else None
+    one = cell(folder, method=method, objective=aim, augment={"name": "standard"})
+    assert "Exact heads see each feature once" in run_cell(one)["reason"]
+
+
+@pytest.mark.parametrize("augment", [None, {"name": "standard"}])
+def test_images_kept_as_bytes_give_the_same_result(folder: Path, augment: Any) -> None:
+    definition = replace(IMAGES, as_bytes=True)
+    kept = load_problem(definition, 0, folder)
+    assert kept.train.inputs.dtype == torch.uint8
+    for method in ("ldam_drw", "autobalance"):
+        aim = "balanced_error" if METHODS[method].uses_objective else None
+        found = [
+            run_cell(cell(folder, dataset=d, method=method, objective=aim, augment=augment))
+            for d in (IMAGES, definition)
+        ]
+        assert found[1]["status"] == "finished", found[1].get("reason")
+        assert found[0]["report"] == found[1]["report"]
+        assert found[0]["training_error"] == found[1]["training_error"]
+
+
+def test_what_augmentation_cannot_take(folder: Path) -> None:
+    assert "are for images" in run_cell(cell(folder, augment={"name": "standard"}))["reason"]
+    learned = cell(
+        folder,
+        dataset=replace(IMAGES, as_bytes=True),
+        method="autobalance_shared",
+        objective="balanced_error",
+    )
+    assert "floating-point dtype; got torch.uint8" in run_cell(learned)["reason"]
+    bad = cell(folder, dataset=IMAGES, augment={"name": "random", "m": 40})
+    assert "m must lie in 1..29" in run_cell(bad)["reason"]
+    table = cell(folder, dataset=replace(TOY, as_bytes=True, network="cnn"))
+    assert "toy: as_bytes is for images of bytes" in run_cell(table)["reason"]

@@ -46,6 +46,7 @@ def test_everything(tmp_path: Path) -> None:
         "objectives": ["balanced_error", "worst_group_error"],
         "recipe": {"epochs": 3, "optimizer": "sgd"},
         "search": {"every": 2, "training_batches": 4},
+        "augment": {"name": "standard", "padding": 2},
         "tuning_runs": 5,
         "subsets": {"small": {"datasets": [OWN], "seeds": 1, "recipe": {"epochs": 1}}},
     }
@@ -56,6 +57,9 @@ def test_everything(tmp_path: Path) -> None:
     assert found.objectives == ("balanced_error", "worst_group_error")
     assert found.recipe == Recipe(epochs=3, optimizer="sgd")
     assert found.search == SearchSettings(every=2, training_batches=4)
+    assert found.augment == {"name": "standard", "padding": 2}
+    named = read_configuration(written(tmp_path, {**content, "augment": "trivial"}))
+    assert named.augment == {"name": "trivial"}
     small = found.subset("small")
     assert small.datasets == (toy,)
     assert small.seeds == (0,)
@@ -111,6 +115,13 @@ def with_(**changes: Any) -> dict[str, Any]:
         (with_(seeds=["0"]), "each of seeds must be a whole number; got '0'"),
         (with_(tuning_runs=1), "tuning_runs must be at least 2; got 1"),
         (with_(tuning_runs="8"), "tuning_runs must be a whole number; got '8'"),
+        (with_(augment="crops"), "augment must be one of random, standard, trivial; got 'crops'"),
+        (with_(augment={"padding": 4}), "augment must be a name, or a mapping with name"),
+        (with_(augment=["standard"]), "augment must be a name, or a mapping with name"),
+        (
+            with_(augment={"name": "standard", "n": 2}),
+            "augment: unknown option 'n' of standard. Known are: padding, flip",
+        ),
         (with_(recipe={"epoch": 3}), "recipe: unknown key 'epoch'. Known are: epochs"),
         (with_(recipe={"epochs": "3"}), "epochs must be a number; got '3'"),
         (with_(recipe=3), "recipe must map settings to values; got 3"),

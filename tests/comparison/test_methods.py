@@ -17,9 +17,12 @@ from autobalance.comparison.methods import (
     PriorCorrection,
     Task,
     Trained,
+    augmentation_of,
     published_space,
 )
+from autobalance.data.batches import ArrayData
 from autobalance.data.splits import stratified_folds
+from autobalance.heads import retrain_head, search_head
 from autobalance.hypergrad import Neumann
 from autobalance.losses import (
     FocalLoss,
@@ -282,7 +285,9 @@ def test_the_published_space_has_clusters_where_classes_are_many(classes: int, s
 def test_flags_tell_what_the_result_depends_on(method: str) -> None:
     """Where a method says that it takes neither objective nor settings, they change nothing."""
     kind = METHODS[method]
-    few = {"recipe": replace(RECIPE, min_steps=6), "tuning_runs": 2}
+    few: dict[str, Any] = {"recipe": replace(RECIPE, min_steps=6), "tuning_runs": 2}
+    if method in ("autobalance_standard", "autobalance_trivial"):  # for images
+        few |= {"data": as_images(DATA), "network": on_images}
     plain = run(method, **few)
     changes: list[dict[str, Any]] = []
     if not kind.uses_objective:
@@ -294,7 +299,52 @@ def test_flags_tell_what_the_result_depends_on(method: str) -> None:
         assert torch.equal(flat(again.model), flat(plain.model)), change
 
 
+def as_images(data: ArrayData) -> ArrayData:
+    """The two features as the brightness of the halves of an image."""
+    halves = data.inputs.sigmoid().repeat_interleave(32, dim=1)
+    return replace(data, inputs=halves.reshape(-1, 1, 8, 8))
+
+
+def on_images() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
 def test_titles_tell_methods_apart() -> None:
     titles = [m.title for m in METHODS.values()]
     assert len(set(titles)) == len(titles)
     assert {m.kind for m in METHODS.values()} == {"published", "tuned", "ours"}
+
+
+def test_exact_heads_are_those_of_the_library() -> None:
+    loss = ParametricCrossEntropy.logit_adjusted(COUNTS)
+    expected = retrain_head(DATA, loss, device="cpu")
+    found = run("logit_adjustment_head").model
+    torch.testing.assert_close(found(DATA.inputs), expected(DATA.inputs))
+    result = search_head(DATA, objective=BalancedError(), seed=2, device="cpu")
+    designed = run("autobalance_head")
+    assert designed.details["loss"] == result.loss.to_dict()
+    assert designed.training_runs == 1.0 + result.training_runs
+    model = retrain_head(DATA, result.loss, device="cpu")
+    torch.testing.assert_close(designed.model(DATA.inputs), model(DATA.inputs))
+
+
+@pytest.mark.parametrize(
+    ("record", "shown"),
+    [
+        ({"name": "standard", "padding": 2}, "StandardAugmentation(padding=2, flip=True)"),
+        ({"name": "random", "n": 1, "m": 5}, "KorniaAugmentation"),
+    ],
+)
+def test_augmentations_by_their_record(record: dict[str, Any], shown: str) -> None:
+    augment = augmentation_of(record)
+    assert str(augment).startswith(shown)
+    assert augmentation_of(None) is None
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    wrapped = augmentation_of(record, as_bytes=True)
+    target = torch.zeros(4, dtype=torch.int64)
+    assert augment is not None
+    assert wrapped is not None
+    with seeded(0):
+        expected = augment(images / 255.0, target)
+    with seeded(0):
+        assert torch.equal(wrapped(images, target), expected)

@@ -14,6 +14,7 @@ from autobalance.settings import Recipe, SearchSettings
 
 TOY = DatasetDefinition(name="toy", path="toy.csv", target="kind", drop=("site",))
 GROUPED = DatasetDefinition(name="grouped", path="toy.csv", target="kind", groups=("site",))
+IMAGES = DatasetDefinition(name="images", path="toy.npz", target="kind", network="cnn")
 RECIPE = Recipe(epochs=1, min_steps=20, batch_size=16, lr=0.01)
 SEARCH = SearchSettings(every=6, validation_batch_size=16)
 
@@ -28,6 +29,16 @@ def write_toy(folder: Path, seed: int = 0) -> Path:
     site = np.where(np.arange(60) % 2 == 0, "north", "south")
     path = folder / "toy.csv"
     pd.DataFrame({"x": x[:, 0], "z": x[:, 1], "site": site, "kind": kind}).to_csv(path, index=False)
+    return path
+
+
+def write_images(folder: Path, seed: int = 0) -> Path:
+    """36, 16 and 8 images of 8 x 8 bytes, brighter from class to class."""
+    generator = np.random.default_rng(seed)
+    kind = np.repeat([0, 1, 2], [36, 16, 8])
+    images = generator.integers(0, 90, (60, 8, 8)) + 60 * kind[:, None, None]
+    path = folder / "toy.npz"
+    np.savez(path, X=images.astype(np.uint8), kind=kind)
     return path
 
 

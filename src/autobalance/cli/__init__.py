@@ -38,6 +38,7 @@ _COMMANDS = {
     "predict": run_predict,
     "evaluate": run_evaluate,
     "compare": run_compare,
+    "run": run_compare,
 }
 
 

@@ -1,4 +1,4 @@
-"""`autobalance compare`."""
+"""`autobalance compare`, also called `autobalance run`."""
 
 from __future__ import annotations
 

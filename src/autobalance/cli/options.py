@@ -196,6 +196,12 @@ def command_parser() -> ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
     commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
 
+    commands.add_subcommand("compare", _comparison(), help="losses on datasets, over several seeds")
+    commands.add_subcommand("run", _comparison(), help="another name of compare")
+    return parser
+
+
+def _comparison() -> _Parser:
     compare = _Parser(description="Compare losses on datasets, over several seeds.")
     compare.add_argument(
         "config", type=str, help="YAML file that says what: datasets, methods, seeds"
@@ -220,8 +226,7 @@ def command_parser() -> ArgumentParser:
     )
     compare.add_argument("--summary", action="store_true", help="run nothing, show what there is")
     compare.add_argument("--json", type=str | None, default=None, help="file for the summary")
-    commands.add_subcommand("compare", compare, help="losses on datasets, over several seeds")
-    return parser
+    return compare
 
 
 def _add_missing_groups(parser: _Parser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -18,17 +18,19 @@ from autobalance.checks import InputError
 from autobalance.comparison.configuration import Configuration, resolved
 from autobalance.comparison.dataset_definitions import DatasetDefinition
 from autobalance.comparison.datasets import Problem, load_problem
-from autobalance.comparison.methods import METHODS, Method, Task
+from autobalance.comparison.methods import METHODS, Method, Task, augmentation_of
 from autobalance.comparison.store import Key
 from autobalance.files import to_json
 from autobalance.metrics import classification_report
 from autobalance.objectives import Objective, WeightedError, as_objective
 from autobalance.results import used_versions
 from autobalance.settings import Recipe, SearchSettings
-from autobalance.training import predict_logits
+from autobalance.training import make_fabric, predict_logits
 
 # Of a definition, what does not change a result.
 _TELLS_NOTHING = ("family", "half", "source")
+# What earlier releases did not have counts only where it is used, so that their results stay.
+_LATER = {"options": {}, "as_bytes": False, "backbone": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class Cell:
     tuning_runs: int
     data: str | None
     device: str
+    augment: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> Key:
@@ -61,9 +64,14 @@ class Cell:
             definition = asdict(resolved(self.dataset))
             for key in _TELLS_NOTHING:
                 definition.pop(key)
+            for key, default in _LATER.items():
+                if definition[key] == default:
+                    definition.pop(key)
             parts["dataset"] = definition
         except InputError:
             parts["dataset"] = self.key[0]
+        if self.augment is not None:
+            parts["augment"] = dict(self.augment)
         parts["recipe"] = asdict(self.recipe)
         parts["objectives"] = sorted(self.objectives)
         method = METHODS.get(self.method)
@@ -115,6 +123,7 @@ def cells_of(configuration: Configuration, data: str | None, device: str) -> lis
                         tuning_runs=configuration.tuning_runs,
                         data=folder,
                         device=device,
+                        augment=configuration.augment,
                     )
                     for aim in aims
                 ]
@@ -173,14 +182,16 @@ def _trained_and_evaluated(
         seed=cell.seed,
         device=cell.device,
         tuning_runs=cell.tuning_runs,
+        augment=augmentation_of(cell.augment, as_bytes=definition.as_bytes),
     )
     wall, cpu = time.perf_counter(), time.process_time()
     trained = method.run(task)
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    wrong = predict_logits(trained.model, problem.train.inputs).argmax(dim=1)
+    model = trained.model.to(make_fabric(cell.device).device)
+    wrong = predict_logits(model, problem.train.inputs).argmax(dim=1)
     return {
         "status": "finished",
-        **_evaluated(trained.model, problem, goals),
+        **_evaluated(model, problem, goals),
         "training_error": float((wrong != problem.train.target).double().mean()),
         "training_runs": trained.training_runs,
         "seconds": seconds,

@@ -27,6 +27,12 @@ DEFAULT_METHODS = (
     "autobalance",
 )
 _LISTS = ("datasets", "methods", "seeds", "objectives")
+AUGMENTATIONS = {
+    "standard": ("padding", "flip"),
+    "trivial": ("share",),
+    "random": ("n", "m", "share"),
+}
+"""What `augment` may name, and the options of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,11 @@ class Configuration:
         How every network is trained, but for what a dataset's own definition changes.
     search : SearchSettings
         For the methods that search; its `validation_fraction` for those that tune, too.
+    augment : mapping, optional
+        How all methods augment images in training, but for those that name an augmentation of
+        their own: ``{"name": "standard", "padding": 4, "flip": True}`` for random crops and flips,
+        "trivial" (`share`) and "random" (`n`, `m`, `share`) for TrivialAugment and RandAugment; see
+        `autobalance.augment`. In YAML the name alone will do.
     tuning_runs : int
         Training runs that a tuned method spends before it retrains.
     subsets : mapping
@@ -67,6 +78,7 @@ class Configuration:
     objectives: tuple[str, ...] = ("balanced_error",)
     recipe: Recipe = field(default_factory=Recipe)
     search: SearchSettings = field(default_factory=SearchSettings)
+    augment: Mapping[str, Any] | None = None
     tuning_runs: int = 8
     subsets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     folder: str | None = None
@@ -87,6 +99,8 @@ class Configuration:
             if twice:
                 raise InputError(f"{key} names {twice[0]} twice. Name each once.")
         whole("tuning_runs", self.tuning_runs, least=2)
+        if self.augment is not None:
+            _check_augment(self.augment)
 
     def subset(self, name: str) -> Configuration:
         """The comparison with the settings of a subset in place of its own."""
@@ -154,6 +168,8 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
             value = _record(Recipe, value, f"{where}: recipe")
         elif key == "search":
             value = _record(SearchSettings, value, f"{where}: search")
+        elif key == "augment" and isinstance(value, str):
+            value = {"name": value}
         elif key == "seeds" and isinstance(value, int):
             value = tuple(range(whole("seeds", value, least=1)))
         elif key in _LISTS:
@@ -162,6 +178,19 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
             value = tuple(_dataset(v, where) for v in value) if key == "datasets" else tuple(value)
         values[key] = value
     return values
+
+
+def _check_augment(value: Any) -> None:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise InputError(
+            f"augment must be a name, or a mapping with name and options; got {value!r}."
+        )
+    known = AUGMENTATIONS[one_of("augment", value["name"], AUGMENTATIONS)]
+    for key in value:
+        if key not in ("name", *known):
+            raise InputError(
+                f"augment: unknown option {key!r} of {value['name']}. Known are: {', '.join(known)}."
+            )
 
 
 def _record(kind: type, value: Any, where: str) -> Any:

@@ -15,8 +15,24 @@ from autobalance.checks import InputError, fraction, one_of, positive, whole
 from autobalance.settings import Recipe
 
 PACKAGED = "datasets.yaml"
-NETWORKS = ("table", "linear", "cnn")
-LAYOUTS = ("fashion", "fashion-textures", "waterbirds", "celeba")
+NETWORKS = ("table", "linear", "cnn", "resnet32")
+_CIFAR, _LONG_TAIL = ("download",), ("download", "imbalance", "profile", "seed")
+LAYOUTS = {
+    "fashion": (),
+    "fashion-textures": (),
+    "waterbirds": (),
+    "celeba": (),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "cifar10_lt": _LONG_TAIL,
+    "cifar100_lt": _LONG_TAIL,
+    "imagenet_lt": ("allowed_missing", "lists"),
+    "inaturalist_2018": ("allowed_missing", "download"),
+    "class_folders": ("square",),
+    "image_table": ("allowed_missing", "folder", "path", "square"),
+    "embeddings": ("inputs",),
+}
+"""Layouts of what `path` names, and the options of their readers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +45,23 @@ class DatasetDefinition:
         What results call it.
     path : str
         Relative to the data folder, or absolute. By its suffix a table (.csv, .tsv, also .gz or
-        .xz; .parquet), arrays (.npz), or else a folder as `layout` says, with a test set.
+        .xz; .parquet), arrays (.npz), or else what `layout` says.
     layout : str
-        What a folder is: "fashion" has Fashion-MNIST's four IDX files (target "label");
-        "fashion-textures" the same, for the images of `autobalance.data.textures` (target
-        "object", group "background"); "waterbirds" (target "bird", group "place") and "celeba"
-        (target "hair", group "sex") the photographs of `autobalance.data.waterbirds` and
-        `.celeba`, without their validation part.
+        How to read a folder, or some files. With a test set of their own: "fashion" has
+        Fashion-MNIST's four IDX files (target "label"); "fashion-textures" the same, for the images
+        of `autobalance.data.textures` (target "object", group "background"); "waterbirds" (target
+        "bird", group "place") and "celeba" (target "hair", group "sex") the photographs of
+        `autobalance.data.waterbirds` and `.celeba`; "cifar10", "cifar100", "cifar10_lt",
+        "cifar100_lt", "imagenet_lt" and "inaturalist_2018" (target "class") what the readers of
+        `autobalance.data` of these names read. Validation parts are left out, but iNaturalist's is
+        the test set. Without one: "class_folders" (target "class"), "image_table", a file whose
+        columns are named by `target` and `groups`, and "embeddings", a file likewise, for the
+        readers `class_folders`, `image_table` and `read_embeddings`.
+    options : mapping
+        Of that reader, such as ``{imbalance: 100}`` for "cifar10_lt", whose draw does not depend on
+        the comparison's seed; see `LAYOUTS`. A path among them leads from the data folder.
     image_size : int
-        Height and width that photographs are scaled to.
+        Height and width that photographs are scaled to. CIFAR's stay 32 x 32.
     limit : int, optional
         At most so many photographs are decoded for training, and as many for testing, whatever the
         seed: for memory.
@@ -76,10 +100,21 @@ class DatasetDefinition:
         that column; with `groups`, of each class within each group.
     train_size, test_size : int, optional
         At most so many rows, drawn in proportion to the classes (and groups), at least one each.
-    network : str
-        "table" (two hidden layers of 256) or "linear" on flat inputs, "cnn" on images, or
-        "import.path:callable", which is passed `num_features`, `num_classes`, `channels` and
-        `size` as far as it has parameters of these names.
+    as_bytes : bool
+        Whether images stay bytes in memory, a quarter of the room; the network then scales each
+        batch to [0, 1]. Augmentation cannot be learned on them.
+    backbone : mapping, optional
+        A frozen network whose features of the images are the inputs, computed once for all cells
+        that one process runs: ``{path: torchvision.models.resnet50, weights: IMAGENET1K_V2,
+        normalize: true}``, with the keys of `network`. Its last linear layer is left out.
+    network : str or mapping
+        "table" (two hidden layers of 256) or "linear" on flat inputs, "cnn" or "resnet32" on images,
+        or an import path as for `autobalance.networks.by_path`. What is there is passed
+        `num_features`, `num_classes`, `channels` and `size` as far as it has parameters of these
+        names. In a mapping, ``{path: torchvision.models.resnet50, weights: null}``, the other keys
+        are arguments of its own, but for `normalize`, true or ``{mean: [...], std: [...]}``, which
+        puts `autobalance.networks.Normalize` first, and `new_head`, true for a pretrained network,
+        which is built with the classes that it has and gets a last linear layer for these.
     recipe : mapping
         What differs from the comparison's `Recipe`.
     family : str
@@ -99,6 +134,7 @@ class DatasetDefinition:
     path: str
     target: str
     layout: str = "fashion"
+    options: Mapping[str, Any] = field(default_factory=dict)
     image_size: int = 64
     limit: int | None = None
     test_path: str | None = None
@@ -116,7 +152,9 @@ class DatasetDefinition:
     test_fraction: float = 0.5
     train_size: int | None = None
     test_size: int | None = None
-    network: str = "table"
+    as_bytes: bool = False
+    backbone: Mapping[str, Any] | None = None
+    network: str | Mapping[str, Any] = "table"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     family: str = ""
     half: Literal["develop", "confirm"] | None = None
@@ -126,7 +164,7 @@ class DatasetDefinition:
         for key in ("name", "path", "target"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key):
                 raise InputError(f"{key} must be a text; got {getattr(self, key)!r}.")
-        for key in ("network", "inputs", "family", "source"):
+        for key in ("inputs", "family", "source"):
             if not isinstance(getattr(self, key), str):
                 raise InputError(f"{self._key(key)} must be a text; got {getattr(self, key)!r}.")
         for key in ("test_path", "split_by", "text", "class_names"):
@@ -143,14 +181,13 @@ class DatasetDefinition:
         whole(self._key("merge_below"), self.merge_below, least=0)
         whole(self._key("vocabulary"), self.vocabulary, least=1)
         whole(self._key("image_size"), self.image_size, least=1)
-        one_of(self._key("layout"), self.layout, LAYOUTS)
+        self._check_layout()
         for key in ("train_size", "test_size", "limit"):
             if getattr(self, key) is not None:
                 whole(self._key(key), getattr(self, key), least=1)
         if self.half is not None:
             one_of(self._key("half"), self.half, ("develop", "confirm"))
-        if ":" not in self.network:
-            one_of(f"{self._key('network')} (unless import.path:callable)", self.network, NETWORKS)
+        self._check_networks()
         self._check_long_tail()
         if not isinstance(self.recipe, Mapping):
             raise InputError(f"{self._key('recipe')} must map settings of Recipe to values.")
@@ -163,6 +200,56 @@ class DatasetDefinition:
 
     def _key(self, key: str) -> str:
         return f"{self.name}: {key}"
+
+    def _check_layout(self) -> None:
+        one_of(self._key("layout"), self.layout, LAYOUTS)
+        if not isinstance(self.options, Mapping):
+            raise InputError(
+                f"{self._key('options')} must map options of the layout {self.layout} to values; "
+                f"got {self.options!r}."
+            )
+        known = LAYOUTS[self.layout]
+        if self.options and not known:
+            raise InputError(f"{self._key('options')}: the layout {self.layout} has none.")
+        _known_keys(self.options, known, self._key("options"))
+        if not isinstance(self.as_bytes, bool):
+            raise InputError(
+                f"{self._key('as_bytes')} must be true or false; got {self.as_bytes!r}."
+            )
+
+    def _check_networks(self) -> None:
+        if isinstance(self.network, str):
+            if not set(":.") & set(self.network):
+                one_of(f"{self._key('network')} (or an import path)", self.network, NETWORKS)
+        else:
+            self._check_built("network", self.network)
+        if self.backbone is not None:
+            self._check_built("backbone", self.backbone)
+        if self.as_bytes and (self.backbone is not None or self.network in ("table", "linear")):
+            raise InputError(
+                f"{self._key('as_bytes')} is for networks on images; leave it out for table, linear "
+                "and a backbone's features."
+            )
+
+    def _check_built(self, key: str, value: Any) -> None:
+        """A network as a mapping; what it builds is checked when it is built."""
+        path = value.get("path") if isinstance(value, Mapping) else None
+        if not isinstance(path, str):
+            name = "a text, or " if key == "network" else ""
+            raise InputError(
+                f"{self._key(key)} must be {name}a mapping with path, an import path, and the "
+                f"arguments of what it names; got {value!r}."
+            )
+        normalize, new_head = value.get("normalize", False), value.get("new_head", False)
+        if not isinstance(normalize, bool) and not (
+            isinstance(normalize, Mapping) and set(normalize) == {"mean", "std"}
+        ):
+            raise InputError(
+                f"{self._key(key)}: normalize must be true, false or {{mean: [...], std: [...]}}; "
+                f"got {normalize!r}."
+            )
+        if not isinstance(new_head, bool):
+            raise InputError(f"{self._key(key)}: new_head must be true or false; got {new_head!r}.")
 
     def _check_long_tail(self) -> None:
         if self.long_tail is None:

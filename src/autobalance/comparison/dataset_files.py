@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,46 +13,60 @@ import numpy as np
 
 from autobalance.checks import InputError
 from autobalance.comparison.dataset_definitions import DatasetDefinition
+from autobalance.comparison.dataset_readers import FILES, READERS, Request, Rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["Rows", "read_rows"]
+
 DATA_FOLDER = "Name the data folder by --data DIR or the environment variable AUTOBALANCE_DATA"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """All rows of a dataset, the given test set's last, `given` of them."""
-
-    table: pd.DataFrame
-    inputs: np.ndarray | None = None
-    given: int = 0
-    names: np.ndarray | None = None
 
 
 def read_rows(definition: DatasetDefinition, data: str | Path | None) -> Rows:
     paths = []
     for name in filter(None, (definition.path, definition.test_path)):
-        path = Path(name).expanduser()
-        if data is None and not path.is_absolute():
-            raise InputError(f"{definition.name} needs {name}. {DATA_FOLDER}.")
-        path = Path(data or "") / path
-        if not path.exists():
-            origin = f"It comes from: {definition.source}. " if definition.source else ""
-            raise InputError(
-                f"{definition.name} needs {path}, which is not there. {origin}{DATA_FOLDER}; the file's "
-                f"place in it is {name}."
-            )
+        path = _found(definition, name, data)
         paths.append((path, path.stat().st_mtime_ns, path.stat().st_size))
+    options = {
+        key: str(_found(definition, value, data)) if key in ("lists", "folder") else value
+        for key, value in definition.options.items()
+    }
     form = Form(
         columns=definition.columns,
         inputs=definition.inputs,
         class_names=definition.class_names,
         layout=definition.layout,
-        image_size=definition.image_size,
-        limit=definition.limit,
+        request=json.dumps(
+            {
+                "target": definition.target,
+                "groups": definition.groups,
+                "size": definition.image_size,
+                "limit": definition.limit,
+                "options": options,
+                "backbone": definition.backbone,
+            }
+        ),
     )
-    return _read(tuple(paths), form)
+    try:
+        return _read(tuple(paths), form)
+    except InputError as error:
+        where = "" if str(error).startswith(f"{definition.name}: ") else f"{definition.name}: "
+        raise InputError(f"{where}{error}") from None
+
+
+def _found(definition: DatasetDefinition, name: str, data: str | Path | None) -> Path:
+    path = Path(str(name)).expanduser()
+    if data is None and not path.is_absolute():
+        raise InputError(f"{definition.name} needs {name}. {DATA_FOLDER}.")
+    path = Path(data or "") / path
+    if not path.exists():
+        origin = f"It comes from: {definition.source}. " if definition.source else ""
+        raise InputError(
+            f"{definition.name} needs {path}, which is not there. {origin}{DATA_FOLDER}; the file's "
+            f"place in it is {name}."
+        )
+    return path
 
 
 @dataclass(frozen=True)
@@ -62,8 +77,7 @@ class Form:
     inputs: str
     class_names: str | None
     layout: str
-    image_size: int
-    limit: int | None
+    request: str  # as JSON, since it must be hashable
 
 
 @lru_cache(maxsize=1)  # seeds and variants of one dataset follow one another
@@ -92,8 +106,10 @@ def _read(paths: tuple[tuple[Path, int, int], ...], form: Form) -> Rows:
 def _read_one(path: Path, form: Form) -> Rows:
     from autobalance.data.tables import read_table
 
-    if path.is_dir():
-        return _read_folder(path, form)
+    if path.is_dir() or form.layout in FILES:
+        return READERS[form.layout](path, Request(**json.loads(form.request)))
+    if json.loads(form.request)["backbone"] is not None:
+        raise InputError(f"A backbone is for images in one of the layouts; {path.name} has none.")
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes[-1:] == [".npz"]:
         return _read_arrays(path, form.inputs, form.class_names)
@@ -102,58 +118,6 @@ def _read_one(path: Path, form: Form) -> Rows:
     if form.columns and ".csv" in suffixes[-2:]:
         return Rows(_read_delimited(path, ",", form.columns))
     return Rows(read_table(path))
-
-
-def _read_folder(folder: Path, form: Form) -> Rows:
-    if form.layout == "fashion":
-        return _read_fashion(folder)
-    if form.layout == "fashion-textures":
-        return _read_textures(folder)
-    return _read_photographs(folder, form)
-
-
-def _read_fashion(folder: Path) -> Rows:
-    import pandas as pd
-
-    from autobalance.data.fashion import CLASSES, original
-
-    train, test = original(folder)
-    names = np.array(CLASSES)[np.concatenate([train.target, test.target])]
-    images = np.concatenate([train.images, test.images])
-    return Rows(pd.DataFrame({"label": names}), images, given=len(test.target))
-
-
-def _read_textures(folder: Path) -> Rows:
-    import pandas as pd
-
-    from autobalance.data.textures import OBJECTS, TEXTURES, fashion_textures
-
-    train, test = fashion_textures(folder)
-    target = np.concatenate([train.target, test.target])
-    groups = np.concatenate([train.groups, test.groups])
-    table = {"object": np.array(OBJECTS)[target], "background": np.array(TEXTURES)[groups]}
-    images = np.concatenate([train.images, test.images])
-    return Rows(pd.DataFrame(table), images, given=len(test.target))
-
-
-def _read_photographs(folder: Path, form: Form) -> Rows:
-    import pandas as pd
-
-    from autobalance.data.celeba import celeba
-    from autobalance.data.waterbirds import waterbirds
-
-    read, target, group = {
-        "waterbirds": (waterbirds, "bird", "place"),
-        "celeba": (celeba, "hair", "sex"),
-    }[form.layout]
-    parts = read(folder, size=form.image_size, limit=form.limit)
-    sides = parts.train, parts.test
-    table = {
-        target: np.concatenate([np.array(side.class_names)[side.target] for side in sides]),
-        group: np.concatenate([np.array(side.group_names)[side.groups] for side in sides]),
-    }
-    images = np.concatenate([side.pixels() for side in sides])
-    return Rows(pd.DataFrame(table), images, given=len(parts.test))
 
 
 def _read_arrays(path: Path, inputs: str, names: str | None) -> Rows:

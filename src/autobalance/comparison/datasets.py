@@ -5,11 +5,8 @@ The split depends on the definition and the seed only, so that all methods meet 
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +87,7 @@ def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | No
         If a file or column is missing, the data is not of the declared kind, or a class or group
         is left without training rows.
     """
+    from autobalance.comparison.dataset_network import network_of
     from autobalance.data.batches import ArrayData
 
     whole("seed", seed, least=0)
@@ -118,7 +116,7 @@ def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | No
         test=sides[1],
         class_names=class_names,
         group_names=group_names,
-        network=_network(definition, tuple(sides[0].inputs.shape[1:]), len(class_names)),
+        network=network_of(definition, tuple(sides[0].inputs.shape[1:]), len(class_names)),
         recipe=dict(definition.recipe),
     )
 
@@ -213,16 +211,22 @@ def _check_present(name: str, what: str, index: np.ndarray, names: tuple[str, ..
         )
 
 
-# Inputs and network ---------------------------------------------------------------------
+# Inputs ---------------------------------------------------------------------------------
 
 
 def _encoded(
     definition: DatasetDefinition, rows: Rows, train: np.ndarray, test: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs of training and testing, float32; encoders see the training rows only."""
+    """Inputs of training and testing, float32 or bytes; encoders see the training rows only."""
     import pandas as pd
 
     from autobalance.data.tables import TableEncoder
+
+    if definition.as_bytes and (rows.inputs is None or rows.inputs.dtype != np.uint8):
+        raise InputError(
+            f"{definition.name}: as_bytes is for images of bytes, which these inputs are not. "
+            "Leave it out."
+        )
 
     if definition.text is not None:
         return _weights_of_terms(definition, rows, train, test)
@@ -270,66 +274,9 @@ def _weights_of_terms(
 def _pixels(definition: DatasetDefinition, images: np.ndarray) -> np.ndarray:
     """Images ``(n, c, h, w)``, or flat for a network on flat inputs."""
     images = images if images.ndim == 4 else images[:, None]
+    if definition.as_bytes:
+        return images
     scaled = images.astype(np.float32)
     if images.dtype == np.uint8:
         scaled /= 255.0
     return scaled.reshape(len(scaled), -1) if definition.network in ("table", "linear") else scaled
-
-
-def _network(
-    definition: DatasetDefinition, shape: tuple[int, ...], num_classes: int
-) -> ModelFactory:
-    from torch import nn
-
-    from autobalance.networks import SmallCNN, TableNetwork
-
-    num_features = int(np.prod(shape))
-    if definition.network == "table":
-        return partial(TableNetwork, num_features, num_classes)
-    if definition.network == "linear":
-        return partial(nn.Linear, num_features, num_classes)
-    offered: dict[str, Any] = {"num_features": num_features, "num_classes": num_classes}
-    if len(shape) == 3:
-        offered |= {"channels": shape[0], "size": shape[1:]}
-    if definition.network != "cnn":
-        build = _imported(definition)
-        return partial(build, **_accepted(definition, build, offered))
-    if len(shape) != 3:
-        raise InputError(
-            f"{definition.name}: the network cnn takes images, but this dataset has rows of "
-            f"{num_features} numbers. Choose table or linear."
-        )
-    return partial(SmallCNN, num_classes, channels=shape[0], size=(shape[1], shape[2]))
-
-
-def _imported(definition: DatasetDefinition) -> Any:
-    module, _, attribute = definition.network.partition(":")
-    try:
-        build = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{definition.name}: the network {definition.network!r} cannot be imported: {error}."
-        ) from None
-    if not callable(build):
-        raise InputError(f"{definition.name}: the network {definition.network!r} is no callable.")
-    return build
-
-
-def _accepted(definition: DatasetDefinition, build: Any, offered: dict[str, Any]) -> dict[str, Any]:
-    """What of `offered` the callable has parameters for; refused where it needs more than that."""
-    try:
-        wanted = inspect.signature(build).parameters
-    except ValueError:  # some of those written in C
-        wanted = {}
-    needed = [
-        p.name
-        for p in wanted.values()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    absent = [name for name in needed if name not in offered]
-    if absent:
-        raise InputError(
-            f"{definition.name}: the network {definition.network!r} needs {', '.join(absent)}, but "
-            f"only {', '.join(offered)} are passed. Give the others defaults."
-        )
-    return {name: value for name, value in offered.items() if name in wanted}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autobalance.augment import AugmentChoice, KorniaAugmentation, StandardAugmentation, described
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
-from autobalance.heads import extract_features
+from autobalance.heads import extract_features, retrain_head, search_head
 from autobalance.hypergrad import Neumann
 from autobalance.losses import (
     FocalLoss,
@@ -24,6 +24,7 @@ from autobalance.losses import (
     last_linear,
     with_normalized_head,
 )
+from autobalance.networks import FromBytes
 from autobalance.objectives import BalancedError, CrossEntropyRisk, Objective
 from autobalance.retraining import retrain
 from autobalance.searching import search, splits_of
@@ -50,6 +51,8 @@ class Task:
         As for `search`.
     tuning_runs : int
         Training runs that a tuned method spends before it retrains.
+    augment : nn.Module, optional
+        What augments the training batches of every method that has no augmentation of its own.
     """
 
     network: ModelFactory
@@ -60,6 +63,7 @@ class Task:
     seed: int = 0
     device: str = "cpu"
     tuning_runs: int = 8
+    augment: nn.Module | None = None
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -72,7 +76,12 @@ class Task:
         Published losses start as published: the recipe's `absorb` is for designed ones.
         """
         recipe = replace(self.recipe, absorb=0.0)
-        common = {"recipe": recipe, "seed": self.seed, "device": self.device}
+        common = {
+            "recipe": recipe,
+            "seed": self.seed,
+            "device": self.device,
+            "augment": self.augment,
+        }
         network = options.pop("network", self.network)
         return retrain(network, data or self.data, loss, **{**common, **options})
 
@@ -109,6 +118,38 @@ class Method:
     uses_objective: bool = False
     uses_settings: bool = False
     uses_split: bool = False
+
+
+class OnBytes(nn.Module):
+    """An augmentation of images in [0, 1], for images of bytes."""
+
+    def __init__(self, augment: nn.Module) -> None:
+        super().__init__()
+        self.scale = FromBytes()
+        self.augment = augment
+
+    def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
+        return self.augment(self.scale(inputs), target, groups)
+
+
+def augmentation_of(
+    record: Mapping[str, Any] | None, *, as_bytes: bool = False
+) -> nn.Module | None:
+    """The augmentation that a configuration's `augment` describes; None for none.
+
+    Raises
+    ------
+    InputError
+        If an option is out of range, or what it needs is not installed.
+    """
+    if record is None:
+        return None
+    options = {key: value for key, value in record.items() if key != "name"}
+    if record["name"] == "standard":
+        augment: nn.Module = StandardAugmentation(**options)
+    else:
+        augment = KorniaAugmentation(record["name"], **options)
+    return OnBytes(augment) if as_bytes else augment
 
 
 # One training run -----------------------------------------------------------------------------
@@ -175,6 +216,7 @@ def _head_retraining(task: Task) -> Trained:
         replace(task.data, inputs=features),
         network=lambda: nn.Linear(old.in_features, old.out_features, bias=old.bias is not None),
         sampling="balanced",
+        augment=None,  # these are features
     )
     if not name:
         return Trained(head)
@@ -188,6 +230,32 @@ def _group_dro(task: Task) -> Trained:
         cells = task.data.num_groups * task.data.num_classes
         return Trained(task.train(GroupDROLoss(cells, over="class_and_group")))
     return Trained(task.train(GroupDROLoss(task.data.num_classes, over="class")))
+
+
+def _head(make: Callable[[np.ndarray], ParametricCrossEntropy]) -> Callable[[Task], Trained]:
+    """The exact minimum of a loss over linear heads on the inputs, which should be features."""
+    return lambda task: Trained(_on_features(task, make(task.class_counts)))
+
+
+def _on_features(task: Task, loss: ParametricCrossEntropy) -> nn.Module:
+    if task.augment is not None:
+        raise InputError("Exact heads see each feature once, without augmentation. Leave it out.")
+    head = retrain_head(task.data, loss, device=task.device)
+    return nn.Sequential(nn.Flatten(), head).eval()
+
+
+def _designed_head(task: Task) -> Trained:
+    """An exact search; of the settings `validation_fraction` and `folds` apply."""
+    result = search_head(
+        task.data,
+        objective=task.objective,
+        folds=task.settings.folds,
+        validation_fraction=task.settings.validation_fraction,
+        seed=task.seed,
+        device=task.device,
+    )
+    details = {"design": result.design, "choice": result.choice, "loss": result.loss.to_dict()}
+    return Trained(_on_features(task, result.loss), 1.0 + result.training_runs, details)
 
 
 # Tuned on a validation split ------------------------------------------------------------------
@@ -254,7 +322,12 @@ def _designed(
     def run(task: Task) -> Trained:
         settings = replace(task.settings, **changes)
         return _search_and_retrain(
-            task, task.objective, settings, task.recipe, space=space, augment=augment
+            task,
+            task.objective,
+            settings,
+            task.recipe,
+            space=space,
+            augment=augment or task.augment,
         )
 
     return run
@@ -324,6 +397,7 @@ def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callabl
             replace(settings, validation_fraction=task.settings.validation_fraction),
             replace(task.recipe, absorb=0.0),
             space=lambda counts: published_space(counts, **space),
+            augment=task.augment,
             solver=Neumann(curvature="hessian" if hessian else "gauss_newton", damping=0.0),
         )
 
@@ -363,6 +437,14 @@ METHODS: dict[str, Method] = {
     "balanced_sampling": Method("Class-balanced sampling", "published", _balanced_sampling),
     "head_retraining": Method("cRT", "published", _head_retraining),
     "group_dro": Method("Group DRO", "published", _group_dro),
+    "cross_entropy_head": Method(
+        "Cross-entropy, exact head", "published", _head(lambda counts: _cross_entropy())
+    ),
+    "logit_adjustment_head": Method(
+        "Logit adjustment, exact head",
+        "published",
+        _head(ParametricCrossEntropy.logit_adjusted),
+    ),
     "logit_adjustment_tuned": Method(
         "Logit adjustment, tuned",
         "tuned",
@@ -443,5 +525,6 @@ METHODS: dict[str, Method] = {
     "autobalance_personalised": Method(
         "autobalance, a policy per class", "ours", _designed(augment="personalised"), True, True
     ),
+    "autobalance_head": Method("autobalance, exact head", "ours", _designed_head, True, True),
     "autobalance_tau": Method("autobalance, tau alone", "ours", _designed(_tau_alone), True, True),
 }

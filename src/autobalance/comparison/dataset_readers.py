@@ -1,0 +1,219 @@
+"""Readers of image sets and embeddings, for the layouts that a dataset's definition may name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autobalance.checks import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from autobalance.data.photographs import Photographs
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a dataset, the given test set's last, `given` of them."""
+
+    table: pd.DataFrame
+    inputs: np.ndarray | None = None
+    given: int = 0
+    names: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a definition asks of a reader; see there."""
+
+    target: str
+    groups: Sequence[str]
+    size: int
+    limit: int | None
+    options: Mapping[str, Any]
+    backbone: Mapping[str, Any] | None
+
+    def group(self) -> str | None:
+        if len(self.groups) > 1:
+            raise InputError(
+                f"This layout reads one column of groups; got {', '.join(self.groups)}. Join them "
+                "in the file."
+            )
+        return self.groups[0] if self.groups else None
+
+
+def _fashion(folder: Path, request: Request) -> Rows:
+    from autobalance.data.fashion import CLASSES, original
+
+    train, test = original(folder)
+    names = np.array(CLASSES)[np.concatenate([train.target, test.target])]
+    images = np.concatenate([train.images, test.images])
+    return _rows({"label": names}, images, request, given=len(test.target))
+
+
+def _textures(folder: Path, request: Request) -> Rows:
+    from autobalance.data.textures import OBJECTS, TEXTURES, fashion_textures
+
+    train, test = fashion_textures(folder)
+    target = np.concatenate([train.target, test.target])
+    groups = np.concatenate([train.groups, test.groups])
+    table = {"object": np.array(OBJECTS)[target], "background": np.array(TEXTURES)[groups]}
+    images = np.concatenate([train.images, test.images])
+    return _rows(table, images, request, given=len(test.target))
+
+
+def _waterbirds(folder: Path, request: Request) -> Rows:
+    from autobalance.data.waterbirds import waterbirds
+
+    parts = waterbirds(folder, size=request.size, limit=request.limit)
+    return _photographs([parts.train, parts.test], request, "bird", "place")
+
+
+def _celeba(folder: Path, request: Request) -> Rows:
+    from autobalance.data.celeba import celeba
+
+    parts = celeba(folder, size=request.size, limit=request.limit)
+    return _photographs([parts.train, parts.test], request, "hair", "sex")
+
+
+def _imagenet_lt(folder: Path, request: Request) -> Rows:
+    from autobalance.data.imagenet import imagenet_lt
+
+    parts = imagenet_lt(folder, size=request.size, limit=request.limit, **request.options)
+    return _photographs([parts.train, parts.test], request)
+
+
+def _inaturalist(folder: Path, request: Request) -> Rows:
+    from autobalance.data.inaturalist import inaturalist_2018
+
+    parts = inaturalist_2018(folder, size=request.size, limit=request.limit, **request.options)
+    return _photographs(parts, request)
+
+
+def _class_folders(folder: Path, request: Request) -> Rows:
+    from autobalance.data.folders import class_folders
+
+    images = class_folders(folder, size=request.size, limit=request.limit, **request.options)
+    return _photographs([images], request)
+
+
+def _image_table(path: Path, request: Request) -> Rows:
+    from autobalance.data.folders import image_table
+
+    _refuse_folder(path, "a CSV or Parquet file that lists images")
+    images = image_table(
+        path,
+        target=request.target,
+        groups=request.group(),
+        size=request.size,
+        limit=request.limit,
+        **request.options,
+    )
+    return _photographs([images], request, request.target, request.group() or "")
+
+
+def _cifar(reader: str) -> Callable[[Path, Request], Rows]:
+    def read(folder: Path, request: Request) -> Rows:
+        from autobalance.data import cifar
+
+        train, test, names = getattr(cifar, reader)(folder, **request.options)
+        target = np.concatenate([train.target.numpy(), test.target.numpy()])
+        images = np.concatenate([train.inputs.numpy(), test.inputs.numpy()])
+        return _rows({"class": np.array(names)[target]}, images, request, given=len(test))
+
+    return read
+
+
+def _embeddings(path: Path, request: Request) -> Rows:
+    from autobalance.data.embeddings import read_embeddings
+
+    _refuse_folder(path, "a Parquet or .npz file of embeddings")
+    if request.backbone is not None:
+        raise InputError("embeddings are features already; leave the backbone out.")
+    group = request.group()
+    data, names, sets = read_embeddings(
+        path, target=request.target, groups=group, **request.options
+    )
+    table = {request.target: np.array(names)[data.target.numpy()]}
+    if group is not None and data.groups is not None:
+        table[group] = np.array(sets)[data.groups.numpy()]
+    return _rows(table, data.inputs.numpy(), request)
+
+
+READERS: Mapping[str, Callable[[Path, Request], Rows]] = {
+    "fashion": _fashion,
+    "fashion-textures": _textures,
+    "waterbirds": _waterbirds,
+    "celeba": _celeba,
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
+    "cifar10_lt": _cifar("cifar10_lt"),
+    "cifar100_lt": _cifar("cifar100_lt"),
+    "imagenet_lt": _imagenet_lt,
+    "inaturalist_2018": _inaturalist,
+    "class_folders": _class_folders,
+    "image_table": _image_table,
+    "embeddings": _embeddings,
+}
+"""By the layout's name; each from what `path` names."""
+FILES = ("image_table", "embeddings")
+"""Layouts of files rather than folders."""
+
+
+def _photographs(
+    sides: Sequence[Photographs], request: Request, target: str = "class", group: str = ""
+) -> Rows:
+    """Photographs with a table of their labels; the second of two sides is the given test set."""
+    table = {target: np.concatenate([np.array(_distinct(s.class_names))[s.target] for s in sides])}
+    groups = [np.array(s.group_names)[s.groups] for s in sides if s.groups is not None]
+    if groups:
+        table[group] = np.concatenate(groups)
+    if request.backbone is None:
+        inputs = np.concatenate([side.pixels() for side in sides])
+    else:
+        inputs = np.concatenate([_features(request.backbone, side) for side in sides])
+    return Rows(_table(table), inputs, given=len(sides[1]) if len(sides) > 1 else 0)
+
+
+def _rows(
+    table: Mapping[str, np.ndarray], images: np.ndarray, request: Request, given: int = 0
+) -> Rows:
+    if request.backbone is not None:
+        images = _features(request.backbone, images)
+    return Rows(_table(table), images, given)
+
+
+def _table(columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(dict(columns))
+
+
+def _features(backbone: Mapping[str, Any], images: Any) -> np.ndarray:
+    """Features ``(n, d)`` of photographs or of arrays of images."""
+    from torch import nn
+
+    from autobalance.comparison.dataset_network import backbone_of
+    from autobalance.heads import extract_features
+    from autobalance.networks import FromBytes
+
+    if isinstance(images, np.ndarray):
+        images = images if images.ndim == 4 else images[:, None]
+    return extract_features(nn.Sequential(FromBytes(), backbone_of(backbone)), images).numpy()
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names by which classes can be told apart, also where two are called alike."""
+    often = Counter(names)
+    return [f"{name} ({i})" if often[name] > 1 else name for i, name in enumerate(names)]
+
+
+def _refuse_folder(path: Path, expected: str) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, but {expected} was expected.")
