@@ -27,7 +27,7 @@ LAYERS = [
     {"tuner", "training"},
     {"results", "hypergrad"},
     {"tunable"},
-    {"spaces", "objectives", "networks"},
+    {"spaces", "objectives", "networks", "calibration"},
     {"losses", "metrics", "augment"},
     {"distributed"},
     {"data", "checkpoints"},

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from autobalance.augment import described, restored
+from autobalance.calibration import Calibration
 from autobalance.checks import InputError
 from autobalance.files import to_json
 from autobalance.losses.functional import LossParameters
@@ -139,6 +140,9 @@ class SearchResult:
     held_out : HeldOut or None
         Predictions of the network searched with, at the end; None where the search was not
         finished, and from `search_head`.
+    calibration : Calibration or None
+        How well its probabilities fit the held-out examples, and its temperature; None as for
+        `held_out`.
     """
 
     loss: ParametricCrossEntropy
@@ -156,6 +160,7 @@ class SearchResult:
     augment: nn.Module | None = None
     versions: dict[str, str] = field(default_factory=lambda: used_versions())
     held_out: HeldOut | None = None
+    calibration: Calibration | None = None
 
     @property
     def collapsed(self) -> bool:
@@ -185,6 +190,7 @@ class SearchResult:
             "augment": described(self.augment),
             "training_runs": self.training_runs,
             "held_out": None if self.held_out is None else asdict(self.held_out),
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
 
     @classmethod
@@ -217,6 +223,7 @@ class SearchResult:
                 ],
                 augment=restored(record.get("augment")),
                 held_out=HeldOut(**held) if (held := record.get("held_out")) else None,
+                calibration=Calibration(**kept) if (kept := record.get("calibration")) else None,
                 **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError) as error:

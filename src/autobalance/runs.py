@@ -125,8 +125,8 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
         classifier.feature_names_in_ = np.array(classifier.encoder_.columns, dtype=object)
         classifier.n_features_in_ = len(classifier.encoder_.columns)
         classifier.input_shape_ = (classifier.n_features_in_,)
-        classifier.result_ = SearchResult.from_dict(record["search"])
-        classifier.loss_ = classifier.result_.loss
+        classifier.keep(SearchResult.from_dict(record["search"]))
+        classifier.class_masses_ = np.array(record["class_counts"], dtype=float)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:

@@ -185,6 +185,13 @@ def command_parser() -> ArgumentParser:
     predict.add_argument("run", type=str, help="RUN folder")
     predict.add_argument("table", type=str, help="CSV or Parquet file with the features")
     predict.add_argument("--out", type=str, required=True, help="CSV or Parquet file to write")
+    predict.add_argument(
+        "--prior",
+        type=Literal["training", "balanced"] | None,
+        default=None,
+        help="calibrated probabilities, where classes are as frequent as in training, or all alike; "
+        "without it the softmax of the raw logits. The prediction stays the same",
+    )
     predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
     commands.add_subcommand("predict", predict, help="predict with a fitted RUN")
 
