@@ -19,7 +19,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"demo", "runs", "terminal", "fairness"},
-    {"estimator", "report", "comparison"},
+    {"estimator", "comparison"},
     {"sweeping"},
     {"searching", "heads"},
     {"choosing"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"tuner", "training"},
     {"results", "hypergrad"},
     {"tunable"},
-    {"spaces", "objectives", "networks", "calibration"},
+    {"spaces", "objectives", "networks", "calibration", "report"},
     {"losses", "metrics", "augment"},
     {"distributed"},
     {"data", "checkpoints"},
@@ -75,6 +75,7 @@ def test_every_layer_exists() -> None:
 LIGHT = [
     "autobalance",
     "autobalance.cli",
+    "autobalance.report.explain",
     *(
         f"autobalance.comparison.{name}"
         for name in (

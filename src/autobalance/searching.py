@@ -387,7 +387,12 @@ class SearchRun:
             augment=self._augments(augment)[choice],
             history=self.history,
             path=self.path,
-            design={"space": kind.__name__, "learns": list(space.learns), **space.values()},
+            design={
+                "space": kind.__name__,
+                "learns": list(space.learns),
+                "priors": {name: list(prior) for name, prior in space.priors().items()},
+                **space.values(),
+            },
             settings=self.record,
             seed=self.seed,
             seconds=self.seconds(),

@@ -90,7 +90,7 @@ class Part:
         return bool(np.nanmax(np.abs(self.found - self.start), initial=0.0) > 1e-6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """One loss of the final choice, judged on held-out examples.
 
@@ -102,12 +102,23 @@ class Candidate:
         Over the 0-1 error, in [0, 1].
     difference, standard_error : float or None
         From the start; below 0 is better.
+    wrong, n : ndarray or None
+        Held-out examples predicted wrongly, and all of them, per class, shape ``(k,)``.
     """
 
     name: str
     objective: float
     difference: float | None
     standard_error: float | None
+    wrong: np.ndarray | None = None
+    n: np.ndarray | None = None
+
+    @property
+    def errors(self) -> np.ndarray | None:
+        """Error per class, shape ``(k,)``; NaN where nothing was held out."""
+        if self.wrong is None or self.n is None:
+            return None
+        return np.divide(self.wrong, self.n, out=np.full(len(self.n), np.nan), where=self.n > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +152,7 @@ class Run:
     order : ndarray
         Classes from the most to the least frequent, shape ``(k,)``.
     curves : dict
-        "step", "objective", "hard_objective" and "training_loss", each of shape ``(t,)``.
+        "step", "objective", "hard_objective", "training_loss" and "norm", each of shape ``(t,)``.
     search_status, status : str
         Of the search, and of the whole run: with the search finished, that of retraining.
     candidates : list of Candidate
@@ -152,6 +163,8 @@ class Run:
         What the search cost, in training runs.
     held_out : HeldOut or None
         What the network searched with predicts at the end of the search.
+    calibration : dict
+        "raw_error", "error" and so on, see `autobalance.calibration.Calibration`; may be empty.
     by_group : ByGroup or None
         Of the method "autobalance" on test data, or of `held_out`.
     policy : dict
@@ -176,6 +189,7 @@ class Run:
     choice: str
     training_runs: float | None
     held_out: HeldOut | None
+    calibration: dict[str, float]
     by_group: ByGroup | None
     policy: dict[str, Any]
     design: dict[str, Any]
@@ -242,7 +256,7 @@ def read_run(record: dict[str, Any]) -> Run:
     k = counts.shape[1]
     search = _mapping(record.get("search"))
     search_status = str(search.get("status") or "finished")
-    candidates, choice = _candidates(search)
+    candidates, choice = _candidates(search, k)
     held_out = _held_out(search.get("held_out"), k)
     methods = _mapping(record.get("methods"))
     return Run(
@@ -263,6 +277,7 @@ def read_run(record: dict[str, Any]) -> Run:
         choice=choice,
         training_runs=_number(search.get("training_runs")),
         held_out=held_out,
+        calibration=_numbers(search.get("calibration")),
         policy=_policy(search, record),
         by_group=_tested_by_group(_mapping(methods.get("autobalance")), k)
         or _held_out_by_group(held_out, record.get("group_names")),
@@ -317,7 +332,7 @@ def _numbers(value: Any) -> dict[str, float]:
     return {k: v for k, v in found.items() if v is not None}
 
 
-def _array(value: Any) -> np.ndarray | None:
+def array_of(value: Any) -> np.ndarray | None:
     """Numbers as an array, NaN for null and infinities; None where they are no table."""
     try:
         array = np.array(value, dtype=float)
@@ -327,7 +342,7 @@ def _array(value: Any) -> np.ndarray | None:
 
 
 def _counts(record: dict[str, Any]) -> np.ndarray:
-    counts = _array(record.get("class_counts"))
+    counts = array_of(record.get("class_counts"))
     if counts is not None and counts.ndim in (1, 2):
         return np.nan_to_num(np.atleast_2d(counts))
     names = record.get("class_names")
@@ -346,10 +361,10 @@ def _names(names: Any, count: int, kind: str) -> list[str]:
 
 
 def _method(name: str, entry: dict[str, Any], k: int) -> Method:
-    errors = _array(entry.get("class_errors"))
+    errors = array_of(entry.get("class_errors"))
     if errors is None or errors.shape != (k,):
         errors = np.full(k, np.nan)
-    n = _array(entry.get("class_n"))
+    n = array_of(entry.get("class_n"))
     if n is None or n.shape != (k,):
         n = even_counts(errors, _number(entry.get("n")))
     keys = ("balanced_error", "worst_class_error", "worst_group_error")
@@ -366,13 +381,19 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
 
 
 def _held_out(value: Any, k: int) -> HeldOut | None:
-    tables = [_array(_mapping(value).get(key)) for key in ("n", "wrong", "predicted")]
+    found = _tables(_mapping(value), ("n", "wrong", "predicted"), k)
+    if found is None or (found[1] > found[0]).any():
+        return None
+    return HeldOut(*(t.astype(int).tolist() for t in found))
+
+
+def _tables(entry: dict[str, Any], keys: tuple[str, ...], k: int) -> list[np.ndarray] | None:
+    """Tables of counts ``(g, k)`` under these keys, all of one shape; None where there are not."""
+    tables = [array_of(entry.get(key)) for key in keys]
     found = [t for t in tables if t is not None and t.ndim == 2 and t.shape[1] == k]
     if len({t.shape for t in found}) != 1 or len(found) < len(tables):
         return None
-    if any(np.isnan(t).any() or (t < 0).any() for t in found) or (found[1] > found[0]).any():
-        return None
-    return HeldOut(*(t.astype(int).tolist() for t in found))
+    return None if any(np.isnan(t).any() or (t < 0).any() for t in found) else found
 
 
 def _held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
@@ -386,7 +407,7 @@ def _held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
 def _tested_by_group(entry: dict[str, Any], k: int) -> ByGroup | None:
     """From the keys of `autobalance.metrics.classification_report`."""
     errors, n = (_mapping(entry.get(f"class_and_group_{key}")) for key in ("errors", "n"))
-    tables = [_array([part.get(name) for name in errors]) for part in (errors, n)]
+    tables = [array_of([part.get(name) for name in errors]) for part in (errors, n)]
     if len(errors) < 2 or any(t is None or t.shape != (len(errors), k) for t in tables):
         return None
     rates, sizes = (np.nan_to_num(t) for t in tables if t is not None)
@@ -400,7 +421,7 @@ def _by_group(names: list[str], n: np.ndarray, wrong: np.ndarray, data: str) -> 
     return ByGroup(shown, n[kept], errors[kept], data)
 
 
-def _candidates(search: dict[str, Any]) -> tuple[list[Candidate], str]:
+def _candidates(search: dict[str, Any], k: int) -> tuple[list[Candidate], str]:
     """The final choice and what it took; nothing where it did not come to one."""
     found = []
     for entry in _entries(search.get("candidates")):
@@ -408,14 +429,18 @@ def _candidates(search: dict[str, Any]) -> tuple[list[Candidate], str]:
         if name is None or objective is None:
             continue
         gap, error = _number(entry.get("difference")), _number(entry.get("standard_error"))
-        found.append(Candidate(safe_text(name, MAX_NAME), objective, gap, error))
+        tables = _tables(entry, ("wrong", "n"), k)
+        by_class = [None, None] if tables is None else [t.sum(axis=0) for t in tables]
+        found.append(Candidate(safe_text(name, MAX_NAME), objective, gap, error, *by_class))
     choice = _text(search.get("choice"))
     return found, choice if any(c.name == choice for c in found) and choice else "designed"
 
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The augmentation's table with the names of classes and groups for their indices."""
-    names = [_mapping(dict(enumerate(record.get(key) or []))) for key in ("class_names", "group_names")]
+    names = [
+        _mapping(dict(enumerate(record.get(key) or []))) for key in ("class_names", "group_names")
+    ]
     found: dict[str, Any] = {}
     for row, operations in _mapping(_mapping(search.get("augment")).get("per_class")).items():
         parts = str(row).split(" / ")
@@ -459,7 +484,7 @@ def _parts(search: dict[str, Any], g: int, k: int) -> list[Part]:
 
 def _rows(key: str, value: Any, g: int, k: int) -> np.ndarray | None:
     """One part of the loss as ``(g, k)``, in the report's gauge."""
-    array = None if value is None else _array(value)
+    array = None if value is None else array_of(value)
     if array is None or array.shape not in ((k,), (g, k)):
         return None
     rows = np.broadcast_to(array, (g, k)).astype(float)
@@ -470,7 +495,7 @@ def _rows(key: str, value: Any, g: int, k: int) -> np.ndarray | None:
 
 def _curves(history: Any) -> dict[str, np.ndarray]:
     entries = [e for e in _entries(history) if _number(e.get("step")) is not None]
-    keys = ("step", "objective", "hard_objective", "training_loss")
+    keys = ("step", "objective", "hard_objective", "training_loss", "norm")
     values = [[_number(e.get(key)) for key in keys] for e in entries]
     table = np.array(values, dtype=float).reshape(-1, len(keys))
     return dict(zip(keys, table.T, strict=True))
