@@ -24,14 +24,14 @@ LAYERS = [
     {"searching", "heads"},
     {"choosing"},
     {"retraining"},
-    {"tuner", "training"},
+    {"tuner", "training", "export"},
     {"results", "hypergrad"},
     {"tunable"},
     {"spaces", "objectives", "networks", "calibration", "report"},
     {"losses", "metrics", "augment"},
     {"distributed"},
     {"data", "checkpoints"},
-    {"settings", "files"},
+    {"settings", "files", "snippets"},
     {"checks"},
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -76,6 +76,7 @@ LIGHT = [
     "autobalance",
     "autobalance.cli",
     "autobalance.report.explain",
+    "autobalance.snippets",
     *(
         f"autobalance.comparison.{name}"
         for name in (

@@ -17,9 +17,11 @@ import numpy as np
 from autobalance.checks import InputError
 from autobalance.metrics import HeldOut
 from autobalance.report.statistics import even_counts
+from autobalance.snippets import DTYPES, loss_snippet
 
 MAX_TEXT = 4000
 MAX_NAME = 80
+MAX_SNIPPET = 100  # numbers
 _BREAKING = {"Cc", "Cs", "Co", "Cn", "Cf", "Zl", "Zp"}
 # Joiners are part of how some scripts and emoji are written.
 _KEPT = {"\u200c", "\u200d"}
@@ -151,6 +153,8 @@ class Run:
         Training examples, shape ``(g, k)``, g = 1 without groups.
     order : ndarray
         Classes from the most to the least frequent, shape ``(k,)``.
+    snippet : str or None
+        The loss taken as code that stands alone; None where it would be long.
     curves : dict
         "step", "objective", "hard_objective", "training_loss" and "norm", each of shape ``(t,)``.
     search_status, status : str
@@ -182,6 +186,7 @@ class Run:
     methods: list[Method]
     evaluation_data: str | None
     parts: list[Part]
+    snippet: str | None
     curves: dict[str, np.ndarray]
     search_status: str
     status: str
@@ -270,6 +275,7 @@ def read_run(record: dict[str, Any]) -> Run:
         methods=[_method(n, _mapping(m), k) for n, m in methods.items()],
         evaluation_data=_text(record.get("evaluation_data")),
         parts=_parts(search, len(counts), k),
+        snippet=_snippet(_mapping(search.get("loss")), len(counts), k),
         curves=_curves(search.get("history")),
         search_status=search_status,
         status=str(record.get("status") or search_status),
@@ -480,6 +486,23 @@ def _parts(search: dict[str, Any], g: int, k: int) -> list[Part]:
         steps = np.array([step for step, _ in rows], dtype=float)
         parts.append(Part(key, symbol, title, ends[0], ends[1], steps, path))
     return parts
+
+
+def _snippet(loss: dict[str, Any], g: int, k: int) -> str | None:
+    """The loss taken as code; None where the record is not that of a loss, or the code is long."""
+    used = [array_of(loss[key]) for key in TITLES if loss.get(key) is not None]
+    sound = (
+        loss.get("format") == "autobalance-loss"
+        and all(p is not None and p.shape in ((k,), (g, k)) for p in used)
+        and not any(np.isnan(p).any() for p in used if p is not None)
+        and loss.get("reduction") in ("mean", "sum", "none")
+        and str(loss.get("dtype")) in DTYPES
+        and _number(loss.get("label_smoothing")) is not None
+        and type(loss.get("ignore_index")) is int
+    )
+    if not sound or sum(p.size for p in used if p is not None) > MAX_SNIPPET:
+        return None
+    return loss_snippet(loss)
 
 
 def _rows(key: str, value: Any, g: int, k: int) -> np.ndarray | None:
