@@ -173,7 +173,9 @@ def test_classes_that_gained_and_lost_on_held_out_folds() -> None:
     for candidate in record["search"]["candidates"]:
         del candidate["wrong"]
     [_, unknown] = explanation(read_run(record)).classes
-    assert "was not measured. With --search.folds 3 it is" in unknown
+    assert "was not measured. It is with --search.folds 3, on held-out data, and by" in unknown
+    [_, swept] = explanation(read_run(record | {"kind": "frontier"})).classes
+    assert "was not measured. It is by `autobalance compare`." in swept
 
 
 def test_a_class_whose_l_fell_is_favoured() -> None:

@@ -169,9 +169,11 @@ def class_changes(run: Run) -> list[str]:
         )
         lead = f"On the held-out folds, {after} against {before}"
         return [_changes(run, (errors[0], other.n), (errors[1], taken.n), lead)]
+    folds = "with --search.folds 3, on held-out data, and "
+    if run.kind == "frontier":  # which has no final choice, with however many folds
+        folds = ""
     return [
-        "Which classes gained and which lost was not measured. With --search.folds 3 it is, on "
-        "held-out data; so it is by `autobalance compare`."
+        f"Which classes gained and which lost was not measured. It is {folds}by `autobalance compare`."
     ]
 
 
