@@ -105,6 +105,33 @@ def test_predict_needs_no_groups_and_evaluate_agrees(fitted: Path) -> None:
         assert (text in shown.stdout) == (text != "absent")
 
 
+def test_probabilities_for_a_prior_leave_the_prediction(fitted: Path) -> None:
+    table(seed=1).to_parquet(fitted / "labelled.parquet")
+    found = {}
+    for prior in ("", "training", "balanced"):
+        options = ["--prior", prior] if prior else []
+        done = run(
+            "predict",
+            "run",
+            "labelled.parquet",
+            "--out",
+            f"prior-{prior}.csv",
+            *options,
+            cwd=fitted,
+        )
+        assert done.returncode == 0, done.stderr
+        found[prior] = pd.read_csv(fitted / f"prior-{prior}.csv")
+        assert found[prior]["prediction"].equals(found[""]["prediction"])
+    means = {prior: f["probability_rare"].mean() for prior, f in found.items()}
+    assert means["training"] == pytest.approx(0.17, abs=0.05)  # as frequent as in the table
+    assert means["training"] < means["balanced"] - 0.1
+    done = run(
+        "predict", "run", "labelled.parquet", "--out", "prior.csv", "--prior", "x", cwd=fitted
+    )
+    assert done.returncode == 2
+    assert "prior" in done.stderr
+
+
 def test_same_seed_same_weights(fitted: Path) -> None:
     again = run(
         "fit",

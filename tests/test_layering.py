@@ -19,19 +19,19 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"demo", "runs", "terminal", "fairness"},
-    {"estimator", "report", "comparison"},
+    {"estimator", "comparison"},
     {"sweeping"},
     {"searching", "heads"},
     {"choosing"},
     {"retraining"},
-    {"tuner", "training"},
+    {"tuner", "training", "export"},
     {"results", "hypergrad"},
     {"tunable"},
-    {"spaces", "objectives", "networks"},
+    {"spaces", "objectives", "networks", "calibration", "report"},
     {"losses", "metrics", "augment"},
     {"distributed"},
     {"data", "checkpoints"},
-    {"settings", "files"},
+    {"settings", "files", "snippets"},
     {"checks"},
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -75,6 +75,8 @@ def test_every_layer_exists() -> None:
 LIGHT = [
     "autobalance",
     "autobalance.cli",
+    "autobalance.report.explain",
+    "autobalance.snippets",
     *(
         f"autobalance.comparison.{name}"
         for name in (

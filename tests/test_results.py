@@ -14,6 +14,7 @@ import torch
 import autobalance
 from autobalance.checks import InputError
 from autobalance.losses import ParametricCrossEntropy
+from autobalance.objectives import NAMED
 from autobalance.results import PathPoint, SearchResult, UpperRecord, used_versions
 
 
@@ -127,3 +128,24 @@ def test_records_are_plain() -> None:
         "additive": [1.0],
         "multiplicative": None,
     }
+
+
+def test_summary_and_notebook_view_name_the_classes_and_are_escaped() -> None:
+    said = result().summary(["<common>", "rare"])
+    assert "from 7 of the most frequent class (<common>) down to 3 of the rarest (rare)" in (
+        " ".join(said.split())
+    )
+    assert "Search 1.5 s" in " ".join(said.split())
+    assert "class 0" in result().summary()
+    page = result()._repr_html_()
+    assert page.startswith("<div><p><strong>A loss designed for")
+    assert "<td>class 0</td><td>7</td>" in page
+
+
+def test_the_summary_names_the_objective_as_the_command_line_does() -> None:
+    settings = {"class_counts": [[7, 3], [2, 2]], "objective": repr(NAMED["worst_group_error"])}
+    loss = ParametricCrossEntropy(additive=[[0.1, -0.1], [0.0, 0.0]])
+    found = result(settings=settings, loss=loss, start=loss)
+    assert "worst group error" in found.summary(group_names=["n", "s"])
+    other = result(settings=settings | {"objective": "Own(a=1)"}, loss=loss, start=loss)
+    assert "own, a 1" in other.summary()

@@ -129,8 +129,9 @@ def compare(
             _constant(*fold)
             for fold in zip(np.split(wrong[name], ends), np.split(target, ends), strict=True)
         )
+        tables = [t.astype(int).reshape(shape).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)]
         candidates.append(
-            Candidate(name, loss, float(value), float(value - base), error, collapsed)
+            Candidate(name, loss, float(value), float(value - base), error, collapsed, *tables)
         )
     return candidates
 

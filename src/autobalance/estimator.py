@@ -19,6 +19,12 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor, nn
 
 from autobalance.augment import AugmentChoice
+from autobalance.calibration import (
+    Prior,
+    class_masses,
+    corrected_probabilities,
+    fit_temperature,
+)
 from autobalance.checks import InputError, TrainingDiverged, one_of, same_length
 from autobalance.data.batches import UNKNOWN, ArrayData, MissingGroups, concatenated, finite
 from autobalance.data.tables import TableEncoder
@@ -91,6 +97,12 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         How it came about.
     module_ : torch.nn.Module
         The network retrained on all data.
+    class_masses_ : ndarray
+        Sum of the weights of all training examples per class ``(k,)``, or per group and class
+        ``(g, k)`` where training had groups.
+    temperature_ : float
+        What logits are divided by for calibrated probabilities: from the search's held-out
+        examples, or from `calibrate`; 1 where neither was.
     encoder_ : TableEncoder or None
         What turns a table into numbers; None for arrays of more than two dimensions.
     input_shape_ : tuple of int
@@ -103,8 +115,12 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Tables (2-D) may have missing values, and as DataFrames categories; images are ``(n, c, h, w)``
-    arrays and need `module`. `predict_proba` is the softmax of the network's raw logits: trained
-    under an adjusted loss they are probabilities for balanced classes, not for the training priors.
+    arrays and need `module`. `predict_proba` without a prior is the softmax of the network's raw
+    logits, biased on purpose as the loss is; for probabilities name the class prior they are for.
+    The network that the temperature was fitted for is the search's, on examples that it was not
+    trained on; the one that predicts is trained by the same recipe on these examples too, so that
+    its own logits on them would look surer than they are. Where some data is still unseen,
+    `calibrate` on it is better.
     Groups are needed by `fit` only, never to predict; given there, they are ignored with a warning.
     """
 
@@ -225,10 +241,11 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 **common,
             )
         except (TrainingDiverged, Interrupted) as stopped:
-            self._keep(stopped.partial)
+            self.keep(stopped.partial)
             raise
-        self._keep(result)
+        self.keep(result)
         everything = data if held is None else concatenated(data, held)
+        self.class_masses_ = class_masses(everything)
         try:
             self.module_ = retrain(
                 factory,
@@ -327,7 +344,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             As for `fit`.
         """
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=swept.gap)
-        self._keep(swept.result(point))
+        self.keep(swept.result(point))
+        self.class_masses_ = class_masses(data)
         try:
             self.module_ = retrain(
                 self._factory(data),
@@ -350,10 +368,64 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         logits = self._logits(X).numpy()
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
-    def predict_proba(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
-        """Softmax of the raw logits, shape ``(n, k)``."""
+    def predict_proba(
+        self, X: Any, sensitive_features: Any = None, *, prior: Prior | None = None
+    ) -> np.ndarray:
+        """Softmax of the raw logits, or calibrated probabilities for a class prior.
+
+        Parameters
+        ----------
+        X : DataFrame or array-like
+            As for `fit`.
+        sensitive_features
+            Ignored, with a warning.
+        prior : {"training", "balanced"} or array-like, optional
+            Class frequencies where the probabilities are for: those of training, all classes
+            alike, or shares of your own ``(k,)`` in the order of `classes_`. The loss's
+            adjustments are then corrected for, and logits divided by `temperature_`; see
+            `autobalance.calibration`. The most probable class need not be what `predict` gives.
+
+        Returns
+        -------
+        ndarray
+            Shape ``(n, k)``.
+
+        Raises
+        ------
+        InputError
+            If the prior is none, or of a class that training did not see.
+        """
         _ignored(sensitive_features)
-        return torch.softmax(self._logits(X).double(), dim=1).numpy()
+        logits = self._logits(X)
+        if prior is None:
+            return torch.softmax(logits.double(), dim=1).numpy()
+        return corrected_probabilities(
+            logits, self.loss_, self.class_masses_, prior=prior, temperature=self.temperature_
+        ).numpy()
+
+    def calibrate(self, X: Any, y: Any) -> AutoBalanceClassifier:
+        """Fit `temperature_` on labelled examples that `fit` has not seen.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`, of any class frequencies.
+
+        Returns
+        -------
+        AutoBalanceClassifier
+            Itself; only the probabilities for a prior change.
+
+        Raises
+        ------
+        InputError
+            If a label is unknown, or the data cannot be used.
+        """
+        logits = self._logits(X)
+        target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
+        found = fit_temperature(logits, target, self.loss_, self.class_masses_)
+        self.temperature_ = found.temperature
+        return self
 
     def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Labels, shape ``(n,)``."""
@@ -368,9 +440,12 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         _ignored(sensitive_features)
         return super().score(X, y, sample_weight)
 
-    def _keep(self, partial: object) -> None:
+    def keep(self, partial: object) -> None:
+        """Take over what a search found, whole or in part; anything else is left alone."""
         if isinstance(partial, SearchResult):
             self.result_, self.loss_ = partial, partial.loss
+            measured = partial.calibration
+            self.temperature_ = 1.0 if measured is None else measured.temperature
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self, "module_")

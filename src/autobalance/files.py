@@ -11,6 +11,9 @@ from typing import Any
 
 from autobalance.checks import InputError
 
+RESULT = "result.json"
+"""Name of the record in a RUN folder."""
+
 
 def output_folder(path: str | Path, *, overwrite: bool) -> Path:
     """Refuse an output folder that has something in it, unless told to overwrite."""
@@ -68,3 +71,23 @@ def _without_gaps(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_gaps(item) for item in value]
     return value
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a RUN folder."""
+    if not (folder / RESULT).is_file():
+        raise InputError(
+            f"{folder} is not a RUN folder: it has no {RESULT}. `autobalance fit` makes one."
+        )
+    return read_json(folder / RESULT)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A mapping from a JSON file; anything else is refused."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} is not a record of autobalance.")
+    return record

@@ -25,6 +25,45 @@ def class_errors(target: np.ndarray, predicted: np.ndarray, num_classes: int) ->
     return np.divide(wrong, counts, out=np.full(num_classes, np.nan), where=counts > 0)
 
 
+def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) -> float:
+    r"""Expected calibration error, :math:`\sum_b (n_b / n) |\mathrm{acc}_b - \mathrm{conf}_b|`, in [0, 1].
+
+    Examples are put into bins of equal width by their confidence, the largest probability; acc_b
+    is the share of a bin's examples whose most probable class is theirs, conf_b their mean
+    confidence. It is about the most probable class only, in which frequent classes weigh most, and
+    with few examples it is above 0 for any probabilities.
+
+    Parameters
+    ----------
+    probabilities : array-like
+        Shape ``(n, k)``, rows that sum to 1.
+    target : array-like
+        Class indices, shape ``(n,)``.
+    bins : int
+        Number of bins, ``(b / bins, (b + 1) / bins]``.
+
+    Raises
+    ------
+    InputError
+        If there is no example, lengths differ, or the probabilities are none.
+
+    References
+    ----------
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
+    """
+    whole("bins", bins, least=1)
+    p, y = np.asarray(probabilities, dtype=float), np.asarray(target)
+    if p.ndim != 2 or len(p) == 0:
+        raise InputError(f"probabilities must have shape (n, k), n at least 1; got {p.shape}.")
+    same_length(probabilities=p, target=y)
+    if not (np.abs(p.sum(axis=1) - 1.0) < 1e-3).all() or (p < 0).any():
+        raise InputError("probabilities must not be negative, and each row sum to 1.")
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == y
+    found = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    excess = np.bincount(found, weights=confidence - right, minlength=bins)
+    return float(np.abs(excess).sum() / len(p))
+
+
 # What a search leaves -----------------------------------------------------------------------
 
 SEEN = 10

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from autobalance.augment import described, restored
+from autobalance.calibration import Calibration
 from autobalance.checks import InputError
 from autobalance.files import to_json
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.metrics import HeldOut
+from autobalance.objectives.names import NAMED
+
+if TYPE_CHECKING:
+    from autobalance.report.record import Run
 
 _FORMAT = "autobalance-search"
 MAX_PATH_NUMBERS = 100_000
@@ -89,6 +95,9 @@ class Candidate:
     collapsed : bool
         Whether on some fold the network trained with it predicts one class for everyone, or is
         always wrong. Such a candidate is never chosen where there is another.
+    wrong, n : list of list of int
+        Held-out examples predicted wrongly, and all of them, by group and class, shape ``(g, k)``;
+        empty where the record is from before they were kept.
     """
 
     name: str
@@ -97,6 +106,8 @@ class Candidate:
     difference: float
     standard_error: float
     collapsed: bool = False
+    wrong: list[list[int]] = field(default_factory=list)
+    n: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,9 @@ class SearchResult:
     held_out : HeldOut or None
         Predictions of the network searched with, at the end; None where the search was not
         finished, and from `search_head`.
+    calibration : Calibration or None
+        How well its probabilities fit the held-out examples, and its temperature; None as for
+        `held_out`.
     """
 
     loss: ParametricCrossEntropy
@@ -156,11 +170,51 @@ class SearchResult:
     augment: nn.Module | None = None
     versions: dict[str, str] = field(default_factory=lambda: used_versions())
     held_out: HeldOut | None = None
+    calibration: Calibration | None = None
 
     @property
     def collapsed(self) -> bool:
         """Whether the network searched with ended up predicting one class for everyone."""
         return self.held_out is not None and self.held_out.collapsed
+
+    def summary(
+        self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
+    ) -> str:
+        """In words: what the loss does, whom it helped, what to be careful about, what it cost.
+
+        Parameters
+        ----------
+        class_names, group_names : sequence, optional
+            In the order of their indices; by default "class 0" and so on.
+        """
+        from autobalance.report.explain import as_text, explanation
+
+        return as_text(explanation(self._run(class_names, group_names)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from autobalance.report.explain import as_html
+
+        return as_html(self._run(None, None))
+
+    def _run(self, class_names: Sequence[Any] | None, group_names: Sequence[Any] | None) -> Run:
+        """As the report reads it."""
+        from autobalance.report.readable import readable
+        from autobalance.report.record import read_run
+
+        objective = str(self.settings.get("objective", "objective given"))
+        named = {repr(known): name for name, known in NAMED.items()}
+        return read_run(
+            {
+                "kind": "search",
+                "objective": named.get(objective) or readable("objective", objective),
+                "class_names": None if class_names is None else [*map(str, class_names)],
+                "group_names": None if group_names is None else [*map(str, group_names)],
+                "class_counts": self.settings.get("class_counts"),
+                "search": json.loads(self.to_json()),
+                "seconds": {"search": self.seconds.get("wall")},
+            }
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The record, for JSON; numbers that are not there (a residual nobody looked at) are NaN."""
@@ -185,6 +239,7 @@ class SearchResult:
             "augment": described(self.augment),
             "training_runs": self.training_runs,
             "held_out": None if self.held_out is None else asdict(self.held_out),
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
 
     @classmethod
@@ -217,6 +272,7 @@ class SearchResult:
                 ],
                 augment=restored(record.get("augment")),
                 held_out=HeldOut(**held) if (held := record.get("held_out")) else None,
+                calibration=Calibration(**kept) if (kept := record.get("calibration")) else None,
                 **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError) as error:

@@ -7,7 +7,6 @@ written whole or not at all, and what belongs together takes its place together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from safetensors import SafetensorError
 from autobalance.checks import InputError
 from autobalance.data.tables import TableEncoder
 from autobalance.estimator import AutoBalanceClassifier
-from autobalance.files import to_json, write_together
+from autobalance.files import RESULT, read_json, read_record, to_json, write_together
 from autobalance.networks import TableNetwork
 from autobalance.report import write_report
 from autobalance.results import SearchResult
 
-RESULT, MODEL, WEIGHTS, LOSS = "result.json", "model.json", "model.safetensors", "loss.json"
+MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
 REPORT = "report.html"
 _FORMAT = "autobalance-run"
 
@@ -111,7 +110,7 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
             f"{folder} holds no trained network: its run is {record.get('status', 'unfinished')!r}. "
             "Run `autobalance fit` again, with --resume where it was interrupted, else --overwrite."
         )
-    description = _read_json(folder / MODEL)
+    description = read_json(folder / MODEL)
     if description.get("format") != _FORMAT or description.get("version") != 1:
         raise InputError(f"{folder / MODEL} was not written by this version of autobalance.")
     try:
@@ -125,30 +124,11 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
         classifier.feature_names_in_ = np.array(classifier.encoder_.columns, dtype=object)
         classifier.n_features_in_ = len(classifier.encoder_.columns)
         classifier.input_shape_ = (classifier.n_features_in_,)
-        classifier.result_ = SearchResult.from_dict(record["search"])
-        classifier.loss_ = classifier.result_.loss
+        classifier.keep(SearchResult.from_dict(record["search"]))
+        classifier.class_masses_ = np.array(record["class_counts"], dtype=float)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"The run in {folder} is incomplete or altered: {reason}.") from None
     return classifier, {**record, "target": description["target"]}
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """``result.json`` of a RUN folder."""
-    if not (folder / RESULT).is_file():
-        raise InputError(
-            f"{folder} is not a RUN folder: it has no {RESULT}. `autobalance fit` makes one."
-        )
-    return _read_json(folder / RESULT)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} is not a record of autobalance.")
-    return record

@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from autobalance.augment import AugmentChoice, as_augmentation, described, frozen
+from autobalance.calibration import Calibration, class_masses, fit_temperature, thinning
 from autobalance.checkpoints import fingerprint
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.choosing import Outcomes, choose, train_candidates
@@ -147,7 +148,14 @@ def search(
         except KeyboardInterrupt:
             raise Interrupted(run.result("interrupted")) from None
         run.saved.save()
-        result = replace(run.result("finished"), held_out=run.held_out())
+        result = run.result("finished")
+        designed = next((c.loss for c in result.candidates if c.name == "designed"), result.loss)
+        predicted, logits = map(list, zip(*run.predict_held_out(), strict=True))
+        result = replace(
+            result,
+            held_out=run.held_out(predicted),
+            calibration=run.calibration(logits, designed),
+        )
     if result.collapsed:
         assert result.held_out is not None
         [only] = np.flatnonzero(np.sum(result.held_out.predicted, axis=0))
@@ -312,20 +320,44 @@ class SearchRun:
 
     def held_out_errors(self) -> tuple[Tensor, Tensor]:
         """Errors and examples per group and class ``(g, k)`` on all folds' validation data, now."""
-        total, mass, _ = self._held_out_tables()
+        total, mass, _ = self._held_out_tables([p for p, _ in self.predict_held_out()])
         return total, mass
 
-    def held_out(self) -> HeldOut:
-        """Errors, examples and predictions on all folds' validation data, now."""
-        wrong, n, predicted = (table.long().tolist() for table in self._held_out_tables())
-        return HeldOut(n, wrong, predicted)
+    def predict_held_out(self) -> list[tuple[Tensor, Tensor]]:
+        """By each fold's network, now: the classes predicted, and logits thinned out by `thinning`."""
+        found = []
+        for fold in self.folds:
+            logits = predict_logits(fold.lower.module, fold.validation.inputs)
+            found.append((logits.argmax(dim=1), logits[:: self._thinning()].clone()))
+        return found
 
-    def _held_out_tables(self) -> Tensor:
+    def held_out(self, predicted: list[Tensor]) -> HeldOut:
+        """Errors, examples and predictions on all folds' validation data."""
+        wrong, n, by_class = (table.long().tolist() for table in self._held_out_tables(predicted))
+        return HeldOut(n, wrong, by_class)
+
+    def calibration(
+        self, logits: list[Tensor], designed: ParametricCrossEntropy
+    ) -> Calibration | None:
+        """Of the networks searched with, whose loss was lately about the designed one."""
+        masses = np.sum([class_masses(train) for train, _ in self.splits], axis=0)
+        if not np.atleast_2d(masses).sum(axis=0).all():  # a class whose examples all weigh nothing
+            return None
+        step = self._thinning()
+        target, groups = (
+            None if parts[0] is None else torch.cat([part[::step].cpu() for part in parts])
+            for parts in zip(*((held.target, held.groups) for _, held in self.splits), strict=True)
+        )
+        return fit_temperature(torch.cat(logits), target, designed, masses, groups=groups)
+
+    def _thinning(self) -> int:
+        return thinning(sum(held.target.numel() * held.num_classes for _, held in self.splits))
+
+    def _held_out_tables(self, predictions: list[Tensor]) -> Tensor:
         """Errors and examples by group and class, predictions by group and class predicted."""
         totals = []
-        for fold in self.folds:
+        for fold, predicted in zip(self.folds, predictions, strict=True):
             held = fold.validation
-            predicted = predict_logits(fold.lower.module, held.inputs).argmax(dim=1)
             target = held.target.cpu()
             wrong = (predicted != target).double()
             groups = None if held.groups is None else held.groups.cpu()
@@ -355,7 +387,12 @@ class SearchRun:
             augment=self._augments(augment)[choice],
             history=self.history,
             path=self.path,
-            design={"space": kind.__name__, "learns": list(space.learns), **space.values()},
+            design={
+                "space": kind.__name__,
+                "learns": list(space.learns),
+                "priors": {name: list(prior) for name, prior in space.priors().items()},
+                **space.values(),
+            },
             settings=self.record,
             seed=self.seed,
             seconds=self.seconds(),

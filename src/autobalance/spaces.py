@@ -70,9 +70,22 @@ class DesignSpace(nn.Module, ABC):
     def forward(self) -> LossParameters:
         """The loss's parameters at the present free parameters, differentiable in them."""
 
-    @abstractmethod
+    def priors(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of each free parameter's Gaussian prior, by its name.
+
+        A parameter that is not there is free; by default all are.
+        """
+        return {}
+
     def penalty(self) -> Tensor:
         """Negative log prior of the free parameters, a scalar, 0 at the start."""
+        total = self.counts.new_zeros(())
+        priors = self.priors()
+        for name, p in self.named_parameters():
+            if name in priors:
+                mean, deviation = priors[name]
+                total = total + (p - mean).square().sum() / (2 * deviation**2)
+        return total
 
     def values(self) -> dict[str, list[Any]]:
         """The free parameters by name, for records."""
@@ -187,19 +200,10 @@ class HierarchicalSpace(DesignSpace):
             weight = self._mean_one(_centred(self.log_weight))
         return LossParameters(weight, additive, multiplicative)
 
-    def penalty(self) -> Tensor:
-        total = self.counts.new_zeros(())
-        if "additive" in self.learns:
-            total = total + (self.tau - self.start) ** 2 / (2 * self.sigma_tau**2)
-            if self.deviations:
-                total = total + self.eps.square().sum() / (2 * self.sigma_eps**2)
-        if "multiplicative" in self.learns:
-            total = total + self.gamma**2 / (2 * self.sigma_tau**2)
-            if self.deviations:
-                total = total + self.log_delta.square().sum() / (2 * self.sigma_eps**2)
-        if "weight" in self.learns:
-            total = total + self.log_weight.square().sum() / (2 * self.sigma_eps**2)
-        return total
+    def priors(self) -> dict[str, tuple[float, float]]:
+        shared = {"tau": (self.start, self.sigma_tau), "gamma": (0.0, self.sigma_tau)}
+        names = (name for name, _ in self.named_parameters())
+        return {name: shared.get(name, (0.0, self.sigma_eps)) for name in names}
 
 
 def _log_importance(importance: Any, classes: int) -> Tensor:
@@ -278,14 +282,11 @@ class ClassSpace(DesignSpace):
             weight = self._mean_one(self._expand(self.log_weight))
         return LossParameters(weight, additive, multiplicative)
 
-    def penalty(self) -> Tensor:
-        total = self.counts.new_zeros(())
+    def priors(self) -> dict[str, tuple[float, float]]:
         if self.sigma is None:
-            return total
-        for name, p in self.named_parameters():
-            start = 1.0 if name == "raw_delta" and self.sigmoid else 0.0
-            total = total + (p - start).square().sum() / (2 * self.sigma**2)
-        return total
+            return {}
+        starts = {"raw_delta": 1.0} if self.sigmoid else {}
+        return {n: (starts.get(n, 0.0), self.sigma) for n, _ in self.named_parameters()}
 
 
 class ClusterSpace(ClassSpace):
@@ -386,13 +387,14 @@ class GroupSpace(DesignSpace):
             weight = self._mean_one(self.log_weight)
         return LossParameters(weight, additive, multiplicative)
 
-    def penalty(self) -> Tensor:
-        total = self.counts.new_zeros(())
-        for name, p in self.named_parameters():
-            start = self.starts.get(name, 0.0)
-            sigma = self.sigma_tau if name in self.starts else self.sigma_eps
-            total = total + (p - start).square().sum() / (2 * sigma**2)
-        return total
+    def priors(self) -> dict[str, tuple[float, float]]:
+        return {
+            name: (
+                self.starts.get(name, 0.0),
+                self.sigma_tau if name in self.starts else self.sigma_eps,
+            )
+            for name, _ in self.named_parameters()
+        }
 
 
 class WithUnknownGroup(DesignSpace):
@@ -422,6 +424,9 @@ class WithUnknownGroup(DesignSpace):
                 for p in self.inner()
             )
         )
+
+    def priors(self) -> dict[str, tuple[float, float]]:
+        return self.inner.priors()
 
     def penalty(self) -> Tensor:
         return self.inner.penalty()

@@ -13,6 +13,7 @@ import sys
 
 from autobalance.checks import InputError
 from autobalance.cli.comparing import run_compare
+from autobalance.cli.explaining import run_explain
 from autobalance.cli.fitting import run_demo, run_fit
 from autobalance.cli.options import (
     BAD_INPUT,
@@ -36,6 +37,7 @@ _COMMANDS = {
     "fit": run_fit,
     "frontier": run_frontier,
     "predict": run_predict,
+    "explain": run_explain,
     "evaluate": run_evaluate,
     "compare": run_compare,
     "run": run_compare,

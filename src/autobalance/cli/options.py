@@ -185,8 +185,21 @@ def command_parser() -> ArgumentParser:
     predict.add_argument("run", type=str, help="RUN folder")
     predict.add_argument("table", type=str, help="CSV or Parquet file with the features")
     predict.add_argument("--out", type=str, required=True, help="CSV or Parquet file to write")
+    predict.add_argument(
+        "--prior",
+        type=Literal["training", "balanced"] | None,
+        default=None,
+        help="calibrated probabilities, where classes are as frequent as in training, or all alike; "
+        "without it the softmax of the raw logits. The prediction stays the same",
+    )
     predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
     commands.add_subcommand("predict", predict, help="predict with a fitted RUN")
+
+    explain = _Parser(
+        description="Say what a RUN found, whom it helps, and what to be careful about."
+    )
+    explain.add_argument("run", type=str, help="RUN folder")
+    commands.add_subcommand("explain", explain, help="what a RUN found, in words")
 
     evaluate = _Parser(description="Evaluate a fitted RUN on labelled data.")
     evaluate.add_argument("run", type=str, help="RUN folder")

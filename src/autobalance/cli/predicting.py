@@ -30,7 +30,7 @@ def run_predict(options: Namespace, command: str) -> int:
     from autobalance.data.tables import read_table
 
     classifier = _load(options.run)
-    predictions = _predictions(classifier, read_table(options.table))
+    predictions = _predictions(classifier, read_table(options.table), options.prior)
     if out.suffix == ".csv":
         content = predictions.to_csv(index=False).encode()
     else:
@@ -40,13 +40,17 @@ def run_predict(options: Namespace, command: str) -> int:
     return DONE
 
 
-def _predictions(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
+def _predictions(
+    classifier: AutoBalanceClassifier, table: pd.DataFrame, prior: str | None
+) -> pd.DataFrame:
     import pandas as pd
 
-    probabilities = classifier.predict_proba(_features(classifier, table))
+    features = _features(classifier, table)
+    probabilities = classifier.predict_proba(features, prior=prior)
     names = [f"probability_{c}" for c in classifier.classes_]
     frame = pd.DataFrame(probabilities, columns=names)
-    frame.insert(0, "prediction", classifier.classes_[probabilities.argmax(axis=1)])
+    # For a prior the most probable class is not what the loss was designed to decide.
+    frame.insert(0, "prediction", classifier.predict(features))
     return frame
 
 

@@ -322,6 +322,7 @@ class _HeadSearch:
             design={
                 "space": type(self.space).__name__,
                 "learns": list(self.space.learns),
+                "priors": {name: list(prior) for name, prior in self.space.priors().items()},
                 **self.space.values(),
             },
             settings=self.record,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autobalance.checks import InputError, class_counts, number, one_of
 from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
 from autobalance.losses.fused import fused_cross_entropy, fused_pays
+from autobalance.snippets import loss_snippet
 
 Reduction = Literal["mean", "sum", "none"]
 ArrayLike = Tensor | Sequence[float] | Any
@@ -427,6 +428,14 @@ class ParametricCrossEntropy(nn.Module):
                 f"This is not a loss written by autobalance: not JSON ({error})."
             ) from None
         return cls.from_dict(record)
+
+    def to_snippet(self) -> str:
+        """The loss as a few lines of PyTorch that need nothing of this library.
+
+        They define ``loss(logits, target)``, or with one row per group ``loss(logits, target,
+        groups)``; sample weights are no part of it.
+        """
+        return loss_snippet(self.to_dict())
 
 
 def check_width(logits: Tensor, num_classes: int | None) -> None:

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from autobalance.files import write_atomically
 from autobalance.report.augmentation import policy_picture
+from autobalance.report.explain import cautions
 from autobalance.report.figures import Picture, pictures
 from autobalance.report.record import Run, read_run
 from autobalance.report.status import heading, loss_heading, warning
@@ -82,6 +83,7 @@ def render_report(record: dict[str, Any]) -> str:
         sentences=sentences(run),
         facts=facts(run),
         warning=warning(run),
+        cautions=cautions(run),
         pictures=drawn,
         methods=methods_table(run),
         choice=choice_table(run),

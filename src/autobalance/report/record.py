@@ -17,9 +17,11 @@ import numpy as np
 from autobalance.checks import InputError
 from autobalance.metrics import HeldOut
 from autobalance.report.statistics import even_counts
+from autobalance.snippets import DTYPES, loss_snippet
 
 MAX_TEXT = 4000
 MAX_NAME = 80
+MAX_SNIPPET = 100  # numbers
 _BREAKING = {"Cc", "Cs", "Co", "Cn", "Cf", "Zl", "Zp"}
 # Joiners are part of how some scripts and emoji are written.
 _KEPT = {"\u200c", "\u200d"}
@@ -90,7 +92,7 @@ class Part:
         return bool(np.nanmax(np.abs(self.found - self.start), initial=0.0) > 1e-6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """One loss of the final choice, judged on held-out examples.
 
@@ -102,12 +104,23 @@ class Candidate:
         Over the 0-1 error, in [0, 1].
     difference, standard_error : float or None
         From the start; below 0 is better.
+    wrong, n : ndarray or None
+        Held-out examples predicted wrongly, and all of them, per class, shape ``(k,)``.
     """
 
     name: str
     objective: float
     difference: float | None
     standard_error: float | None
+    wrong: np.ndarray | None = None
+    n: np.ndarray | None = None
+
+    @property
+    def errors(self) -> np.ndarray | None:
+        """Error per class, shape ``(k,)``; NaN where nothing was held out."""
+        if self.wrong is None or self.n is None:
+            return None
+        return np.divide(self.wrong, self.n, out=np.full(len(self.n), np.nan), where=self.n > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +153,10 @@ class Run:
         Training examples, shape ``(g, k)``, g = 1 without groups.
     order : ndarray
         Classes from the most to the least frequent, shape ``(k,)``.
+    snippet : str or None
+        The loss taken as code that stands alone; None where it would be long.
     curves : dict
-        "step", "objective", "hard_objective" and "training_loss", each of shape ``(t,)``.
+        "step", "objective", "hard_objective", "training_loss" and "norm", each of shape ``(t,)``.
     search_status, status : str
         Of the search, and of the whole run: with the search finished, that of retraining.
     candidates : list of Candidate
@@ -152,6 +167,8 @@ class Run:
         What the search cost, in training runs.
     held_out : HeldOut or None
         What the network searched with predicts at the end of the search.
+    calibration : dict
+        "raw_error", "error" and so on, see `autobalance.calibration.Calibration`; may be empty.
     by_group : ByGroup or None
         Of the method "autobalance" on test data, or of `held_out`.
     policy : dict
@@ -169,6 +186,7 @@ class Run:
     methods: list[Method]
     evaluation_data: str | None
     parts: list[Part]
+    snippet: str | None
     curves: dict[str, np.ndarray]
     search_status: str
     status: str
@@ -176,6 +194,7 @@ class Run:
     choice: str
     training_runs: float | None
     held_out: HeldOut | None
+    calibration: dict[str, float]
     by_group: ByGroup | None
     policy: dict[str, Any]
     design: dict[str, Any]
@@ -242,7 +261,7 @@ def read_run(record: dict[str, Any]) -> Run:
     k = counts.shape[1]
     search = _mapping(record.get("search"))
     search_status = str(search.get("status") or "finished")
-    candidates, choice = _candidates(search)
+    candidates, choice = _candidates(search, k)
     held_out = _held_out(search.get("held_out"), k)
     methods = _mapping(record.get("methods"))
     return Run(
@@ -256,6 +275,7 @@ def read_run(record: dict[str, Any]) -> Run:
         methods=[_method(n, _mapping(m), k) for n, m in methods.items()],
         evaluation_data=_text(record.get("evaluation_data")),
         parts=_parts(search, len(counts), k),
+        snippet=_snippet(_mapping(search.get("loss")), len(counts), k),
         curves=_curves(search.get("history")),
         search_status=search_status,
         status=str(record.get("status") or search_status),
@@ -263,6 +283,7 @@ def read_run(record: dict[str, Any]) -> Run:
         choice=choice,
         training_runs=_number(search.get("training_runs")),
         held_out=held_out,
+        calibration=_numbers(search.get("calibration")),
         policy=_policy(search, record),
         by_group=_tested_by_group(_mapping(methods.get("autobalance")), k)
         or _held_out_by_group(held_out, record.get("group_names")),
@@ -317,7 +338,7 @@ def _numbers(value: Any) -> dict[str, float]:
     return {k: v for k, v in found.items() if v is not None}
 
 
-def _array(value: Any) -> np.ndarray | None:
+def array_of(value: Any) -> np.ndarray | None:
     """Numbers as an array, NaN for null and infinities; None where they are no table."""
     try:
         array = np.array(value, dtype=float)
@@ -327,7 +348,7 @@ def _array(value: Any) -> np.ndarray | None:
 
 
 def _counts(record: dict[str, Any]) -> np.ndarray:
-    counts = _array(record.get("class_counts"))
+    counts = array_of(record.get("class_counts"))
     if counts is not None and counts.ndim in (1, 2):
         return np.nan_to_num(np.atleast_2d(counts))
     names = record.get("class_names")
@@ -346,10 +367,10 @@ def _names(names: Any, count: int, kind: str) -> list[str]:
 
 
 def _method(name: str, entry: dict[str, Any], k: int) -> Method:
-    errors = _array(entry.get("class_errors"))
+    errors = array_of(entry.get("class_errors"))
     if errors is None or errors.shape != (k,):
         errors = np.full(k, np.nan)
-    n = _array(entry.get("class_n"))
+    n = array_of(entry.get("class_n"))
     if n is None or n.shape != (k,):
         n = even_counts(errors, _number(entry.get("n")))
     keys = ("balanced_error", "worst_class_error", "worst_group_error")
@@ -366,13 +387,19 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
 
 
 def _held_out(value: Any, k: int) -> HeldOut | None:
-    tables = [_array(_mapping(value).get(key)) for key in ("n", "wrong", "predicted")]
+    found = _tables(_mapping(value), ("n", "wrong", "predicted"), k)
+    if found is None or (found[1] > found[0]).any():
+        return None
+    return HeldOut(*(t.astype(int).tolist() for t in found))
+
+
+def _tables(entry: dict[str, Any], keys: tuple[str, ...], k: int) -> list[np.ndarray] | None:
+    """Tables of counts ``(g, k)`` under these keys, all of one shape; None where there are not."""
+    tables = [array_of(entry.get(key)) for key in keys]
     found = [t for t in tables if t is not None and t.ndim == 2 and t.shape[1] == k]
     if len({t.shape for t in found}) != 1 or len(found) < len(tables):
         return None
-    if any(np.isnan(t).any() or (t < 0).any() for t in found) or (found[1] > found[0]).any():
-        return None
-    return HeldOut(*(t.astype(int).tolist() for t in found))
+    return None if any(np.isnan(t).any() or (t < 0).any() for t in found) else found
 
 
 def _held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
@@ -386,7 +413,7 @@ def _held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
 def _tested_by_group(entry: dict[str, Any], k: int) -> ByGroup | None:
     """From the keys of `autobalance.metrics.classification_report`."""
     errors, n = (_mapping(entry.get(f"class_and_group_{key}")) for key in ("errors", "n"))
-    tables = [_array([part.get(name) for name in errors]) for part in (errors, n)]
+    tables = [array_of([part.get(name) for name in errors]) for part in (errors, n)]
     if len(errors) < 2 or any(t is None or t.shape != (len(errors), k) for t in tables):
         return None
     rates, sizes = (np.nan_to_num(t) for t in tables if t is not None)
@@ -400,7 +427,7 @@ def _by_group(names: list[str], n: np.ndarray, wrong: np.ndarray, data: str) -> 
     return ByGroup(shown, n[kept], errors[kept], data)
 
 
-def _candidates(search: dict[str, Any]) -> tuple[list[Candidate], str]:
+def _candidates(search: dict[str, Any], k: int) -> tuple[list[Candidate], str]:
     """The final choice and what it took; nothing where it did not come to one."""
     found = []
     for entry in _entries(search.get("candidates")):
@@ -408,7 +435,9 @@ def _candidates(search: dict[str, Any]) -> tuple[list[Candidate], str]:
         if name is None or objective is None:
             continue
         gap, error = _number(entry.get("difference")), _number(entry.get("standard_error"))
-        found.append(Candidate(safe_text(name, MAX_NAME), objective, gap, error))
+        tables = _tables(entry, ("wrong", "n"), k)
+        by_class = [None, None] if tables is None else [t.sum(axis=0) for t in tables]
+        found.append(Candidate(safe_text(name, MAX_NAME), objective, gap, error, *by_class))
     choice = _text(search.get("choice"))
     return found, choice if any(c.name == choice for c in found) and choice else "designed"
 
@@ -459,9 +488,26 @@ def _parts(search: dict[str, Any], g: int, k: int) -> list[Part]:
     return parts
 
 
+def _snippet(loss: dict[str, Any], g: int, k: int) -> str | None:
+    """The loss taken as code; None where the record is not that of a loss, or the code is long."""
+    used = [array_of(loss[key]) for key in TITLES if loss.get(key) is not None]
+    sound = (
+        loss.get("format") == "autobalance-loss"
+        and all(p is not None and p.shape in ((k,), (g, k)) for p in used)
+        and not any(np.isnan(p).any() for p in used if p is not None)
+        and loss.get("reduction") in ("mean", "sum", "none")
+        and str(loss.get("dtype")) in DTYPES
+        and _number(loss.get("label_smoothing")) is not None
+        and type(loss.get("ignore_index")) is int
+    )
+    if not sound or sum(p.size for p in used if p is not None) > MAX_SNIPPET:
+        return None
+    return loss_snippet(loss)
+
+
 def _rows(key: str, value: Any, g: int, k: int) -> np.ndarray | None:
     """One part of the loss as ``(g, k)``, in the report's gauge."""
-    array = None if value is None else _array(value)
+    array = None if value is None else array_of(value)
     if array is None or array.shape not in ((k,), (g, k)):
         return None
     rows = np.broadcast_to(array, (g, k)).astype(float)
@@ -472,7 +518,7 @@ def _rows(key: str, value: Any, g: int, k: int) -> np.ndarray | None:
 
 def _curves(history: Any) -> dict[str, np.ndarray]:
     entries = [e for e in _entries(history) if _number(e.get("step")) is not None]
-    keys = ("step", "objective", "hard_objective", "training_loss")
+    keys = ("step", "objective", "hard_objective", "training_loss", "norm")
     values = [[_number(e.get(key)) for key in keys] for e in entries]
     table = np.array(values, dtype=float).reshape(-1, len(keys))
     return dict(zip(keys, table.T, strict=True))

@@ -1,0 +1,378 @@
+"""A run in words: what the loss does, whom it helped, what to be careful about, what it cost."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from autobalance.report.choice import candidate_title
+from autobalance.report.formats import duration, number, percent, points
+from autobalance.report.record import Run, array_of
+from autobalance.report.statistics import Z95
+from autobalance.report.status import heading, warning
+from autobalance.report.tables import Table, parameters_table
+from autobalance.report.text import in_sentence, objective_name, sentences, start_name
+
+WIDTH = 88
+_SHOWN = 5  # classes named in a sentence
+_ROWS = 10  # of the table in a notebook
+_FEW = 5  # held-out examples, below which an error rate says next to nothing
+_SATURATED = 0.005
+_FALLING = 0.01  # of the objective, from the third quarter of the search to the last
+_GROWING = 1.5  # the hypergradient's norm, last quarter over first
+_QUARTERED = 8  # upper steps that can be cut in quarters
+_FAR = 2.0  # standard deviations of the prior
+_EDGE = 0.99  # of a sigmoid
+_SYMBOLS = {
+    "tau": "the strength τ of ℓ",
+    "tau_class": "the strength τ_c of ℓ over classes",
+    "tau_group": "the strength τ_g of ℓ within groups",
+    "gamma": "the strength γ of δ",
+    "eps": "the deviation of ℓ",
+    "additive": "the deviation of ℓ",
+    "log_delta": "the deviation of log δ",
+    "raw_delta": "the free parameter of δ",
+    "log_weight": "the deviation of log w",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What there is to say of a run.
+
+    Attributes
+    ----------
+    heading : str
+        What it is.
+    story, classes, warnings : list of str
+        What was asked and found; which classes gained and lost; what to be careful about, each
+        with a remedy. One or more sentences each.
+    cost : list of (str, str)
+        Names and values.
+    """
+
+    heading: str
+    story: list[str]
+    classes: list[str]
+    warnings: list[str]
+    cost: list[tuple[str, str]]
+
+
+def explanation(run: Run) -> Explanation:
+    """What there is to say of a run, from its record alone."""
+    first = warning(run)
+    return Explanation(
+        heading=heading(run, objective_name(run)),
+        story=[*sentences(run), *calibration_sentences(run)],
+        classes=[*favoured(run), *class_changes(run)],
+        warnings=[*([] if first is None else [first]), *cautions(run)],
+        cost=_cost(run),
+    )
+
+
+def as_text(found: Explanation, width: int = WIDTH) -> str:
+    """Paragraphs of plain text, lines of at most `width` characters."""
+
+    def wrapped(text: str, lead: str = "") -> str:
+        return textwrap.fill(
+            text, width, initial_indent=lead, subsequent_indent=" " * len(lead),
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+
+    parts = [found.heading, *map(wrapped, found.story)]
+    for title, texts in (("Classes", found.classes), ("Take care", found.warnings)):
+        if texts:
+            parts.append("\n".join([title, *(wrapped(text, "  - ") for text in texts)]))
+    if found.cost:
+        widest = max(len(name) for name, _ in found.cost)
+        rows = [f"  {name:<{widest}}  {value}" for name, value in found.cost]
+        parts.append("\n".join(["Cost", *rows]))
+    return "\n\n".join(parts)
+
+
+def as_html(run: Run) -> str:
+    """The heading, what was found, warnings and a small table, for a notebook; all escaped."""
+    said = explanation(run)
+    found = next(
+        (s for s in said.story if s.startswith(("The loss", "The search"))), said.story[-1]
+    )
+    parts = [f"<p><strong>{escape(said.heading)}</strong></p>", f"<p>{escape(found)}</p>"]
+    if said.warnings:
+        items = "".join(f"<li>{escape(text)}</li>" for text in said.warnings)
+        parts.append(f"<p>Take care:</p><ul>{items}</ul>")
+    table = parameters_table(run)
+    if table is not None:
+        parts.append(_small(table))
+    return f"<div>{''.join(parts)}</div>"
+
+
+def _small(table: Table) -> str:
+    """The first and the last rows of a table."""
+    rows, half = table.rows, _ROWS // 2
+    gap = len(rows) - _ROWS
+    if gap > 0:
+        rows = [*rows[:half], None, *rows[-half:]]
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
+    body = ""
+    for row in rows:
+        if row is None:
+            body += f'<tr><td colspan="{len(table.columns)}">… {gap:,} more rows …</td></tr>'
+        else:
+            body += "<tr>" + "".join(f"<td>{escape(cell.text)}</td>" for cell in row) + "</tr>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+# Whom it helped ---------------------------------------------------------------------------------
+
+
+def favoured(run: Run) -> list[str]:
+    """Which classes the loss favours more than its start did, where ℓ alone says so."""
+    moved = [part for part in run.parts if part.changed]
+    if [part.key for part in moved] != ["additive"]:
+        return []
+    # A lower ℓ in training is a higher raw logit afterwards.
+    shift = np.nanmean(moved[0].start - moved[0].found, axis=0)
+    up, down = (
+        [f"{run.classes[c]} ({number(sign * shift[c])})" for c in order if sign * shift[c] > 0.05]
+        for sign, order in ((1, np.argsort(-shift)), (-1, np.argsort(shift)))
+    )
+    if not up and not down:
+        return []
+    said = []
+    if up:
+        said.append(f"favours {_some(up)} more")
+    if down:
+        said.append(f"{'favours ' if not up else ''}{_some(down)} less")
+    means = ", means over the groups" if run.groups else ""
+    return [
+        f"Against its start the designed loss {', and '.join(said)} (shift of the logit that training "
+        f"makes up for, in nats{means})."
+    ]
+
+
+def class_changes(run: Run) -> list[str]:
+    """Which classes gained and lost, as far as the record says."""
+    if run.before and run.after:
+        where = f"On {run.evaluation_data}" if run.evaluation_data else "On test data"
+        lead = f"{where}, {in_sentence(run.after.title)} against {in_sentence(run.before.title)}"
+        ends = (run.before.errors, run.before.n), (run.after.errors, run.after.n)
+        return [_changes(run, *ends, lead)]
+    taken = run.candidate(run.choice)
+    other = run.candidate("cross_entropy" if run.choice == "start" else "start")
+    errors = [None if c is None else c.errors for c in (other, taken)]
+    if taken and other and errors[0] is not None and errors[1] is not None:
+        after, before = (
+            in_sentence(candidate_title(c.name, start_name(run))) for c in (taken, other)
+        )
+        lead = f"On the held-out folds, {after} against {before}"
+        return [_changes(run, (errors[0], other.n), (errors[1], taken.n), lead)]
+    folds = "with --search.folds 3, on held-out data, and "
+    if run.kind == "frontier":  # which has no final choice, with however many folds
+        folds = ""
+    return [
+        f"Which classes gained and which lost was not measured. It is {folds}by `autobalance compare`."
+    ]
+
+
+def _changes(
+    run: Run,
+    before: tuple[np.ndarray, np.ndarray | None],
+    after: tuple[np.ndarray, np.ndarray | None],
+    lead: str,
+) -> str:
+    change = after[0] - before[0]
+    known = np.flatnonzero(np.isfinite(change))
+    order = known[np.argsort(change[known], kind="stable")]
+
+    def told(c: int) -> str:
+        ends = f"{percent(before[0][c])} to {percent(after[0][c])}"
+        return f"{run.classes[c]} ({points(change[c])} points, {ends})"
+
+    gained = [told(c) for c in order if change[c] < -5e-4]
+    lost = [told(c) for c in order[::-1] if change[c] > 5e-4]
+    if not gained and not lost:
+        return f"{lead}: no class's error changed."
+    said = [f"gained: {_some(gained)}" if gained else "no class gained"]
+    said.append(f"lost: {_some(lost)}" if lost else "none lost")
+    text = f"{lead}, {'; '.join(said)}."
+    if before[1] is None or after[1] is None:
+        return text
+    reach = Z95 * np.sqrt(_variance(*before) + _variance(*after))
+    clear = int((np.abs(change[known]) > reach[known]).sum())
+    sure = f"{clear} of the {len(gained) + len(lost)} changes" if clear else "No change"
+    verb = "are" if clear > 1 else "is"
+    return f"{text} {sure} {verb} larger than the choice of examples explains."
+
+
+def _variance(errors: np.ndarray, n: np.ndarray | None) -> np.ndarray:
+    """Of each class's error, pulled towards 1/2 as in `statistics.mean_error_variance`."""
+    assert n is not None
+    share = (np.nan_to_num(errors) * n + 2) / (n + 4)
+    return share * (1 - share) / (n + 4)
+
+
+def calibration_sentences(run: Run) -> list[str]:
+    """How far off the probabilities are."""
+    found = run.calibration
+    if not {"raw_error", "error", "temperature"} <= found.keys():
+        return []
+    return [
+        "The raw logits are for deciding: on held-out examples their softmax is off by "
+        f"{percent(found['raw_error'])} (expected calibration error). Probabilities for the classes "
+        f"as frequent as in training, predict --prior training, are off by {percent(found['error'])}, "
+        f"with the temperature {number(found['temperature'])} fitted on these examples."
+    ]
+
+
+# What to be careful about -----------------------------------------------------------------------
+
+
+def cautions(run: Run) -> list[str]:
+    """What beside `status.warning` to be careful about, each with a remedy."""
+    found = [few_held_out(run), saturated(run), unsettled(run), far_from_prior(run)]
+    return [text for text in found if text]
+
+
+def few_held_out(run: Run) -> str | None:
+    """Classes (or pairs of group and class) with too few held-out examples to judge by."""
+    counts = array_of(run.settings.get("validation_counts"))
+    counts = np.zeros(0) if counts is None else np.nan_to_num(np.atleast_2d(counts))
+    if counts.shape[1:] != (len(run.classes),) or not counts.sum():
+        return None
+    of_groups = "group" in f"{run.objective} {run.settings.get('objective')}" and len(counts) > 1
+    if of_groups and run.groups and len(run.groups) >= len(counts):
+        trained = run.counts[: len(counts)] > 0
+        pairs = np.argwhere((counts < _FEW) & trained).tolist()
+        names = [f"{run.classes[c]} in {run.groups[g]} ({counts[g, c]:.0f})" for g, c in pairs]
+        kind, one = "pairs of group and class", "pair"
+    else:
+        totals = counts.sum(axis=0)
+        names = [
+            f"{run.classes[c]} ({totals[c]:.0f})"
+            for c in np.argsort(totals, kind="stable")
+            if totals[c] < _FEW
+        ]
+        kind, one = "classes", "class"
+    if not names:
+        return None
+    splits = "" if (run.folds or 1) > 2 else "average over more splits with --search.folds 3, "
+    remedy = f"{splits}hold out more with --search.validation_fraction, or add data."
+    return (
+        f"Fewer than {_FEW} examples were held out of these {kind}: {_some(names)}. What the search "
+        f"makes of so small a {one} is mostly noise, which the prior alone holds in check. "
+        f"{remedy[:1].upper()}{remedy[1:]}"
+    )
+
+
+def saturated(run: Run) -> str | None:
+    """Whether there is next to no error left to learn from, or nothing but errors."""
+    hard = run.curves["hard_objective"]
+    hard = hard[np.isfinite(hard)]
+    if not len(hard):
+        return None
+    last = float(hard[-max(1, len(hard) // 4) :].mean())
+    lead = (
+        "The objective is saturated: over the last quarter of the search its value on validation "
+        f"data was {percent(last)}"
+    )
+    if last <= _SATURATED:
+        return (
+            f"{lead}, so there was hardly an error to learn from. Keep the start, or give validation "
+            "data that are harder, or more of them."
+        )
+    if last >= 1 - _SATURATED:
+        return (
+            f"{lead}: where nothing is predicted rightly, little tells which way is better. Train for "
+            "longer (--recipe.epochs), merge the smallest classes or groups, or take a mean over them "
+            "for the objective."
+        )
+    return None
+
+
+def unsettled(run: Run) -> str | None:
+    """Whether the search was still on its way when it ended."""
+    if run.search_status != "finished" or len(run.curves["step"]) < _QUARTERED:
+        return None
+    said = []
+    third, last = np.array_split(run.curves["objective"], 4)[2:]
+    if np.isfinite(third).all() and np.isfinite(last).all():
+        noise = np.sqrt(third.var() / len(third) + last.var() / len(last))
+        fall = float(third.mean() - last.mean())
+        if fall > max(_FALLING, _FAR * noise):
+            said.append(
+                f"its objective was still falling, by {number(fall, 3)} in the last quarter"
+            )
+    norms = np.array_split(run.curves["norm"], 4)
+    first, last = (float(np.median(n[np.isfinite(n)])) if np.isfinite(n).any() else np.nan
+                   for n in (norms[0], norms[-1]))  # fmt: skip
+    if last > _GROWING * first:
+        said.append(
+            f"its hypergradient had grown to {last / first:.1f} times that of the beginning"
+        )
+    if not said:
+        return None
+    return (
+        f"The search had not settled when it ended: {' and '.join(said)}. Train for longer "
+        "(--recipe.epochs), or move faster (--search.lr)."
+    )
+
+
+def far_from_prior(run: Run) -> str | None:
+    """Free parameters far from where the prior holds them, or at the edge of what they can be."""
+    priors = run.design.get("priors")
+    # The paper's sigmoid starts δ at 0.73, where the exponential starts it at 1.
+    sigmoid = any(p.key == "multiplicative" and np.nanmax(p.start) < 1 for p in run.parts)
+    found: list[tuple[float, str]] = []
+    for name, symbol in _SYMBOLS.items():
+        values = array_of(run.design.get(name))
+        prior = array_of(priors.get(name)) if isinstance(priors, dict) else None
+        if values is None:
+            continue
+        if prior is not None and prior.shape == (2,) and prior[1] > 0:
+            z = (values - prior[0]) / prior[1]
+            for at in map(tuple, np.argwhere(np.abs(z) > _FAR).tolist()):
+                said = f"{symbol}{_whose(run, values, at)} ({number(float(z[at]), 1)} σ)"
+                found.append((abs(float(z[at])), said))
+        elif name == "raw_delta" and sigmoid:
+            delta = 1.0 / (1.0 + np.exp(-values))
+            for at in map(tuple, np.argwhere((delta > _EDGE) | (delta < 1 - _EDGE)).tolist()):
+                said = f"δ{_whose(run, values, at)} ({number(float(delta[at]))}, between 0 and 1)"
+                found.append((abs(float(values[at])), said))
+    if not found:
+        return None
+    said = _some([text for _, text in sorted(found, key=lambda f: -f[0])])
+    return (
+        f"The search went far from where it is held, or to the edge: {said}. Either the start was wrong "
+        "for this objective, which is worth knowing, or validation data mislead it: compare the loss "
+        "with its start on test data, or with --search.folds 3."
+    )
+
+
+def _whose(run: Run, values: np.ndarray, at: tuple[int, ...]) -> str:
+    """Of which class (and group) a free parameter is, where there is one for each."""
+    if values.ndim == 0 or values.shape[-1] != len(run.classes):
+        return f" of cluster {at[-1]}" if values.ndim else ""
+    group = f" in {run.groups[at[0]]}" if values.ndim == 2 and run.groups else ""
+    return f" of {run.classes[at[-1]]}{group}"
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _cost(run: Run) -> list[tuple[str, str]]:
+    search = run.seconds.get("search", run.search_seconds.get("wall"))
+    found = [] if search is None else [("Search", duration(search))]
+    if run.training_runs is not None:
+        found.append(("Search, in training runs", f"{run.training_runs:.3g}"))
+    if run.steps is not None:
+        found.append(("Training steps per run", f"{run.steps:,}"))
+    if upper := len(run.curves["step"]):
+        found.append(("Steps on the loss", f"{upper:,}"))
+    if run.seconds.get("total") is not None:
+        found.append(("In all", duration(run.seconds["total"])))
+    return found
