@@ -16,7 +16,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from autobalance.augment import AugmentChoice, as_augmentation, described, frozen
+from autobalance.augment import (
+    AugmentationPolicy,
+    AugmentChoice,
+    as_augmentation,
+    described,
+    frozen,
+)
 from autobalance.calibration import Calibration, class_masses, fit_temperature, thinning
 from autobalance.checkpoints import fingerprint
 from autobalance.checks import InputError, TrainingDiverged
@@ -205,7 +211,6 @@ class SearchRun:
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
         self.augment = as_augmentation(augment, data.inputs, data.counts(), fabric.device)
-        self.start_augment = frozen(self.augment)
         self.splits = splits_of(data, validation, settings, seed)
         self.folds = [
             _fold(
@@ -450,12 +455,13 @@ class SearchRun:
             return copy.deepcopy(self.loss.space), frozen(self.augment)
 
     def _augments(self, designed: nn.Module | None) -> dict[str, nn.Module | None]:
-        """How each candidate's training batches are augmented, by the candidate's name."""
-        return {
-            "designed": designed,
-            "start": self.start_augment,
-            "cross_entropy": self.start_augment,
-        }
+        """How each candidate's training batches are augmented, by the candidate's name.
+
+        What is learned has to stand against none at all.
+        """
+        learned = isinstance(self.augment, AugmentationPolicy)
+        other = None if learned else designed
+        return {"designed": designed, "start": other, "cross_entropy": other}
 
     def _losses(self, designed: DesignSpace) -> dict[str, ParametricCrossEntropy]:
         """The candidates of the final choice, by name."""
