@@ -155,7 +155,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self.recipe = recipe
         self.settings = settings
         self.space = space
-        self.augment = augment
+        self.augment: AugmentChoice = augment
         self.solver = solver
         self.missing_groups: MissingGroups = missing_groups
         self.device = device

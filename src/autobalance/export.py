@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +116,10 @@ def _write_onnx(model: nn.Module, inputs: Tensor, path: Path) -> Any:
 def _attempted(export: Any) -> Any:
     """What it returns; torch's exporters raise errors of many kinds where a network is beyond them."""
     try:
-        return export()
+        with warnings.catch_warnings():  # about torch's own insides
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return export()
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(

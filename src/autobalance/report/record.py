@@ -444,14 +444,12 @@ def _candidates(search: dict[str, Any], k: int) -> tuple[list[Candidate], str]:
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The augmentation's table with the names of classes and groups for their indices."""
-    names = [
-        _mapping(dict(enumerate(record.get(key) or []))) for key in ("class_names", "group_names")
-    ]
+    names = [list(record.get(key) or []) for key in ("class_names", "group_names")]
     found: dict[str, Any] = {}
     for row, operations in _mapping(_mapping(search.get("augment")).get("per_class")).items():
         parts = str(row).split(" / ")
         named = [
-            str(names[i].get(int(part), part)) if part.isdigit() else part
+            str(names[i][int(part)]) if part.isdigit() and int(part) < len(names[i]) else part
             for i, part in enumerate(parts[:2])
         ]
         strengths = {
