@@ -202,7 +202,7 @@ def _randomised(split: Split) -> Iterator[Point]:
     task = split.task
     common: Any = {
         "losses": [point.loss for point in _swept(split).non_dominated()], "recipe": task.recipe,
-        "settings": task.settings, "seed": task.seed, "device": "cpu",
+        "seed": task.seed, "device": "cpu",
     }  # fmt: skip
     [*_, reference] = baselines(
         task.network, task.data, recipe=replace(task.recipe, absorb=0.0), settings=task.settings,
