@@ -72,7 +72,7 @@ def run_fit(options: Namespace, command: str) -> int:
 
         classifier = AutoBalanceClassifier(
             options.objective,
-            augment=options.augment,
+            augment=None if options.augment == "none" else options.augment,
             recipe=recipe,
             settings=settings,
             missing_groups=options.missing_groups,

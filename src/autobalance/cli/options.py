@@ -125,8 +125,8 @@ def command_parser() -> ArgumentParser:
     )
     fit.add_argument(
         "--augment",
-        type=Literal["personalised", "shared"] | None,
-        default=None,
+        type=Literal["none", "personalised", "shared"],
+        default="none",
         help="learn an augmentation of the training data too: for each class, or one for all",
     )
     fit.add_argument("--out", type=str, required=True, help="RUN folder to write")
