@@ -626,6 +626,8 @@ def test_a_comparison_that_is_stopped_goes_on(compared: Path, signal_: str) -> N
         "def update(self, done, total, record):\n"
         f"    if done == 3:\n        os.kill(os.getpid(), signal.{signal_})\n"
         "terminal.CellProgress.update = update\n"
+        # a shell's background jobs ignore it, and what they start does too
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "cli.entry()"
     )
     command = ["compare", "compare.yaml", "--out", f"stopped-{signal_}", "--subset", "plain"]
