@@ -321,6 +321,7 @@ class _BatchSystem:
         """Central difference of dL/dx along v, of the inputs' shape."""
         directions = unflatten(vector, self.leaves)
         inputs = self.inputs.detach().requires_grad_()
+        self._logits = self._gradient = None  # a graph that would be there beside those below
         sides = []
         for signed in (step, -step):
             moved = {
