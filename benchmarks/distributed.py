@@ -32,24 +32,23 @@ class Sent:
     def __init__(self) -> None:
         self.seconds, self.bytes, self.calls = 0.0, 0, 0
 
-    def timed(self, call: Callable[..., Any], sized: bool) -> Callable[..., Any]:
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **options: Any) -> Any:
             begun = time.perf_counter()
             result = call(*args, **options)
             self.seconds += time.perf_counter() - begun
             self.calls += 1
             given = [a for a in args if isinstance(a, torch.Tensor)]
-            self.bytes += sum(t.numel() * t.element_size() for t in given) if sized else 0
+            self.bytes += sum(t.numel() * t.element_size() for t in given)
             return result
 
         return run
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        names = {"all_gather": True, "all_reduce": True, "all_gather_object": False}
-        kept = {name: getattr(dist, name) for name in names}
-        for name, sized in names.items():
-            setattr(dist, name, self.timed(kept[name], sized))
+        kept = {name: getattr(dist, name) for name in ("all_gather", "all_reduce")}
+        for name, call in kept.items():
+            setattr(dist, name, self.timed(call))
         try:
             yield
         finally:

@@ -21,6 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 
+SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
+"""FSDP's classes of both generations, by name: importing them takes time."""
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -46,9 +49,7 @@ class Processes:
         for wrapper in _wrappers(model):
             if isinstance(wrapper, DistributedDataParallel):
                 return cls(wrapper.process_group)
-            if any("FullyShardedDataParallel" in c.__name__ for c in type(wrapper).__mro__) or any(
-                c.__name__ == "FSDPModule" for c in type(wrapper).__mro__
-            ):
+            if SHARDED & {c.__name__ for c in type(wrapper).__mro__}:
                 raise InputError(
                     "Hypergradients need forward-mode derivatives, which FSDP's sharded weights do "
                     "not have. Train with DDP, or search on frozen features; the loss found can "
@@ -64,11 +65,10 @@ class Processes:
     def rank(self) -> int:
         return 0 if self.group is None else dist.get_rank(self.group)
 
-    def rows(self, own: int) -> slice:
+    def rows(self, own: Tensor) -> slice:
         """Where this process's rows lie in the union."""
-        sizes = self._sizes(own)
-        begin = sum(sizes[: self.rank])
-        return slice(begin, begin + own)
+        begin = sum(self._sizes(own)[: self.rank])
+        return slice(begin, begin + len(own))
 
     def union(self, own: Tensor) -> Tensor:
         """Rows of all processes, in their order; this one's with their graph, the others' without.
@@ -77,7 +77,7 @@ class Processes:
         """
         if self.group is None:
             return own
-        sizes = self._sizes(len(own))
+        sizes = self._sizes(own)
         padded = own.detach().new_zeros((max(sizes), *own.shape[1:]))
         padded[: len(own)] = own.detach()
         parts = [torch.empty_like(padded) for _ in sizes]
@@ -111,12 +111,14 @@ class Processes:
         dist.all_reduce(total, group=self.group)
         return total
 
-    def _sizes(self, own: int) -> list[int]:
+    def _sizes(self, own: Tensor) -> list[int]:
+        """Rows of each process."""
         if self.group is None:
-            return [own]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, own, group=self.group)
-        return found
+            return [len(own)]
+        mine = torch.tensor([len(own)], device=own.device)
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(found, mine, group=self.group)
+        return [int(n) for n in found]
 
 
 ALONE = Processes()

@@ -73,6 +73,25 @@ def _without_gaps(value: Any) -> Any:
     return value
 
 
+def parsed_record(text: str, what: str) -> Any:
+    """A record from its JSON text; `what` it should be goes into the refusal of another text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"This is not {what}: not JSON ({error}).") from None
+
+
+def check_format(record: Any, format_: str, what: str, name: str) -> None:
+    """Refuse a record of another kind than `what`, or of another version than 1."""
+    if not isinstance(record, dict) or record.get("format") != format_:
+        raise InputError(f"This is not {what}: its 'format' is not there.")
+    if record.get("version") != 1:
+        raise InputError(
+            f"This {name} was written in version {record.get('version')!r} of the format; this "
+            "release reads version 1. Read it with the release that wrote it."
+        )
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """``result.json`` of a RUN folder."""
     if not (folder / RESULT).is_file():

@@ -14,7 +14,7 @@ from torch import nn
 from autobalance.augment import described, restored
 from autobalance.calibration import Calibration
 from autobalance.checks import InputError
-from autobalance.files import to_json
+from autobalance.files import check_format, parsed_record, to_json
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.metrics import HeldOut
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autobalance.report.record import Run
 
 _FORMAT = "autobalance-search"
+_WHAT = "a search result of autobalance"
 MAX_PATH_NUMBERS = 100_000
 _PLAIN = (
     "design", "settings", "seed", "seconds", "status", "choice", "training_runs", "versions",
@@ -251,15 +252,7 @@ class SearchResult:
         InputError
             If the record was not written by autobalance, or in another version of the format.
         """
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError(
-                "This is not a search result of autobalance: its 'format' is not there."
-            )
-        if record.get("version") != 1:
-            raise InputError(
-                f"This result was written in version {record.get('version')!r} of the format; this "
-                "release reads version 1. Read it with the release that wrote it."
-            )
+        check_format(record, _FORMAT, _WHAT, "result")
         try:
             return cls(
                 loss=ParametricCrossEntropy.from_dict(record["loss"]),
@@ -283,13 +276,7 @@ class SearchResult:
 
     @classmethod
     def from_json(cls, text: str) -> SearchResult:
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"This is not a search result of autobalance: not JSON ({error})."
-            ) from None
-        return cls.from_dict(record)
+        return cls.from_dict(parsed_record(text, _WHAT))
 
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ from autobalance.training import (
     seeded,
 )
 from autobalance.tunable import TunableCrossEntropy
-from autobalance.tuner import DEFAULT_SOLVER, LossTuner, UpperStep
+from autobalance.tuner import DEFAULT_SOLVER, LossTuner, UpperStep, free_parameters
 
 MAX_SKIPPED = 5
 
@@ -448,11 +446,12 @@ class SearchRun:
     def _designed(self) -> tuple[DesignSpace, nn.Module | None]:
         """Copies of the space and the augmentation at the average of their late positions."""
         keep = max(1, round(self.settings.average * len(self.positions)))
-        with at_values(
-            self.tuner.free_parameters(),
-            [torch.stack(late).mean(dim=0) for late in zip(*self.positions[-keep:], strict=True)],
-        ):
-            return copy.deepcopy(self.loss.space), frozen(self.augment)
+        space, augment = copy.deepcopy(self.loss.space), copy.deepcopy(self.augment)
+        with torch.no_grad():
+            late = zip(*self.positions[-keep:], strict=True)
+            for p, places in zip(free_parameters(space, augment), late, strict=True):
+                p.copy_(torch.stack(places).mean(dim=0))
+        return space, frozen(augment)
 
     def _augments(self, designed: nn.Module | None) -> dict[str, nn.Module | None]:
         """How each candidate's training batches are augmented, by the candidate's name.
@@ -510,23 +509,10 @@ class SearchRun:
         return len(means) - 1 - int(np.argmin(means)) >= patience
 
     def _remember(self) -> None:
-        self.positions.append([p.detach().clone() for p in self.tuner.free_parameters()])
+        self.positions.append(
+            [p.detach().clone() for p in free_parameters(self.loss.space, self.augment)]
+        )
         self.path = extended(self.path, self.done, self.loss.space().detach())
-
-
-@contextmanager
-def at_values(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """With the parameters at these values, and afterwards at their own again."""
-    before = [p.detach().clone() for p in parameters]
-    try:
-        with torch.no_grad():
-            for p, value in zip(parameters, values, strict=True):
-                p.copy_(value)
-        yield
-    finally:
-        with torch.no_grad():
-            for p, value in zip(parameters, before, strict=True):
-                p.copy_(value)
 
 
 def splits_of(

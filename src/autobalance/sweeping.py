@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from torch import Tensor
 from autobalance.checks import InputError, TrainingDiverged, fraction, number
 from autobalance.choosing import Outcomes, train_candidates
 from autobalance.data.batches import ArrayData
-from autobalance.files import to_json
+from autobalance.files import check_format, parsed_record, to_json
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import (
@@ -49,6 +48,7 @@ CONTINUATION = 0.5
 SURROGATE = SmoothError(relative=0.2)
 KNOWN: dict[str, Objective] = NAMED | GAPS
 _FORMAT = "autobalance-frontier"
+_WHAT = "a frontier of autobalance"
 _REST = ("main", "gap", "training_runs", "settings", "seed", "seconds")
 
 
@@ -206,13 +206,7 @@ class Frontier:
         InputError
             If the record was not written by autobalance, or in another version of the format.
         """
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError("This is not a frontier of autobalance: its 'format' is not there.")
-        if record.get("version") != 1:
-            raise InputError(
-                f"This frontier was written in version {record.get('version')!r} of the format; this "
-                "release reads version 1. Read it with the release that wrote it."
-            )
+        check_format(record, _FORMAT, _WHAT, "frontier")
         try:
             points = [
                 FrontierPoint(**{**p, "loss": ParametricCrossEntropy.from_dict(p["loss"])})
@@ -225,13 +219,7 @@ class Frontier:
 
     @classmethod
     def from_json(cls, text: str) -> Frontier:
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"This is not a frontier of autobalance: not JSON ({error})."
-            ) from None
-        return cls.from_dict(record)
+        return cls.from_dict(parsed_record(text, _WHAT))
 
 
 def frontier(

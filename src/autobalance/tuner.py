@@ -17,6 +17,7 @@ from autobalance.checks import InputError, one_of, positive
 from autobalance.data.batches import Batch, as_batch, as_batches
 from autobalance.distributed import Processes
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
+from autobalance.hypergrad.system import trainable
 from autobalance.objectives import Objective, RunningRisks, as_objective
 from autobalance.spaces import prior_strength
 from autobalance.tunable import TunableCrossEntropy
@@ -144,8 +145,7 @@ class LossTuner:
 
     def free_parameters(self) -> list[nn.Parameter]:
         """What the upper level moves: the space's parameters, then the augmentation's."""
-        strengths = [] if self.augment is None else self.augment.parameters()
-        return [*self.loss.space.parameters(), *(p for p in strengths if p.requires_grad)]
+        return free_parameters(self.loss.space, self.augment)
 
     def step(self, model: nn.Module, train_batch: Any, val_batch: Any) -> UpperStep:
         """Move the loss by one step.
@@ -290,6 +290,12 @@ class LossTuner:
                 table = nn.functional.pad(table, (0, classes - len(table) % classes))
             counts = table.reshape(-1, classes)
         return self.objective.effective_size(counts)
+
+
+def free_parameters(space: nn.Module, augment: nn.Module | None) -> list[Any]:
+    """A space's parameters, then an augmentation's that learn: the order of a `Hypergradient`'s."""
+    strengths = {} if augment is None else trainable(augment)
+    return [*space.parameters(), *strengths.values()]
 
 
 def coupled_weight_decay(optimizer: Optimizer | None, model: nn.Module) -> float | Tensor:

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from autobalance.checks import InputError
+from autobalance.distributed import Processes
 from distributed.workers import CASES
 
 TESTS = Path(__file__).parents[1]
@@ -46,3 +49,11 @@ def test_together_equals_alone(results: list[dict[str, Any]], name: str) -> None
         found = result[name]["together"]
         assert torch.equal(found, results[0][name]["together"])  # or the processes drift apart
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["FullyShardedDataParallel", "FSDPModule"])
+def test_a_sharded_network_is_refused(name: str) -> None:
+    """By the name of its class, or of one that it derives from."""
+    sharded = type("Sharded", (type(name, (nn.Module,), {}),), {})()
+    with pytest.raises(InputError, match="Train with DDP"):
+        Processes.of(sharded)

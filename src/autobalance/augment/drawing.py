@@ -179,7 +179,7 @@ def row_of(table: Tensor, target: Tensor, groups: Tensor | None) -> Tensor:
         raise InputError(f"An index is out of range: {upto} ({error}).") from None
 
 
-def augmented(
+def apply_operations(
     operations: Sequence[Operation],
     logit: Tensor,
     magnitude: Tensor,

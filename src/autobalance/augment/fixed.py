@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment.drawing import Draw, augmented, checked_values
+from autobalance.augment.drawing import Draw, apply_operations, checked_values
 from autobalance.augment.images import (
     Blur,
     Brightness,
@@ -29,6 +29,7 @@ from autobalance.augment.images import (
 from autobalance.augment.operations import Operation, checked_operations
 from autobalance.augment.tensors import FeatureDropout, GaussianNoise, Mixup, SphericalNoise
 from autobalance.checks import InputError, one_of
+from autobalance.files import check_format, parsed_record
 
 OPERATIONS: tuple[type[Operation], ...] = (
     ShiftX, ShiftY, Rotation, Scale, ShearX, ShearY, Flip, Brightness, Contrast, Saturation, Blur,
@@ -37,6 +38,7 @@ OPERATIONS: tuple[type[Operation], ...] = (
 """Every operation of the library's own, for reading records."""
 
 _FORMAT = "autobalance-augmentation"
+_WHAT = "an augmentation written by autobalance"
 _DTYPES = (torch.float64, torch.float32)
 
 
@@ -125,7 +127,9 @@ class Augmentation(nn.Module):
             checked_values(inputs, self.operations, self.draw)
             self._values_checked = True
         logit = torch.logit(self.probability)
-        return augmented(self.operations, logit, self.magnitude, inputs, target, groups, self.draw)
+        return apply_operations(
+            self.operations, logit, self.magnitude, inputs, target, groups, self.draw
+        )
 
     def extra_repr(self) -> str:
         names = ", ".join(o.name for o in self.operations)
@@ -178,15 +182,7 @@ class Augmentation(nn.Module):
     @classmethod
     def from_dict(cls, record: dict[str, Any], own: Iterable[type[Operation]] = ()) -> Augmentation:
         """Inverse of `to_dict`; `own` are operations besides the library's that it may name."""
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError(
-                "This is not an augmentation written by autobalance: its 'format' is not there."
-            )
-        if record.get("version") != 1:
-            raise InputError(
-                f"This augmentation was written in version {record.get('version')!r} of the "
-                "format; this release reads version 1. Read it with the release that wrote it."
-            )
+        check_format(record, _FORMAT, _WHAT, "augmentation")
         known = {kind.name: kind for kind in (*OPERATIONS, *own)}
         dtypes = {str(d): d for d in _DTYPES}
         dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
@@ -207,13 +203,7 @@ class Augmentation(nn.Module):
 
     @classmethod
     def from_json(cls, text: str, own: Iterable[type[Operation]] = ()) -> Augmentation:
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"This is not an augmentation written by autobalance: not JSON ({error})."
-            ) from None
-        return cls.from_dict(record, own)
+        return cls.from_dict(parsed_record(text, _WHAT), own)
 
 
 def graded_only(magnitude: Tensor, operations: Sequence[Operation]) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment.drawing import Draw, augmented, checked_values
+from autobalance.augment.drawing import Draw, apply_operations, checked_values
 from autobalance.augment.fixed import Augmentation, graded_only
 from autobalance.augment.images import image_operations
 from autobalance.augment.operations import Operation, checked_operations
@@ -190,7 +190,7 @@ class AugmentationPolicy(nn.Module):
         if not self._values_checked:
             checked_values(inputs, self.operations, self.draw)
             self._values_checked = True
-        return augmented(
+        return apply_operations(
             self.operations,
             self._logits("probability"),
             torch.sigmoid(self._logits("magnitude")),

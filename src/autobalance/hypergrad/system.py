@@ -292,7 +292,7 @@ class _BatchSystem:
     def pull(self, tangent: Tensor) -> Tensor:
         """J' (d2L/df2) u, flat."""
         logits = self._graph()
-        curved = self.curved(tangent)[self.processes.rows(len(logits))]
+        curved = self.curved(tangent)[self.processes.rows(logits)]
         pulled = torch.autograd.grad(
             logits,
             self.leaves,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.checks import InputError, class_counts, number, one_of
+from autobalance.files import check_format, parsed_record
 from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
 from autobalance.losses.fused import fused_cross_entropy, fused_pays
 from autobalance.snippets import loss_snippet
@@ -21,6 +22,7 @@ Reduction = Literal["mean", "sum", "none"]
 ArrayLike = Tensor | Sequence[float] | Any
 
 _FORMAT = "autobalance-loss"
+_WHAT = "a loss written by autobalance"
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -394,15 +396,7 @@ class ParametricCrossEntropy(nn.Module):
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ParametricCrossEntropy:
         """Inverse of `to_dict`."""
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError(
-                "This is not a loss written by autobalance: its 'format' is not there."
-            )
-        if record.get("version") != 1:
-            raise InputError(
-                f"This loss was written in version {record.get('version')!r} of the format; "
-                "this release reads version 1. Read it with the release that wrote it."
-            )
+        check_format(record, _FORMAT, _WHAT, "loss")
         dtypes = {str(d): d for d in _DTYPES} | {"None": None}
         dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
         tensors = {
@@ -421,13 +415,7 @@ class ParametricCrossEntropy(nn.Module):
 
     @classmethod
     def from_json(cls, text: str) -> ParametricCrossEntropy:
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"This is not a loss written by autobalance: not JSON ({error})."
-            ) from None
-        return cls.from_dict(record)
+        return cls.from_dict(parsed_record(text, _WHAT))
 
     def to_snippet(self) -> str:
         """The loss as a few lines of PyTorch that need nothing of this library.
