@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from torch import Tensor, nn
 from autobalance import training
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.data.batches import ArrayData, ResampledBatches, ShuffledBatches
-from autobalance.losses import DeferredLoss, FocalLoss, GroupDROLoss, ParametricCrossEntropy
+from autobalance.losses import (
+    DeferredLoss,
+    FocalLoss,
+    GroupDROLoss,
+    ParametricCrossEntropy,
+    with_normalized_head,
+)
 from autobalance.objectives import BalancedError
 from autobalance.retraining import retrain
 from autobalance.settings import Recipe
@@ -564,6 +571,14 @@ def test_networks_without_a_fitting_last_layer_start_as_they_are() -> None:
         found = absorb(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1]))
         assert found is None
         assert all(torch.equal(p, before[name]) for name, p in network.state_dict().items())
+
+
+def test_a_cosine_head_absorbs_nothing_nor_does_the_layer_before_it() -> None:
+    network = with_normalized_head(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)), 16.0)
+    before = copy.deepcopy(network.state_dict())
+    assert absorb(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1])) is None
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_of_groups_the_mean_over_the_examples_is_absorbed() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autobalance.checks import InputError
-from autobalance.losses.published import last_linear
+from autobalance.losses.published import last_linear, new_layer_like
 
 SMALLEST_IMAGE = 7
 """Height and width below which `SmallCNN` has nothing left to flatten."""
@@ -256,7 +256,7 @@ def with_new_head(network: nn.Module, num_classes: int) -> nn.Module:
         If it has no `torch.nn.Linear`.
     """
     name, old = last_linear(network)
-    head = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    head = new_layer_like(old, num_classes)
     if not name:
         return head
     network.set_submodule(name, head)

@@ -31,6 +31,7 @@ from autobalance.checks import InputError, TrainingDiverged, one_of
 from autobalance.data.batches import ArrayData, Batch, ResampledBatches, ShuffledBatches
 from autobalance.distributed import ALONE, Processes
 from autobalance.hypergrad.system import logits_of
+from autobalance.losses import last_linear
 from autobalance.losses.modules import check_width
 from autobalance.settings import Recipe
 
@@ -401,10 +402,12 @@ def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> nn.Parame
         Training examples, shape ``(g, k)`` for l of that shape; a further row of l, for unknown
         groups, is a mean of the others already.
     """
-    linear = [m for m in module.modules() if type(m) is nn.Linear]
-    if not linear or linear[-1].bias is None or len(linear[-1].bias) != additive.shape[-1]:
+    try:
+        bias = getattr(last_linear(module)[1], "bias", None)
+    except InputError:  # there is no linear layer
         return None
-    bias: nn.Parameter = linear[-1].bias  # type: ignore[assignment]
+    if not isinstance(bias, nn.Parameter) or len(bias) != additive.shape[-1]:
+        return None
     if additive.ndim == 2 and counts.ndim == 1:
         return None  # the loss is going to ask for groups
     if additive.ndim == 2:

@@ -20,7 +20,7 @@ from autobalance.comparison.configuration import Configuration, read_configurati
 from autobalance.comparison.datasets import load_problem
 from autobalance.comparison.methods import METHODS
 from autobalance.comparison.store import Store
-from autobalance.losses import ParametricCrossEntropy
+from autobalance.losses import COSINE_SCALE, NormalizedLinear, ParametricCrossEntropy
 from autobalance.objectives import BalancedError, WeightedError
 from autobalance.retraining import retrain
 from autobalance.training import predict_logits
@@ -46,6 +46,7 @@ ALWAYS: list[dict[str, Any]] = [
     {"dataset": replace(TOY, network="cnn", as_bytes=True)},
     {"dataset": replace(TOY, backbone={"path": "a.b"})},
     {"augment": {"name": "standard"}},
+    {"head": "cosine"},
 ]
 NEVER: list[dict[str, Any]] = [
     {"data": "elsewhere"},
@@ -337,6 +338,24 @@ def test_methods_of_every_kind_train_under_the_comparisons_augmentation(
     assert record["status"] == "finished", record.get("reason")
     assert len(seen) >= RECIPE.min_steps
     assert set(seen) == {"StandardAugmentation(padding=1, flip=False)"}
+
+
+@pytest.mark.parametrize("method", ["cross_entropy", "head_retraining", "autobalance", "ldam_drw"])
+def test_a_cosine_head_takes_the_place_of_every_networks_own(folder: Path, method: str) -> None:
+    aim = "balanced_error" if METHODS[method].uses_objective else None
+    one = replace(cell(folder, method=method, objective=aim), head="cosine")
+    built: list[float] = []
+    original = NormalizedLinear.forward
+
+    def told_of(self: NormalizedLinear, input: torch.Tensor) -> torch.Tensor:
+        built.append(self.scale)
+        return original(self, input)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NormalizedLinear, "forward", told_of)
+        record = run_cell(one)
+    assert record["status"] == "finished", record.get("reason")
+    assert set(built) == {1.0 if method == "ldam_drw" else COSINE_SCALE}
 
 
 @pytest.mark.parametrize("method", sorted(NOT_AUGMENTED))

@@ -47,6 +47,7 @@ def test_everything(tmp_path: Path) -> None:
         "recipe": {"epochs": 3, "optimizer": "sgd"},
         "search": {"every": 2, "training_batches": 4},
         "augment": {"name": "standard", "padding": 2},
+        "head": "cosine",
         "tuning_runs": 5,
         "subsets": {"small": {"datasets": [OWN], "seeds": 1, "recipe": {"epochs": 1}}},
     }
@@ -58,6 +59,7 @@ def test_everything(tmp_path: Path) -> None:
     assert found.recipe == Recipe(epochs=3, optimizer="sgd")
     assert found.search == SearchSettings(every=2, training_batches=4)
     assert found.augment == {"name": "standard", "padding": 2}
+    assert found.head == "cosine"
     named = read_configuration(written(tmp_path, {**content, "augment": "trivial"}))
     assert named.augment == {"name": "trivial"}
     small = found.subset("small")
@@ -115,6 +117,7 @@ def with_(**changes: Any) -> dict[str, Any]:
         (with_(seeds=["0"]), "each of seeds must be a whole number; got '0'"),
         (with_(tuning_runs=1), "tuning_runs must be at least 2; got 1"),
         (with_(tuning_runs="8"), "tuning_runs must be a whole number; got '8'"),
+        (with_(head="norm"), "head must be one of cosine, linear; got 'norm'"),
         (with_(augment="crops"), "augment must be one of random, standard, trivial; got 'crops'"),
         (with_(augment={"padding": 4}), "augment must be a name, or a mapping with name"),
         (with_(augment=["standard"]), "augment must be a name, or a mapping with name"),

@@ -23,6 +23,8 @@ from autobalance.losses import (
     NormalizedLinear,
     ParametricCrossEntropy,
     effective_number_weights,
+    last_linear,
+    new_layer_like,
     with_normalized_head,
 )
 
@@ -401,6 +403,21 @@ def test_the_head_is_replaced_and_keeps_its_directions() -> None:
     assert set(changed.state_dict()) == set(model.state_dict()) - {"2.0.bias"}
     assert not any(m.training for m in changed.modules())
     assert all(p.requires_grad and p.dtype == torch.float64 for p in changed.parameters())
+
+
+def test_cosines_are_scaled_and_a_cosine_head_is_replaced_in_its_turn() -> None:
+    plain = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    scaled, unit = with_normalized_head(plain, 16.0), with_normalized_head(plain)
+    torch.testing.assert_close(scaled(x), 16.0 * unit(x))
+    again = with_normalized_head(scaled)
+    torch.testing.assert_close(again(x), unit(x))
+    assert last_linear(scaled) == ("2", scaled[2])
+    new = new_layer_like(scaled[2], 5)
+    assert isinstance(new, NormalizedLinear)
+    assert (new.in_features, new.out_features, new.scale) == (6, 5, 16.0)
+    with pytest.raises(InputError, match="scale must be a finite number above 0; got 0"):
+        with_normalized_head(plain, 0)
 
 
 def test_a_linear_layer_is_its_own_head_and_stays_frozen() -> None:

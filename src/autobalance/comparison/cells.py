@@ -15,17 +15,18 @@ import numpy as np
 import torch
 
 from autobalance.checks import InputError
-from autobalance.comparison.configuration import Configuration, resolved
+from autobalance.comparison.configuration import Configuration, Head, resolved
 from autobalance.comparison.dataset_definitions import DatasetDefinition
 from autobalance.comparison.datasets import Problem, load_problem
 from autobalance.comparison.methods import METHODS, Method, Task, augmentation_of
 from autobalance.comparison.store import Key
 from autobalance.files import to_json
+from autobalance.losses import COSINE_SCALE, with_normalized_head
 from autobalance.metrics import classification_report
 from autobalance.objectives import Objective, WeightedError, as_objective
 from autobalance.results import used_versions
 from autobalance.settings import Recipe, SearchSettings
-from autobalance.training import make_fabric, predict_logits
+from autobalance.training import ModelFactory, make_fabric, predict_logits
 
 # Of a definition, what does not change a result.
 _TELLS_NOTHING = ("family", "half", "source")
@@ -48,6 +49,7 @@ class Cell:
     data: str | None
     device: str
     augment: Mapping[str, Any] | None = None
+    head: Head = "linear"
 
     @property
     def key(self) -> Key:
@@ -72,6 +74,8 @@ class Cell:
             parts["dataset"] = self.key[0]
         if self.augment is not None:
             parts["augment"] = dict(self.augment)
+        if self.head != "linear":
+            parts["head"] = self.head
         parts["recipe"] = asdict(self.recipe)
         parts["objectives"] = sorted(self.objectives)
         method = METHODS.get(self.method)
@@ -124,6 +128,7 @@ def cells_of(configuration: Configuration, data: str | None, device: str) -> lis
                         data=folder,
                         device=device,
                         augment=configuration.augment,
+                        head=configuration.head,
                     )
                     for aim in aims
                 ]
@@ -174,7 +179,7 @@ def _trained_and_evaluated(
     counts = np.atleast_2d(problem.train.counts()).sum(axis=0)
     goals = {name: objective_of(name, counts) for name in cell.objectives}
     task = Task(
-        network=problem.network,
+        network=_with_head(problem.network, cell.head),
         data=problem.train,
         objective=goals[cell.objective or cell.objectives[0]],
         recipe=replace(cell.recipe, **problem.recipe),
@@ -200,6 +205,12 @@ def _trained_and_evaluated(
         "sizes": {"train": len(problem.train), "test": len(problem.test)},
         "class_counts": counts.tolist(),
     }
+
+
+def _with_head(network: ModelFactory, head: Head) -> ModelFactory:
+    if head == "linear":
+        return network
+    return lambda: with_normalized_head(network(), COSINE_SCALE)
 
 
 def _evaluated(model: Any, problem: Problem, goals: dict[str, Objective]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -19,6 +19,7 @@ from autobalance.comparison.dataset_definitions import (
 )
 from autobalance.settings import Recipe, SearchSettings
 
+Head = Literal["linear", "cosine"]
 DEFAULT_METHODS = (
     "cross_entropy",
     "class_weighted",
@@ -59,6 +60,9 @@ class Configuration:
         their own: ``{"name": "standard", "padding": 4, "flip": True}`` for random crops and flips,
         "trivial" (`share`) and "random" (`n`, `m`, `share`) for TrivialAugment and RandAugment; see
         `autobalance.augment`. In YAML the name alone will do.
+    head : {"linear", "cosine"}
+        The last layer of every network: its own, or in its place a cosine classifier, see
+        `autobalance.with_normalized_head`. LDAM always has one, as published.
     tuning_runs : int
         Training runs that a tuned method spends before it retrains.
     subsets : mapping
@@ -79,6 +83,7 @@ class Configuration:
     recipe: Recipe = field(default_factory=Recipe)
     search: SearchSettings = field(default_factory=SearchSettings)
     augment: Mapping[str, Any] | None = None
+    head: Head = "linear"
     tuning_runs: int = 8
     subsets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     folder: str | None = None
@@ -99,6 +104,7 @@ class Configuration:
             if twice:
                 raise InputError(f"{key} names {twice[0]} twice. Name each once.")
         whole("tuning_runs", self.tuning_runs, least=2)
+        one_of("head", self.head, get_args(Head))
         if self.augment is not None:
             _check_augment(self.augment)
 

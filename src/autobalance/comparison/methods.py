@@ -22,6 +22,7 @@ from autobalance.losses import (
     LDAMLoss,
     ParametricCrossEntropy,
     last_linear,
+    new_layer_like,
     with_normalized_head,
 )
 from autobalance.networks import FromBytes
@@ -214,7 +215,7 @@ def _head_retraining(task: Task) -> Trained:
     head = task.train(
         ParametricCrossEntropy.cross_entropy(),
         replace(task.data, inputs=features),
-        network=lambda: nn.Linear(old.in_features, old.out_features, bias=old.bias is not None),
+        network=lambda: new_layer_like(old, old.out_features),
         sampling="balanced",
         augment=None,  # these are features
     )

@@ -7,16 +7,19 @@ from autobalance.losses.modules import (
     reduced_loss,
 )
 from autobalance.losses.published import (
+    COSINE_SCALE,
     DeferredLoss,
     FocalLoss,
     GroupDROLoss,
     LDAMLoss,
     NormalizedLinear,
     last_linear,
+    new_layer_like,
     with_normalized_head,
 )
 
 __all__ = [
+    "COSINE_SCALE",
     "DeferredLoss",
     "FocalLoss",
     "GroupDROLoss",
@@ -27,6 +30,7 @@ __all__ = [
     "adjusted_logits",
     "effective_number_weights",
     "last_linear",
+    "new_layer_like",
     "parametric_cross_entropy",
     "reduced_loss",
     "with_normalized_head",

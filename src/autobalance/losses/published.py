@@ -279,44 +279,61 @@ class LDAMLoss(_PublishedLoss):
         )
 
 
+COSINE_SCALE = 16.0
+"""Of cosine logits under any loss but LDAM's, which has a scale of its own; see docs/experiments.md."""
+
+
 class NormalizedLinear(nn.Module):
-    """Last layer that returns the cosine between features and each class's weights.
+    """Last layer that returns a multiple of the cosine between features and each class's weights.
 
     Parameters
     ----------
     in_features, out_features : int
         At least 1. Weights ``(out_features, in_features)`` start in random directions, drawn
         from torch's global generator as its own layers do.
+    scale : float
+        The multiple, above 0. 1 for `LDAMLoss`, which multiplies by its own.
 
     References
     ----------
     The classifier that Cao et al., NeurIPS 2019, train LDAM with.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0) -> None:
         super().__init__()
         self.in_features = whole("in_features", in_features, least=1)
         self.out_features = whole("out_features", out_features, least=1)
+        self.scale = positive("scale", scale)
         self.weight = nn.Parameter(F.normalize(torch.randn(out_features, in_features), dim=1))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Cosines in [-1, 1], shape ``(n, out_features)``, of features ``(n, in_features)``.
+        """In [-scale, scale], shape ``(n, out_features)``, of features ``(n, in_features)``.
 
         Computed in float32 at least: the square of a feature can overflow in half precision.
         """
         features = adjusted_logits(input)
         weight = self.weight.to(features.dtype)
-        return F.linear(F.normalize(features, dim=-1), F.normalize(weight, dim=1))
+        return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(weight, dim=1))
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"scale={self.scale:g}"
+        )
 
 
-def with_normalized_head(model: nn.Module) -> nn.Module:
-    """A copy of the model whose last `torch.nn.Linear` is a `NormalizedLinear`, for `LDAMLoss`.
+def with_normalized_head(model: nn.Module, scale: float = 1.0) -> nn.Module:
+    """A copy of the model whose last linear layer is a `NormalizedLinear`: a cosine classifier.
 
     The last is the one registered last. The new layer starts in the directions of the old one's
     weights, so nothing is drawn at random; the old one's bias is dropped.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+    scale : float
+        Of the cosines, above 0: 1 for `LDAMLoss`, 16 (`COSINE_SCALE`) for other losses.
 
     Raises
     ------
@@ -337,7 +354,7 @@ def with_normalized_head(model: nn.Module) -> nn.Module:
         )
     # On "meta" nothing is drawn; the weights come from the old layer.
     with torch.device("meta"):
-        new = NormalizedLinear(old.in_features, old.out_features)
+        new = NormalizedLinear(old.in_features, old.out_features, scale)
     new.weight = nn.Parameter(directions, requires_grad=old.weight.requires_grad)
     new.train(old.training)
     if not name:
@@ -346,21 +363,34 @@ def with_normalized_head(model: nn.Module) -> nn.Module:
     return model
 
 
-def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the last `torch.nn.Linear` of a model, in order of registration.
+LastLayer = nn.Linear | NormalizedLinear
+
+
+def last_linear(model: nn.Module) -> tuple[str, LastLayer]:
+    """Name and module of the last linear layer of a model, in order of registration.
+
+    That is a `torch.nn.Linear` or a `NormalizedLinear`.
 
     Raises
     ------
     InputError
         If it has none.
     """
-    found = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear]
+    kinds = (nn.Linear, NormalizedLinear)
+    found = [(name, m) for name, m in model.named_modules() if type(m) in kinds]
     if not found:
         raise InputError(
             f"The model ({type(model).__name__}) has no torch.nn.Linear to replace. "
             "Give a network that ends in one."
         )
-    return found[-1]
+    return found[-1]  # type: ignore[return-value]
+
+
+def new_layer_like(layer: LastLayer, out_features: int) -> LastLayer:
+    """A layer of the same kind, drawn anew, for as many classes."""
+    if isinstance(layer, NormalizedLinear):
+        return NormalizedLinear(layer.in_features, out_features, layer.scale)
+    return nn.Linear(layer.in_features, out_features, bias=layer.bias is not None)
 
 
 # Deferred re-weighting ------------------------------------------------------------------------
