@@ -41,11 +41,11 @@ from autobalance.comparison.datasets import definition_of, load_problem
 from autobalance.comparison.methods import METHODS as LOSSES
 from autobalance.comparison.methods import Task
 from autobalance.data.batches import ArrayData
+from autobalance.decisions import cell_posterior
+from autobalance.evaluation import Evaluated, evaluate_model
 from autobalance.fairness.baselines import METHODS as GROUP_LOSSES
 from autobalance.fairness.baselines import exponentiated_gradient, threshold_optimizer
-from autobalance.fairness.evaluation import Evaluated, evaluate_model
 from autobalance.fairness.hypervolume import hypervolume
-from autobalance.fairness.posterior import cell_posterior
 from autobalance.files import write_atomically
 from autobalance.searching import search, splits_of
 from autobalance.settings import Recipe, SearchSettings

@@ -16,7 +16,7 @@ from typing import Any
 from measuring import options_of, prepare, write_json
 
 from autobalance.comparison.datasets import definition_of, load_problem
-from autobalance.fairness.evaluation import evaluate_model
+from autobalance.evaluation import evaluate_model
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.retraining import retrain
 from autobalance.settings import Recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -25,6 +26,8 @@ from autobalance import (
     Recipe,
     TrainingDiverged,
 )
+from autobalance.decisions import CellDecision, Decided
+from autobalance.evaluation import Evaluated
 
 QUICK = Recipe(epochs=10, min_steps=60)
 
@@ -437,3 +440,51 @@ def test_a_frontier_refused(options: dict[str, Any], groups: Any, message: str) 
     columns = {None: None, "one": ["one"] * 400, "many": X["x"], "sex": sex}
     with pytest.raises(InputError, match=message):
         classifier(**options).frontier(X, y, sensitive_features=columns[groups])
+
+
+# Decisions under a bound -----------------------------------------------------------------------
+
+
+def test_a_decision_is_predicted_by_without_groups() -> None:
+    draw = np.random.default_rng(0)
+    y, group = draw.integers(0, 2, 1200), draw.choice(["a", "b"], 1200)
+    own = np.where(group == "a", 2.0, 0.5) * (2 * y - 1) + draw.normal(size=1200)
+    X = np.stack([own, (group == "a") + 0.3 * draw.normal(size=1200)], axis=1)
+    labels = np.where(y == 1, "yes", "no")
+    model = AutoBalanceClassifier(recipe=Recipe(epochs=1, min_steps=60), random_state=0)
+    learned = model.cell_posterior(X, labels, sensitive_features=group)
+    free = learned.within(2.0)
+    bounded = learned.within(0.5 * free.held_out.deo)
+    assert bounded.objective.startswith("balanced_error where deo <= ")
+    model.fit_decision(bounded)
+    predicted = model.predict(X)
+    assert set(predicted) == {"no", "yes"}
+    tables = [
+        [(predicted[(group == g) & (labels == c)] != c).mean() for g in "ab"] for c in ("no", "yes")
+    ]
+    assert sum(abs(a - b) for a, b in tables) < 0.75 * free.held_out.deo
+    p = model.predict_proba(X)
+    np.testing.assert_allclose(p.sum(axis=1), 1.0)
+    network = copy.deepcopy(bounded.network)
+    encoded = torch.from_numpy(model.encoder_.transform(pd.DataFrame(X, columns=["x0", "x1"])))
+    with torch.no_grad():
+        np.testing.assert_allclose(p, network.probabilities(encoded).numpy(), atol=1e-6)
+    balanced = model.predict_proba(X, prior="balanced")
+    rest = (y == 0).mean() / (y == 1).mean()
+    expected = p[:, 1] * rest / (p[:, 1] * rest + p[:, 0])
+    np.testing.assert_allclose(balanced[:, 1], expected, atol=1e-6)
+    again = pickle.loads(pickle.dumps(model))
+    assert (again.predict(X) == predicted).all()
+
+
+def test_a_decision_of_other_data_is_refused() -> None:
+    model = AutoBalanceClassifier(recipe=Recipe(epochs=1, min_steps=5))
+    decided = Decided(
+        CellDecision(torch.nn.Linear(2, 6), np.ones((1, 3, 2))),
+        Evaluated(np.zeros((3, 2)), np.ones((3, 2))),
+        "worst_class_and_group_error",
+    )
+    with pytest.raises(InputError, match="3 groups and 2 classes, the classifier knows 0 and 0"):
+        model.fit_decision(decided)
+    with pytest.raises(InputError, match="groups"):
+        model.cell_posterior(np.eye(4), [0, 1, 0, 1], sensitive_features=None)

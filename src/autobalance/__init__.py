@@ -55,6 +55,7 @@ _HOME = {
     "WeightedError": "objectives",
     "WithUnknownGroup": "spaces",
     "WorstError": "objectives",
+    "cell_posterior": "decisions",
     "corrected_probabilities": "calibration",
     "default_policy": "augment",
     "export_model": "export",

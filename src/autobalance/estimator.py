@@ -28,8 +28,10 @@ from autobalance.calibration import (
 from autobalance.checks import InputError, TrainingDiverged, one_of, same_length
 from autobalance.data.batches import UNKNOWN, ArrayData, MissingGroups, concatenated, finite
 from autobalance.data.tables import TableEncoder
+from autobalance.decisions import CellDecision, CellPosterior, ClassLogits, Decided, cell_posterior
 from autobalance.files import checkpoint_files
 from autobalance.hypergrad import Solver
+from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import TableNetwork
 from autobalance.objectives import Objective, as_objective
 from autobalance.results import SearchResult
@@ -362,6 +364,68 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             raise
         return self
 
+    def cell_posterior(
+        self, X: Any, y: Any, *, sensitive_features: Any, sample_weight: Any = None
+    ) -> CellPosterior:
+        """Learn p(class, group | x), for decisions under a bound on the gap between groups.
+
+        No loss is designed and `objective` plays no part. Nothing is fitted yet: choose a decision
+        and `fit_decision` it.
+
+        Parameters
+        ----------
+        X, y, sensitive_features, sample_weight
+            As for `fit`; groups are needed, all known.
+
+        Returns
+        -------
+        CellPosterior
+            See `autobalance.cell_posterior`, which takes five folds and says what it raises.
+        """
+        data = self._training_data(X, y, sensitive_features, sample_weight, gap="deo")
+        self.class_masses_ = class_masses(data)
+        return cell_posterior(
+            self._factory(data),
+            data,
+            recipe=self.recipe,
+            seed=_seed(self.random_state),
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def fit_decision(self, decided: Decided) -> AutoBalanceClassifier:
+        """Predict by a decision of `cell_posterior`, as ``learned.within(0.05)``, without groups.
+
+        `predict_proba` then gives the network's class probabilities at the class frequencies of
+        training (or those of `prior`), whose largest need not be the decision.
+
+        Parameters
+        ----------
+        decided : Decided
+            From what this classifier's own `cell_posterior` returned.
+
+        Returns
+        -------
+        AutoBalanceClassifier
+            Itself, fitted: `module_` is the decision, `loss_` cross-entropy over the cells.
+
+        Raises
+        ------
+        InputError
+            If `cell_posterior` was not called, or found other classes or groups.
+        """
+        shape = tuple(decided.network.weights.shape[1:])
+        own = len(getattr(self, "groups_", None) or []), len(getattr(self, "classes_", []))
+        if shape != own:
+            raise InputError(
+                f"The decision is for {shape[0]} groups and {shape[1]} classes, the classifier knows "
+                f"{own[0]} and {own[1]}. Call its cell_posterior on the data first."
+            )
+        self.loss_ = ParametricCrossEntropy.cross_entropy()
+        self.temperature_ = 1.0
+        self.module_ = decided.network
+        return self
+
     def decision_function(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Raw logits, shape ``(n, k)``; for two classes their difference, shape ``(n,)``."""
         _ignored(sensitive_features)
@@ -396,7 +460,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             If the prior is none, or of a class that training did not see.
         """
         _ignored(sensitive_features)
-        logits = self._logits(X)
+        logits = self._logits(X, probabilities=True)
         if prior is None:
             return torch.softmax(logits.double(), dim=1).numpy()
         return corrected_probabilities(
@@ -421,7 +485,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         InputError
             If a label is unknown, or the data cannot be used.
         """
-        logits = self._logits(X)
+        logits = self._logits(X, probabilities=True)
         target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
         found = fit_temperature(logits, target, self.loss_, self.class_masses_)
         self.temperature_ = found.temperature
@@ -447,9 +511,13 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             measured = partial.calibration
             self.temperature_ = 1.0 if measured is None else measured.temperature
 
-    def _logits(self, X: Any) -> Tensor:
+    def _logits(self, X: Any, *, probabilities: bool = False) -> Tensor:
+        """What the network decides by, or what its probabilities are the softmax of."""
         check_is_fitted(self, "module_")
-        return predict_logits(self.module_, torch.from_numpy(self._inputs(X, reset=False)))
+        module = self.module_
+        if probabilities and isinstance(module, CellDecision):
+            module = ClassLogits(module)
+        return predict_logits(module, torch.from_numpy(self._inputs(X, reset=False)))
 
     # From the user's data to tensors ------------------------------------------------------
 

@@ -16,6 +16,7 @@ from autobalance.checks import InputError
 from autobalance.comparison.methods import Task
 from autobalance.data.batches import ArrayData
 from autobalance.data.splits import stratified_folds
+from autobalance.evaluation import evaluate_model, evaluate_probabilities
 from autobalance.fairness.baselines import (
     METHODS,
     Base,
@@ -25,7 +26,6 @@ from autobalance.fairness.baselines import (
     reweighing_weights,
     threshold_optimizer,
 )
-from autobalance.fairness.evaluation import evaluate_model, evaluate_probabilities
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.retraining import retrain
 from autobalance.settings import Recipe

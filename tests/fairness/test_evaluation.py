@@ -11,7 +11,7 @@ from torch import nn
 
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
-from autobalance.fairness.evaluation import Evaluated, evaluate_model, evaluate_probabilities
+from autobalance.evaluation import Evaluated, evaluate_model, evaluate_probabilities
 from autobalance.metrics import classification_report
 
 SAME = (

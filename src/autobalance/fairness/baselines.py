@@ -23,7 +23,7 @@ from autobalance.checks import InputError, fraction, one_of, positive, whole
 from autobalance.comparison.methods import Method, Task, Trained
 from autobalance.data.batches import ArrayData
 from autobalance.data.splits import stratified_folds
-from autobalance.fairness.evaluation import Evaluated, evaluate_probabilities
+from autobalance.evaluation import Evaluated, evaluate_probabilities
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.retraining import retrain
 from autobalance.settings import Recipe

@@ -13,13 +13,13 @@ from torch import nn
 
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
-from autobalance.fairness.evaluation import evaluate_model
-from autobalance.fairness.posterior import (
+from autobalance.decisions import (
     CellDecision,
     CellPosterior,
     _program,
     cell_posterior,
 )
+from autobalance.evaluation import evaluate_model
 from autobalance.settings import Recipe, SearchSettings
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from autobalance.checks import InputError, number, whole
 from autobalance.data.batches import ArrayData
-from autobalance.fairness.evaluation import Evaluated
+from autobalance.evaluation import Evaluated
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import with_new_head
 from autobalance.retraining import retrain
@@ -107,9 +107,11 @@ class CellDecision(nn.Module):
         if len(self.shares) == 1:
             return torch.zeros(len(inputs), dtype=torch.int64)
         flat = inputs.detach().flatten(1).double().cpu()
-        generator = torch.Generator().manual_seed(self.seed)
-        directions = torch.randn(flat.shape[1], 2, generator=generator, dtype=torch.float64)
-        # Summed feature by feature, so that a row's place in a batch changes no bit.
+        i = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64) + self.seed
+        # Two directions without a pattern, by the usual hash of a sine; nothing is drawn, so the
+        # decision can be exported. Summed feature by feature, so that a row's place changes no bit.
+        directions = torch.stack([torch.sin(12.9898 * i), torch.sin(78.233 * i)], dim=1)
+        directions = 2.0 * (43758.5453 * directions).frac()
         u = (flat[:, :, None] * directions).sum(dim=1)
         u = (torch.sin(u).sum(dim=1) * 43758.5453).frac().abs()
         return torch.bucketize(u, self.shares.cpu().cumsum(dim=0)[:-1])
@@ -118,6 +120,17 @@ class CellDecision(nn.Module):
         cells = self.cells(inputs)
         drawn = self.drawn(inputs).to(cells.device)
         return (cells * self.weights[drawn]).sum(dim=1)
+
+
+class ClassLogits(nn.Module):
+    """log p(class | x) of a decision's network, shape ``(n, k)``."""
+
+    def __init__(self, decision: CellDecision) -> None:
+        super().__init__()
+        self.decision = decision
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.decision.probabilities(inputs).clamp_min(1e-30).log()
 
 
 @dataclass(frozen=True)
@@ -130,10 +143,13 @@ class Decided:
         On the network trained on all data.
     held_out : Evaluated
         Expected errors on the folds' held-out data, of networks trained on the rest.
+    objective : str
+        What it is best for, "balanced_error where deo <= 0.05" or "worst_class_and_group_error".
     """
 
     network: CellDecision
     held_out: Evaluated
+    objective: str
 
 
 @dataclass(frozen=True)
@@ -219,6 +235,9 @@ class CellPosterior:
         return Decided(
             CellDecision(self.network, np.stack(tried)[used], p.tolist(), self.seed).eval(),
             Evaluated(np.where(mass > 0, errors, np.nan), mass),
+            "worst_class_and_group_error"
+            if gap is None
+            else f"balanced_error where deo <= {gap:g}",
         )
 
     def _errors(self, weights: np.ndarray, mass: np.ndarray) -> np.ndarray:
