@@ -18,7 +18,9 @@ import pytest
 import safetensors.numpy
 
 from autobalance.cli import GAP_NAMES, OBJECTIVES, main
+from autobalance.decisions import CellDecision
 from autobalance.objectives import GAPS, NAMED
+from autobalance.runs import load_run
 from autobalance.sweeping import Frontier
 
 QUICK = ["--recipe.epochs", "5", "--recipe.min_steps", "60", "--device", "cpu"]
@@ -740,6 +742,41 @@ def test_a_frontier_is_written_shown_and_picked_from(
     assert "picked" not in capsys.readouterr().out
 
 
+def test_decisions_are_swept_kept_and_predict_without_groups(
+    sites: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = SWEEP.index("--mixes")
+    sweep = [*SWEEP[:at], "--by", "decisions", *SWEEP[at + 2 :]]
+    assert main([*sweep, "swept", "--max-gap", "0.1"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert {p.name for p in Path("swept").iterdir()} == SWEPT | RUN
+    record = json.loads(Path("swept/frontier.json").read_text())
+    rows = pd.read_csv("swept/frontier.csv")
+    assert rows.columns.tolist() == ["bound", "balanced_error", "deo", "constant"]
+    assert rows["deo"].is_monotonic_decreasing
+    assert rows["deo"].tolist() == pytest.approx([p["gap"] for p in record["points"]])
+    assert [b["title"] for b in record["baselines"]] == ["Cross-entropy"]
+    [line] = [line for line in out.splitlines() if "kept" in line]
+    result = json.loads(Path("swept/result.json").read_text())
+    assert result["objective"] == "balanced_error where deo <= 0.1"
+    assert result["frontier"]["gap"] <= 0.1 + 1e-6
+    assert f"{100 * result['frontier']['main']:.1f}" in line
+    assert "Network of bound 0.1: swept\n" in out
+
+    pd.read_csv("data.csv").drop(columns=["site", "kind"]).to_csv("fresh.csv", index=False)
+    assert main(["predict", "swept", "fresh.csv", "--out", "predicted.csv"]) == 0
+    predicted = pd.read_csv("predicted.csv")
+    fresh = pd.read_csv("fresh.csv")
+    classifier = load_run("swept")[0]
+    assert (classifier.predict(fresh) == predicted.iloc[:, 0]).all()
+    assert isinstance(classifier.module_, CellDecision)
+    assert main(["explain", "swept"]) == 0
+    capsys.readouterr()
+    assert main([*sweep, "swept"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
 def test_a_gap_that_no_point_keeps_leaves_the_frontier(
     sites: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -826,6 +863,8 @@ def test_a_group_with_nobody_held_out_is_told_of(
         (["--main", "luck"], "main must be one of .*; got 'luck'"),
         (["--gap", "luck"], "gap must be one of .*; got 'luck'"),
         (["--mixes", "0.5,0.1"], r"mixes must rise within \[0, 1\); got \[0.5, 0.1\]"),
+        (["--by", "decisions", "--gap", "demographic_parity_difference"], "--by decisions is for"),
+        (["--by", "decisions"], "--mixes are for --by losses"),
         (["--mixes", "some"], "mixes are numbers with commas between, 0,0.3,0.6; got 'some'"),
         (["--max-gap", "-1"], "max_gap must be at least 0; got -1.0. 0.05 is 5 points"),
         (["--max_gpa", "0.1"], "no option max_gpa. Did you mean max_gap"),

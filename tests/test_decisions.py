@@ -86,7 +86,7 @@ def test_no_decision_of_x_does_better(gap: float) -> None:
         kinds += [kind] * counts[kind, g, k]
         cells += [2 * g + k] * counts[kind, g, k]
     joint = counts / counts.sum(axis=(1, 2), keepdims=True)
-    learned = CellPosterior(nn.Identity(), joint[kinds], np.array(cells), 1.0, 0)
+    learned = CellPosterior(nn.Identity(), joint[kinds], np.array(cells), 1.0, {}, 0, {})
     found = learned.within(gap).held_out
     mass = counts.sum(axis=0)
     tables = []
@@ -114,6 +114,11 @@ def test_half_the_gap_costs_little_and_holds_on_new_data() -> None:
     learned = cell_posterior(network, train, **COMMON)
     assert learned.training_runs == pytest.approx(2.6, abs=0.01)  # two folds of a fifth
     free = learned.within(2.0)
+    assert learned.settings["class_counts"] == train.counts().tolist()
+    plain = learned.most_probable()
+    probable = plain.network.probabilities(test.inputs).argmax(dim=1)
+    assert torch.equal(plain.network(test.inputs).argmax(dim=1), probable)
+    assert plain.held_out.error <= free.held_out.error
     half = learned.within(0.5 * free.held_out.deo)
     assert (half.network.weights < 0).any()  # an error on the better-served group is welcome
     assert half.held_out.deo <= 0.5 * free.held_out.deo + 0.01
@@ -198,7 +203,7 @@ def test_what_cannot_be_decided_is_refused() -> None:
     data = unfair(300, 0)
     with pytest.raises(InputError, match="two groups"):
         cell_posterior(network, ArrayData.of(data.inputs, data.target))
-    learned = CellPosterior(nn.Identity(), np.full((4, 2, 2), 0.25), np.arange(4), 1.0, 0)
+    learned = CellPosterior(nn.Identity(), np.full((4, 2, 2), 0.25), np.arange(4), 1.0, {}, 0, {})
     for gap in (-0.1, float("nan")):
         with pytest.raises(InputError, match="gap"):
             learned.within(gap)

@@ -456,7 +456,8 @@ def test_a_decision_is_predicted_by_without_groups() -> None:
     free = learned.within(2.0)
     bounded = learned.within(0.5 * free.held_out.deo)
     assert bounded.objective.startswith("balanced_error where deo <= ")
-    model.fit_decision(bounded)
+    model.fit_decision(learned, bounded)
+    assert model.result_.settings["objective"] == bounded.objective
     predicted = model.predict(X)
     assert set(predicted) == {"no", "yes"}
     tables = [
@@ -484,7 +485,8 @@ def test_a_decision_of_other_data_is_refused() -> None:
         Evaluated(np.zeros((3, 2)), np.ones((3, 2))),
         "worst_class_and_group_error",
     )
+    learned: Any = None  # not looked at before it is refused
     with pytest.raises(InputError, match="3 groups and 2 classes, the classifier knows 0 and 0"):
-        model.fit_decision(decided)
+        model.fit_decision(learned, decided)
     with pytest.raises(InputError, match="groups"):
         model.cell_posterior(np.eye(4), [0, 1, 0, 1], sensitive_features=None)

@@ -19,6 +19,7 @@ a whole frontier costs one training run and one per fold.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ from autobalance.data.batches import ArrayData
 from autobalance.evaluation import Evaluated
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import with_new_head
+from autobalance.results import SearchResult
 from autobalance.retraining import retrain
 from autobalance.searching import splits_of
 from autobalance.settings import Recipe, SearchSettings
@@ -166,15 +168,21 @@ class CellPosterior:
         Their cells ``group * k + class``, shape ``(n,)``.
     training_runs : float
         One, and for each fold the share of the data that it trained on.
+    settings : dict
+        Recipe, search settings and sizes.
     seed : int
-        Of the draws.
+        Of training and of the draws.
+    seconds : dict
+        "wall" and "cpu" time.
     """
 
     network: nn.Module
     held_out: np.ndarray
     cells: np.ndarray
     training_runs: float
+    settings: dict[str, Any]
     seed: int
+    seconds: dict[str, float]
 
     def within(self, gap: float) -> Decided:
         """The lowest balanced error with a DEO of at most `gap` on held-out data.
@@ -213,9 +221,35 @@ class CellPosterior:
         gaps = np.linspace(free.held_out.deo, 0.0, points)[1:]
         return [free, *(self._solved(float(gap)) for gap in gaps)]
 
+    def most_probable(self) -> Decided:
+        """The most probable class: what cross-entropy gives, to compare with."""
+        mass = self._mass()
+        weights = np.ones_like(mass)
+        return self._decided([weights], [1.0], self._errors(weights, mass), "error")
+
+    def result(self, decided: Decided) -> SearchResult:
+        """A decision as the result of a search, for what takes one; its loss is cross-entropy."""
+        loss = ParametricCrossEntropy.cross_entropy()
+        return SearchResult(
+            loss=loss,
+            start=loss,
+            history=[],
+            path=[],
+            design={},
+            settings={**self.settings, "objective": decided.objective},
+            seed=self.seed,
+            seconds=self.seconds,
+            training_runs=self.training_runs,
+        )
+
+    def _mass(self) -> np.ndarray:
+        """Held-out examples per cell, shape ``(g, k)``."""
+        shape = self.held_out.shape[1:]
+        return np.bincount(self.cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+
     def _solved(self, gap: float | None) -> Decided:
         _, g, k = self.held_out.shape
-        mass = np.bincount(self.cells, minlength=g * k).reshape(g, k).astype(np.float64)
+        mass = self._mass()
         per_class = mass.sum(axis=0)
         prices = mass / np.maximum(per_class, 1.0)
         shares, level = np.ones(1), np.inf
@@ -232,13 +266,17 @@ class CellPosterior:
         used = np.flatnonzero(shares >= LEAST_SHARE)
         p = shares[used] / shares[used].sum()
         errors = np.tensordot(p, np.stack(tables)[used], axes=1)
-        return Decided(
-            CellDecision(self.network, np.stack(tried)[used], p.tolist(), self.seed).eval(),
-            Evaluated(np.where(mass > 0, errors, np.nan), mass),
-            "worst_class_and_group_error"
-            if gap is None
-            else f"balanced_error where deo <= {gap:g}",
-        )
+        objective = f"balanced_error where deo <= {gap or 0:g}"
+        if gap is None:
+            objective = "worst_class_and_group_error"
+        return self._decided([tried[i] for i in used], p.tolist(), errors, objective)
+
+    def _decided(
+        self, weights: list[np.ndarray], shares: list[float], errors: np.ndarray, objective: str
+    ) -> Decided:
+        mass = self._mass()
+        network = CellDecision(self.network, np.stack(weights), shares, self.seed).eval()
+        return Decided(network, Evaluated(np.where(mass > 0, errors, np.nan), mass), objective)
 
     def _errors(self, weights: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """R_kg on held-out data where a decides, shape ``(g, k)``; 0 in empty cells."""
@@ -294,6 +332,7 @@ def cell_posterior(
     if data.groups is None or (data.num_groups or 1) < 2 or int(data.groups.min()) < 0:
         raise InputError("A bound on a gap needs at least two groups, all known.")
     g, k = int(data.num_groups or 1), data.num_classes
+    wall, cpu = time.perf_counter(), time.process_time()
     splits = splits_of(data, None, settings, seed)
 
     def trained(on: ArrayData) -> nn.Module:
@@ -313,8 +352,24 @@ def cell_posterior(
         logits = predict_logits(trained(train), held.inputs)
         found.append(torch.softmax(logits.double(), dim=1).numpy().reshape(-1, g, k))
         cells.append(held.cells().cpu().numpy())
-    runs = 1.0 + sum(len(train) / len(data) for train, _ in splits)
-    return CellPosterior(trained(data), np.concatenate(found), np.concatenate(cells), runs, seed)
+    network = trained(data)
+    held_out = np.concatenate(cells)
+    return CellPosterior(
+        network=network,
+        held_out=np.concatenate(found),
+        cells=held_out,
+        training_runs=1.0 + sum(len(train) / len(data) for train, _ in splits),
+        settings={
+            "recipe": recipe.to_dict(),
+            "search": settings.to_dict(),
+            "steps": recipe.steps(len(data)),
+            "examples": len(data),
+            "class_counts": data.counts().tolist(),
+            "validation_counts": np.bincount(held_out, minlength=g * k).reshape(g, k).tolist(),
+        },
+        seed=seed,
+        seconds={"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu},
+    )
 
 
 def _program(

@@ -31,7 +31,6 @@ from autobalance.data.tables import TableEncoder
 from autobalance.decisions import CellDecision, CellPosterior, ClassLogits, Decided, cell_posterior
 from autobalance.files import checkpoint_files
 from autobalance.hypergrad import Solver
-from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import TableNetwork
 from autobalance.objectives import Objective, as_objective
 from autobalance.results import SearchResult
@@ -393,21 +392,22 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             progress=self.progress,
         )
 
-    def fit_decision(self, decided: Decided) -> AutoBalanceClassifier:
-        """Predict by a decision of `cell_posterior`, as ``learned.within(0.05)``, without groups.
+    def fit_decision(self, learned: CellPosterior, decided: Decided) -> AutoBalanceClassifier:
+        """Predict by a decision, such as ``learned.within(0.05)``, without groups.
 
         `predict_proba` then gives the network's class probabilities at the class frequencies of
         training (or those of `prior`), whose largest need not be the decision.
 
         Parameters
         ----------
-        decided : Decided
-            From what this classifier's own `cell_posterior` returned.
+        learned, decided : CellPosterior, Decided
+            From this classifier's own `cell_posterior`, and what its `within` gave.
 
         Returns
         -------
         AutoBalanceClassifier
-            Itself, fitted: `module_` is the decision, `loss_` cross-entropy over the cells.
+            Itself, fitted: `module_` is the decision, `loss_` cross-entropy over the cells, and
+            `result_` without the history of a search.
 
         Raises
         ------
@@ -421,8 +421,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 f"The decision is for {shape[0]} groups and {shape[1]} classes, the classifier knows "
                 f"{own[0]} and {own[1]}. Call its cell_posterior on the data first."
             )
-        self.loss_ = ParametricCrossEntropy.cross_entropy()
-        self.temperature_ = 1.0
+        self.keep(learned.result(decided))
         self.module_ = decided.network
         return self
 

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from autobalance.checks import InputError
 from autobalance.data.tables import TableEncoder
+from autobalance.decisions import CellDecision
 from autobalance.estimator import AutoBalanceClassifier
 from autobalance.files import RESULT, read_json, read_record, to_json, write_together
-from autobalance.networks import TableNetwork
+from autobalance.networks import TableNetwork, with_new_head
 from autobalance.report import write_report
 from autobalance.results import SearchResult
 
@@ -77,19 +79,36 @@ def save_run(
     """
     files = {LOSS: classifier.loss_.to_json().encode()}
     module = getattr(classifier, "module_", None)
-    if isinstance(module, TableNetwork) and classifier.encoder_ is not None:
+    decision, network = None, module
+    if isinstance(module, CellDecision):
+        decision = {"seed": module.seed}
+        network = module.network
+    if isinstance(network, TableNetwork) and classifier.encoder_ is not None:
         description = {
             "format": _FORMAT,
             "version": 1,
             "target": target,
             "classes": classifier.classes_.tolist(),
             "groups": classifier.groups_,
-            "network": module.settings,
+            "network": network.settings,
+            "decision": decision,
             "encoder": classifier.encoder_.to_dict(),
         }
+        assert module is not None
         files[WEIGHTS] = safetensors.torch.save(module.state_dict())
         files[MODEL] = to_json(description).encode()
     return write_run(Path(folder), record, files)
+
+
+def _built(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    """The network that ``model.json`` describes, for these weights."""
+    network = TableNetwork(**description["network"])
+    decision = description.get("decision")  # earlier releases had none
+    if decision is None:
+        return network
+    m, g, k = state["weights"].shape
+    cells = with_new_head(network, g * k)
+    return CellDecision(cells, np.zeros((m, g, k)), [1.0 / m] * m, decision["seed"])
 
 
 def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
@@ -114,8 +133,9 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
     if description.get("format") != _FORMAT or description.get("version") != 1:
         raise InputError(f"{folder / MODEL} was not written by this version of autobalance.")
     try:
-        network = TableNetwork(**description["network"])
-        network.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
+        state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+        network = _built(description, state)
+        network.load_state_dict(state)
         classifier = AutoBalanceClassifier()
         classifier.module_ = network.eval()
         classifier.encoder_ = TableEncoder.from_dict(description["encoder"])

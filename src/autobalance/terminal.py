@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from autobalance.decisions import Decided
     from autobalance.results import SearchResult
     from autobalance.sweeping import Baseline, Frontier, FrontierPoint
     from autobalance.training import Progress as RunProgress
@@ -200,6 +201,28 @@ def print_frontier(
         table.add_section()
     for baseline in baselines:
         table.add_row("", _percent(baseline.main), _percent(baseline.gap), baseline.title)
+    Console().print(table)
+
+
+def print_decisions(points: Sequence[Decided], plain: Decided, kept: Decided | None = None) -> None:
+    """The decisions by falling gap, then cross-entropy's; which is kept."""
+    table = Table(
+        title=f"Percent, on {plain.held_out.mass.sum():,.0f} held-out examples",
+        title_justify="left",
+    )
+    for name in ("balanced error", "deo", "worst class of a group"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    notes = [*((p, "") for p in points), *([] if kept is None else [(kept, "kept")])]
+    for decided, note in [*notes, (plain, "cross-entropy")]:
+        held = decided.held_out
+        drawn = len(decided.network.shares)
+        table.add_row(
+            _percent(held.balanced_error),
+            _percent(held.deo),
+            _percent(held.worst_class_and_group_error),
+            note or (f"drawn from {drawn}" if drawn > 1 else ""),
+        )
     Console().print(table)
 
 

@@ -159,18 +159,25 @@ def command_parser() -> ArgumentParser:
         "--gap", type=str, default="deo", help=f"what it is traded for: {', '.join(GAP_NAMES)}"
     )
     sweep.add_argument(
+        "--by",
+        type=Literal["losses", "decisions"],
+        default="losses",
+        help="losses, designed for mixes of the two; or decisions from one network's p(class, group | "
+        "x), which reach smaller gaps, for balanced_error and deo",
+    )
+    sweep.add_argument(
         "--mixes",
         type=str | None,
         default=None,
-        help="weights of the gap, rising, at least 0 and below 1: by default 0,0.1,0.2 to 0.9",
+        help="for losses: weights of the gap, rising, at least 0 and below 1: by default 0,0.1,0.2 to 0.9",
     )
     sweep.add_argument(
         "--max_gap",
         "--max-gap",
         type=float | None,
         default=None,
-        help="train the network of the best point whose held-out gap is at most this (0.05 is 5 "
-        "points), on all data: the folder is a RUN then",
+        help="keep the network with the lowest error whose held-out gap is at most this (0.05 is 5 "
+        "points), trained on all data: the folder is a RUN then",
     )
     sweep.add_argument(
         "--out", type=str, required=True, help="folder for frontier.json, .csv and .svg"

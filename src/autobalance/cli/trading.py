@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jsonargparse import Namespace
 
 from autobalance.checks import InputError, TrainingDiverged, whole
@@ -16,6 +17,7 @@ from autobalance.files import output_folder, to_json, write_together
 from autobalance.settings import Recipe, SearchSettings
 
 if TYPE_CHECKING:
+    from autobalance.decisions import Decided
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.sweeping import Baseline, Frontier, FrontierPoint
 
@@ -27,6 +29,8 @@ def run_frontier(options: Namespace, command: str) -> int:
     if options.max_gap is not None and not 0.0 <= options.max_gap < float("inf"):
         raise InputError(f"max_gap must be at least 0; got {options.max_gap}. 0.05 is 5 points.")
     mixes = _mixes(options.mixes)
+    if options.by == "decisions":
+        _check_decisions(options)
     out = output_folder(options.out, overwrite=options.overwrite)
     recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
     features, target, groups = columns(options)
@@ -51,6 +55,8 @@ def run_frontier(options: Namespace, command: str) -> int:
             progress=lambda p: live.update(title, p),
         )
         data = {"X": features, "y": target, "sensitive_features": groups}
+        if options.by == "decisions":
+            return _decisions(classifier, data, out, command, begun, options)
         try:
             with warnings.catch_warnings():
                 # said below, with the groups' names
@@ -87,6 +93,82 @@ def run_frontier(options: Namespace, command: str) -> int:
     return DONE
 
 
+def _check_decisions(options: Namespace) -> None:
+    """Decisions are for one objective and one gap, and for groups that are all known."""
+    for name, only in (("main", "balanced_error"), ("gap", "deo"), ("missing_groups", "refused")):
+        given = getattr(options, name)
+        if given != only:
+            raise InputError(
+                f"--by decisions is for --{name.replace('_', '-')} {only}; got {given}. "
+                "Use --by losses."
+            )
+    if options.mixes is not None:
+        raise InputError(
+            "--mixes are for --by losses; decisions have bounds, and choose ten of them."
+        )
+
+
+def _decisions(
+    classifier: AutoBalanceClassifier,
+    data: dict[str, Any],
+    out: Path,
+    command: str,
+    begun: float,
+    options: Namespace,
+) -> int:
+    """The frontier of decisions: one network, and no training for any of the points."""
+    from autobalance.terminal import print_decisions
+
+    try:
+        learned = classifier.cell_posterior(**data)
+    except TrainingDiverged as error:
+        return complain(f"{error} No point was found yet.", FAILED)
+    except KeyboardInterrupt:
+        return complain("Interrupted. No point was found yet.", INTERRUPTED)
+    points = learned.frontier()
+    kept = None if options.max_gap is None else learned.within(options.max_gap)
+    record = {
+        "format": "autobalance-decisions",
+        "version": 1,
+        "status": "finished",
+        "by": "bound",
+        "main": options.main,
+        "gap": options.gap,
+        "points": [_point(p, "bound") for p in points],
+        "baselines": [_point(learned.most_probable(), "title", "Cross-entropy")],
+        "training_runs": learned.training_runs,
+        "settings": learned.settings,
+        "seed": learned.seed,
+        "seconds": learned.seconds,
+    }
+    _write_record(record, out)
+    print_decisions(points, learned.most_probable(), kept)
+    if kept is not None:
+        from autobalance.runs import save_run
+
+        classifier.fit_decision(learned, kept)
+        run = fit_record(classifier, command, "finished", begun, options.seed)
+        run["kind"] = "frontier"
+        run["objective"] = kept.objective
+        run["frontier"] = _point(kept, "bound")
+        save_run(out, classifier, run, target=options.target)
+        print(f"Network of bound {options.max_gap:g}: {out}")
+    print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
+    return DONE
+
+
+def _point(decided: Decided, by: str, name: str | None = None) -> dict[str, Any]:
+    held = decided.held_out
+    return {
+        by: held.deo if name is None else name,
+        "main": held.balanced_error,
+        "gap": held.deo,
+        "worst_cell": held.worst_class_and_group_error,
+        "constant": bool(np.nanmax(held.class_errors) > 1 - 1e-9),
+        "drawn_from": len(decided.network.shares),
+    }
+
+
 def _mixes(text: str | None) -> list[float] | None:
     if text is None:
         return None
@@ -105,11 +187,14 @@ def _write_frontier(
     status: str,
 ) -> None:
     """The three files together; a RUN that is in the folder belongs to an earlier frontier."""
+    baselines = [vars(b) for b in others]
+    _write_record({"status": status, **found.to_dict(), "baselines": baselines}, out)
+
+
+def _write_record(record: dict[str, Any], out: Path) -> None:
     from autobalance.report.frontier import as_csv, as_svg
     from autobalance.runs import LOSS, MODEL, REPORT, RESULT, WEIGHTS
 
-    baselines = [vars(b) for b in others]
-    record = {"status": status, **found.to_dict(), "baselines": baselines}
     contents = (to_json(record, indent=1), as_csv(record), as_svg(record))
     write_together(out, {n: c.encode() for n, c in zip(FRONTIER, contents, strict=True)})
     for name in (LOSS, MODEL, REPORT, RESULT, WEIGHTS):

@@ -28,31 +28,32 @@ _NAMES = {
 
 
 def as_csv(record: Mapping[str, Any]) -> str:
-    """The points, one a line: mix, main, gap (as shares, not percent), and whether constant.
+    """The points, one a line: mix or bound, main, gap (as shares, not percent), whether constant.
 
     Parameters
     ----------
     record : dict
-        `autobalance.Frontier.to_dict`.
+        `autobalance.Frontier.to_dict`, or the command's of decisions, with "by": "bound".
     """
+    by = record.get("by", "mix")
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["mix", record["main"], record["gap"], "constant"])
+    writer.writerow([by, record["main"], record["gap"], "constant"])
     for point in record["points"]:
-        writer.writerow([point["mix"], point["main"], point["gap"], str(point["constant"]).lower()])
+        writer.writerow([point[by], point["main"], point["gap"], str(point["constant"]).lower()])
     return stream.getvalue()
 
 
 def as_svg(record: Mapping[str, Any]) -> str:
     """The points' main objective against their gap, in percent, with the baselines.
 
-    Points are joined in the order of their mixes, which stand beside them; hollow ones have a class
-    that is always wrong. The same record gives the same text.
+    Points are joined in their order; mixes stand beside them. Hollow ones have a class that is always
+    wrong. The same record gives the same text.
 
     Parameters
     ----------
     record : dict
-        `autobalance.Frontier.to_dict`, and "baselines", a list of mappings with "title", "main",
+        As for `as_csv`, and "baselines", a list of mappings with "title", "main",
         "gap" and "constant", where there are any.
     """
     settings: dict[Any, Any] = {"svg.hashsalt": "autobalance", "text.parse_math": False}
@@ -70,11 +71,13 @@ def _drawn(record: Mapping[str, Any]) -> Figure:
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     points = record["points"]
+    by = record.get("by", "mix")
+    what = "designed" if by == "mix" else "decisions"
     x, y = ([100 * p[key] for p in points] for key in ("gap", "main"))
     axes.plot(x, y, "-", color=_LINE, linewidth=1.2, zorder=2)
     for constant, label in (
-        (False, "designed, by mix"),
-        (True, "designed, one class always wrong"),
+        (False, f"{what}, by {by}"),
+        (True, f"{what}, one class always wrong"),
     ):
         chosen = [i for i, p in enumerate(points) if p["constant"] == constant]
         if chosen:
@@ -88,7 +91,8 @@ def _drawn(record: Mapping[str, Any]) -> Figure:
                 label=label,
                 zorder=3,
             )
-    for i, point in enumerate(points):
+    # A bound is where the point is.
+    for i, point in enumerate(points if by == "mix" else []):
         axes.annotate(
             f"{point['mix']:g}",
             (x[i], y[i]),
