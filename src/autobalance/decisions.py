@@ -45,6 +45,8 @@ LEAST_SHARE = 0.005
 LEAST_GAIN = 1e-5
 """The program is solved when no decision improves it by more."""
 ROUNDS = 200
+POINTS = 10
+"""Of a frontier; decisions for one bound may also be those that the frontier's bounds gave rise to."""
 EXCESS = 10.0
 """Price of each unit of DEO above the bound: more than any balanced error."""
 TIE = 0.05
@@ -202,13 +204,13 @@ class CellPosterior:
         """
         if not 0.0 <= number("gap", gap) < np.inf:
             raise InputError(f"gap must be at least 0 and finite; got {gap}. 0.05 is 5 points.")
-        return self._solved(gap)
+        return self._solved([*self._gaps(POINTS), gap])[-1]
 
     def with_lowest_worst_cell(self) -> Decided:
         """The lowest error of the worst class within a group, on held-out data."""
-        return self._solved(None)
+        return self._solved([None])[0]
 
-    def frontier(self, points: int = 10) -> list[Decided]:
+    def frontier(self, points: int = POINTS) -> list[Decided]:
         """Decisions from no bound on DEO down to 0, by falling DEO.
 
         Parameters
@@ -217,9 +219,7 @@ class CellPosterior:
             At least 2.
         """
         whole("points", points, least=2)
-        free = self._solved(float(self.held_out.shape[2]))
-        gaps = np.linspace(free.held_out.deo, 0.0, points)[1:]
-        return [free, *(self._solved(float(gap)) for gap in gaps)]
+        return self._solved(self._gaps(points))
 
     def most_probable(self) -> Decided:
         """The most probable class: what cross-entropy gives, to compare with."""
@@ -247,29 +247,41 @@ class CellPosterior:
         shape = self.held_out.shape[1:]
         return np.bincount(self.cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
 
-    def _solved(self, gap: float | None) -> Decided:
+    def _gaps(self, points: int) -> list[float]:
+        """Evenly from that of no bound down to 0."""
+        largest = float(self.held_out.shape[2])
+        [free] = self._solved([largest])
+        return [largest, *np.linspace(free.held_out.deo, 0.0, points)[1:].tolist()]
+
+    def _solved(self, gaps: Sequence[float | None]) -> list[Decided]:
+        """For each gap, or the worst cell where that is None, the best draw between all decisions
+        that any of them gave rise to."""
         _, g, k = self.held_out.shape
         mass = self._mass()
-        per_class = mass.sum(axis=0)
-        prices = mass / np.maximum(per_class, 1.0)
-        shares, level = np.ones(1), np.inf
         tried: list[np.ndarray] = []
         tables: list[np.ndarray] = []
-        for _ in range(ROUNDS):
-            weights = np.divide(prices, mass, out=np.zeros((g, k)), where=mass > 0)
-            rates = self._errors(weights, mass)
-            if (prices * rates).sum() > level - LEAST_GAIN:
-                break
-            tried.append(weights)
-            tables.append(rates)
-            shares, prices, level = _program(np.stack(tables), mass, gap)
-        used = np.flatnonzero(shares >= LEAST_SHARE)
-        p = shares[used] / shares[used].sum()
-        errors = np.tensordot(p, np.stack(tables)[used], axes=1)
-        objective = f"balanced_error where deo <= {gap or 0:g}"
-        if gap is None:
+        for gap in gaps:
+            first = len(tables)  # with the others' decisions it would stop at once, and worse
+            prices, level = mass / np.maximum(mass.sum(axis=0), 1.0), np.inf
+            for _ in range(ROUNDS):
+                weights = np.divide(prices, mass, out=np.zeros((g, k)), where=mass > 0)
+                rates = self._errors(weights, mass)
+                if (prices * rates).sum() > level - LEAST_GAIN:
+                    break
+                tried.append(weights)
+                tables.append(rates)
+                _, prices, level = _program(np.stack(tables[first:]), mass, gap)
+        found = []
+        for gap in gaps:
+            shares, _, _ = _program(np.stack(tables), mass, gap)
+            used = np.flatnonzero(shares >= LEAST_SHARE)
+            p = shares[used] / shares[used].sum()
+            errors = np.tensordot(p, np.stack(tables)[used], axes=1)
             objective = "worst_class_and_group_error"
-        return self._decided([tried[i] for i in used], p.tolist(), errors, objective)
+            if gap is not None:
+                objective = f"balanced_error where deo <= {gap:g}"
+            found.append(self._decided([tried[i] for i in used], p.tolist(), errors, objective))
+        return found
 
     def _decided(
         self, weights: list[np.ndarray], shares: list[float], errors: np.ndarray, objective: str
