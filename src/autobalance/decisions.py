@@ -204,7 +204,8 @@ class CellPosterior:
         """
         if not 0.0 <= number("gap", gap) < np.inf:
             raise InputError(f"gap must be at least 0 and finite; got {gap}. 0.05 is 5 points.")
-        return self._solved([*self._gaps(POINTS), gap])[-1]
+        free, gaps = self._bounds(POINTS)
+        return free if gap >= free.held_out.deo else self._solved([*gaps, gap])[-1]
 
     def with_lowest_worst_cell(self) -> Decided:
         """The lowest error of the worst class within a group, on held-out data."""
@@ -219,7 +220,8 @@ class CellPosterior:
             At least 2.
         """
         whole("points", points, least=2)
-        return self._solved(self._gaps(points))
+        free, gaps = self._bounds(points)
+        return [free, *self._solved(gaps)]
 
     def most_probable(self) -> Decided:
         """The most probable class: what cross-entropy gives, to compare with."""
@@ -247,11 +249,10 @@ class CellPosterior:
         shape = self.held_out.shape[1:]
         return np.bincount(self.cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
 
-    def _gaps(self, points: int) -> list[float]:
-        """Evenly from that of no bound down to 0."""
-        largest = float(self.held_out.shape[2])
-        [free] = self._solved([largest])
-        return [largest, *np.linspace(free.held_out.deo, 0.0, points)[1:].tolist()]
+    def _bounds(self, points: int) -> tuple[Decided, list[float]]:
+        """The decision without a bound, which is logit adjustment, and bounds from there to 0."""
+        [free] = self._solved([float(self.held_out.shape[2])])
+        return free, np.linspace(free.held_out.deo, 0.0, points)[1:].tolist()
 
     def _solved(self, gaps: Sequence[float | None]) -> list[Decided]:
         """For each gap, or the worst cell where that is None, the best draw between all decisions
