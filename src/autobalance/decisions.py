@@ -205,7 +205,9 @@ class CellPosterior:
         if not 0.0 <= number("gap", gap) < np.inf:
             raise InputError(f"gap must be at least 0 and finite; got {gap}. 0.05 is 5 points.")
         free, gaps = self._bounds(POINTS)
-        return free if gap >= free.held_out.deo else self._solved([*gaps, gap])[-1]
+        if gap >= free.held_out.deo:
+            return replace(free, objective=_bounded(gap))
+        return self._solved([*gaps, gap])[-1]
 
     def with_lowest_worst_cell(self) -> Decided:
         """The lowest error of the worst class within a group, on held-out data."""
@@ -278,9 +280,7 @@ class CellPosterior:
             used = np.flatnonzero(shares >= LEAST_SHARE)
             p = shares[used] / shares[used].sum()
             errors = np.tensordot(p, np.stack(tables)[used], axes=1)
-            objective = "worst_class_and_group_error"
-            if gap is not None:
-                objective = f"balanced_error where deo <= {gap:g}"
+            objective = "worst_class_and_group_error" if gap is None else _bounded(gap)
             found.append(self._decided([tried[i] for i in used], p.tolist(), errors, objective))
         return found
 
@@ -383,6 +383,10 @@ def cell_posterior(
         seed=seed,
         seconds={"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu},
     )
+
+
+def _bounded(gap: float) -> str:
+    return f"balanced_error where deo <= {gap:g}"
 
 
 def _program(
