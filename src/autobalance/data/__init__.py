@@ -22,6 +22,7 @@ from autobalance.data.batches import ArrayData, Batch, as_batch
 
 # Imported on first use: images need Pillow, and tables pandas.
 _HOME = {
+    "BalancedSampler": "samplers",
     "CIFAR": "cifar",
     "Labelled": "labels",
     "Photographs": "photographs",
