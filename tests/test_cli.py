@@ -680,6 +680,16 @@ def test_a_comparison_refused(here: Here, arguments: list[str], message: str) ->
     assert not Path("x").exists()
 
 
+def test_commands_under_torchrun_are_refused(
+    sites: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["fit", "data.csv", "--target", "kind", "--out", "run"]) == 2
+    assert "one process, not as the 2 of torchrun" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
 # The frontier ---------------------------------------------------------------------------------
 
 SWEEP = [

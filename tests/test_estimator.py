@@ -490,3 +490,12 @@ def test_a_decision_of_other_data_is_refused() -> None:
         model.fit_decision(learned, decided)
     with pytest.raises(InputError, match="groups"):
         model.cell_posterior(np.eye(4), [0, 1, 0, 1], sensitive_features=None)
+
+
+def test_frontiers_refuse_an_augmentation_that_they_would_not_use() -> None:
+    model = classifier(augment="shared")
+    X, y = imbalanced()
+    groups = np.arange(len(y)) % 2
+    for call in (model.frontier, model.cell_posterior):
+        with pytest.raises(InputError, match="trains without augmentation, .* augment='shared'"):
+            call(X, y, sensitive_features=groups)

@@ -282,6 +282,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         gap, mixes
             As for `autobalance.frontier`, which says what it raises.
         """
+        self._check_no_augmentation("frontier")
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=gap)
         return frontier(
             self._factory(data),
@@ -344,6 +345,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         InputError, TrainingDiverged, Interrupted
             As for `fit`.
         """
+        self._check_no_augmentation("fit_point")
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=swept.gap)
         self.keep(swept.result(point))
         self.class_masses_ = class_masses(data)
@@ -381,6 +383,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         CellPosterior
             See `autobalance.cell_posterior`, which takes five folds and says what it raises.
         """
+        self._check_no_augmentation("cell_posterior")
         data = self._training_data(X, y, sensitive_features, sample_weight, gap="deo")
         self.class_masses_ = class_masses(data)
         return cell_posterior(
@@ -643,6 +646,13 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 "This classifier was fitted on arrays of more dimensions, not on tables."
             )
         return self.encoder_.transform(table)
+
+    def _check_no_augmentation(self, what: str) -> None:
+        if self.augment is not None:
+            raise InputError(
+                f"{what} trains without augmentation, but the classifier has augment={self.augment!r}. "
+                "Leave it out, or let the module augment its inputs in training."
+            )
 
     def _factory(self, data: ArrayData) -> ModelFactory:
         module = self.module

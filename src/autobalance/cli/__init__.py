@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parsed = command_parser().parse_args(arguments)
         command = parsed.subcommand
+        _check_alone()
         return _COMMANDS[command](parsed[command], shlex.join(["autobalance", *arguments]))
     except BadUse as error:
         return complain(explained(error, arguments, _COMMANDS), BAD_INPUT)
@@ -64,6 +65,16 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         return complain(f"{type(error).__name__}: {error}", FAILED)
+
+
+def _check_alone() -> None:
+    """Commands write files and talk to a terminal; under torchrun each process would."""
+    processes = os.environ.get("WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else "1"
+    if processes != "1":
+        raise InputError(
+            f"The command line runs as one process, not as the {processes} of torchrun. Call search and "
+            "retrain from a script of your own, which torchrun starts as it is."
+        )
 
 
 def entry() -> None:
