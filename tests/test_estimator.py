@@ -497,5 +497,5 @@ def test_frontiers_refuse_an_augmentation_that_they_would_not_use() -> None:
     X, y = imbalanced()
     groups = np.arange(len(y)) % 2
     for call in (model.frontier, model.cell_posterior):
-        with pytest.raises(InputError, match="trains without augmentation, .* augment='shared'"):
+        with pytest.raises(InputError, match=r"trains without augmentation, .* augment='shared'"):
             call(X, y, sensitive_features=groups)
