@@ -85,7 +85,10 @@ nb_execution_timeout = 300
 nb_merge_streams = True
 
 # Links to files outside docs/ that have a page here; on the code host they lead to the file.
-PAGES_OF_FILES = {"](../benchmarks/results/BENCHMARKS.md": "](suite.md"}
+PAGES_OF_FILES = {
+    "](../benchmarks/results/BENCHMARKS.md": "](suite.md",
+    "](../benchmarks/results/objectives/BENCHMARKS.md": "](suite_objectives.md",
+}
 
 
 def _link_to_pages(_: Sphinx, __: str, source: list[str]) -> None:

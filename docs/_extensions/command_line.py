@@ -87,7 +87,8 @@ def _default(action: argparse.Action) -> str:
         return "off"
     if action.default in (None, "==SUPPRESS==", []):
         return "none"
-    return f"``{str(action.default).lower() if isinstance(action.default, bool) else action.default}``"
+    value = str(action.default)
+    return f"``{value.lower() if isinstance(action.default, bool) else value}``"
 
 
 def _choices(action: Any) -> str:

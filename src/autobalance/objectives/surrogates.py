@@ -58,3 +58,4 @@ class CrossEntropyRisk:
 
 
 Surrogate = SmoothError | CrossEntropyRisk
+"""What stands for the 0-1 error where it is differentiated."""
