@@ -24,7 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["TERM"] = "dumb"  # commands in a notebook: no progress bars
+os.environ["TTY_COMPATIBLE"] = "0"  # commands in a notebook: no progress bars
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, of optional widgets
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
