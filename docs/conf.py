@@ -3,7 +3,7 @@
     sphinx-build -W --keep-going -b html docs docs/_build/html
 
 needs no network: no inventories are fetched, formulas become MathML, and the tutorials train on
-samples in the package.
+samples in the package. For a draft, AUTOBALANCE_NOTEBOOKS=off leaves the notebooks unrun.
 """
 
 from __future__ import annotations
