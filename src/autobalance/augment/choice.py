@@ -16,6 +16,7 @@ from autobalance.data.batches import Batch
 
 PolicyFactory = Callable[[Any, Any], nn.Module]
 AugmentChoice = Literal["personalised", "shared"] | nn.Module | PolicyFactory | None
+"""What `as_augmentation` takes."""
 
 
 def as_augmentation(

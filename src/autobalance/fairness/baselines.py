@@ -153,9 +153,10 @@ def exponentiated_gradient(
     r"""Balanced error under equalised odds by exponentiated gradient reduction, one per bound.
 
     A game between a base learner on reweighted, relabelled data and multipliers of the constraints
-    |P(predicted 1 | y, g) - P(predicted 1 | y)| <= eps on the training data. Its solution draws one of
-    the base learners' classifiers for each prediction, without regard to the group. The objective
-    is the balanced error itself: errors of class y cost n / (2 n_y), whatever `task.objective`.
+    ``|P(predicted 1 | y, g) - P(predicted 1 | y)| <= eps`` on the training data. Its solution draws
+    one of the base learners' classifiers for each prediction, without regard to the group. The
+    objective is the balanced error itself: errors of class y cost n / (2 n_y), whatever
+    `task.objective`.
 
     The bound holds on the training data alone. A base learner that fits these without error meets
     any bound, and may treat groups unalike on other data.

@@ -92,7 +92,7 @@ def search_head(
         From the training counts, ``(k,)`` or ``(g, k)``, to a `DesignSpace`; by default as in
         `search`.
     weight_decay : float
-        lambda in lambda / 2 |W|^2, for W on standardised features and the mean loss; above 0.
+        lambda in ``lambda / 2 |W|^2``, for W on standardised features and the mean loss; above 0.
     folds : int
         Number of splits searched with one shared loss; hypergradients are averaged. With two or
         more the best of the designed loss, its start and cross-entropy on all held-out examples is

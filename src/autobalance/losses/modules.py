@@ -155,7 +155,7 @@ def effective_number_weights(cls_num_list: ArrayLike, beta: float = 0.9999) -> n
 
 
 class ParametricCrossEntropy(nn.Module):
-    """Cross-entropy with fixed class weights and logit adjustments (paper, eq. 2.2 and 4.2).
+    """Cross-entropy with fixed class weights and logit adjustments (the paper's 2.2 and 4.2).
 
     ``loss(y, f) = -w_y log softmax(delta * f + l)_y``. It needs nothing else of this library to
     be trained with, and travels as JSON (`to_json`), as a pickle or in a state dict.

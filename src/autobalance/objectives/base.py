@@ -14,6 +14,7 @@ from autobalance.checks import InputError, one_of
 from autobalance.objectives.surrogates import SmoothError, Surrogate
 
 Over = Literal["class", "group", "class_and_group"]
+"""What an objective's cells are."""
 
 
 def group_class_sums(

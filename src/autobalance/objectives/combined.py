@@ -89,7 +89,7 @@ class Blend(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class BoundedGap(Objective):
-    r"""An objective under a bound on another, by the method of multipliers: min L s.t. G <= bound.
+    r"""An objective under a bound on another, min L while G <= bound, by the method of multipliers.
 
     .. math:: L + \frac{1}{2 \rho} (\max(0, \lambda + \rho (G - b))^2 - \lambda^2)
 

@@ -31,6 +31,7 @@ NAMED = {
     "worst_group_error": WorstError(over="group", surrogate=SHARP),
     "worst_class_and_group_error": WorstError(over="class_and_group"),
 }
+"""Objectives by their names."""
 
 
 GAPS = {

@@ -22,7 +22,7 @@ class SmoothError:
     ----------
     temperature : float or None
         T, on the scale of the logits. None takes `relative` times the batch's mean absolute
-        margin |f_y - max_{j != y} f_j|, and differentiates through it: so rescaling the logits
+        margin ``|f_y - max_{j != y} f_j|``, and differentiates through it: so rescaling the logits
         does not change the objective, and widening margins that are wide already does not pay.
     relative : float
         See `temperature`. Small values count only examples at the boundary, and with few of them
@@ -58,3 +58,4 @@ class CrossEntropyRisk:
 
 
 Surrogate = SmoothError | CrossEntropyRisk
+"""What stands for the 0-1 error where it is differentiated."""

@@ -1,0 +1,199 @@
+"""The documentation: complete, its links lead somewhere, its numbers say how they were made."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote
+
+import pytest
+
+import autobalance
+from autobalance.cli import main
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    path
+    for kind in ("*.md", "*.rst")
+    for path in DOCS.rglob(kind)
+    if path.relative_to(DOCS).parts[0] not in ("_build", "_extensions")
+)
+MARKDOWN = [ROOT / "README.md", *(page for page in PAGES if page.suffix == ".md")]
+ENTRY = re.compile(r"^\.\. auto(?:class|function|exception|data):: (\S+)$", re.MULTILINE)
+ENTRIES = [
+    name for page in (DOCS / "api").glob("*.rst") for name in ENTRY.findall(page.read_text("utf-8"))
+]
+SUBPACKAGES = ("augment", "data", "heads", "hypergrad", "losses", "objectives", "report")
+COMMAND = re.compile(
+    r"benchmarks/\w+\.(?:py|yaml)|examples/\w+\.py|autobalance (?:compare|run|demo) |python -c|same script"
+)
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^(```+|~~~+).*?^\1\s*$|`[^`\n]+`", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def sections(text: str) -> list[str]:
+    """Text between headings of any level, outside of code."""
+    plain = re.sub(
+        r"^```.*?^```\s*$", lambda m: m[0].replace("\n#", "\n "), text, flags=re.S | re.M
+    )
+    return re.split(r"^#+ ", plain, flags=re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a heading is called in a link, on the code host and on the site."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.replace("`", "").lower()).replace(" ", "-") for h in headings}
+
+
+# Names ----------------------------------------------------------------------------------------
+
+
+def test_every_public_name_has_an_entry() -> None:
+    missing = {f"autobalance.{name}" for name in autobalance.__all__} - set(ENTRIES)
+    assert not missing, f"give {sorted(missing)} an entry on a page of docs/api"
+
+
+@pytest.mark.parametrize("package", SUBPACKAGES)
+def test_every_name_of_a_subpackage_has_an_entry(package: str) -> None:
+    public = importlib.import_module(f"autobalance.{package}").__all__
+    known = {name.rpartition(".")[2] for name in ENTRIES}
+    assert not set(public) - known, "give them an entry on a page of docs/api"
+
+
+def test_entries_are_there_once() -> None:
+    for name in ENTRIES:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    assert len(set(ENTRIES)) == len(ENTRIES)
+
+
+# Links ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=names(MARKDOWN))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / unquote(path)).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    found, waiting = set(), [DOCS / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        found.add(page)
+        text = page.read_text("utf-8")
+        for block in re.findall(
+            r"```\{toctree\}\n(.*?)```|^\.\. toctree::\n((?:(?: {3}.*)?\n)+)", text, re.S | re.M
+        ):
+            for line in filter(None, map(str.strip, "".join(block).splitlines())):
+                if not line.startswith(":"):
+                    name = re.sub(r".*<(.*)>", r"\1", line)
+                    [child] = [p for p in PAGES if p.with_suffix("") == page.parent / name]
+                    waiting += [] if child in found else [child]
+    assert not set(PAGES) - found, "add them to a toctree"
+
+
+# Numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=names(MARKDOWN))
+def test_every_figure_has_its_command_beside_it(page: Path) -> None:
+    for section in sections(page.read_text("utf-8")):
+        for before, image in re.findall(r"(.*?)!\[[^\]]*\]\(([^)]+)\)", section, flags=re.DOTALL):
+            after = section.split(image, 1)[1][:400]
+            assert COMMAND.search(before[-400:] + after), f"say what makes {image}"
+
+
+def test_every_experiment_has_its_command_or_says_that_there_is_none() -> None:
+    for section in sections((DOCS / "experiments.md").read_text("utf-8"))[1:]:
+        title = section.splitlines()[0]
+        measured = re.search(r"\d\.\d", section)
+        assert not measured or COMMAND.search(section) or "*No command.*" in section, title
+
+
+# Code -----------------------------------------------------------------------------------------
+
+BLOCK = re.compile(r"^```(?:python|\{code-cell\} ipython3)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=names(MARKDOWN))
+def test_code_is_python_and_imports_what_there_is(page: Path) -> None:
+    for block in BLOCK.findall(page.read_text("utf-8")):
+        code = re.sub(r"^[%!].*$", "", block, flags=re.MULTILINE)
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("autobalance"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def command_line() -> ModuleType:
+    path = DOCS / "_extensions" / "command_line.py"
+    spec = importlib.util.spec_from_file_location("command_line", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_lines_page_holds_what_help_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    module = command_line()
+    page = module.page()
+    for command in module.commands():
+        start = page.index(f"{command}\n{'-' * len(command)}\n")
+        shown = page[start:]
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        options = set(re.findall(r"^  (--[\w.-]+)", capsys.readouterr().out, flags=re.MULTILINE))
+        left_out = {"--print_config", "--recipe", "--search"}
+        spellings = {option.replace("_", "-") for option in re.findall(r"``(--[\w.-]+)``", shown)}
+        assert {o.replace("_", "-") for o in options - left_out} <= spellings, command
+    assert {"demo", "fit", "predict", "compare"} <= set(module.commands())
+
+
+# The site -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """All of it, tutorials run; nothing in it is fetched from elsewhere when it is read."""
+    out = tmp_path / "html"
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, str(DOCS), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "AUTOBALANCE_NOTEBOOKS": "force"},
+    )
+    assert done.returncode == 0, done.stderr
+    built = [page for page in PAGES if (out / page.relative_to(DOCS)).with_suffix(".html").exists()]
+    assert built == PAGES
+    for page in out.rglob("*.html"):
+        text = page.read_text("utf-8")
+        assert not re.search(r"<(?:script|img)[^>]+src=\"(?:https?:)?//", text), page
+        assert not re.search(r"<link[^>]+stylesheet[^>]+href=\"(?:https?:)?//", text), page
+    assert "balanced error" in (out / "tutorials" / "table.html").read_text("utf-8")
+    assert "--recipe.epochs" in (out / "cli.html").read_text("utf-8")
+    assert "<math" in (out / "method.html").read_text("utf-8")
