@@ -24,6 +24,7 @@ from autobalance.calibration import (
     class_masses,
     corrected_probabilities,
     fit_temperature,
+    measured,
 )
 from autobalance.checks import InputError, TrainingDiverged, one_of, same_length
 from autobalance.data.batches import UNKNOWN, ArrayData, MissingGroups, concatenated, finite
@@ -426,6 +427,41 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         found = fit_temperature(logits, target, self.loss_, self.class_masses_)
         self.temperature_ = found.temperature
         return self
+
+    def evaluate(self, X: Any, y: Any, *, sensitive_features: Any = None) -> dict[str, Any]:
+        """Errors, confusions and calibration on labelled examples, as counts and rates for a report.
+
+        Parameters
+        ----------
+        X, y, sensitive_features
+            As for `fit`, of any groups.
+
+        Returns
+        -------
+        dict
+            See `autobalance.calibration.measured`.
+
+        Raises
+        ------
+        InputError
+            If a label is unknown, or the data cannot be used.
+        """
+        logits = self._logits(X)
+        target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
+        groups = names = None
+        if sensitive_features is not None:
+            found, groups = _numbered(_group_names(sensitive_features, "refused"))
+            names = found.tolist()
+        same_length(X=logits, y=target, sensitive_features=groups)
+        return measured(
+            logits,
+            target,
+            self.loss_,
+            self.class_masses_,
+            groups,
+            names,
+            temperature=self.temperature_,
+        )
 
     def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Labels, shape ``(n,)``."""

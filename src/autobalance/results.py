@@ -99,6 +99,9 @@ class Candidate:
     wrong, n : list of list of int
         Held-out examples predicted wrongly, and all of them, by group and class, shape ``(g, k)``;
         empty where the record is from before they were kept.
+    confused : list of list of int
+        Which classes are taken for which, see `autobalance.metrics.confused_pairs`; empty as for
+        `wrong`.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Candidate:
     collapsed: bool = False
     wrong: list[list[int]] = field(default_factory=list)
     n: list[list[int]] = field(default_factory=list)
+    confused: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,9 @@ class SearchResult:
                 ],
                 augment=restored(record.get("augment")),
                 held_out=HeldOut(**held) if (held := record.get("held_out")) else None,
-                calibration=Calibration(**kept) if (kept := record.get("calibration")) else None,
+                calibration=Calibration.from_dict(kept)
+                if (kept := record.get("calibration"))
+                else None,
                 **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError) as error:

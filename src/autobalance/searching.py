@@ -29,7 +29,7 @@ from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.metrics import HeldOut
+from autobalance.metrics import HeldOut, confused_pairs
 from autobalance.objectives import Objective, as_objective, group_class_sums
 from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.settings import Recipe, SearchSettings
@@ -337,7 +337,8 @@ class SearchRun:
     def held_out(self, predicted: list[Tensor]) -> HeldOut:
         """Errors, examples and predictions on all folds' validation data."""
         wrong, n, by_class = (table.long().tolist() for table in self._held_out_tables(predicted))
-        return HeldOut(n, wrong, by_class)
+        target = torch.cat([fold.validation.target.cpu() for fold in self.folds])
+        return HeldOut(n, wrong, by_class, confused_pairs(target, torch.cat(predicted), len(n[0])))
 
     def calibration(
         self, logits: list[Tensor], designed: ParametricCrossEntropy

@@ -209,6 +209,19 @@ def command_parser() -> ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
     commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
 
+    report = _Parser(
+        description="Write the report of a RUN again, or one page with several side by side."
+    )
+    report.add_argument("runs", type=str, nargs="+", metavar="RUN", help="RUN folders")
+    report.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="HTML file to write; by default report.html in the RUN, or of several runs.html here",
+    )
+    report.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    commands.add_subcommand("report", report, help="the report of one RUN, or of several")
+
     commands.add_subcommand("compare", _comparison(), help="losses on datasets, over several seeds")
     commands.add_subcommand("run", _comparison(), help="another name of compare")
     return parser

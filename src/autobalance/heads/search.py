@@ -346,7 +346,7 @@ class _HeadSearch:
         }
 
     def _try_candidates(self) -> None:
-        """Which held-out examples the head of each candidate gets wrong, fold by fold."""
+        """What the head of each candidate predicts of the held-out examples, fold by fold."""
         losses = self._losses()
         self.outcomes = {name: [] for name in losses}
         device = next(self.space.parameters()).device
@@ -362,7 +362,7 @@ class _HeadSearch:
                 )
                 parts = _parts(fold.held.inputs)
                 found = torch.cat([linear(part, lower.weights).argmax(dim=1) for part in parts])
-                self.outcomes[name].append((found != fold.held.target).cpu())
+                self.outcomes[name].append(found.cpu())
                 fold.problem.release()
                 if self.progress:
                     done = sum(len(runs) for runs in self.outcomes.values())

@@ -47,7 +47,9 @@ def strengths(policy: Policy) -> tuple[list[str], list[str], np.ndarray]:
     return classes, operations, np.array(table, dtype=np.float64)
 
 
-def policy_picture(policy: Policy, counts: Sequence[float] | None = None) -> Picture:
+def policy_picture(
+    policy: Policy, counts: Sequence[float] | None = None, place: str = ""
+) -> Picture:
     """The heat map of class against operation, for the report's page.
 
     Parameters
@@ -56,6 +58,8 @@ def policy_picture(policy: Policy, counts: Sequence[float] | None = None) -> Pic
         See `Policy`.
     counts : sequence of float, optional
         Training examples of each row, to sort rows by, the most frequent first.
+    place : str
+        In front of the picture's identifiers; see `autobalance.report.record.Run`.
     """
     classes, operations, table, sizes = _sorted(policy, counts)
     with house_style():
@@ -67,7 +71,7 @@ def policy_picture(policy: Policy, counts: Sequence[float] | None = None) -> Pic
             f"Heat map of {len(classes)} classes and {len(operations)} operations. Strongest: "
             f"{operations[strongest[1]]} of {classes[strongest[0]]}, {table.max():.2f}."
         )
-        svg = inline_svg(figure, "fig-augmentation", title, described)
+        svg = inline_svg(figure, f"{place}fig-augmentation", title, described)
     caption = (
         "Probability times magnitude, the expected strength as a share of each operation's largest."
     )
