@@ -45,6 +45,8 @@ class UpperRecord:
         Last training loss, mean over folds.
     norm, residual, iterations, reason, skipped, predicted
         Diagnostics; see `autobalance.tuner.UpperStep`. `predicted` is 0 where nobody looked.
+    test_objective : float or None
+        As `hard_objective`, on test data of the search; None where nobody looked.
     """
 
     step: int
@@ -57,6 +59,7 @@ class UpperRecord:
     reason: str
     skipped: bool
     predicted: int = 0
+    test_objective: float | None = None
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,10 @@ class SearchResult:
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: `to_json` writes null."""
-    return {key: float("nan") if value is None else value for key, value in entry.items()}
+    return {
+        key: float("nan") if value is None and key != "test_objective" else value
+        for key, value in entry.items()
+    }
 
 
 def used_versions() -> dict[str, str]:

@@ -129,6 +129,18 @@ def command_parser() -> ArgumentParser:
         default="none",
         help="learn an augmentation of the training data too: for each class, or one for all",
     )
+    fit.add_argument(
+        "--test",
+        type=str | None,
+        default=None,
+        help="labelled table to watch the search on and to evaluate the network on; guides nothing",
+    )
+    fit.add_argument(
+        "--log",
+        type=Literal["csv", "tensorboard"] | None,
+        default=None,
+        help="write the numbers of search and retraining into logs/ of the RUN as it goes",
+    )
     fit.add_argument("--out", type=str, required=True, help="RUN folder to write")
     fit.add_argument(
         "--overwrite", action="store_true", help="write into a folder that is not empty"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from autobalance.report.choice import candidate_title
 from autobalance.report.drawing import dashes, dots, legend, new_figure, short
 from autobalance.report.figures import MAX_LABELLED, Picture
 from autobalance.report.formats import duration, number, percent
@@ -15,7 +16,7 @@ from autobalance.report.record import TITLES, Method, Run, safe_text
 from autobalance.report.statistics import half_width, mean_error_variance, wilson
 from autobalance.report.svg import INK, MUTED, RAMP, house_style, inline_svg
 from autobalance.report.tables import Cell, Table, flat_settings
-from autobalance.report.text import objective_name, sentences
+from autobalance.report.text import in_sentence, objective_name, sentences, start_name
 
 if TYPE_CHECKING:
     from autobalance.report.several import Named
@@ -32,12 +33,22 @@ def words_table(runs: list[Named]) -> Table:
             Cell(n.name),
             Cell(objective_name(n.run)),
             Cell(sentences(n.run)[1]),
-            Cell(n.run.command or "–"),
+            Cell(_taken(n.run)),
         ]
         for n in runs
     ]
-    columns = ["Run", "Asked for", "Found", "Command"]
+    columns = ["Run", "Asked for", "Found", "Loss taken"]
     return Table("asked", "The runs in words.", columns, rows, numeric=False, sortable=False)
+
+
+def _taken(run: Run) -> str:
+    """What the final choice took, or that there was none."""
+    if run.status != "finished":
+        return run.status
+    if not run.candidates:
+        return "what was found, without a choice"
+    title = in_sentence(candidate_title(run.choice, start_name(run)))
+    return f"{title}, by the final choice"
 
 
 def runs_table(runs: list[Named]) -> Table:
@@ -135,7 +146,7 @@ def errors_beside_table(runs: list[Named], classes: list[str]) -> Table | None:
     caption = "Error per class of the loss that each run took, most frequent class first."
     if any(m.n is not None for _, m in shown):
         caption += " Beside each: its 95% Wilson interval in percent."
-    return Table("errors", caption + _cut(most, len(cells)), columns, cells[:most])
+    return Table("errors", caption + _cut(most, len(cells)), columns, cells[:most], folded=1)
 
 
 def parameters_beside_table(runs: list[Named], classes: list[str]) -> Table | None:
@@ -175,7 +186,8 @@ def differing_settings_table(runs: list[Named]) -> Table | None:
         ("autobalance", [n.run.versions.get("autobalance") for n in runs]),
     ):
         if any(v != values[0] for v in values):
-            rows.append([Cell(title), *(Cell(safe_text(str(v), 80)) for v in values)])
+            shown = ["–" if v is None else safe_text(str(v), 80) for v in values]
+            rows.append([Cell(title), *map(Cell, shown)])
     if not rows:
         return None
     columns = ["Setting", *(n.name for n in runs)]

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from autobalance.metrics import Reliability
 from autobalance.report.drawing import dashes, dots, evenly_spaced, legend, new_figure, ramp, short
 from autobalance.report.formats import percent
-from autobalance.report.judged import judged
+from autobalance.report.judged import Judged, judged, shown_evidence, with_confusions
 from autobalance.report.record import Method, Part, Run
 from autobalance.report.statistics import smoothed, wilson
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style, inline_svg
@@ -58,9 +58,12 @@ def pictures(run: Run) -> dict[str, list[Picture]]:
 
 
 def _error_pictures(run: Run) -> Iterator[Picture]:
-    found = judged(run)
-    if found is None or not found.pair:
-        return
+    for found in shown_evidence(run):
+        if found.pair:
+            yield _error_picture(run, found)
+
+
+def _error_picture(run: Run, found: Judged) -> Picture:
     shown = found.pair
     few = len(run.classes) <= MAX_LABELLED
     figure = _forest(run, shown) if few else _scatter(run, shown)
@@ -85,7 +88,8 @@ def _error_pictures(run: Run) -> Iterator[Picture]:
         if all(m.n is not None for m in shown):
             caption += " Bars: 95% Wilson intervals of the pooled errors."
     caption += f" On {found.data}."
-    yield Picture(title, inline_svg(figure, f"{run.place}fig-errors", title, described), caption)
+    name = f"{run.place}fig-errors-{found.kind}"
+    return Picture(title, inline_svg(figure, name, title, described), caption)
 
 
 def _forest(run: Run, methods: list[Method]) -> Figure:
@@ -211,12 +215,10 @@ def _reliability(found: dict[str, Reliability]) -> Figure:
 
 
 def _confusion_pictures(run: Run) -> Iterator[Picture]:
-    found = judged(run)
-    shown = [] if found is None else [m for m in found.pair if m.confused is not None]
-    if found is None or not shown or shown[-1] is not found.after:
+    found = with_confusions(run)
+    if found is None:
         return
-    if any(m.n is None for m in shown):
-        return
+    shown = found.pair
     classes = _most_changed(run, shown)
     if not len(classes):
         return

@@ -319,7 +319,7 @@ def read_run(record: dict[str, Any]) -> Run:
         calibration=_numbers(search.get("calibration")),
         reliability=_reliability(search.get("calibration"), _BINS),
         policy=_policy(search, record),
-        by_group=tested or _held_out_by_group(held_out, group_names),
+        by_group=tested or held_out_by_group(held_out, group_names),
         design=_mapping(search.get("design")),
         settings=_mapping(search.get("settings")),
         search_seconds=_numbers(search.get("seconds")),
@@ -493,7 +493,8 @@ def _tables(entry: dict[str, Any], keys: tuple[str, ...], k: int) -> list[np.nda
     return None if any(np.isnan(t).any() or (t < 0).any() for t in found) else found
 
 
-def _held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
+def held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
+    """Errors within groups of what a search left; None without groups."""
     if held is None or len(held.n) < 2:
         return None
     shown = _names(names, len(held.n), "group")

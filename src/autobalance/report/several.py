@@ -20,7 +20,7 @@ from autobalance.report.beside import (
     runs_table,
     words_table,
 )
-from autobalance.report.judged import Judged, judged
+from autobalance.report.judged import Judged, evidence
 from autobalance.report.record import MAX_NAME, Run, read_run, safe_text
 from autobalance.report.status import warning
 from autobalance.report.tables import Table
@@ -46,14 +46,15 @@ def several_runs(records: Mapping[str, dict[str, Any]]) -> str:
     if len(records) < 2:
         raise InputError(f"Runs side by side need at least two; got {len(records)}.")
     rows = max(_LEAST_ROWS, 1000 // len(records))
-    runs = []
+    given_runs = []
     for i, (name, record) in enumerate(records.items(), 1):
         try:
             run = replace(read_run(record), place=f"run-{i}-", rows=rows)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
         shown = safe_text(" ".join(name.split()), MAX_NAME) or f"run {i}"
-        runs.append(Named(shown, run, judged(run)))
+        given_runs.append((shown, run))
+    runs = _named(given_runs)
     classes = classes_in_common(runs)
     parts = _parts(runs, classes)
     given: dict[str, Any] = {
@@ -72,6 +73,17 @@ def several_runs(records: Mapping[str, dict[str, Any]]) -> str:
             break
         pages[i]["body"] = body
     return page("runs.html.j2", title, pages=pages, **given)
+
+
+def _named(given: list[tuple[str, Run]]) -> list[Named]:
+    """Each with the best evidence of a kind that all have, or else with its own best."""
+    found = [{e.kind: e for e in evidence(run)} for _, run in given]
+    common = [kind for kind in ("test", "folds", "search") if all(kind in f for f in found)]
+    kinds = [common[0] if common else next(iter(f), None) for f in found]
+    return [
+        Named(name, run, f[kind] if kind else None)
+        for (name, run), f, kind in zip(given, found, kinds, strict=True)
+    ]
 
 
 def _page(named: Named, body: Markup) -> dict[str, Any]:

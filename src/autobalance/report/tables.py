@@ -10,7 +10,7 @@ import numpy as np
 from autobalance.metrics import class_ranges
 from autobalance.report.choice import candidate_title
 from autobalance.report.formats import duration, number, percent, points
-from autobalance.report.judged import Judged, judged
+from autobalance.report.judged import Judged, evidence, shown_evidence, with_confusions
 from autobalance.report.readable import readable
 from autobalance.report.record import ByGroup, Method, Part, Run, safe_text
 from autobalance.report.statistics import half_width, mean_error_variance, wilson
@@ -41,7 +41,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. The first column heads the rows; the others hold numbers where `numeric`."""
+    """A table. The first column heads the rows; the others hold numbers where `numeric`.
+
+    On a narrow page the column `folded`, where there is one, stands below the heads of the rows.
+    """
 
     name: str
     caption: str
@@ -49,6 +52,7 @@ class Table:
     rows: list[list[Cell]]
     numeric: bool = True
     sortable: bool = True
+    folded: int | None = None
 
     @property
     def text_columns(self) -> set[int]:
@@ -65,7 +69,7 @@ class Table:
     @property
     def wide(self) -> bool:
         """Whether a phone has no room for it."""
-        return self.numeric and len(self.columns) > _WIDE
+        return self.numeric and len(self.columns) - (self.folded is not None) > _WIDE
 
 
 def methods_table(run: Run) -> Table | None:
@@ -74,6 +78,7 @@ def methods_table(run: Run) -> Table | None:
         return None
     keys = [key for key in _SCORES if any(key in m.scores for m in run.methods)]
     lowest = {key: min(m.scores[key] for m in run.methods if key in m.scores) for key in keys}
+    timed = any(m.seconds is not None or m.training_runs is not None for m in run.methods)
     rows = []
     for method in run.methods:
         row = [Cell(method.title)]
@@ -85,13 +90,16 @@ def methods_table(run: Run) -> Table | None:
                 note = f"± {100 * reach:.1f}"
             best = value is not None and len(run.methods) > 1 and value == lowest[key]
             row.append(Cell(percent(value), note, value, best))
-        runs = method.training_runs
-        row.append(Cell(duration(method.seconds), value=method.seconds))
-        row.append(Cell("–" if runs is None else f"{runs:g}", value=runs))
+        if timed:
+            runs = method.training_runs
+            row.append(Cell(duration(method.seconds), value=method.seconds))
+            row.append(Cell("–" if runs is None else f"{runs:g}", value=runs))
         rows.append(row)
-    columns = ["Training loss", *(_SCORES[key] for key in keys), "Time", "Training runs"]
+    columns = ["Training loss", *(_SCORES[key] for key in keys)]
+    if timed:
+        columns += ["Time", "Training runs"]
     where = f"Errors on {run.evaluation_data}" if run.evaluation_data else "Errors on test data"
-    caption = f"{where}; the lowest in bold."
+    caption = f"{where}; the lowest in bold." if len(run.methods) > 1 else f"{where}."
     if any(cell.note for row in rows for cell in row):
         caption += " ±: 95% interval for the choice of test examples; a new seed would add to it."
     return Table(f"{run.place}methods", caption, columns, rows)
@@ -128,14 +136,16 @@ def choice_table(run: Run) -> Table | None:
     return Table(f"{run.place}choice", caption, columns, rows, sortable=False)
 
 
-def errors_table(run: Run) -> Table | None:
+def errors_tables(run: Run) -> list[Table]:
+    """Error per class: on the best data, and where that says nothing of before, also on folds'."""
+    return [_errors_table(run, found) for found in shown_evidence(run)]
+
+
+def _errors_table(run: Run, found: Judged) -> Table:
     """Error per class and method, most frequent class first."""
-    found = judged(run)
-    if found is None:
-        return None
     shown = found.methods
     intervals = [None if m.n is None else wilson(m.errors, m.n) for m in shown]
-    change = _change(found)
+    change = found.change
     rows = []
     for c in run.order[: run.rows].tolist():
         row = [Cell(run.classes[c]), _count(run.class_totals[c])]
@@ -155,7 +165,8 @@ def errors_table(run: Run) -> Table | None:
     if change is not None and found.before and found.after:
         columns.append("Change, points")
         caption += f" Change: from {found.before.title} to {found.after.title}."
-    return Table(f"{run.place}errors", caption + _cut(run, len(run.order)), columns, rows)
+    caption += _cut(run, len(run.order))
+    return Table(f"{run.place}errors-{found.kind}", caption, columns, rows, folded=1)
 
 
 def calibration_table(run: Run) -> Table | None:
@@ -201,10 +212,10 @@ def _share(value: float) -> Cell:
 
 def confusion_table(run: Run) -> Table | None:
     """The pairs of classes whose confusion changed most, or of one method the most frequent."""
-    found = judged(run)
-    shown = [] if found is None else [m for m in found.pair if m.confused is not None]
-    if found is None or not shown or shown[-1] is not found.after:
+    found = with_confusions(run)
+    if found is None:
         return None
+    shown = found.pair
     counts = [pair_counts(m) for m in shown]
     pairs = sorted(set().union(*counts))
     before, after = ({}, counts[0]) if len(counts) == 1 else counts
@@ -228,7 +239,7 @@ def confusion_table(run: Run) -> Table | None:
     else:
         columns = ["Class", "Predicted as", shown[0].title]
         caption = "The most frequent confusions"
-    caption += f", in examples of {found.data}. Beside each: the share of the class."
+    caption += f", in numbers of examples, on {found.data}. Beside each: the share of the class."
     return Table(f"{run.place}confusion", caption, columns, rows)
 
 
@@ -240,10 +251,12 @@ def pair_counts(method: Method) -> dict[tuple[int, int], int]:
 
 def groups_change_table(run: Run) -> Table | None:
     """Error and balanced error of each group, before and after."""
-    found = judged(run)
-    ends = [] if found is None else [m for m in found.pair if m.by_group is not None]
-    if found is None or len(ends) < 2:
+    found = next(
+        (e for e in evidence(run) if len(e.pair) == 2 and all(m.by_group for m in e.pair)), None
+    )
+    if found is None:
         return None
+    ends = found.pair
     tables = [m.by_group for m in ends if m.by_group is not None]
     if tables[0].names != tables[1].names or (tables[0].n != tables[1].n).any():
         return None
@@ -348,14 +361,6 @@ def _spread(values: np.ndarray) -> float:
     return float(np.ptp(known)) if len(known) else float("nan")
 
 
-def _change(found: Judged) -> np.ndarray | None:
-    """Error after less error before, per class; None where there are not two methods."""
-    if found.before is None or found.after is None or found.before is found.after:
-        return None
-    change = found.after.errors - found.before.errors
-    return change if np.isfinite(change).any() else None
-
-
 def parameters_table(run: Run) -> Table | None:
     """Start and result of ℓ, δ and w for every class, and for every group."""
     if not run.parts:
@@ -379,7 +384,8 @@ def parameters_table(run: Run) -> Table | None:
     caption = "Parameters of the loss, most frequent class first."
     if any(part.key == "additive" for part in run.parts):
         caption += " ℓ is shown with mean 0" + (" in each group." if run.groups else ".")
-    return Table(f"{run.place}parameters", caption + _cut(run, len(pairs)), columns, rows)
+    caption += _cut(run, len(pairs))
+    return Table(f"{run.place}parameters", caption, columns, rows, folded=2 if run.groups else 1)
 
 
 def found_label(run: Run) -> str:
