@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from autobalance.checks import InputError
 from autobalance.files import write_atomically
-from autobalance.report.drawing import WIDTH, short
+from autobalance.report.drawing import CELL, WIDTH, short
 from autobalance.report.figures import MAX_LABELLED, Picture
 from autobalance.report.svg import AFTER, INK, house_style, inline_svg
 
@@ -185,8 +185,7 @@ def _heat_map(
     """Cells as opaque as they are strong, which suits light and dark pages; numbers where they fit."""
     few = len(classes) <= MAX_LABELLED
     for (r, c), value in np.ndenumerate(table):
-        # Half at most, so that the numbers can be read on it.
-        share = float(np.clip(value, 0.0, 1.0)) * (0.6 if few else 1.0)
+        share = float(np.clip(value, 0.0, 1.0)) * (CELL if few else 1.0)
         axes.add_patch(Rectangle((c, r), 1, 1, facecolor=fill, alpha=share, linewidth=0))
         if few and len(operations) <= 16:
             text = f"{value:.2f}".lstrip("0") if value < 1 else "1"

@@ -26,29 +26,19 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _BINS = 10
 
 
-def words_table(runs: list[Named]) -> Table:
-    """What each run was asked for and what it found."""
-    rows = [
-        [
-            Cell(n.name),
-            Cell(objective_name(n.run)),
-            Cell(sentences(n.run)[1]),
-            Cell(_taken(n.run)),
-        ]
-        for n in runs
-    ]
-    columns = ["Run", "Asked for", "Found", "Loss taken"]
-    return Table("asked", "The runs in words.", columns, rows, numeric=False, sortable=False)
+def words(run: Run) -> str:
+    """What a run was asked for and what it found, in a few sentences."""
+    return f"Asked for the {objective_name(run)}. {sentences(run)[1]} {_taken(run)}"
 
 
 def _taken(run: Run) -> str:
     """What the final choice took, or that there was none."""
     if run.status != "finished":
-        return run.status
+        return f"The run is not finished: {run.status}."
     if not run.candidates:
-        return "what was found, without a choice"
+        return "There was no final choice."
     title = in_sentence(candidate_title(run.choice, start_name(run)))
-    return f"{title}, by the final choice"
+    return f"The final choice took the {title.removeprefix('the ')}."
 
 
 def runs_table(runs: list[Named]) -> Table:
@@ -57,7 +47,7 @@ def runs_table(runs: list[Named]) -> Table:
     for n in runs:
         after = n.judged.after if n.judged else None
         run, row = n.run, [Cell(n.name)]
-        row.append(Cell("nothing" if n.judged is None else n.judged.data))
+        row.append(Cell("nothing" if n.judged is None else n.judged.short))
         row += _scores(after)
         row.append(_number(run.class_totals.sum(), "{:,.0f}"))
         row += [
@@ -74,7 +64,7 @@ def runs_table(runs: list[Named]) -> Table:
         "Search", "In all", "Search, in training runs",
     ]  # fmt: skip
     caption = "Of the loss that each run took. ±: 95% interval for the choice of examples."
-    return Table("runs", caption, columns, rows)
+    return Table("runs", caption, columns, rows, folded=1)
 
 
 def _scores(after: Method | None) -> list[Cell]:

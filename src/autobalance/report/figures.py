@@ -12,7 +12,16 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from autobalance.metrics import Reliability
-from autobalance.report.drawing import dashes, dots, evenly_spaced, legend, new_figure, ramp, short
+from autobalance.report.drawing import (
+    CELL,
+    dashes,
+    dots,
+    evenly_spaced,
+    legend,
+    new_figure,
+    ramp,
+    short,
+)
 from autobalance.report.formats import percent
 from autobalance.report.judged import Judged, judged, shown_evidence, with_confusions
 from autobalance.report.record import Method, Part, Run
@@ -295,7 +304,7 @@ def _cells(axes: Axes, table: np.ndarray, colour: str) -> None:
         if value <= 0:
             continue
         share = min(value / 100, 1.0)
-        axes.add_patch(Rectangle((c, r), 1, 1, facecolor=colour, alpha=0.5 * share, linewidth=0))
+        axes.add_patch(Rectangle((c, r), 1, 1, facecolor=colour, alpha=CELL * share, linewidth=0))
         text = f"{value:.0f}" if value >= 0.5 else "<1"
         axes.text(c + 0.5, r + 0.5, text, ha="center", va="center", fontsize=11, color=INK)
         if r == c:

@@ -36,6 +36,13 @@ class Judged:
     after: Method | None
 
     @property
+    def short(self) -> str:
+        """The data in a few words."""
+        return {"folds": "held-out folds", "search": "search's held-out data"}.get(
+            self.kind, self.data
+        )
+
+    @property
     def change(self) -> np.ndarray | None:
         """Error after less error before, per class ``(k,)``; None where there are not two methods."""
         if self.before is None or self.after is None:

@@ -18,7 +18,7 @@ from autobalance.report.beside import (
     errors_beside_table,
     parameters_beside_table,
     runs_table,
-    words_table,
+    words,
 )
 from autobalance.report.judged import Judged, evidence
 from autobalance.report.record import MAX_NAME, Run, read_run, safe_text
@@ -61,6 +61,7 @@ def several_runs(records: Mapping[str, dict[str, Any]]) -> str:
         "heading": f"{len(runs)} runs side by side",
         "sentences": _story(runs),
         "limits": limits(runs, classes),
+        "found": [(n.name, words(n.run)) for n in runs],
         "parts": parts,
     }
     title = f"{len(runs)} runs side by side"
@@ -101,7 +102,6 @@ def _parts(runs: list[Named], classes: list[str]) -> list[tuple[str, str, list[T
     differing = differing_settings_table(runs)
     errors_drawn = errors_beside_picture(runs, classes)
     found = [
-        ("asked", "Asked and found", [words_table(runs)], []),
         ("runs", "Errors and cost", [runs_table(runs)], []),
         ("errors", "Error per class", [errors] if errors else [], errors_drawn),
         ("learned", "What was learned", [parameters] if parameters else [],
