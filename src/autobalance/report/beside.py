@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,14 +94,9 @@ def _number(value: float | None, form: str) -> Cell:
 
 
 def classes_in_common(runs: list[Named]) -> list[str]:
-    """Names that all runs have, once each, by the first one's frequency."""
+    """Names that stand for one class in all runs, by the first one's frequency."""
     first = runs[0].run
-    names = [
-        {c for c in n.run.classes if n.run.classes.count(c) == 1}
-        if len(n.run.classes) < 2000
-        else set(n.run.classes)
-        for n in runs
-    ]
+    names = [{c for c, times in Counter(n.run.classes).items() if times == 1} for n in runs]
     return [first.classes[c] for c in first.order if all(first.classes[c] in s for s in names)]
 
 

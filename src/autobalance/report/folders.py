@@ -47,6 +47,8 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         return record
     found = read_json(folder / EVALUATION)
     check_format(found, _FORMAT, "an evaluation of autobalance", EVALUATION)
+    if not isinstance(found.get("method"), dict) or not isinstance(found.get("data"), str):
+        raise InputError(f"{folder / EVALUATION} is incomplete. Evaluate the RUN again.")
     methods = record.get("methods")
     return {
         **record,
