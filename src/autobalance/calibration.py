@@ -213,8 +213,9 @@ def fit_temperature(
     temperature = 1.0 / float(best.x)
     shown = [torch.softmax(f.double(), dim=1), probabilities(1.0), probabilities(temperature)]
     pairs = [(p.cpu().numpy(), y.cpu().numpy()) for p in shown]
-    errors = [expected_calibration_error(*pair) for pair in pairs]
-    return Calibration(temperature, len(y), *errors, *(reliability(*pair) for pair in pairs))
+    raw, untempered, fitted = (expected_calibration_error(*pair) for pair in pairs)
+    bins = [reliability(*pair) for pair in pairs]
+    return Calibration(temperature, len(y), raw, untempered, fitted, *bins)
 
 
 def measured(

@@ -100,7 +100,7 @@ def run_fit(options: Namespace, command: str) -> int:
                 record = fit_record(classifier, command, status, begun, options.seed)
                 record["progress"] = last and vars(last)
                 if test is not None and status == "finished":
-                    record |= _tested(classifier, test, Path(options.test).name)
+                    record |= _tested(classifier, test, Path(str(options.test)).name)
                 written = save_run(out, classifier, record, target=options.target)
     if status in ("finished", "diverged"):  # one is done, the other would diverge again
         remove_checkpoints(out)

@@ -63,10 +63,9 @@ def judged(run: Run) -> Judged | None:
 
 def shown_evidence(run: Run) -> list[Judged]:
     """What errors per class are shown of: the best, and the folds' where that has no before."""
-    first, *others = evidence(run) or [None]
-    if first is None:
-        return []
-    return [first, *(e for e in others if e.kind == "folds" and first.before is None)]
+    found = evidence(run)
+    beside = [e for e in found[1:] if e.kind == "folds" and found[0].before is None]
+    return [*found[:1], *beside]
 
 
 def with_confusions(run: Run) -> Judged | None:
