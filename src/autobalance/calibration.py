@@ -25,7 +25,7 @@ large T the prediction becomes the prior.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,13 @@ from torch import Tensor
 from autobalance.checks import InputError, one_of, positive, same_length
 from autobalance.data.batches import ArrayData
 from autobalance.losses import ParametricCrossEntropy, adjusted_logits
-from autobalance.metrics import expected_calibration_error
+from autobalance.metrics import (
+    Reliability,
+    classification_report,
+    confused_pairs,
+    expected_calibration_error,
+    reliability,
+)
 
 Prior = str | Sequence[float] | np.ndarray
 PRIORS = ("balanced", "training")
@@ -59,6 +65,8 @@ class Calibration:
         Expected calibration error on these examples, see
         `autobalance.metrics.expected_calibration_error`: of the softmax of raw logits; of the
         corrected probabilities at T = 1; and at T, which was fitted on the same examples.
+    raw_bins, prior_bins, bins : Reliability or None
+        The same three by confidence; None where the record is from before they were kept.
     """
 
     temperature: float
@@ -66,6 +74,18 @@ class Calibration:
     raw_error: float
     prior_error: float
     error: float
+    raw_bins: Reliability | None = None
+    prior_bins: Reliability | None = None
+    bins: Reliability | None = None
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Calibration:
+        """Inverse of `dataclasses.asdict`; what is not there stays None."""
+        found = dict(record)
+        for name in ("raw_bins", "prior_bins", "bins"):
+            if found.get(name) is not None:
+                found[name] = Reliability(**found[name])
+        return cls(**found)
 
 
 def corrected_probabilities(
@@ -191,12 +211,68 @@ def fit_temperature(
 
     best: Any = minimize_scalar(cost, bounds=_RANGE, method="bounded", options={"xatol": 1e-4})
     temperature = 1.0 / float(best.x)
-    raw = torch.softmax(f.double(), dim=1)
-    errors = [
-        expected_calibration_error(p.cpu().numpy(), y.cpu().numpy())
-        for p in (raw, probabilities(1.0), probabilities(temperature))
-    ]
-    return Calibration(temperature, len(y), *errors)
+    shown = [torch.softmax(f.double(), dim=1), probabilities(1.0), probabilities(temperature)]
+    pairs = [(p.cpu().numpy(), y.cpu().numpy()) for p in shown]
+    raw, untempered, fitted = (expected_calibration_error(*pair) for pair in pairs)
+    bins = [reliability(*pair) for pair in pairs]
+    return Calibration(temperature, len(y), raw, untempered, fitted, *bins)
+
+
+def measured(
+    logits: Any,
+    target: Any,
+    loss: ParametricCrossEntropy,
+    class_counts: Any,
+    groups: Any = None,
+    group_names: Sequence[str] | None = None,
+    *,
+    temperature: float = 1.0,
+) -> dict[str, Any]:
+    """A network on test data, as the record that a report is made of: rates and counts.
+
+    Parameters
+    ----------
+    logits : Tensor or array-like
+        Raw logits, shape ``(n, k)``.
+    target, groups, group_names
+        Class indices ``(n,)``, and groups, as for `autobalance.metrics.classification_report`.
+    loss, class_counts
+        What the network was trained with, and on, as for `corrected_probabilities`.
+    temperature : float
+        As for `corrected_probabilities`, fitted on other data.
+
+    Returns
+    -------
+    dict
+        That of `classification_report`, and "confused", see `autobalance.metrics.confused_pairs`, and
+        "calibration": "temperature"; "raw", of the softmax of raw logits, and "corrected", of
+        probabilities for the class frequencies of these very examples, smoothed by one example of
+        training's, each as the fields of an `autobalance.metrics.Reliability`.
+
+    Raises
+    ------
+    InputError
+        As for `corrected_probabilities`, or without examples.
+    """
+    f, y = torch.as_tensor(logits).detach().cpu(), torch.as_tensor(target).long().cpu()
+    if same_length(logits=f, target=y) == 0:
+        raise InputError("There is no example to measure: target is empty.")
+    predicted, k = f.argmax(dim=1).numpy(), f.shape[1]
+    step = thinning(f.numel())
+    some, own = f[::step], y[::step]
+    prior = _held_prior(own, None, _counts(class_counts, loss, k).sum(dim=0, keepdim=True))
+    corrected = corrected_probabilities(
+        some, loss, class_counts, prior=prior, temperature=temperature
+    )
+    shown = {"raw": torch.softmax(some.double(), dim=1), "corrected": corrected}
+    return {
+        **classification_report(y.numpy(), predicted, k, groups, group_names),
+        "confused": confused_pairs(y, predicted, k),
+        "calibration": {
+            "temperature": temperature,
+            **{name: asdict(reliability(p.numpy(), own.numpy())) for name, p in shown.items()},
+        },
+    }
 
 
 def thinning(numbers: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autobalance.data.batches import ArrayData
 from autobalance.losses import ParametricCrossEntropy
+from autobalance.metrics import confused_pairs
 from autobalance.objectives import Objective
 from autobalance.results import Candidate
 from autobalance.retraining import retrain
@@ -19,6 +20,7 @@ from autobalance.training import ModelFactory, Progress, ProgressListener, predi
 DRAWS = 2000
 START = "start"
 Outcomes = dict[str, list[Tensor]]
+"""By candidate and fold, the classes predicted, or where only that is known (bool) which are wrong."""
 
 
 def train_candidates(
@@ -34,7 +36,7 @@ def train_candidates(
     progress: ProgressListener | None,
     augments: Mapping[str, nn.Module | None] | None = None,
 ) -> None:
-    """Fill in, for every loss and fold, which held-out examples a network trained so gets wrong.
+    """Fill in, for every loss and fold, what a network trained so predicts of the held-out examples.
 
     Parameters
     ----------
@@ -47,8 +49,8 @@ def train_candidates(
     recipe, seed, device
         As for `retrain`; fold i has seed ``seed + i``.
     outcomes : dict
-        Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``, bool. What is there
-        already is not run again.
+        Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``. What is there already is
+        not run again.
     after_each : callable
         Called after each training run.
     progress : callable, optional
@@ -71,7 +73,7 @@ def train_candidates(
                 seed=seed + fold,
                 device=device,
             )
-            done.append(predict_logits(model, held.inputs).argmax(dim=1) != held.target)
+            done.append(predict_logits(model, held.inputs).argmax(dim=1))
             after_each()
             if progress:
                 finished = sum(len(runs) for runs in outcomes.values())
@@ -98,7 +100,7 @@ def compare(
     losses : mapping
         Candidates by name.
     outcomes : dict
-        From `train_candidates`.
+        From `train_candidates`; see `Outcomes`.
     cells : Tensor
         ``group * k + class`` of every held-out example, fold after fold, shape ``(n,)``.
     shape : (int, int)
@@ -109,7 +111,8 @@ def compare(
         Of the draws.
     """
     count = shape[0] * shape[1]
-    wrong = {name: torch.cat(runs).numpy() for name, runs in outcomes.items()}
+    target = cells.numpy() % shape[1]
+    wrong = {name: wrongly(runs, target) for name, runs in outcomes.items()}
     candidates = []
     for name, loss in losses.items():
         pairs = np.zeros((count, 2, 2))
@@ -123,17 +126,28 @@ def compare(
             where=sizes > 0,
         )
         value, base = _aggregate(objective, exact, sizes, shape)
-        target = cells.numpy() % shape[1]
-        ends = np.cumsum([len(run) for run in outcomes[name]])[:-1]
+        folds = np.cumsum([len(run) for run in outcomes[name]])[:-1]
         collapsed = any(
             _constant(*fold)
-            for fold in zip(np.split(wrong[name], ends), np.split(target, ends), strict=True)
+            for fold in zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
         )
         tables = [t.astype(int).reshape(shape).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)]
+        known = all(run.dtype != torch.bool for run in outcomes[name])
+        predicted = torch.cat(outcomes[name]).cpu()
+        tables.append(confused_pairs(target, predicted, shape[1]) if known else [])
         candidates.append(
             Candidate(name, loss, float(value), float(value - base), error, collapsed, *tables)
         )
     return candidates
+
+
+def wrongly(runs: Sequence[Tensor], target: np.ndarray) -> np.ndarray:
+    """Which examples of all folds are predicted wrongly, shape ``(n,)``; see `Outcomes`."""
+    parts = np.split(target, np.cumsum([len(run) for run in runs])[:-1])
+    found = [run.cpu().numpy() for run in runs]
+    return np.concatenate(
+        [r if r.dtype == bool else r != y for r, y in zip(found, parts, strict=True)]
+    )
 
 
 def _constant(wrong: np.ndarray, target: np.ndarray) -> bool:

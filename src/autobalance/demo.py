@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autobalance.calibration import measured
 from autobalance.data.batches import ArrayData
 from autobalance.data.fashion import CLASSES, ImageSet, long_tailed_sample
 from autobalance.losses.modules import ParametricCrossEntropy
-from autobalance.metrics import classification_report
 from autobalance.networks import SmallCNN
 from autobalance.results import SearchResult, used_versions
 from autobalance.retraining import retrain
@@ -88,10 +88,17 @@ class Demo:
             loss, runs = self.result.loss, 2
         model = retrain(network, self.data, loss, **common)
         seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-        predicted = predict_logits(model, torch.from_numpy(self.test.images)).argmax(dim=1)
+        logits = predict_logits(model, torch.from_numpy(self.test.images))
+        fitted = self.result.calibration if name == "autobalance" and self.result else None
         return {
             "title": TITLES[name],
-            **classification_report(self.test.target, predicted.numpy(), len(CLASSES)),
+            **measured(
+                logits,
+                self.test.target,
+                loss,
+                counts,
+                temperature=1.0 if fitted is None else fitted.temperature,
+            ),
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
             "training_runs": runs,

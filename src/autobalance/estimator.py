@@ -24,6 +24,7 @@ from autobalance.calibration import (
     class_masses,
     corrected_probabilities,
     fit_temperature,
+    measured,
 )
 from autobalance.checks import InputError, TrainingDiverged, one_of, same_length
 from autobalance.data.batches import UNKNOWN, ArrayData, MissingGroups, concatenated, finite
@@ -31,6 +32,7 @@ from autobalance.data.tables import TableEncoder
 from autobalance.decisions import CellDecision, CellPosterior, ClassLogits, Decided, cell_posterior
 from autobalance.files import checkpoint_files
 from autobalance.hypergrad import Solver
+from autobalance.loggers import MetricLogger
 from autobalance.networks import TableNetwork
 from autobalance.objectives import Objective, as_objective
 from autobalance.results import SearchResult
@@ -84,6 +86,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         it is called again with the same data and settings; once done it removes what it kept.
     progress : callable, optional
         Called with an `autobalance.training.Progress` now and then.
+    logger : MetricLogger, optional
+        Told the numbers of search and retraining; as in `search`.
 
     Attributes
     ----------
@@ -150,6 +154,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         random_state: Any = None,
         checkpoint: str | Path | None = None,
         progress: ProgressListener | None = None,
+        logger: MetricLogger | None = None,
     ) -> None:
         self.objective = objective
         self.module = module
@@ -163,6 +168,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.checkpoint = checkpoint
         self.progress = progress
+        self.logger = logger
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -178,6 +184,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         sensitive_features: Any = None,
         sample_weight: Any = None,
         validation: Sequence[Any] | None = None,
+        test: Sequence[Any] | None = None,
     ) -> AutoBalanceClassifier:
         """Design the loss and train the network.
 
@@ -195,6 +202,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             ``(X, y)`` or ``(X, y, sensitive_features)`` to search on in place of a share of the
             training data. Retraining uses both. Where it alone has groups, the loss has no rows for
             them, but the objective may be over them.
+        test : tuple, optional
+            Likewise, to watch the objective on as the search goes; see `search`. It guides nothing.
 
         Returns
         -------
@@ -209,23 +218,31 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             If the loss becomes non-finite, or on Ctrl-C. `result_`, `loss_` and, while
             retraining, `module_` then hold what was good before it.
         """
-        self.fit_keeping_checkpoints(X, y, sensitive_features, sample_weight, validation)
+        self.fit_keeping_checkpoints(X, y, sensitive_features, sample_weight, validation, test)
         if self.checkpoint is not None:
             for path in checkpoint_files(self.checkpoint).values():
                 path.unlink(missing_ok=True)
         return self
 
     def fit_keeping_checkpoints(
-        self, X: Any, y: Any, sensitive_features: Any, sample_weight: Any, validation: Any
+        self,
+        X: Any,
+        y: Any,
+        sensitive_features: Any,
+        sample_weight: Any,
+        validation: Any,
+        test: Any = None,
     ) -> None:
         """`fit` without the removal of its checkpoints, for callers that have yet to save."""
         as_objective(self.objective)
         seed = _seed(self.random_state)
         data = self._training_data(X, y, sensitive_features, sample_weight)
-        held = None if validation is None else self._validation_data(validation, data)
+        held = None if validation is None else self._held_data(validation, data, "validation")
+        watched = None if test is None else self._held_data(test, data, "test")
         factory = self._factory(data)
         common: dict[str, Any] = {
             "recipe": self.recipe, "seed": seed, "device": self.device, "progress": self.progress,
+            "logger": self.logger,
         }  # fmt: skip
         kept = {} if self.checkpoint is None else checkpoint_files(self.checkpoint)
         try:
@@ -239,6 +256,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
                 settings=self.settings,
                 solver=self.solver or DEFAULT_SOLVER,
                 checkpoint=kept.get("search"),
+                test=watched,
                 **common,
             )
         except (TrainingDiverged, Interrupted) as stopped:
@@ -493,6 +511,41 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         self.temperature_ = found.temperature
         return self
 
+    def evaluate(self, X: Any, y: Any, *, sensitive_features: Any = None) -> dict[str, Any]:
+        """Errors, confusions and calibration on labelled examples, as counts and rates for a report.
+
+        Parameters
+        ----------
+        X, y, sensitive_features
+            As for `fit`, of any groups.
+
+        Returns
+        -------
+        dict
+            See `autobalance.calibration.measured`.
+
+        Raises
+        ------
+        InputError
+            If a label is unknown, or the data cannot be used.
+        """
+        logits = self._logits(X)
+        target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
+        groups = names = None
+        if sensitive_features is not None:
+            found, groups = _numbered(_group_names(sensitive_features, "refused"))
+            names = found.tolist()
+        same_length(X=logits, y=target, sensitive_features=groups)
+        return measured(
+            logits,
+            target,
+            self.loss_,
+            self.class_masses_,
+            groups,
+            names,
+            temperature=self.temperature_,
+        )
+
     def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Labels, shape ``(n,)``."""
         _ignored(sensitive_features)
@@ -572,23 +625,24 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             missing_groups=self.missing_groups,
         )
 
-    def _validation_data(self, validation: Sequence[Any], data: ArrayData) -> ArrayData:
-        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
-            raise InputError("validation must be (X, y) or (X, y, sensitive_features).")
-        X, y, *rest = validation
+    def _held_data(self, given: Sequence[Any], data: ArrayData, what: str) -> ArrayData:
+        """What was given as ``validation`` or ``test``, numbered as the training data."""
+        if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+            raise InputError(f"{what} must be (X, y) or (X, y, sensitive_features).")
+        X, y, *rest = given
         target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
-        _tell_of_absent(self.classes_.tolist(), target, "class", "classes")
+        _tell_of_absent(self.classes_.tolist(), target, "class", "classes", what)
         names = _group_names(rest[0], self.missing_groups) if rest and rest[0] is not None else None
         groups, num_groups = None, data.num_groups
         if self.groups_ is not None:
             if names is None:
                 raise InputError(
-                    "validation needs sensitive_features too: (X, y, sensitive_features)."
+                    f"{what} needs sensitive_features too: (X, y, sensitive_features)."
                 )
             known = names != _MISSING
             groups = np.full(len(names), UNKNOWN)
             groups[known] = _positions(names[known], self.groups_, "group", "sensitive_features")
-            _tell_of_absent(self.groups_, groups, "group", "groups")
+            _tell_of_absent(self.groups_, groups, "group", "groups", what)
         elif names is not None:
             found, groups = _numbered(names)
             num_groups = len(found)
@@ -751,11 +805,11 @@ def _one_to_one(groups: np.ndarray, target: np.ndarray) -> bool:
     return all(len(np.unique(row)) == pairs.shape[1] for row in pairs)
 
 
-def _tell_of_absent(known: list[Any], index: np.ndarray, one: str, many: str) -> None:
+def _tell_of_absent(known: list[Any], index: np.ndarray, one: str, many: str, what: str) -> None:
     absent = [str(name) for i, name in enumerate(known) if i not in index]
     if absent:
         warnings.warn(
-            f"The validation set lacks {_number_of(len(absent), one, many)} of {len(known)}: "
+            f"The {what} set lacks {_number_of(len(absent), one, many)} of {len(known)}: "
             f"{', '.join(absent[:5])}. The objective says nothing of them.",
             stacklevel=5,
         )

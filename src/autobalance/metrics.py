@@ -7,7 +7,7 @@ wrongly. Groups are treated alike where R_kg does not depend on g.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,55 @@ def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) 
     ----------
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
     """
+    found, confidence, right = _binned(probabilities, target, bins)
+    excess = np.bincount(found, weights=confidence - right, minlength=bins)
+    return float(np.abs(excess).sum() / len(found))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often predictions are right, by how sure they are: a reliability diagram as counts.
+
+    Bin b of B holds the examples whose largest probability lies in (b / B, (b + 1) / B].
+
+    Attributes
+    ----------
+    n, right : list of int
+        Examples in each bin, and those of them predicted rightly.
+    confidence : list of float
+        Mean confidence in each bin, in [0, 1]; 0 in an empty one.
+    """
+
+    n: list[int]
+    right: list[int]
+    confidence: list[float]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error, see `expected_calibration_error`."""
+        bins = zip(self.n, self.right, self.confidence, strict=True)
+        return sum(abs(n * c - right) for n, right, c in bins) / max(1, sum(self.n))
+
+
+def reliability(probabilities: Any, target: Any, bins: int = 15) -> Reliability:
+    """Examples, right predictions and mean confidence by bin of confidence.
+
+    Parameters
+    ----------
+    probabilities, target, bins
+        As for `expected_calibration_error`, which says what it raises.
+    """
+    found, confidence, right = _binned(probabilities, target, bins)
+    n = np.bincount(found, minlength=bins)
+    sums = np.bincount(found, weights=confidence, minlength=bins)
+    hits = np.bincount(found[right], minlength=bins)
+    return Reliability(n.tolist(), hits.tolist(), (sums / np.maximum(n, 1)).tolist())
+
+
+def _binned(
+    probabilities: Any, target: Any, bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each example its bin, its largest probability, and whether that is of its class."""
     whole("bins", bins, least=1)
     p, y = np.asarray(probabilities, dtype=float), np.asarray(target)
     if p.ndim != 2 or len(p) == 0:
@@ -59,9 +108,32 @@ def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) 
     if not (np.abs(p.sum(axis=1) - 1.0) < 1e-3).all() or (p < 0).any():
         raise InputError("probabilities must not be negative, and each row sum to 1.")
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
-    found = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    excess = np.bincount(found, weights=confidence - right, minlength=bins)
-    return float(np.abs(excess).sum() / len(p))
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1), confidence, right
+
+
+MAX_CONFUSED = 20_000
+"""Pairs of classes that a record holds at most."""
+
+
+def confused_pairs(target: Any, predicted: Any, num_classes: int) -> list[list[int]]:
+    """Which classes are taken for which: ``[class, predicted, examples]`` where that is not 0.
+
+    The pairs of most examples first, at most `MAX_CONFUSED`; right predictions are not among them.
+
+    Parameters
+    ----------
+    target, predicted : array-like
+        Class indices in ``0..num_classes-1``, shape ``(n,)``.
+    num_classes : int
+        Number of classes k.
+    """
+    y, guess = np.asarray(target, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    same_length(target=y, predicted=guess)
+    missed = y != guess
+    pairs, n = np.unique(y[missed] * num_classes + guess[missed], return_counts=True)
+    order = np.argsort(-n, kind="stable")[:MAX_CONFUSED]
+    columns = (pairs[order] // num_classes, pairs[order] % num_classes, n[order])
+    return np.stack(columns, axis=1).tolist()
 
 
 # What a search leaves -----------------------------------------------------------------------
@@ -79,11 +151,15 @@ class HeldOut:
     n, wrong, predicted : list of list of int
         By group and class, shape ``(g, k)``, g = 1 without groups: examples; those of them
         predicted wrongly; and predictions, by the class predicted.
+    confused : list of list of int
+        `confused_pairs`, of all groups together; empty where the record is from before they were
+        kept.
     """
 
     n: list[list[int]]
     wrong: list[list[int]]
     predicted: list[list[int]]
+    confused: list[list[int]] = field(default_factory=list)
 
     @property
     def never_predicted(self) -> list[int]:

@@ -45,6 +45,8 @@ class UpperRecord:
         Last training loss, mean over folds.
     norm, residual, iterations, reason, skipped, predicted
         Diagnostics; see `autobalance.tuner.UpperStep`. `predicted` is 0 where nobody looked.
+    test_objective : float or None
+        As `hard_objective`, on test data of the search; None where nobody looked.
     """
 
     step: int
@@ -57,6 +59,7 @@ class UpperRecord:
     reason: str
     skipped: bool
     predicted: int = 0
+    test_objective: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,9 @@ class Candidate:
     wrong, n : list of list of int
         Held-out examples predicted wrongly, and all of them, by group and class, shape ``(g, k)``;
         empty where the record is from before they were kept.
+    confused : list of list of int
+        Which classes are taken for which, see `autobalance.metrics.confused_pairs`; empty as for
+        `wrong`.
     """
 
     name: str
@@ -109,6 +115,7 @@ class Candidate:
     collapsed: bool = False
     wrong: list[list[int]] = field(default_factory=list)
     n: list[list[int]] = field(default_factory=list)
+    confused: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -265,7 +272,9 @@ class SearchResult:
                 ],
                 augment=restored(record.get("augment")),
                 held_out=HeldOut(**held) if (held := record.get("held_out")) else None,
-                calibration=Calibration(**kept) if (kept := record.get("calibration")) else None,
+                calibration=Calibration.from_dict(kept)
+                if (kept := record.get("calibration"))
+                else None,
                 **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError) as error:
@@ -281,7 +290,10 @@ class SearchResult:
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: `to_json` writes null."""
-    return {key: float("nan") if value is None else value for key, value in entry.items()}
+    return {
+        key: float("nan") if value is None and key != "test_objective" else value
+        for key, value in entry.items()
+    }
 
 
 def used_versions() -> dict[str, str]:

@@ -6,11 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from autobalance.augment import described
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.data.batches import ArrayData
+from autobalance.loggers import MetricLogger, RunLog
 from autobalance.settings import Recipe
 from autobalance.training import (
     Checkpoint,
@@ -43,6 +44,7 @@ def retrain(
     device: str = "auto",
     checkpoint: str | Path | None = None,
     progress: ProgressListener | None = None,
+    logger: MetricLogger | None = None,
 ) -> nn.Module:
     """Train a new network on all of `data` with the given loss, by default the one searched for.
 
@@ -71,6 +73,8 @@ def retrain(
         As for `search`.
     progress : callable, optional
         Called with a `Progress` now and then.
+    logger : MetricLogger, optional
+        As for `search`.
 
     Returns
     -------
@@ -129,14 +133,18 @@ def retrain(
             lower.load_state_dict(state["lower"])
             loss.load_state_dict(state["loss"])
         good = lower.weights()
+        log = RunLog(logger, writes=lower.processes.rank == 0)
         try:
-            while lower.done < lower.total:
-                before = lower.weights() if lower.done % KEEP_EVERY == 0 else None
-                lower.step(loss)
-                good = before or good
-                saved.save_if_due()
-                if progress and (lower.done % REPORT_EVERY == 0 or lower.done == lower.total):
-                    progress(Progress("retrain", lower.done, lower.total))
+            with log.open():
+                while lower.done < lower.total:
+                    before = lower.weights() if lower.done % KEEP_EVERY == 0 else None
+                    value = lower.step(loss)
+                    good = before or good
+                    saved.save_if_due()
+                    if lower.done % REPORT_EVERY == 0 or lower.done == lower.total:
+                        _log_step(log, lower, value)
+                        if progress:
+                            progress(Progress("retrain", lower.done, lower.total))
         except TrainingDiverged as error:
             error.partial = lower.result(good)
             raise
@@ -144,3 +152,10 @@ def retrain(
             raise Interrupted(lower.result()) from None
         saved.save()
     return lower.result()
+
+
+def _log_step(log: RunLog, lower: LowerLevel, value: Tensor) -> None:
+    if log.logger is not None:
+        rate = lower.optimizer.param_groups[0]["lr"]
+        values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}
+        log.write(values, lower.done)

@@ -1,8 +1,9 @@
 """RUN folders: what a fit leaves on disk. JSON and safetensors, never a pickle.
 
-``result.json`` is the record that the report shows, ``model.json`` says how to build the network
-and its inputs, ``model.safetensors`` holds the weights, ``loss.json`` the loss alone. Each file is
-written whole or not at all, and what belongs together takes its place together.
+``result.json`` is the record that the report shows, ``evaluation.json`` what test data said of it
+since, ``model.json`` says how to build the network and its inputs, ``model.safetensors`` holds the
+weights, ``loss.json`` the loss alone. Each file is written whole or not at all, and what belongs
+together takes its place together.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from autobalance.estimator import AutoBalanceClassifier
 from autobalance.files import RESULT, read_json, read_record, to_json, write_together
 from autobalance.networks import TableNetwork, with_new_head
 from autobalance.report import write_report
+from autobalance.report.folders import EVALUATION, REPORT
 from autobalance.results import SearchResult
 
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
-REPORT = "report.html"
 _FORMAT = "autobalance-run"
 
 
@@ -42,7 +43,7 @@ def write_run(
         return False
     files = {**(files or {}), RESULT: to_json(record, indent=1).encode()}
     write_together(folder, files)
-    for name in {MODEL, WEIGHTS, LOSS, REPORT} - files.keys():
+    for name in {MODEL, WEIGHTS, LOSS, REPORT, EVALUATION} - files.keys():
         (folder / name).unlink(missing_ok=True)
     write_report(record, folder / REPORT)
     return True

@@ -28,8 +28,9 @@ from autobalance.choosing import Outcomes, choose, train_candidates
 from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
+from autobalance.loggers import MetricLogger, RunLog
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.metrics import HeldOut
+from autobalance.metrics import HeldOut, confused_pairs
 from autobalance.objectives import Objective, as_objective, group_class_sums
 from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.settings import Recipe, SearchSettings
@@ -49,6 +50,7 @@ from autobalance.training import (
 )
 from autobalance.tunable import TunableCrossEntropy
 from autobalance.tuner import DEFAULT_SOLVER, LossTuner, UpperStep, free_parameters
+from autobalance.watching import Watch
 
 MAX_SKIPPED = 5
 
@@ -68,6 +70,8 @@ def search(
     device: str = "auto",
     checkpoint: str | Path | None = None,
     progress: ProgressListener | None = None,
+    logger: MetricLogger | None = None,
+    test: ArrayData | None = None,
 ) -> SearchResult:
     """Design the training loss for an objective, by bilevel search.
 
@@ -108,6 +112,12 @@ def search(
         once you have the result.
     progress : callable, optional
         Called with a `Progress` at every upper step.
+    logger : MetricLogger, optional
+        Told the numbers of every upper step: Lightning Fabric's `CSVLogger` or `TensorBoardLogger`, or
+        one of `autobalance.loggers`, which has the names. It changes nothing in the result.
+    test : ArrayData, optional
+        Test data to watch: `history` then has the objective over the 0-1 error on it, at about 40 of
+        the upper steps, of the networks in training. It guides nothing and changes nothing else.
 
     Returns
     -------
@@ -142,17 +152,20 @@ def search(
     with seeded(seed):
         run = SearchRun(
             model_factory, data, validation, goal, space, recipe, settings, solver, seed, device,
-            checkpoint, augment,
+            checkpoint, augment, test,
         )  # fmt: skip
-        try:
-            run.run(progress)
-        except TrainingDiverged as error:
-            error.partial = run.result("diverged")
-            raise
-        except KeyboardInterrupt:
-            raise Interrupted(run.result("interrupted")) from None
-        run.saved.save()
-        result = run.result("finished")
+        log = RunLog(logger, writes=run.folds[0].lower.processes.rank == 0)
+        with log.open():
+            try:
+                run.run(progress, log)
+            except TrainingDiverged as error:
+                error.partial = run.result("diverged")
+                raise
+            except KeyboardInterrupt:
+                raise Interrupted(run.result("interrupted")) from None
+            run.saved.save()
+            result = run.result("finished")
+            log.candidates(result.candidates, run.done)
         designed = next((c.loss for c in result.candidates if c.name == "designed"), result.loss)
         predicted, logits = map(list, zip(*run.predict_held_out(), strict=True))
         result = replace(
@@ -198,7 +211,9 @@ class SearchRun:
         device: str,
         checkpoint: str | Path | None,
         augment: AugmentChoice = None,
+        test: ArrayData | None = None,
     ) -> None:
+        self.watch = None if test is None else Watch(test, data, objective)
         self.model_factory, self.objective, self.solver = model_factory, objective, solver
         self.recipe, self.settings = recipe, settings
         self.seed, self.device = seed, device
@@ -256,6 +271,9 @@ class SearchRun:
                 "space": repr(design),
                 "augment": [repr(self.augment), described(self.augment)],
                 "held": None if validation is None else fingerprint(validation.groups),
+                "test": None
+                if test is None
+                else fingerprint(test.inputs, test.target, test.groups),
                 **describe(self.folds[0].lower.module, everything),
             }
 
@@ -267,8 +285,9 @@ class SearchRun:
         if state is not None:
             self.load_state_dict(state)
 
-    def run(self, progress: ProgressListener | None) -> None:
+    def run(self, progress: ProgressListener | None, log: RunLog | None = None) -> None:
         """Algorithm 1 up to, and without, retraining; then the final choice, with folds."""
+        log = log or RunLog(None)
         while self.done < self.total and not self.stopped:
             losses = [fold.lower.step(self.loss) for fold in self.folds]
             self.done += 1
@@ -276,6 +295,7 @@ class SearchRun:
             if self.done > self.begin and (self.done - self.begin) % self.settings.every == 0:
                 upper = self._upper_step()
                 self._note(float(torch.stack(losses).mean()), upper)
+                log.upper_step(self.history[-1], self.loss.space().detach())
                 self.stopped = self._no_longer_improves()
             self.saved.save_if_due()
             if progress and (upper or self.done == self.total or self.done % 20 == 0):
@@ -337,7 +357,8 @@ class SearchRun:
     def held_out(self, predicted: list[Tensor]) -> HeldOut:
         """Errors, examples and predictions on all folds' validation data."""
         wrong, n, by_class = (table.long().tolist() for table in self._held_out_tables(predicted))
-        return HeldOut(n, wrong, by_class)
+        target = torch.cat([fold.validation.target.cpu() for fold in self.folds])
+        return HeldOut(n, wrong, by_class, confused_pairs(target, torch.cat(predicted), len(n[0])))
 
     def calibration(
         self, logits: list[Tensor], designed: ParametricCrossEntropy
@@ -488,8 +509,15 @@ class SearchRun:
         return self.tuner.update(results)
 
     def _note(self, training_loss: float, upper: UpperStep) -> None:
+        seen = None
+        if self.watch and self.watch.due(
+            len(self.history) + 1, (self.total - self.begin) // self.settings.every
+        ):
+            seen = self.watch.value(fold.lower.module for fold in self.folds)
         self.history.append(
-            UpperRecord(step=self.done, training_loss=training_loss, **asdict(upper))
+            UpperRecord(
+                step=self.done, training_loss=training_loss, test_objective=seen, **asdict(upper)
+            )
         )
         self._remember()
         if self.tuner.skipped_in_a_row >= MAX_SKIPPED:

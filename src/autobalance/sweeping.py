@@ -370,8 +370,9 @@ def baselines(
         for parts in zip(*((held.target, held.groups) for _, held in splits), strict=True)
     )
     found = []
-    for title, wrong in outcomes.items():
-        sums = group_class_sums(torch.cat(wrong).double(), target, groups, data.num_classes)
+    for title, predicted in outcomes.items():
+        wrong = (torch.cat(predicted) != target.cpu()).to(target.device).double()
+        sums = group_class_sums(wrong, target, groups, data.num_classes)
         found.append(Baseline(title, *_measured(*sums, main, gap)))
     return found
 

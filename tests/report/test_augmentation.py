@@ -48,9 +48,9 @@ def test_strengths_by_hand() -> None:
 
 def test_cells_are_as_opaque_as_they_are_strong_and_rows_sorted_by_counts() -> None:
     plain = [opacity for *_, opacity in cells(policy_svg(POLICY))]
-    assert plain == pytest.approx([0.15, 0.06, 0.6, 0.45])
+    assert plain == pytest.approx([0.125, 0.05, 0.5, 0.375])
     by_count = [opacity for *_, opacity in cells(policy_svg(POLICY, [5, 90]))]
-    assert by_count == pytest.approx([0.6, 0.45, 0.15, 0.06])
+    assert by_count == pytest.approx([0.5, 0.375, 0.125, 0.05])
 
 
 def test_pictures_are_svg_repeat_and_leave_matplotlib_alone() -> None:

@@ -28,6 +28,7 @@ from autobalance.cli.options import (
     explained,
 )
 from autobalance.cli.predicting import run_evaluate, run_predict
+from autobalance.cli.reporting import run_report
 from autobalance.cli.trading import run_frontier
 
 __all__ = ["GAP_NAMES", "OBJECTIVES", "entry", "main"]
@@ -39,6 +40,7 @@ _COMMANDS = {
     "predict": run_predict,
     "explain": run_explain,
     "evaluate": run_evaluate,
+    "report": run_report,
     "compare": run_compare,
     "run": run_compare,
 }

@@ -51,7 +51,9 @@ def run_fit(options: Namespace, command: str) -> int:
     out = _fit_folder(options)
     recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
     features, target, groups = columns(options)
+    test = None if options.test is None else _test_columns(options, features)
     from autobalance.estimator import AutoBalanceClassifier
+    from autobalance.loggers import local_logger
     from autobalance.objectives import as_objective
     from autobalance.report.record import read_run
     from autobalance.report.status import collapse
@@ -59,6 +61,7 @@ def run_fit(options: Namespace, command: str) -> int:
     from autobalance.terminal import LiveProgress, print_choice
 
     as_objective(options.objective)
+    logger = None if options.log is None else local_logger(options.log, out)
     if not options.resume:
         remove_checkpoints(out)  # of a run that --overwrite gives up
     begun = time.perf_counter()
@@ -80,13 +83,14 @@ def run_fit(options: Namespace, command: str) -> int:
             random_state=options.seed,
             checkpoint=out,
             progress=listen,
+            logger=logger,
         )
         status, stopped, written, record = "failed", None, False, {}
         try:
             with warnings.catch_warnings():
                 # said below, with the classes' names
                 warnings.filterwarnings("ignore", "At the end of the search", UserWarning)
-                classifier.fit_keeping_checkpoints(features, target, groups, None, None)
+                classifier.fit_keeping_checkpoints(features, target, groups, None, None, test)
             status = "finished"
         except (TrainingDiverged, KeyboardInterrupt) as error:
             status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
@@ -95,6 +99,8 @@ def run_fit(options: Namespace, command: str) -> int:
             if hasattr(classifier, "result_"):
                 record = fit_record(classifier, command, status, begun, options.seed)
                 record["progress"] = last and vars(last)
+                if test is not None and status == "finished":
+                    record |= _tested(classifier, test, Path(str(options.test)).name)
                 written = save_run(out, classifier, record, target=options.target)
     if status in ("finished", "diverged"):  # one is done, the other would diverge again
         remove_checkpoints(out)
@@ -109,11 +115,11 @@ def run_fit(options: Namespace, command: str) -> int:
     return DONE
 
 
-def columns(options: Namespace) -> tuple[pd.DataFrame, Any, Any]:
-    """Features, labels and groups of the table; the latter two are no features."""
+def columns(options: Namespace, path: str | None = None) -> tuple[pd.DataFrame, Any, Any]:
+    """Features, labels and groups of the table, or of that at `path`; the latter two are no features."""
     from autobalance.data.tables import column, read_table
 
-    table = read_table(options.table)
+    table = read_table(path or options.table)
     target = column(table, options.target, "target")
     groups = None
     if options.groups is not None:
@@ -123,6 +129,17 @@ def columns(options: Namespace) -> tuple[pd.DataFrame, Any, Any]:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     left_out = [c for c in (options.target, options.groups) if c is not None]
     return table.drop(columns=left_out), target, groups
+
+
+def _test_columns(options: Namespace, features: pd.DataFrame) -> tuple[pd.DataFrame, Any, Any]:
+    """As `columns`, of the test table: its features are those of the training table."""
+    given, target, groups = columns(options, options.test)
+    missing = [str(c) for c in features.columns if c not in given.columns]
+    if missing:
+        raise InputError(
+            f"{options.test} lacks columns of {options.table}: {', '.join(missing[:5])}."
+        )
+    return given[features.columns.tolist()], target, groups
 
 
 def _fit_folder(options: Namespace) -> Path:
@@ -166,6 +183,18 @@ def _stopped(
     if written or any(path.exists() for path in checkpoint_files(out).values()):
         kept += " To continue, give the same command with --resume, without --overwrite."
     return complain(f"Interrupted. {kept}", INTERRUPTED)
+
+
+def _tested(
+    classifier: AutoBalanceClassifier, test: tuple[Any, Any, Any], name: str
+) -> dict[str, Any]:
+    """What test data say of the network, for its record."""
+    features, target, groups = test
+    found = classifier.evaluate(features, target, sensitive_features=groups)
+    return {
+        "evaluation_data": f"{len(target):,} examples of {name}",
+        "methods": {"autobalance": {"title": "autobalance", **found}},
+    }
 
 
 def _row_names(classifier: AutoBalanceClassifier) -> list[str] | None:

@@ -129,6 +129,18 @@ def command_parser() -> ArgumentParser:
         default="none",
         help="learn an augmentation of the training data too: for each class, or one for all",
     )
+    fit.add_argument(
+        "--test",
+        type=str | None,
+        default=None,
+        help="labelled table to watch the search on and to evaluate the network on; guides nothing",
+    )
+    fit.add_argument(
+        "--log",
+        type=Literal["csv", "tensorboard"] | None,
+        default=None,
+        help="write the numbers of search and retraining into logs/ of the RUN as it goes",
+    )
     fit.add_argument("--out", type=str, required=True, help="RUN folder to write")
     fit.add_argument(
         "--overwrite", action="store_true", help="write into a folder that is not empty"
@@ -215,6 +227,19 @@ def command_parser() -> ArgumentParser:
     evaluate.add_argument("--groups", type=str | None, default=None, help="column with the groups")
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
     commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
+
+    report = _Parser(
+        description="Write the report of a RUN again, or one page with several side by side."
+    )
+    report.add_argument("runs", type=str, nargs="+", metavar="RUN", help="RUN folders")
+    report.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="HTML file to write; by default report.html in the RUN, or of several runs.html here",
+    )
+    report.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    commands.add_subcommand("report", report, help="the report of one RUN, or of several")
 
     commands.add_subcommand("compare", _comparison(), help="losses on datasets, over several seeds")
     commands.add_subcommand("run", _comparison(), help="another name of compare")

@@ -56,28 +56,35 @@ def _predictions(
 
 def run_evaluate(options: Namespace, command: str) -> int:
     from autobalance.data.tables import column, read_table
-    from autobalance.metrics import classification_report
     from autobalance.terminal import print_report
 
     classifier = _load(options.run)
     table = read_table(options.table)
     target = _known(column(table, options.target, "target"), classifier)
-    groups = names = None
-    if options.groups is not None:
-        import pandas as pd
-
-        groups, found = pd.factorize(column(table, options.groups, "group"), sort=True)
-        names = [str(name) for name in found]
-    predicted = _known(classifier.predict(_features(classifier, table)), classifier)
-    report = classification_report(target, predicted, len(classifier.classes_), groups, names)
+    groups = None if options.groups is None else column(table, options.groups, "group")
+    measured = classifier.evaluate(
+        _features(classifier, table), classifier.classes_[target], sensitive_features=groups
+    )
+    report = {k: v for k, v in measured.items() if k not in ("confused", "calibration")}
     report["classes"] = [str(c) for c in classifier.classes_]
-    if names is not None:
-        report["groups"] = names
+    if groups is not None:
+        report["groups"] = list(report["group_errors"])
+    _keep(options.run, measured, f"{len(target):,} examples of {Path(options.table).name}")
     if options.json:
         print(to_json(report))
     else:
         print_report(report)
     return DONE
+
+
+def _keep(run: str, measured: dict[str, Any], data: str) -> None:
+    """Put it into the RUN's report; a folder that cannot be written to keeps the old one."""
+    from autobalance.report.folders import save_evaluation
+
+    try:
+        save_evaluation(run, measured, data)
+    except OSError as error:
+        print(f"autobalance: {run} is left as it is, for {error}", file=sys.stderr)
 
 
 def _load(run: str) -> AutoBalanceClassifier:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from autobalance.sweeping import Baseline, Frontier, FrontierPoint
 
 FRONTIER = ("frontier.json", "frontier.csv", "frontier.svg")
+_SHOWN = ("title", "mix", "main", "gap", "constant")  # of a point or baseline, in a report
 
 
 def run_frontier(options: Namespace, command: str) -> int:
@@ -88,7 +89,7 @@ def run_frontier(options: Namespace, command: str) -> int:
                 return complain(f"{said} {kept}", code)
     print_frontier(found, others, picked)
     if picked is not None:
-        _save_picked(classifier, found, picked, out, command, begun, options)
+        _save_picked(classifier, found, picked, others, out, command, begun, options)
     print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
     return DONE
 
@@ -193,11 +194,11 @@ def _write_frontier(
 
 def _write_record(record: dict[str, Any], out: Path) -> None:
     from autobalance.report.frontier import as_csv, as_svg
-    from autobalance.runs import LOSS, MODEL, REPORT, RESULT, WEIGHTS
+    from autobalance.runs import EVALUATION, LOSS, MODEL, REPORT, RESULT, WEIGHTS
 
     contents = (to_json(record, indent=1), as_csv(record), as_svg(record))
     write_together(out, {n: c.encode() for n, c in zip(FRONTIER, contents, strict=True)})
-    for name in (LOSS, MODEL, REPORT, RESULT, WEIGHTS):
+    for name in (EVALUATION, LOSS, MODEL, REPORT, RESULT, WEIGHTS):
         (out / name).unlink(missing_ok=True)
     remove_checkpoints(out)
 
@@ -206,6 +207,7 @@ def _save_picked(
     classifier: AutoBalanceClassifier,
     found: Frontier,
     picked: FrontierPoint,
+    others: list[Baseline],
     out: Path,
     command: str,
     begun: float,
@@ -216,7 +218,16 @@ def _save_picked(
     record = fit_record(classifier, command, "finished", begun, options.seed)
     record["kind"] = "frontier"
     record["objective"] = classifier.result_.settings["objective"]
-    record["frontier"] = {"mix": picked.mix, found.main: picked.main, found.gap: picked.gap}
+    points = [{k: v for k, v in vars(p).items() if k in _SHOWN} for p in found.points]
+    record["frontier"] = {
+        "mix": picked.mix,
+        found.main: picked.main,
+        found.gap: picked.gap,
+        "main": found.main,
+        "gap": found.gap,
+        "points": points,
+        "baselines": [{k: v for k, v in vars(b).items() if k in _SHOWN} for b in others],
+    }
     save_run(out, classifier, record, target=options.target)
     print(f"Network of mix {picked.mix:g}, trained on all data: {out}")
 

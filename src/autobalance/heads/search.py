@@ -23,6 +23,7 @@ from autobalance.heads.problem import (
     linear,
 )
 from autobalance.heads.quasinewton import descend
+from autobalance.loggers import MetricLogger, RunLog
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy, check_width
 from autobalance.objectives import Objective, as_objective
@@ -64,6 +65,7 @@ def search_head(
     seed: int = 0,
     device: str = "auto",
     progress: ProgressListener | None = None,
+    logger: MetricLogger | None = None,
 ) -> SearchResult:
     r"""Design the training loss for a linear head on frozen features, by exact bilevel search.
 
@@ -108,6 +110,8 @@ def search_head(
         "auto", "cpu", "cuda" or "cuda:1"; "auto" leaves out MPS, which has no float64.
     progress : callable, optional
         Called with a `Progress` after every evaluation.
+    logger : MetricLogger, optional
+        As for `search`; a step is an evaluation.
 
     Returns
     -------
@@ -153,16 +157,19 @@ def search_head(
         "validation_fraction": validation_fraction,
     }
     run = _HeadSearch(
-        data, validation, goal, space, settings, max_steps, seed, _device(device), progress
+        data, validation, goal, space, settings, max_steps, seed, _device(device), progress, logger
     )
-    try:
-        run.run()
-    except TrainingDiverged as error:
-        error.partial = run.result("diverged")
-        raise
-    except KeyboardInterrupt:
-        raise Interrupted(run.result("interrupted")) from None
-    return run.result("finished")
+    with run.log.open():
+        try:
+            run.run()
+        except TrainingDiverged as error:
+            error.partial = run.result("diverged")
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted(run.result("interrupted")) from None
+        result = run.result("finished")
+        run.log.candidates(result.candidates, len(run.history))
+    return result
 
 
 def retrain_head(
@@ -255,8 +262,10 @@ class _HeadSearch:
         seed: int,
         device: torch.device,
         progress: ProgressListener | None,
+        logger: MetricLogger | None = None,
     ) -> None:
         self.clock = (time.perf_counter(), time.process_time())
+        self.log = RunLog(logger)
         self.objective, self.seed, self.progress = objective, seed, progress
         self.max_steps = max_steps
         design = made_space(space, data.counts(), objective.over, objective.importance)
@@ -346,7 +355,7 @@ class _HeadSearch:
         }
 
     def _try_candidates(self) -> None:
-        """Which held-out examples the head of each candidate gets wrong, fold by fold."""
+        """What the head of each candidate predicts of the held-out examples, fold by fold."""
         losses = self._losses()
         self.outcomes = {name: [] for name in losses}
         device = next(self.space.parameters()).device
@@ -362,7 +371,7 @@ class _HeadSearch:
                 )
                 parts = _parts(fold.held.inputs)
                 found = torch.cat([linear(part, lower.weights).argmax(dim=1) for part in parts])
-                self.outcomes[name].append((found != fold.held.target).cpu())
+                self.outcomes[name].append(found.cpu())
                 fold.problem.release()
                 if self.progress:
                     done = sum(len(runs) for runs in self.outcomes.values())
@@ -456,6 +465,7 @@ class _HeadSearch:
             )
         )
         self._remember(done)
+        self.log.upper_step(self.history[-1], self.space().detach())
         if self.progress:
             hard = self.history[-1].hard_objective
             self.progress(Progress("search", done, self.max_steps, hard))

@@ -1,40 +1,17 @@
-"""A run's record as one self-contained HTML file. Imports no torch."""
+"""Runs' records as one self-contained HTML file. Imports no torch."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from functools import cache
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup, escape
-
 from autobalance.files import write_atomically
-from autobalance.report.augmentation import policy_picture
-from autobalance.report.explain import cautions
-from autobalance.report.figures import Picture, pictures
-from autobalance.report.record import Run, read_run
-from autobalance.report.status import heading, loss_heading, warning
-from autobalance.report.tables import (
-    choice_table,
-    cost_table,
-    errors_table,
-    gaps_table,
-    groups_table,
-    methods_table,
-    parameters_table,
-    settings_table,
-    versions_table,
-)
-from autobalance.report.text import facts, objective_name, sentences
+from autobalance.report.record import read_run
+from autobalance.report.several import several_runs
+from autobalance.report.view import page, view
 
-__all__ = ["render_report", "write_report"]
-
-_OPTION = re.compile(r"--[a-z][a-z_.]{0,40}[a-z]")
+__all__ = ["render_report", "render_runs", "write_report"]
 
 
 def write_report(record: dict[str, Any], path: Path) -> None:
@@ -67,70 +44,23 @@ def render_report(record: dict[str, Any]) -> str:
     InputError
         If the record is no run's record.
     """
-    run = read_run(record)
-    shown = pictures(run)
-    shown["augmentation"] = [policy_picture(run.policy, _rows(run))] if run.policy else []
-    drawn = {
-        section: [Picture(p.title, Markup(p.svg), p.caption) for p in figures]
-        for section, figures in shown.items()
-    }
-    script = _asset("sort.js")
-    return _template().render(
-        run=run,
-        heading=heading(run, objective_name(run)),
-        loss_heading=loss_heading(run),
-        parts={part.key for part in run.parts},
-        sentences=sentences(run),
-        facts=facts(run),
-        warning=warning(run),
-        cautions=cautions(run),
-        pictures=drawn,
-        methods=methods_table(run),
-        choice=choice_table(run),
-        errors=errors_table(run),
-        groups=groups_table(run),
-        gaps=gaps_table(run),
-        parameters=parameters_table(run),
-        cost=cost_table(run),
-        settings=settings_table(run),
-        versions=versions_table(run),
-        style=_asset("style.css"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    shown = view(read_run(record))
+    heading = shown["heading"]
+    return page("run.html.j2", heading[:1].lower() + heading[1:], v=shown)
 
 
-def _rows(run: Run) -> list[float] | None:
-    """Training examples of each row of the policy; None where its rows are not the table's."""
-    counts = run.counts.ravel() if len(run.policy) == run.counts.size else run.class_totals
-    return counts.tolist() if len(counts) == len(run.policy) else None
+def render_runs(records: Mapping[str, dict[str, Any]]) -> str:
+    """Several runs side by side on one page, then each by itself, as HTML.
 
+    Parameters
+    ----------
+    records : mapping
+        By the runs' names, at least two; each as for `write_report`. Runs of other data or classes
+        stand beside each other too, and the page says what of them cannot be compared.
 
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("autobalance", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"breakable": _breakable, "options": _options}
-    return environment.get_template("template.html.j2")
-
-
-def _breakable(text: str) -> Markup:
-    """A name that may break after its dots and underscores, and nowhere else."""
-    shown = str(escape(text))
-    return Markup(shown.replace(".", ".<wbr>").replace("_", "_<wbr>"))
-
-
-def _options(text: str) -> Markup:
-    """Prose whose command-line options do not break after their dashes."""
-    shown = str(escape(text))
-    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', shown))
-
-
-def _asset(name: str) -> Markup:
-    """A file of this package, to stand in the page as it is."""
-    return Markup(files("autobalance.report").joinpath(name).read_text(encoding="utf-8"))
+    Raises
+    ------
+    InputError
+        If there are fewer than two, or one is no run's record.
+    """
+    return several_runs(records)

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from autobalance.checks import InputError
 from autobalance.files import write_atomically
-from autobalance.report.drawing import WIDTH, short
+from autobalance.report.drawing import CELL, WIDTH, short
 from autobalance.report.figures import MAX_LABELLED, Picture
 from autobalance.report.svg import AFTER, INK, house_style, inline_svg
 
@@ -47,7 +47,9 @@ def strengths(policy: Policy) -> tuple[list[str], list[str], np.ndarray]:
     return classes, operations, np.array(table, dtype=np.float64)
 
 
-def policy_picture(policy: Policy, counts: Sequence[float] | None = None) -> Picture:
+def policy_picture(
+    policy: Policy, counts: Sequence[float] | None = None, place: str = ""
+) -> Picture:
     """The heat map of class against operation, for the report's page.
 
     Parameters
@@ -56,6 +58,8 @@ def policy_picture(policy: Policy, counts: Sequence[float] | None = None) -> Pic
         See `Policy`.
     counts : sequence of float, optional
         Training examples of each row, to sort rows by, the most frequent first.
+    place : str
+        In front of the picture's identifiers; see `autobalance.report.record.Run`.
     """
     classes, operations, table, sizes = _sorted(policy, counts)
     with house_style():
@@ -67,7 +71,7 @@ def policy_picture(policy: Policy, counts: Sequence[float] | None = None) -> Pic
             f"Heat map of {len(classes)} classes and {len(operations)} operations. Strongest: "
             f"{operations[strongest[1]]} of {classes[strongest[0]]}, {table.max():.2f}."
         )
-        svg = inline_svg(figure, "fig-augmentation", title, described)
+        svg = inline_svg(figure, f"{place}fig-augmentation", title, described)
     caption = (
         "Probability times magnitude, the expected strength as a share of each operation's largest."
     )
@@ -181,8 +185,7 @@ def _heat_map(
     """Cells as opaque as they are strong, which suits light and dark pages; numbers where they fit."""
     few = len(classes) <= MAX_LABELLED
     for (r, c), value in np.ndenumerate(table):
-        # Half at most, so that the numbers can be read on it.
-        share = float(np.clip(value, 0.0, 1.0)) * (0.6 if few else 1.0)
+        share = float(np.clip(value, 0.0, 1.0)) * (CELL if few else 1.0)
         axes.add_patch(Rectangle((c, r), 1, 1, facecolor=fill, alpha=share, linewidth=0))
         if few and len(operations) <= 16:
             text = f"{value:.2f}".lstrip("0") if value < 1 else "1"

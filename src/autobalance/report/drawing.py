@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from autobalance.report.svg import RAMP
 
+CELL = 0.5  # opacity of the strongest cell of a table, so that its number can be read
 WIDTH = 380.0  # units of the SVG; a phone shows it a little smaller, a desktop a little larger
 
 

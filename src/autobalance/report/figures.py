@@ -8,10 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from autobalance.report.drawing import dashes, dots, evenly_spaced, legend, new_figure, ramp, short
+from autobalance.metrics import Reliability
+from autobalance.report.drawing import (
+    CELL,
+    dashes,
+    dots,
+    evenly_spaced,
+    legend,
+    new_figure,
+    ramp,
+    short,
+)
 from autobalance.report.formats import percent
+from autobalance.report.judged import Judged, judged, shown_evidence, with_confusions
 from autobalance.report.record import Method, Part, Run
 from autobalance.report.statistics import smoothed, wilson
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style, inline_svg
@@ -24,6 +36,7 @@ MAX_PATH_POINTS = 80
 MAX_CURVE_POINTS = 300
 MAX_PANELS = 4
 MAX_DOTS = 1000
+MAX_CONFUSED = 8  # classes of a confusion matrix
 _BINS = 10
 LABEL_GAP = 16.0  # points between the middles of two names
 
@@ -45,6 +58,8 @@ def pictures(run: Run) -> dict[str, list[Picture]]:
             "parameters": [_parameter_picture(run, part) for part in run.parts],
             "path": [_path_picture(run, p) for p in run.parts if p.changed and len(p.path) > 1],
             "curves": list(_curve_pictures(run)),
+            "calibration": list(_calibration_pictures(run)),
+            "confusion": list(_confusion_pictures(run)),
         }
 
 
@@ -52,9 +67,13 @@ def pictures(run: Run) -> dict[str, list[Picture]]:
 
 
 def _error_pictures(run: Run) -> Iterator[Picture]:
-    shown = [m for m in (run.before, run.after) if m and np.isfinite(m.errors).any()]
-    if not shown:
-        return
+    for found in shown_evidence(run):
+        if found.pair:
+            yield _error_picture(run, found)
+
+
+def _error_picture(run: Run, found: Judged) -> Picture:
+    shown = found.pair
     few = len(run.classes) <= MAX_LABELLED
     figure = _forest(run, shown) if few else _scatter(run, shown)
     title = "Error per class" + (", before and after" if len(shown) == 2 else "")
@@ -77,7 +96,9 @@ def _error_pictures(run: Run) -> Iterator[Picture]:
         )
         if all(m.n is not None for m in shown):
             caption += " Bars: 95% Wilson intervals of the pooled errors."
-    yield Picture(title, inline_svg(figure, "fig-errors", title, described), caption)
+    caption += f" On {found.data}."
+    name = f"{run.place}fig-errors-{found.kind}"
+    return Picture(title, inline_svg(figure, name, title, described), caption)
 
 
 def _forest(run: Run, methods: list[Method]) -> Figure:
@@ -141,6 +162,162 @@ def _colours(methods: list[Method]) -> list[str]:
     return [BEFORE, AFTER] if len(methods) == 2 else [AFTER]
 
 
+# Calibration and confusion ---------------------------------------------------------------------
+
+
+def _calibration_pictures(run: Run) -> Iterator[Picture]:
+    after = judged(run)
+    found, data = run.reliability, "held-out examples of the search, by its network"
+    tested = None if after is None else after.after
+    if tested is not None and {"raw", "corrected"} <= tested.reliability.keys():
+        found, data = tested.reliability, run.evaluation_data or "test data"
+    if not {"raw", "corrected"} <= found.keys():
+        return
+    title = "Reliability"
+    errors = {key: percent(found[key].error) for key in ("raw", "corrected")}
+    described = (
+        "Reliability diagram: share predicted rightly against confidence, raw and corrected, with the "
+        f"share of examples below. Expected calibration error {errors['raw']} raw, "
+        f"{errors['corrected']} corrected."
+    )
+    figure = _reliability(found)
+    caption = (
+        f"How often predictions are right against how sure they are, on {data}. On the diagonal "
+        f"confidence is what it says; below it, too high. Expected calibration error: {errors['raw']} "
+        f"raw, {errors['corrected']} corrected. Bars: 95% Wilson intervals. Below: the share of the "
+        "examples in each bin."
+    )
+    svg = inline_svg(figure, f"{run.place}fig-calibration", title, described)
+    yield Picture(title, svg, caption)
+
+
+def _reliability(found: dict[str, Reliability]) -> Figure:
+    figure = new_figure(400.0)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    axes.plot([0, 100], [0, 100], "--", color=MUTED, linewidth=1)
+    pairs = (("raw", "raw softmax", BEFORE), ("corrected", "corrected", AFTER))
+    for i, (key, label, colour) in enumerate(pairs):
+        n, right, sure = (np.array(v, float) for v in vars(found[key]).values())
+        full = n > 0
+        share = np.divide(right, n, out=np.full(len(n), np.nan), where=full)
+        low, high = wilson(share, n)
+        at = 100 * sure + (0.5 if i else -0.5)
+        ends, places = dashes(100 * low[full], 100 * high[full], at[full])
+        axes.plot(places, ends, color=colour, linewidth=1.2)
+        dots(axes, at[full], 100 * share[full], colour, label, hollow=colour == BEFORE)
+        width = 100 / len(n)
+        left = width * (np.arange(len(n)) + 0.08 + 0.42 * i)
+        face = "none" if colour == BEFORE else colour
+        below.bar(
+            left, 100 * n / n.sum(), 0.42 * width, align="edge", facecolor=face, edgecolor=colour
+        )
+    axes.set_ylim(0, 100)
+    axes.set_xlim(0, 100)
+    axes.set_ylabel("predicted rightly")
+    below.set_ylabel("examples")
+    below.set_xlabel("confidence")
+    for axis in (axes.yaxis, below.yaxis, below.xaxis):
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}%"))
+    below.yaxis.set_major_locator(MaxNLocator(2))
+    legend(figure)
+    return figure
+
+
+def _confusion_pictures(run: Run) -> Iterator[Picture]:
+    found = with_confusions(run)
+    if found is None:
+        return
+    shown = found.pair
+    classes = _most_changed(run, shown)
+    if not len(classes):
+        return
+    both = len(shown) == 2
+    title = "Confusion" + (", before and after" if both else "")
+    tables = [_confusions(m, classes) for m in shown]
+    figure = new_figure((len(classes) * 23.0 + 30.0) * len(shown) + 110.0)
+    all_axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    columns = [run.classes[c] for c in classes]
+    if len(classes) < len(run.classes):
+        columns.append("(other)")
+    for axes, method, table in zip(all_axes, shown, tables, strict=True):
+        colour = BEFORE if both and method is shown[0] else AFTER
+        _cells(axes, table[:, : len(columns)], colour)
+        axes.set_yticks(np.arange(len(classes)) + 0.5, [short(run.classes[c], 15) for c in classes])
+        axes.set_title(short(method.title, 40), color=INK)
+    all_axes[-1].set_xticks(
+        np.arange(len(columns)) + 0.5, [short(c, 15) for c in columns], rotation=90
+    )
+    all_axes[-1].set_xlabel("predicted")
+    worst = max(
+        ((table[i, j], classes[i], columns[j]) for table in tables[-1:]
+         for i in range(len(classes)) for j in range(len(columns)) if i != j),
+        key=lambda cell: cell[0],
+    )  # fmt: skip
+    described = (
+        f"Confusion matrix of {len(classes)} classes{', before and after' if both else ''}. Most often "
+        f"confused{' after' if both else ''}: {run.classes[worst[1]]} predicted as {worst[2]}, "
+        f"{worst[0]:.0f}% of the class."
+    )
+    chosen = f"the {len(classes)} classes whose error changed most" if both else (
+        f"the {len(classes)} classes with most errors"
+    )  # fmt: skip
+    if len(classes) == len(run.classes):
+        chosen = "all classes"
+    caption = (
+        f"Of each class (row), the percentage predicted as each: {chosen}, most frequent first. On "
+        f"{found.data}."
+    )
+    svg = inline_svg(figure, f"{run.place}fig-confusion", title, described)
+    yield Picture(title, svg, caption)
+
+
+def _most_changed(run: Run, shown: list[Method]) -> list[int]:
+    """Up to `MAX_CONFUSED` classes, the most frequent first."""
+    errors = np.array([np.nan_to_num(m.errors) for m in shown])
+    moved = np.abs(errors[-1] - errors[0])
+    if len(shown) == 1:
+        assert shown[0].n is not None
+        moved = errors[0] * shown[0].n
+    measured = np.all([np.isfinite(m.errors) for m in shown], axis=0)
+    chosen = [c for c in np.argsort(-moved, kind="stable").tolist() if measured[c]]
+    kept = set(chosen[:MAX_CONFUSED])
+    return [c for c in run.order.tolist() if c in kept]
+
+
+def _confusions(method: Method, classes: list[int]) -> np.ndarray:
+    """Percentages of each class predicted as each, and in the last column as another."""
+    assert method.confused is not None
+    assert method.n is not None
+    place = {c: i for i, c in enumerate(classes)}
+    table = np.zeros((len(classes), len(classes) + 1))
+    for t, guess, n in method.confused[np.isin(method.confused[:, 0], classes)].tolist():
+        table[place[t], place.get(guess, len(classes))] += n
+    n = method.n[classes]
+    right = (1 - method.errors[classes]) * n
+    table[np.arange(len(classes)), np.arange(len(classes))] = right
+    return 100 * table / n[:, None]
+
+
+def _cells(axes: Axes, table: np.ndarray, colour: str) -> None:
+    """Cells as opaque as their share is large, with the share where it is not 0."""
+    for (r, c), value in np.ndenumerate(table):
+        if value <= 0:
+            continue
+        share = min(value / 100, 1.0)
+        axes.add_patch(Rectangle((c, r), 1, 1, facecolor=colour, alpha=CELL * share, linewidth=0))
+        text = f"{value:.0f}" if value >= 0.5 else "<1"
+        axes.text(c + 0.5, r + 0.5, text, ha="center", va="center", fontsize=11, color=INK)
+        if r == c:
+            axes.add_patch(
+                Rectangle((c, r), 1, 1, facecolor="none", edgecolor=MUTED, linewidth=0.75)
+            )
+    axes.set_xlim(0, table.shape[1])
+    axes.set_ylim(len(table), 0)
+    axes.tick_params(length=0, labelcolor=INK, labelsize=11)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
 # The loss's parameters -------------------------------------------------------------------------
 
 
@@ -171,7 +348,9 @@ def _parameter_picture(run: Run, part: Part) -> Picture:
     if not part.changed and run.search_status == "finished":
         caption += " The search left it as it was."
     caption += _left_out(run)
-    return Picture(title, inline_svg(figure, f"fig-{part.key}", title, described), caption)
+    return Picture(
+        title, inline_svg(figure, f"{run.place}fig-{part.key}", title, described), caption
+    )
 
 
 def _against_frequency(axes: Axes, run: Run, part: Part, g: int, height: float) -> None:
@@ -249,7 +428,7 @@ def _path_picture(run: Run, part: Part) -> Picture:
         )
     if part.key == "additive":
         caption += " Mean 0 over the classes at every step."
-    svg = inline_svg(figure, f"fig-path-{part.key}", title, described)
+    svg = inline_svg(figure, f"{run.place}fig-path-{part.key}", title, described)
     return Picture(
         title, svg, caption + " The result is an average over the last steps." + _left_out(run)
     )
@@ -320,20 +499,27 @@ def _curve_pictures(run: Run) -> Iterator[Picture]:
     if len(steps) < 2:
         return
     name = objective_name(run)
-    smooth, hard, training = (
-        run.curves[key] for key in ("objective", "hard_objective", "training_loss")
+    smooth, hard, test, training = (
+        run.curves[key]
+        for key in ("objective", "hard_objective", "test_objective", "training_loss")
     )
     if np.isfinite(smooth).any() or np.isfinite(hard).any():
         title = "Objective on validation data"
-        figure = _curves(
-            steps, [("differentiable form", smooth, BEFORE), ("0-1 error", hard, AFTER)]
-        )
+        series = [("differentiable form", smooth, BEFORE), ("0-1 error", hard, AFTER)]
         described = f"Line chart of the {name} on validation data over the search. {_ends('0-1 error', hard)}"
         caption = (
             f"The {name} in the differentiable form that guides the search, and over the 0-1 error. "
             "Faint: as measured. Strong: moving average."
         )
-        yield Picture(title, inline_svg(figure, "fig-objective", title, described), caption)
+        if np.isfinite(test).any():
+            title = "Objective on validation and test data"
+            series.append(("0-1 error, test data", test, INK))
+            described += f" {_ends('0-1 error on test data', test)}"
+            caption += " The test data guided nothing; dashed, of the network in training."
+        figure = _curves(steps, series)
+        yield Picture(
+            title, inline_svg(figure, f"{run.place}fig-objective", title, described), caption
+        )
     if np.isfinite(training).any():
         title = "Training loss"
         figure = _curves(steps, [("training loss", training, AFTER)])
@@ -341,7 +527,9 @@ def _curve_pictures(run: Run) -> Iterator[Picture]:
             f"Line chart of the training loss over the search. {_ends('training loss', training)}"
         )
         caption = "The designed loss on training batches; its form changes as the search goes on."
-        yield Picture(title, inline_svg(figure, "fig-training", title, described), caption)
+        yield Picture(
+            title, inline_svg(figure, f"{run.place}fig-training", title, described), caption
+        )
 
 
 def _curves(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) -> Figure:
@@ -349,7 +537,11 @@ def _curves(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) -> Fig
     axes = figure.add_subplot()
     thin = evenly_spaced(len(steps), MAX_CURVE_POINTS)
     for label, values, colour in series:
-        if not np.isfinite(values).any():
+        known = np.isfinite(values)
+        if not known.any():
+            continue
+        if colour == INK:  # measured now and then
+            axes.plot(steps[known], values[known], "--", color=colour, linewidth=1.5, label=label)
             continue
         if len(steps) >= 15:
             axes.plot(steps[thin], values[thin], color=colour, linewidth=0.75, alpha=0.4)

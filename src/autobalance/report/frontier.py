@@ -1,4 +1,4 @@
-"""A frontier as a picture and as a table, from its record. Imports no torch."""
+"""A frontier as pictures and as tables, from its record. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from autobalance.report.drawing import dots, legend, new_figure, short
+from autobalance.report.figures import Picture
+from autobalance.report.formats import percent
+from autobalance.report.record import Run
+from autobalance.report.svg import AFTER, BEFORE, INK, house_style, inline_svg
+from autobalance.report.tables import Cell, Table
 from autobalance.report.text import OBJECTIVES
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; each has a marker of its own.
@@ -136,3 +143,80 @@ def _name(objective: str) -> str:
     """In words, as the report has them."""
     known = _NAMES | {key: name for key, (name, _) in OBJECTIVES.items()}
     return known.get(objective, objective.replace("_", " "))
+
+
+def frontier_picture(run: Run) -> Picture:
+    """The points of the run's frontier in the report's style."""
+    points, others = run.frontier["points"], run.frontier["baselines"]
+    names = {axis: _name(run.frontier[axis]) for axis in ("gap", "main")}
+    with house_style():
+        figure = new_figure(330.0 + 20.0 * -(-len(others) // 2))
+        axes = figure.add_subplot()
+        x, y = ([100 * p[axis] for p in points] for axis in ("gap", "main"))
+        axes.plot(x, y, color=AFTER, linewidth=1)
+        for constant, label in ((False, "designed"), (True, "one class always wrong")):
+            at = [i for i, p in enumerate(points) if p["constant"] == constant]
+            if at:
+                gaps, mains = (np.array([v[i] for i in at]) for v in (x, y))
+                dots(axes, gaps, mains, AFTER, label, hollow=constant)
+        picked = [i for i, p in enumerate(points) if p["mix"] == run.frontier["mix"]]
+        for i in picked[:1]:
+            axes.annotate(
+                f"picked, mix {points[i]['mix']:g}",
+                (x[i], y[i]),
+                xytext=(8, 8),
+                textcoords="offset points",
+                color=INK,
+            )
+        for baseline, (marker, _) in zip(others, _MARKERS, strict=False):
+            axes.plot(
+                [100 * baseline["gap"]],
+                [100 * baseline["main"]],
+                marker,
+                color=BEFORE,
+                markerfacecolor="none" if baseline["constant"] else BEFORE,
+                markersize=7,
+                linestyle="none",
+                label=short(baseline["title"].lstrip("_"), 26),
+            )
+        axes.set_xlabel(names["gap"])
+        axes.set_ylabel(names["main"])
+        axes.margins(0.1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}%"))
+        legend(figure)
+        title = "Frontier"
+        described = (
+            f"{names['main']} against {names['gap']} of {len(points)} designed losses and "
+            f"{len(others)} baselines on held-out data. The gap runs from {min(x):.1f}% to "
+            f"{max(x):.1f}%, the error from {min(y):.1f}% to {max(y):.1f}%."
+        )
+        svg = inline_svg(figure, f"{run.place}fig-frontier", title, described)
+    caption = (
+        "One dot per mix of the two, joined in the order of the mix, on held-out data: lower and "
+        "further left is better."
+    )
+    return Picture(title, svg, caption)
+
+
+def frontier_table(run: Run) -> Table | None:
+    """The points and the baselines of the run's frontier."""
+    if not run.frontier:
+        return None
+    rows = []
+    for point in [*run.frontier["points"], *run.frontier["baselines"]]:
+        mix = point.get("mix")
+        note = "a class always wrong" if point["constant"] else ""
+        if mix is not None and mix == run.frontier["mix"]:
+            note = "picked"
+        rows.append(
+            [
+                Cell(point["title"] if mix is None else f"mix {mix:g}"),
+                *(Cell(percent(point[axis]), value=point[axis]) for axis in ("main", "gap")),
+                Cell(note),
+            ]
+        )
+    columns = ["Loss", *(_name(run.frontier[axis]) for axis in ("main", "gap")), "Note"]
+    caption = "On the held-out data that guided the search; the mix is the weight of the gap."
+    return Table(f"{run.place}frontier", caption, columns, rows)

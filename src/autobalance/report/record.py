@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from autobalance.checks import InputError
-from autobalance.metrics import HeldOut
+from autobalance.metrics import HeldOut, Reliability
 from autobalance.report.statistics import even_counts
 from autobalance.snippets import DTYPES, loss_snippet
 
@@ -31,6 +31,7 @@ TITLES = {
     "multiplicative": ("δ", "multiplicative adjustment δ"),
     "weight": ("w", "class weight w"),
 }
+_BINS = {"raw": "raw_bins", "prior": "prior_bins", "corrected": "bins"}
 _NEUTRAL = {"additive": 0.0, "multiplicative": 1.0, "weight": 1.0}
 
 
@@ -50,15 +51,24 @@ class Method:
         "balanced_error", "worst_class_error" and "worst_group_error" where known.
     seconds, training_runs : float or None
         What it cost.
+    confused : ndarray or None
+        Rows of class, class predicted and examples, shape ``(m, 3)``; None where unknown.
+    reliability : dict
+        "raw" and "corrected" where known; see `autobalance.calibration.measured`.
+    by_group : ByGroup or None
+        Errors within groups, where known.
     """
 
     name: str
     title: str
     errors: np.ndarray
     n: np.ndarray | None
-    scores: dict[str, float]
-    seconds: float | None
-    training_runs: float | None
+    scores: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    training_runs: float | None = None
+    confused: np.ndarray | None = None
+    reliability: dict[str, Reliability] = field(default_factory=dict)
+    by_group: ByGroup | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +116,8 @@ class Candidate:
         From the start; below 0 is better.
     wrong, n : ndarray or None
         Held-out examples predicted wrongly, and all of them, per class, shape ``(k,)``.
+    confused, by_group
+        As for `Method`.
     """
 
     name: str
@@ -114,6 +126,8 @@ class Candidate:
     standard_error: float | None
     wrong: np.ndarray | None = None
     n: np.ndarray | None = None
+    confused: np.ndarray | None = None
+    by_group: ByGroup | None = None
 
     @property
     def errors(self) -> np.ndarray | None:
@@ -156,7 +170,8 @@ class Run:
     snippet : str or None
         The loss taken as code that stands alone; None where it would be long.
     curves : dict
-        "step", "objective", "hard_objective", "training_loss" and "norm", each of shape ``(t,)``.
+        "step", "objective", "hard_objective", "test_objective", "training_loss" and "norm", each of
+        shape ``(t,)``.
     search_status, status : str
         Of the search, and of the whole run: with the search finished, that of retraining.
     candidates : list of Candidate
@@ -167,10 +182,20 @@ class Run:
         What the search cost, in training runs.
     held_out : HeldOut or None
         What the network searched with predicts at the end of the search.
+    confused : ndarray or None
+        By that network, of all groups together; as for `Method`.
     calibration : dict
         "raw_error", "error" and so on, see `autobalance.calibration.Calibration`; may be empty.
+    reliability : dict
+        "raw", "prior" and "corrected" where known: `Calibration`'s `raw_bins`, `prior_bins` and `bins`.
     by_group : ByGroup or None
         Of the method "autobalance" on test data, or of `held_out`.
+    frontier : dict
+        "main", "gap", "points", "baselines" and "mix" where the run is a frontier's; may be empty.
+    place : str
+        In front of every identifier, where a page shows several runs.
+    rows : int
+        Most rows of a table.
     policy : dict
         The augmentation learned: class (and group), then operation, then "probability" and
         "magnitude" in [0, 1]; empty where there was none.
@@ -194,7 +219,9 @@ class Run:
     choice: str
     training_runs: float | None
     held_out: HeldOut | None
+    confused: np.ndarray | None
     calibration: dict[str, float]
+    reliability: dict[str, Reliability]
     by_group: ByGroup | None
     policy: dict[str, Any]
     design: dict[str, Any]
@@ -203,6 +230,9 @@ class Run:
     seconds: dict[str, float]
     versions: dict[str, str]
     seed: int | None
+    frontier: dict[str, Any] = field(default_factory=dict)
+    place: str = ""
+    rows: int = 1000
 
     @property
     def class_totals(self) -> np.ndarray:
@@ -261,9 +291,11 @@ def read_run(record: dict[str, Any]) -> Run:
     k = counts.shape[1]
     search = _mapping(record.get("search"))
     search_status = str(search.get("status") or "finished")
-    candidates, choice = _candidates(search, k)
+    candidates, choice = _candidates(search, k, record.get("group_names"))
     held_out = _held_out(search.get("held_out"), k)
-    methods = _mapping(record.get("methods"))
+    group_names = record.get("group_names")
+    methods = [_method(n, _mapping(m), k) for n, m in _mapping(record.get("methods")).items()]
+    tested = next((m.by_group for m in methods if m.name == "autobalance"), None)
     return Run(
         kind=str(record.get("kind") or "fit"),
         command=_text(record.get("command")),
@@ -272,7 +304,7 @@ def read_run(record: dict[str, Any]) -> Run:
         groups=_names(record.get("group_names"), len(counts), "group") if len(counts) > 1 else None,
         counts=counts,
         order=np.argsort(-counts.sum(axis=0), kind="stable"),
-        methods=[_method(n, _mapping(m), k) for n, m in methods.items()],
+        methods=methods,
         evaluation_data=_text(record.get("evaluation_data")),
         parts=_parts(search, len(counts), k),
         snippet=_snippet(_mapping(search.get("loss")), len(counts), k),
@@ -283,16 +315,18 @@ def read_run(record: dict[str, Any]) -> Run:
         choice=choice,
         training_runs=_number(search.get("training_runs")),
         held_out=held_out,
+        confused=_confused(_mapping(search.get("held_out")).get("confused"), k),
         calibration=_numbers(search.get("calibration")),
+        reliability=_reliability(search.get("calibration"), _BINS),
         policy=_policy(search, record),
-        by_group=_tested_by_group(_mapping(methods.get("autobalance")), k)
-        or _held_out_by_group(held_out, record.get("group_names")),
+        by_group=tested or held_out_by_group(held_out, group_names),
         design=_mapping(search.get("design")),
         settings=_mapping(search.get("settings")),
         search_seconds=_numbers(search.get("seconds")),
         seconds=_numbers(record.get("seconds")),
         versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
         seed=record.get("seed", search.get("seed")),
+        frontier=_frontier(record.get("frontier")),
     )
 
 
@@ -383,10 +417,67 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
         scores=scores,
         seconds=_number(entry.get("seconds")),
         training_runs=_number(entry.get("training_runs")),
+        confused=_confused(entry.get("confused"), k),
+        reliability=_reliability(
+            entry.get("calibration"), {"raw": "raw", "corrected": "corrected"}
+        ),
+        by_group=_tested_by_group(entry, k),
     )
 
 
+def _confused(value: Any, k: int) -> np.ndarray | None:
+    """Rows of class, class predicted, examples; None where there are none such."""
+    table = array_of(value)
+    if table is None or table.ndim != 2 or table.shape[1] != 3 or np.isnan(table).any():
+        return None
+    inside = (table[:, :2] >= 0).all() and (table[:, :2] < k).all() and (table[:, 2] > 0).all()
+    return table.astype(np.int64) if inside else None
+
+
+def _reliability(value: Any, names: dict[str, str]) -> dict[str, Reliability]:
+    """Bins of confidence by name, where the record has them whole: `names` says under which keys."""
+    found = {}
+    for name, key in names.items():
+        bins = _mapping(_mapping(value).get(key))
+        columns = [array_of(bins.get(part)) for part in ("n", "right", "confidence")]
+        if any(c is None or c.ndim != 1 or np.isnan(c).any() for c in columns):
+            continue
+        n, right, confidence = (c for c in columns if c is not None)
+        if not n.shape == right.shape == confidence.shape or not n.sum() or (right > n).any():
+            continue
+        if min(n.min(), right.min(), confidence.min()) < 0 or confidence.max() > 1:
+            continue
+        whole = (n.astype(int).tolist(), right.astype(int).tolist())
+        found[name] = Reliability(*whole, confidence.tolist())
+    return found
+
+
+def _frontier(value: Any) -> dict[str, Any]:
+    """A frontier's points and baselines, where the record has them."""
+    entry = _mapping(value)
+    names = [_text(entry.get(key)) for key in ("main", "gap")]
+
+    def placed(key: str, label: str) -> list[dict[str, Any]]:
+        found = []
+        for point in _entries(entry.get(key)):
+            main, gap = (_number(point.get(axis)) for axis in ("main", "gap"))
+            if main is not None and gap is not None and label in point:
+                shown = {"main": main, "gap": gap, "constant": point.get("constant") is True}
+                found.append({**shown, label: point[label]})
+        return found
+
+    points = [p for p in placed("points", "mix") if _number(p["mix"]) is not None]
+    if None in names or not points:
+        return {}
+    others = [
+        {**b, "title": safe_text(str(b["title"]), MAX_NAME)} for b in placed("baselines", "title")
+    ]
+    found = {"main": names[0], "gap": names[1], "points": points, "baselines": others}
+    return found | {"mix": _number(entry.get("mix"))}
+
+
 def _held_out(value: Any, k: int) -> HeldOut | None:
+    """Without which classes are taken for which: see `Run.confused`."""
     found = _tables(_mapping(value), ("n", "wrong", "predicted"), k)
     if found is None or (found[1] > found[0]).any():
         return None
@@ -402,7 +493,8 @@ def _tables(entry: dict[str, Any], keys: tuple[str, ...], k: int) -> list[np.nda
     return None if any(np.isnan(t).any() or (t < 0).any() for t in found) else found
 
 
-def _held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
+def held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
+    """Errors within groups of what a search left; None without groups."""
     if held is None or len(held.n) < 2:
         return None
     shown = _names(names, len(held.n), "group")
@@ -427,7 +519,7 @@ def _by_group(names: list[str], n: np.ndarray, wrong: np.ndarray, data: str) -> 
     return ByGroup(shown, n[kept], errors[kept], data)
 
 
-def _candidates(search: dict[str, Any], k: int) -> tuple[list[Candidate], str]:
+def _candidates(search: dict[str, Any], k: int, groups: Any) -> tuple[list[Candidate], str]:
     """The final choice and what it took; nothing where it did not come to one."""
     found = []
     for entry in _entries(search.get("candidates")):
@@ -437,7 +529,15 @@ def _candidates(search: dict[str, Any], k: int) -> tuple[list[Candidate], str]:
         gap, error = _number(entry.get("difference")), _number(entry.get("standard_error"))
         tables = _tables(entry, ("wrong", "n"), k)
         by_class = [None, None] if tables is None else [t.sum(axis=0) for t in tables]
-        found.append(Candidate(safe_text(name, MAX_NAME), objective, gap, error, *by_class))
+        by_group = None
+        if tables is not None and len(tables[0]) > 1:
+            shown = _names(groups, len(tables[0]), "group")
+            by_group = _by_group(shown, tables[1], tables[0], "the held-out folds")
+        confused = _confused(entry.get("confused"), k)
+        shown = safe_text(name, MAX_NAME)
+        found.append(
+            Candidate(shown, objective, gap, error, *by_class, confused=confused, by_group=by_group)
+        )
     choice = _text(search.get("choice"))
     return found, choice if any(c.name == choice for c in found) and choice else "designed"
 
@@ -516,7 +616,7 @@ def _rows(key: str, value: Any, g: int, k: int) -> np.ndarray | None:
 
 def _curves(history: Any) -> dict[str, np.ndarray]:
     entries = [e for e in _entries(history) if _number(e.get("step")) is not None]
-    keys = ("step", "objective", "hard_objective", "training_loss", "norm")
+    keys = ("step", "objective", "hard_objective", "test_objective", "training_loss", "norm")
     values = [[_number(e.get(key)) for key in keys] for e in entries]
     table = np.array(values, dtype=float).reshape(-1, len(keys))
     return dict(zip(keys, table.T, strict=True))

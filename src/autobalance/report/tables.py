@@ -10,12 +10,13 @@ import numpy as np
 from autobalance.metrics import class_ranges
 from autobalance.report.choice import candidate_title
 from autobalance.report.formats import duration, number, percent, points
+from autobalance.report.judged import Judged, evidence, shown_evidence, with_confusions
 from autobalance.report.readable import readable
-from autobalance.report.record import ByGroup, Part, Run, safe_text
+from autobalance.report.record import ByGroup, Method, Part, Run, safe_text
 from autobalance.report.statistics import half_width, mean_error_variance, wilson
-from autobalance.report.text import objective_name, start_name
+from autobalance.report.text import in_sentence, objective_name, start_name
 
-MAX_ROWS = 1000
+MAX_PAIRS = 15
 MAX_SETTINGS = 200
 _LONG = 30  # rows; a longer table starts folded
 _WIDE = 5  # columns
@@ -40,7 +41,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. The first column heads the rows; the others hold numbers where `numeric`."""
+    """A table. The first column heads the rows; the others hold numbers where `numeric`.
+
+    On a narrow page the column `folded`, where there is one, stands below the heads of the rows.
+    """
 
     name: str
     caption: str
@@ -48,6 +52,7 @@ class Table:
     rows: list[list[Cell]]
     numeric: bool = True
     sortable: bool = True
+    folded: int | None = None
 
     @property
     def text_columns(self) -> set[int]:
@@ -64,7 +69,7 @@ class Table:
     @property
     def wide(self) -> bool:
         """Whether a phone has no room for it."""
-        return self.numeric and len(self.columns) > _WIDE
+        return self.numeric and len(self.columns) - (self.folded is not None) > _WIDE
 
 
 def methods_table(run: Run) -> Table | None:
@@ -73,6 +78,7 @@ def methods_table(run: Run) -> Table | None:
         return None
     keys = [key for key in _SCORES if any(key in m.scores for m in run.methods)]
     lowest = {key: min(m.scores[key] for m in run.methods if key in m.scores) for key in keys}
+    timed = any(m.seconds is not None or m.training_runs is not None for m in run.methods)
     rows = []
     for method in run.methods:
         row = [Cell(method.title)]
@@ -84,16 +90,19 @@ def methods_table(run: Run) -> Table | None:
                 note = f"± {100 * reach:.1f}"
             best = value is not None and len(run.methods) > 1 and value == lowest[key]
             row.append(Cell(percent(value), note, value, best))
-        runs = method.training_runs
-        row.append(Cell(duration(method.seconds), value=method.seconds))
-        row.append(Cell("–" if runs is None else f"{runs:g}", value=runs))
+        if timed:
+            runs = method.training_runs
+            row.append(Cell(duration(method.seconds), value=method.seconds))
+            row.append(Cell("–" if runs is None else f"{runs:g}", value=runs))
         rows.append(row)
-    columns = ["Training loss", *(_SCORES[key] for key in keys), "Time", "Training runs"]
+    columns = ["Training loss", *(_SCORES[key] for key in keys)]
+    if timed:
+        columns += ["Time", "Training runs"]
     where = f"Errors on {run.evaluation_data}" if run.evaluation_data else "Errors on test data"
-    caption = f"{where}; the lowest in bold."
+    caption = f"{where}; the lowest in bold." if len(run.methods) > 1 else f"{where}."
     if any(cell.note for row in rows for cell in row):
         caption += " ±: 95% interval for the choice of test examples; a new seed would add to it."
-    return Table("methods", caption, columns, rows)
+    return Table(f"{run.place}methods", caption, columns, rows)
 
 
 def choice_table(run: Run) -> Table | None:
@@ -124,18 +133,21 @@ def choice_table(run: Run) -> Table | None:
         "flatters the designed loss a little."
     )
     columns = ["Training loss", "Held-out error", "Difference, points", "Choice"]
-    return Table("choice", caption, columns, rows, sortable=False)
+    return Table(f"{run.place}choice", caption, columns, rows, sortable=False)
 
 
-def errors_table(run: Run) -> Table | None:
+def errors_tables(run: Run) -> list[Table]:
+    """Error per class: on the best data, and where that says nothing of before, also on folds'."""
+    return [_errors_table(run, found) for found in shown_evidence(run)]
+
+
+def _errors_table(run: Run, found: Judged) -> Table:
     """Error per class and method, most frequent class first."""
-    shown = [m for m in run.methods if np.isfinite(m.errors).any()]
-    if not shown:
-        return None
+    shown = found.methods
     intervals = [None if m.n is None else wilson(m.errors, m.n) for m in shown]
-    change = _change(run)
+    change = found.change
     rows = []
-    for c in run.order[:MAX_ROWS].tolist():
+    for c in run.order[: run.rows].tolist():
         row = [Cell(run.classes[c]), _count(run.class_totals[c])]
         for method, ends in zip(shown, intervals, strict=True):
             error, note = float(method.errors[c]), ""
@@ -147,13 +159,130 @@ def errors_table(run: Run) -> Table | None:
             row.append(Cell(points(gap) if np.isfinite(gap) else "–", value=_finite(gap)))
         rows.append(row)
     columns = ["Class", "Training examples", *(m.title for m in shown)]
-    caption = "Error per class, most frequent first."
+    caption = f"Error per class on {found.data}, most frequent first."
     if any(ends is not None for ends in intervals):
         caption += " Beside each: its 95% Wilson interval in percent."
-    if change is not None and run.before and run.after:
+    if change is not None and found.before and found.after:
         columns.append("Change, points")
-        caption += f" Change: from {run.before.title} to {run.after.title}."
-    return Table("errors", caption + _cut(len(run.order)), columns, rows)
+        caption += f" Change: from {found.before.title} to {found.after.title}."
+    caption += _cut(run, len(run.order))
+    return Table(f"{run.place}errors-{found.kind}", caption, columns, rows, folded=1)
+
+
+def calibration_table(run: Run) -> Table | None:
+    """Expected calibration errors of raw and of corrected probabilities."""
+    tested = [m for m in run.methods if {"raw", "corrected"} <= m.reliability.keys()]
+    if tested:
+        rows = [
+            [Cell(m.title), *(_share(m.reliability[key].error) for key in ("raw", "corrected"))]
+            for m in tested
+        ]
+        columns = ["Training loss", "Softmax of the raw logits", "Corrected"]
+        caption = (
+            f"Expected calibration error on {run.evaluation_data or 'test data'}: how far, on average, "
+            "confidence is from the share predicted rightly. Corrected: for what the loss adds to the "
+            "logits and for the class frequencies of these examples, as predict_proba does for a prior."
+        )
+        return Table(f"{run.place}calibration", caption, columns, rows, sortable=False)
+    if "raw" not in run.reliability:
+        return None
+    titles = {
+        "raw": "Softmax of the raw logits",
+        "prior": "Corrected for the loss and the class frequencies",
+        "corrected": "The same, with the temperature fitted",
+    }
+    found = run.reliability
+    rows = [
+        [Cell(title), _share(found[key].error)] for key, title in titles.items() if key in found
+    ]
+    caption = (
+        f"Expected calibration error on {sum(found['raw'].n):,} held-out examples, by the search's "
+        "network: how far, on average, confidence is from the share predicted rightly."
+    )
+    if "temperature" in run.calibration:
+        fitted = number(run.calibration["temperature"])
+        caption += f" The temperature, {fitted}, was fitted on these same examples."
+    columns = ["Probabilities", "Calibration error"]
+    return Table(f"{run.place}calibration", caption, columns, rows, sortable=False)
+
+
+def _share(value: float) -> Cell:
+    return Cell(percent(value), value=value)
+
+
+def confusion_table(run: Run) -> Table | None:
+    """The pairs of classes whose confusion changed most, or of one method the most frequent."""
+    found = with_confusions(run)
+    if found is None:
+        return None
+    shown = found.pair
+    counts = [pair_counts(m) for m in shown]
+    pairs = sorted(set().union(*counts))
+    before, after = ({}, counts[0]) if len(counts) == 1 else counts
+    change = {p: after.get(p, 0) - before.get(p, 0) for p in pairs}
+    pairs = sorted(pairs, key=lambda p: (-abs(change[p]), -after.get(p, 0), p))[:MAX_PAIRS]
+    rows = []
+    for t, guess in pairs:
+        row = [Cell(run.classes[t]), Cell(run.classes[guess])]
+        for method, table in zip(shown, counts, strict=True):
+            n = table.get((t, guess), 0)
+            total = 0.0 if method.n is None else method.n[t]
+            row.append(Cell(f"{n:,}", f"{100 * n / total:.0f}%" if total else "", float(n)))
+        if len(shown) == 2:
+            gap = change[t, guess]
+            sign = "+" if gap > 0 else "−" if gap < 0 else "±"
+            row.append(Cell(f"{sign}{abs(gap):,}", value=float(gap)))
+        rows.append(row)
+    if len(shown) == 2:
+        columns = ["Class", "Predicted as", *(m.title for m in shown), "Change"]
+        caption = "The confusions that changed most"
+    else:
+        columns = ["Class", "Predicted as", shown[0].title]
+        caption = "The most frequent confusions"
+    caption += f", in numbers of examples, on {found.data}. Beside each: the share of the class."
+    return Table(f"{run.place}confusion", caption, columns, rows)
+
+
+def pair_counts(method: Method) -> dict[tuple[int, int], int]:
+    """Examples by class and class predicted, where these differ."""
+    assert method.confused is not None
+    return {(t, guess): n for t, guess, n in method.confused.tolist()}
+
+
+def groups_change_table(run: Run) -> Table | None:
+    """Error and balanced error of each group, before and after."""
+    found = next(
+        (e for e in evidence(run) if len(e.pair) == 2 and all(m.by_group for m in e.pair)), None
+    )
+    if found is None:
+        return None
+    ends = found.pair
+    tables = [m.by_group for m in ends if m.by_group is not None]
+    if tables[0].names != tables[1].names or (tables[0].n != tables[1].n).any():
+        return None
+    rates = [_group_rates(table) for table in tables]
+    rows = []
+    for i, name in enumerate([*tables[0].names, "All"]):
+        row = [Cell(name)]
+        for title in ("Error", "Balanced error"):
+            values = [float(r[title][i]) for r in rates]
+            gap = values[1] - values[0]
+            row += [Cell(percent(v), value=_finite(v)) for v in values]
+            row.append(Cell(points(gap) if np.isfinite(gap) else "–", value=_finite(gap)))
+        rows.append(row)
+    spread = [Cell("Difference")]
+    for title in ("Error", "Balanced error"):
+        values = [_spread(r[title][:-1]) for r in rates]
+        gap = values[1] - values[0]
+        spread += [Cell(percent(v), value=_finite(v)) for v in values]
+        spread.append(Cell(points(gap) if np.isfinite(gap) else "–", value=_finite(gap)))
+    rows.append(spread)
+    titles = [in_sentence(m.title) for m in ends]
+    columns = ["Group"]
+    for name in ("Error", "Balanced error"):
+        columns += [f"{name}, before", f"{name}, after", "Change, points"]
+    caption = f"Before: {titles[0]}; after: {titles[1]}. On {found.data}."
+    return Table(f"{run.place}groups-change", caption, columns, rows, sortable=False)
 
 
 def groups_table(run: Run) -> Table | None:
@@ -185,7 +314,7 @@ def groups_table(run: Run) -> Table | None:
     )
     if len(run.classes) == 2:
         caption += f" Positive is {run.classes[1]}."
-    return Table("groups", caption, ["Group", "Examples", *rates], rows, sortable=False)
+    return Table(f"{run.place}groups", caption, ["Group", "Examples", *rates], rows, sortable=False)
 
 
 def gaps_table(run: Run) -> Table | None:
@@ -206,7 +335,7 @@ def gaps_table(run: Run) -> Table | None:
         "The highest group's rate less the lowest's: of each class's errors, their sum (DEO) or the "
         "largest. With few examples in a cell gaps are above 0 for any classifier."
     )
-    return Table("gaps", caption, ["Gap", "Value"], rows, sortable=False)
+    return Table(f"{run.place}gaps", caption, ["Gap", "Value"], rows, sortable=False)
 
 
 def _group_rates(found: ByGroup) -> dict[str, np.ndarray]:
@@ -232,21 +361,13 @@ def _spread(values: np.ndarray) -> float:
     return float(np.ptp(known)) if len(known) else float("nan")
 
 
-def _change(run: Run) -> np.ndarray | None:
-    """Error after less error before, per class; None where there are not two methods."""
-    if run.before is None or run.after is None or run.before is run.after:
-        return None
-    change = run.after.errors - run.before.errors
-    return change if np.isfinite(change).any() else None
-
-
 def parameters_table(run: Run) -> Table | None:
     """Start and result of ℓ, δ and w for every class, and for every group."""
     if not run.parts:
         return None
     pairs = [(g, c) for c in run.order.tolist() for g in range(len(run.counts))]
     rows = []
-    for g, c in pairs[:MAX_ROWS]:
+    for g, c in pairs[: run.rows]:
         row = [Cell(run.classes[c])]
         if run.groups:
             row.append(Cell(run.groups[g]))
@@ -263,7 +384,8 @@ def parameters_table(run: Run) -> Table | None:
     caption = "Parameters of the loss, most frequent class first."
     if any(part.key == "additive" for part in run.parts):
         caption += " ℓ is shown with mean 0" + (" in each group." if run.groups else ".")
-    return Table("parameters", caption + _cut(len(pairs)), columns, rows)
+    caption += _cut(run, len(pairs))
+    return Table(f"{run.place}parameters", caption, columns, rows, folded=2 if run.groups else 1)
 
 
 def found_label(run: Run) -> str:
@@ -309,16 +431,18 @@ def cost_table(run: Run) -> Table | None:
             " The search is part of autobalance's time; the total covers all methods compared, "
             "one after another."
         )
-    return Table("cost", caption, ["Part", "Cost"], rows, sortable=False)
+    return Table(f"{run.place}cost", caption, ["Part", "Cost"], rows, sortable=False)
 
 
 def settings_table(run: Run) -> Table | None:
     """All settings, one a row, nested names joined by dots."""
-    rows = [[Cell(name), _setting(name, value)] for name, value in _flat("", run.settings)]
+    rows = [[Cell(name), _setting(name, value)] for name, value in flat_settings(run)]
     if not rows:
         return None
     rows = rows[:MAX_SETTINGS]
-    return Table("settings", "Settings of the run.", ["Setting", "Value"], rows, False, False)
+    return Table(
+        f"{run.place}settings", "Settings of the run.", ["Setting", "Value"], rows, False, False
+    )
 
 
 def _setting(name: str, value: Any) -> Cell:
@@ -331,7 +455,8 @@ def versions_table(run: Run) -> Table | None:
     rows = [[Cell(name), Cell(safe_text(str(v), 300))] for name, v in run.versions.items()]
     if not rows:
         return None
-    return Table("versions", "Software.", ["Package", "Version"], rows[:MAX_SETTINGS], False, False)
+    columns = ["Package", "Version"]
+    return Table(f"{run.place}versions", "Software.", columns, rows[:MAX_SETTINGS], False, False)
 
 
 def _columns(part: Part) -> list[np.ndarray]:
@@ -351,12 +476,15 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _cut(count: int) -> str:
-    return (
-        ""
-        if count <= MAX_ROWS
-        else f" The first {MAX_ROWS:,} of {count:,} rows; all are in result.json."
-    )
+def _cut(run: Run, count: int) -> str:
+    if count <= run.rows:
+        return ""
+    return f" The first {run.rows:,} of {count:,} rows; all are in result.json."
+
+
+def flat_settings(run: Run) -> list[tuple[str, Any]]:
+    """Names joined by dots, and values."""
+    return _flat("", run.settings)
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -192,7 +192,8 @@ def _on_test_data(run: Run) -> str:
     key, name = _score(run)
     where = f"On {run.evaluation_data}" if run.evaluation_data else "On test data"
     others = [m for m in run.methods if m is not after and key in m.scores]
-    text = f"{where}, its {name} is {percent(after.scores[key])}"
+    whose = "its" if run.choice == "designed" else "the network's"
+    text = f"{where}, {whose} {name} is {percent(after.scores[key])}"
     clauses = [_against(after, m, key) for m in others]
     return text + (": " + "; ".join(clauses) if clauses else "") + "."
 

@@ -1,0 +1,84 @@
+"""RUN folders as the report reads them: the run's record, with what test data said of it since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autobalance.checks import InputError
+from autobalance.files import (
+    RESULT,
+    check_format,
+    read_json,
+    read_record,
+    to_json,
+    write_atomically,
+)
+from autobalance.report import write_report
+
+EVALUATION, REPORT = "evaluation.json", "report.html"
+_FORMAT = "autobalance-evaluation"
+
+
+def read_folder(folder: str | Path) -> dict[str, Any]:
+    """The record of a RUN folder, and in its "methods" the last evaluation on test data.
+
+    Raises
+    ------
+    InputError
+        If the folder is no RUN folder, or a file of it is altered; the message says what it is.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}. Give the RUN folder of a fit or a demo.")
+    if not (folder / RESULT).is_file():
+        for name, what in (
+            ("frontier.json", "a frontier without a network, drawn in frontier.svg; with --max_gap, "
+             "`autobalance frontier` makes a RUN of it"),
+            ("cells.jsonl", "a comparison, whose tables are in BENCHMARKS.md"),
+            ("search.checkpoint", "a run that was stopped before it had a loss; continue it with "
+             "--resume"),
+        ):  # fmt: skip
+            if (folder / name).is_file():
+                raise InputError(f"{folder} is not a RUN folder: it holds {what}.")
+    record = read_record(folder)
+    if not (folder / EVALUATION).is_file():
+        return record
+    found = read_json(folder / EVALUATION)
+    check_format(found, _FORMAT, "an evaluation of autobalance", EVALUATION)
+    if not isinstance(found.get("method"), dict) or not isinstance(found.get("data"), str):
+        raise InputError(f"{folder / EVALUATION} is incomplete. Evaluate the RUN again.")
+    methods = record.get("methods")
+    return {
+        **record,
+        "methods": {
+            **(methods if isinstance(methods, dict) else {}),
+            "autobalance": found["method"],
+        },
+        "evaluation_data": found["data"],
+    }
+
+
+def save_evaluation(folder: str | Path, measured: Mapping[str, Any], data: str) -> None:
+    """Keep what test data say of a RUN's network, in place of an earlier evaluation, and show it.
+
+    Parameters
+    ----------
+    folder : path
+        The RUN folder.
+    measured : mapping
+        Of `autobalance.calibration.measured`.
+    data : str
+        The data in words, as a sentence goes on after "on".
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written to.
+    """
+    folder = Path(folder)
+    method = {"title": "autobalance", **measured}
+    content = {"format": _FORMAT, "version": 1, "data": data, "method": method}
+    write_atomically(folder / EVALUATION, to_json(content).encode())
+    write_report(read_folder(folder), folder / REPORT)
