@@ -379,7 +379,7 @@ class ParametricCrossEntropy(nn.Module):
     def boosting_inputs(
         self, y: ArrayLike, groups: ArrayLike | None = None
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """This loss for gradient boosting: ``sample_weight`` and ``init_score`` of the examples.
+        """The loss as gradient boosting takes it: ``sample_weight`` and ``init_score`` of examples.
 
         Trees fitted to cross-entropy from the starting scores l, under the weights w_y, minimise
         this loss: the scores they add up to are the f of ``softmax(f + l)``. A prediction sums the
