@@ -494,6 +494,20 @@ def test_a_state_may_be_of_another_dtype() -> None:
     assert not second.step(network("mlp").float(), train, held).skipped
 
 
+@pytest.mark.parametrize("upper", ["adam", "sgd"])
+def test_the_loss_may_be_moved_after_a_state_was_loaded(upper: Any) -> None:
+    """As Lightning does, which loads a checkpoint before it moves the module to the device."""
+    first, second = (tuner(upper=upper) for _ in range(2))
+    given = (images(10), images(15))
+    first.step(network("mlp"), *given)
+    second.load_state_dict(first.state_dict())
+    for each, dtype in ((first, torch.float64), (second, torch.float32)):
+        each.loss.to(dtype)
+        moved = [replace(b, inputs=b.inputs.to(dtype)) for b in given]
+        each.step(network("mlp").to(dtype), *moved)
+    torch.testing.assert_close(position(second).double(), position(first), rtol=1e-4, atol=1e-5)
+
+
 def test_a_layer_may_be_unfrozen_between_two_steps() -> None:
     model, given = network("mlp"), (images(10), images(15))
     model.get_submodule("1").requires_grad_(False)

@@ -222,6 +222,7 @@ class LossTuner:
             for i, (p, pull) in enumerate(zip(free, pulls, strict=True)):
                 p.grad = pull + sum(r.gradients[i] for r in finite) / len(finite)
             norm = float(torch.stack([p.grad.norm() for p in free if p.grad is not None]).norm())
+            _follow(self.upper_optimizer)
             self.upper_optimizer.step()
             self.upper_optimizer.zero_grad(set_to_none=True)
             self.loss.refresh()
@@ -290,6 +291,14 @@ class LossTuner:
                 table = nn.functional.pad(table, (0, classes - len(table) % classes))
             counts = table.reshape(-1, classes)
         return self.objective.effective_size(counts)
+
+
+def _follow(optimizer: Optimizer) -> None:
+    """Bring an optimiser's moments to where its parameters are, which may have been moved since."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and name != "step":  # torch keeps that one on the CPU
+                state[name] = value.to(p)
 
 
 def free_parameters(space: nn.Module, augment: nn.Module | None) -> list[Any]:
