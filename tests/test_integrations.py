@@ -109,7 +109,7 @@ def test_hugging_face(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
     batch = next(iter(batches))
     model = second.model.train()
     model.zero_grad()
-    second.current_gradient_accumulation_steps = 2
+    second.every, second.current_gradient_accumulation_steps = 1000, 2
     second.training_step(model, dict(batch))
     found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     logits = model(pixel_values=batch["pixel_values"]).logits
