@@ -3,8 +3,9 @@
     python examples/lightning_module.py
 
 Lightning trains as ever, with automatic optimisation; after every fifth batch the tuner moves the
-loss. The loss is a submodule, so that it is on the right device and in the checkpoint; the tuner's
-own state joins it in `on_save_checkpoint`. Training stops half way and goes on from the file.
+loss. The tuner holds the loss, so that the module's parameters are the network's alone, as optimisers
+and DDP want them; its state, the loss's included, joins the checkpoint. Training stops half way and
+goes on from the file.
 """
 
 from __future__ import annotations
@@ -27,26 +28,30 @@ class Classifier(LightningModule):
     def __init__(self, data: Images, every: int = 5) -> None:
         super().__init__()
         self.network = small_network()
-        self.loss = TunableCrossEntropy(HierarchicalSpace(data.counts))
-        self.tuner = LossTuner(self.loss, "balanced_error", validation_counts=data.held_counts)
+        loss = TunableCrossEntropy(HierarchicalSpace(data.counts))
+        self.tuner = LossTuner(loss, "balanced_error", validation_counts=data.held_counts)
         self.held = endless(DataLoader(data.held, 128, shuffle=True))
         self.every = every
 
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.tuner.optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-2)
+        return self.tuner.optimizer
+
+    def on_fit_start(self) -> None:
+        self.tuner.loss.to(self.device)
+
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         inputs, target = batch
-        return self.loss(self.network(inputs), target)
+        return self.tuner.loss(self(inputs), target)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_idx: int) -> None:
         if self.global_step % self.every == 0:
+            model = self.trainer.strategy.model  # with several processes, that in DDP
             held = self.trainer.strategy.batch_to_device(next(self.held))
-            step = self.tuner.step(self.network, batch, held)
-            self.log("held_out_objective", step.objective)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        # The network's parameters, not self.parameters(): the loss's are the tuner's.
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=2e-3, weight_decay=1e-2)
-        self.tuner.optimizer = optimizer
-        return optimizer
+            self.log("objective", self.tuner.step(model, batch, held).objective)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tuner"] = self.tuner.state_dict()
@@ -81,7 +86,7 @@ def main(arguments: list[str] | None = None) -> tuple[Classifier, Classifier]:
         trainer.fit(second, loader_of(data), ckpt_path=path, weights_only=True)
     for name, model in (("Half way", first), ("At the end", second)):
         error = balanced_error(model.network, data.test)
-        shown = [round(v, 2) for v in model.loss.frozen().additive.tolist()]
+        shown = [round(v, 2) for v in model.tuner.loss.frozen().additive.tolist()]
         print(f"{name}: balanced error {error:.1f} %, additive {shown}")
     return first, second
 

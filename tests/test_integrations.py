@@ -82,7 +82,7 @@ def test_lightning(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert end < half
     steps = [next(iter(m.tuner.upper_optimizer.state.values()))["step"] for m in (first, second)]
     assert steps == [6.0, 12.0]  # 15 batches an epoch: it went on counting from the file
-    assert 0.01 < moved(first.loss) != moved(second.loss)
+    assert 0.01 < moved(first.tuner.loss) != moved(second.tuner.loss)
 
     # Loaded alone, with no epoch left to train, everything is as it was saved.
     data = module.images()
