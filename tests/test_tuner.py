@@ -623,6 +623,18 @@ def test_the_optimisers_decay_is_part_of_the_curvature(uneven: bool) -> None:
     assert not torch.allclose(other.hypergradient(model, *given).gradients[0], found.gradients[0])
 
 
+def test_told_once_of_processes_that_the_network_is_not_shared_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upper, given = tuner(), (network("mlp"), images(10), images(15))
+    upper.step(*given)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
+    with pytest.warns(UserWarning, match=r"not in DistributedDataParallel: .* strategy\.model"):
+        upper.step(*given)
+    upper.step(*given)  # warnings are errors here
+
+
 # Refusals -------------------------------------------------------------------------------------
 
 
