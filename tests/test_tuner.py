@@ -630,7 +630,7 @@ def test_told_once_of_processes_that_the_network_is_not_shared_with(
     upper.step(*given)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
-    with pytest.warns(UserWarning, match=r"not in DistributedDataParallel: .* strategy\.model"):
+    with pytest.warns(UserWarning, match=r"not in DistributedDataParallel: .*strategy\.model"):
         upper.step(*given)
     upper.step(*given)  # warnings are errors here
 
