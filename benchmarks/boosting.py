@@ -310,7 +310,7 @@ def _difference(row: dict[str, Any] | None) -> str:
     return text + (" *" if p is not None and p < 0.05 else "")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the datasets' files")
     parser.add_argument("--out", type=Path, required=True, help="file for the finished runs")
@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few trees, short searches")
     parser.add_argument("--summary", action="store_true", help="only read FILE")
     parser.add_argument("--json", type=Path, help="also write every number here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     prepare(1)
     if not options.summary:
         if options.data is None:
