@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import lightgbm
@@ -174,3 +176,10 @@ def test_a_space_without_multiplicative_part_serves_and_delta_one_too() -> None:
 def test_refused(loss: ParametricCrossEntropy, y: Any, groups: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         loss.boosting_inputs(y, groups)
+
+
+def test_the_page_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs/boosting.md"
+    [block] = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
+    exec(compile(block, str(page), "exec"), {})
+    assert float(capsys.readouterr().out.splitlines()[-1]) > 0.8
