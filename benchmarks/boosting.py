@@ -56,13 +56,14 @@ class Case:
     """One dataset and seed, with the designed loss, which is searched for once."""
 
     def __init__(
-        self, definition: DatasetDefinition, seed: int, data: Path, leaf: int, quick: bool
+        self, definition: DatasetDefinition, seed: int, options: argparse.Namespace
     ) -> None:
-        self.problem: Problem = load_problem(definition, seed, data)
+        self.problem: Problem = load_problem(definition, seed, options.data)
         recipe = replace(read_configuration(SUITE).recipe, **self.problem.recipe)
-        if quick:
+        if options.quick:
             recipe = replace(recipe, epochs=1, min_steps=60)
-        self.trees, self.leaf = 10 if quick else 100, leaf
+        self.trees = 10 if options.quick else 100
+        self.leaf, self.max_step = options.leaf, options.max_step
         self.task = Task(
             network=self.problem.network,
             data=self.problem.train,
@@ -83,6 +84,7 @@ class Case:
         model = lightgbm.LGBMClassifier(
             n_estimators=self.trees,
             min_child_samples=self.leaf,
+            max_delta_step=self.max_step,
             random_state=self.task.seed,
             n_jobs=1,
             verbosity=-1,
@@ -189,13 +191,12 @@ OURS = "lightgbm_designed"
 def run_all(options: argparse.Namespace) -> None:
     store = Store(options.out)
     identity = f"{IDENTITY}-{options.leaf}" + ("-quick" if options.quick else "")
+    identity += f"-{options.max_step:g}" if options.max_step else ""
     for name in options.sets.split(","):
         definition = definition_of(name)
         for seed in range(options.seeds):
             left = [m for m in METHODS if not store.finished((name, m, None, seed), identity)]
-            case = (
-                Case(definition, seed, options.data, options.leaf, options.quick) if left else None
-            )
+            case = Case(definition, seed, options) if left else None
             for method in left:
                 assert case is not None
                 title, run = METHODS[method]
@@ -317,6 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="names with commas between")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
     parser.add_argument("--leaf", type=int, default=20, help="least examples in a leaf")
+    parser.add_argument("--max-step", type=float, default=0.0, help="max_delta_step; 0: none")
     parser.add_argument("--quick", action="store_true", help="few trees, short searches")
     parser.add_argument("--summary", action="store_true", help="only read FILE")
     parser.add_argument("--json", type=Path, help="also write every number here")
