@@ -494,6 +494,20 @@ def test_a_state_may_be_of_another_dtype() -> None:
     assert not second.step(network("mlp").float(), train, held).skipped
 
 
+@pytest.mark.parametrize("upper", ["adam", "sgd"])
+def test_the_loss_may_be_moved_after_a_state_was_loaded(upper: Any) -> None:
+    """As Lightning does, which loads a checkpoint before it moves the module to the device."""
+    first, second = (tuner(upper=upper) for _ in range(2))
+    given = (images(10), images(15))
+    first.step(network("mlp"), *given)
+    second.load_state_dict(first.state_dict())
+    for each, dtype in ((first, torch.float64), (second, torch.float32)):
+        each.loss.to(dtype)
+        moved = [replace(b, inputs=b.inputs.to(dtype)) for b in given]
+        each.step(network("mlp").to(dtype), *moved)
+    torch.testing.assert_close(position(second).double(), position(first), rtol=1e-4, atol=1e-5)
+
+
 def test_a_layer_may_be_unfrozen_between_two_steps() -> None:
     model, given = network("mlp"), (images(10), images(15))
     model.get_submodule("1").requires_grad_(False)
@@ -607,6 +621,18 @@ def test_the_optimisers_decay_is_part_of_the_curvature(uneven: bool) -> None:
     torch.testing.assert_close(found.gradients, by_hand.gradients, rtol=1e-12, atol=1e-15)
     other = tuner(optimizer=torch.optim.SGD(weights, lr=0.1, weight_decay=0.1), solver=Exact())
     assert not torch.allclose(other.hypergradient(model, *given).gradients[0], found.gradients[0])
+
+
+def test_told_once_of_processes_that_the_network_is_not_shared_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upper, given = tuner(), (network("mlp"), images(10), images(15))
+    upper.step(*given)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
+    with pytest.warns(UserWarning, match=r"not in DistributedDataParallel: .*strategy\.model"):
+        upper.step(*given)
+    upper.step(*given)  # warnings are errors here
 
 
 # Refusals -------------------------------------------------------------------------------------

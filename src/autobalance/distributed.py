@@ -58,6 +58,12 @@ class Processes:
         return cls()
 
     @property
+    def overlooked(self) -> bool:
+        """Whether there are other processes that this one does not know to share the model."""
+        started = dist.is_available() and dist.is_initialized()
+        return self.group is None and started and dist.get_world_size() > 1
+
+    @property
     def size(self) -> int:
         return 1 if self.group is None else dist.get_world_size(self.group)
 

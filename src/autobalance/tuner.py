@@ -140,6 +140,7 @@ class LossTuner:
             self.upper_optimizer = torch.optim.SGD(free, lr=positive("lr", lr), momentum=0.9)
         self.skipped = 0
         self.skipped_in_a_row = 0
+        self._told = False
         self._carried: dict[int, dict[str, Tensor]] = {}
         self._running: dict[int, RunningRisks] = {}
 
@@ -166,9 +167,17 @@ class LossTuner:
             If a batch cannot be read or does not fit the model and the loss, or the optimizer is
             another model's.
         """
-        batch = self._read(val_batch)
+        batch, processes = self._read(val_batch), Processes.of(model)
+        if processes.overlooked and not self._told:
+            self._told = True
+            warnings.warn(
+                "Several processes run, but the network given to LossTuner.step is not in "
+                "DistributedDataParallel: each process moves a loss of its own. Give it the wrapped "
+                "network; in a LightningModule that is self.trainer.strategy.model.",
+                stacklevel=2,
+            )
         found = self.hypergradient(model, train_batch, batch)
-        done = self.update([found], Processes.of(model).labels(batch))
+        done = self.update([found], processes.labels(batch))
         if done.skipped and self.skipped == 1:
             warnings.warn(
                 "A step of LossTuner was skipped: its hypergradient was not finite, so the loss did not "
@@ -222,6 +231,7 @@ class LossTuner:
             for i, (p, pull) in enumerate(zip(free, pulls, strict=True)):
                 p.grad = pull + sum(r.gradients[i] for r in finite) / len(finite)
             norm = float(torch.stack([p.grad.norm() for p in free if p.grad is not None]).norm())
+            _follow(self.upper_optimizer)
             self.upper_optimizer.step()
             self.upper_optimizer.zero_grad(set_to_none=True)
             self.loss.refresh()
@@ -290,6 +300,14 @@ class LossTuner:
                 table = nn.functional.pad(table, (0, classes - len(table) % classes))
             counts = table.reshape(-1, classes)
         return self.objective.effective_size(counts)
+
+
+def _follow(optimizer: Optimizer) -> None:
+    """Bring an optimiser's moments to where its parameters are, which may have been moved since."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and name != "step":  # torch keeps that one on the CPU
+                state[name] = value.to(p)
 
 
 def free_parameters(space: nn.Module, augment: nn.Module | None) -> list[Any]:

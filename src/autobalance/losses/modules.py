@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, class_counts, number, one_of
+from autobalance.checks import InputError, class_counts, number, one_of, same_length
 from autobalance.files import check_format, parsed_record
 from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
 from autobalance.losses.fused import fused_cross_entropy, fused_pays
@@ -376,6 +376,81 @@ class ParametricCrossEntropy(nn.Module):
         delta = torch.ones_like(some) if self.multiplicative is None else self.multiplicative
         return additive, delta
 
+    def boosting_inputs(
+        self, y: ArrayLike, groups: ArrayLike | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The loss as gradient boosting takes it: ``sample_weight`` and ``init_score`` of examples.
+
+        Trees fitted to cross-entropy from the starting scores l, under the weights w_y, minimise
+        this loss: the scores they add up to are the f of ``softmax(f + l)``. A prediction sums the
+        trees alone and so leaves l out, as it should. In LightGBM:
+
+        ``LGBMClassifier().fit(X, y, sample_weight=sample_weight, init_score=init_score)``
+
+        XGBoost takes the same arrays as ``sample_weight`` and ``base_margin``, with
+        ``base_score=0.5`` set.
+
+        Parameters
+        ----------
+        y : array-like
+            Class indices in ``0..k-1`` in the sorted order of the labels, shape ``(n,)``; of labels
+            they are ``numpy.unique(labels, return_inverse=True)[1]``.
+        groups : array-like, optional
+            Group indices, shape ``(n,)``; needed where parameters have one row per group. To
+            predict they are not needed.
+
+        Returns
+        -------
+        sample_weight : ndarray or None
+            w_y, shape ``(n,)``, float64; with reduction "mean" of mean 1 over the examples. None
+            where the loss has no weights. Multiply weights of your own onto it.
+        init_score : ndarray or None
+            l as one row per example, ``(n, k)``, float64; for two classes, of which the libraries
+            score only the second, l_1 - l_0 of shape ``(n,)``. None where the loss adds nothing.
+
+        Raises
+        ------
+        InputError
+            If delta is other than 1 or labels are smoothed, which no starting score or weight
+            expresses; if an index is out of range, or groups are missing.
+        """
+        if self.multiplicative is not None and bool((self.multiplicative != 1).any()):
+            raise InputError(
+                "Boosting takes weights and starting scores, which cannot express multiplicative "
+                "adjustments delta other than 1. Design the loss without them: "
+                'HierarchicalSpace(counts, learn=("weight", "additive")).'
+            )
+        if self.label_smoothing:
+            raise InputError(
+                f"Boosting takes hard labels; this loss smooths them by {self.label_smoothing:g}. "
+                "Take label_smoothing=0."
+            )
+        target = _indices("y", y, self.num_classes)
+        rows = None
+        if self.num_groups is not None:
+            if groups is None:
+                raise InputError(
+                    f"This loss has rows for {self.num_groups} groups: pass groups=, one index per "
+                    "example."
+                )
+            rows = _indices("groups", groups, self.num_groups)
+            same_length(y=target, groups=rows)
+        sample_weight = init_score = None
+        weight = None if self.weight is None else self.weight.double().cpu()
+        weight = target_weight(target, weight, rows)
+        if weight is not None:
+            sample_weight = weight.numpy().copy()
+            if self.reduction == "mean" and len(sample_weight):
+                sample_weight /= sample_weight.mean()
+        if self.additive is not None:
+            table = self.additive.double().cpu()
+            table = (
+                table.expand(len(target), -1) if rows is None or table.ndim == 1 else table[rows]
+            )
+            start = table[:, 1] - table[:, 0] if table.shape[1] == 2 else table
+            init_score = start.numpy().copy()
+        return sample_weight, init_score
+
     # JSON ---------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -424,6 +499,22 @@ class ParametricCrossEntropy(nn.Module):
         groups)``; sample weights are no part of it.
         """
         return loss_snippet(self.to_dict())
+
+
+def _indices(name: str, values: ArrayLike, count: int | None) -> Tensor:
+    """Whole numbers in ``0..count-1`` on the CPU, shape ``(n,)``, int64."""
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{name} must hold whole numbers from 0, shape (n,); got {array.dtype} of shape "
+            f"{array.shape}. Number the labels first, with numpy.unique(return_inverse=True)."
+        )
+    if len(array) and (array.min() < 0 or (count is not None and array.max() >= count)):
+        upto = "" if count is None else f"..{count - 1}, as the loss has {count}"
+        raise InputError(
+            f"{name} must lie in 0{upto}; got numbers from {array.min()} to {array.max()}."
+        )
+    return torch.as_tensor(array.astype(np.int64))
 
 
 def check_width(logits: Tensor, num_classes: int | None) -> None:

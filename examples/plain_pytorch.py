@@ -1,0 +1,73 @@
+"""A loss designed in a training loop of one's own, in plain PyTorch.
+
+    python examples/plain_pytorch.py
+
+A network learns long-tailed images, and every 5 steps `LossTuner` moves its loss by what a batch of
+held-out images says. With the loss found, frozen, a new network is then trained on all images.
+Printed are the errors of networks trained with cross-entropy and with that loss, and the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from fashion import Images, balanced_error, endless, images, small_network
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from autobalance import HierarchicalSpace, LossTuner, ParametricCrossEntropy, TunableCrossEntropy
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+
+
+def design(data: Images, steps: int) -> ParametricCrossEntropy:
+    """The loss that has come about while a network trained with it."""
+    torch.manual_seed(0)
+    model = small_network()
+    optimizer = optimizer_of(model)
+    loss = TunableCrossEntropy(HierarchicalSpace(data.counts))
+    tuner = LossTuner(
+        loss, "balanced_error", optimizer=optimizer, validation_counts=data.held_counts
+    )
+    held = endless(DataLoader(data.held, 128, shuffle=True))
+    loader = endless(DataLoader(data.train, 64, shuffle=True, drop_last=True))
+    for step, (inputs, target) in zip(range(steps), loader, strict=False):
+        optimizer.zero_grad()
+        loss(model(inputs), target).backward()
+        optimizer.step()
+        if step >= 0.3 * steps and step % 5 == 4:  # first the network learns something
+            tuner.step(model, (inputs, target), next(held))
+    return loss.frozen()
+
+
+def train(data: TensorDataset, loss: nn.Module, steps: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = small_network()
+    optimizer = optimizer_of(model)
+    loader = endless(DataLoader(data, 64, shuffle=True, drop_last=True))
+    for _, (inputs, target) in zip(range(steps), loader, strict=False):
+        optimizer.zero_grad()
+        loss(model(inputs), target).backward()
+        optimizer.step()
+    return model
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=400, help="of each training run")
+    args = parser.parse_args(arguments)
+
+    data = images()
+    designed = design(data, args.steps)
+    plain = ParametricCrossEntropy.cross_entropy()
+    for name, loss in (("Cross-entropy", plain), ("Designed loss", designed)):
+        model = train(data.everything, loss, args.steps)
+        print(f"{name}: balanced error {balanced_error(model, data.test):.1f} %")
+    print("It adds to the logits:", [round(v, 2) for v in designed.additive.tolist()])
+
+
+if __name__ == "__main__":
+    main()
