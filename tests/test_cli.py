@@ -770,8 +770,9 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     [line] = [line for line in out.splitlines() if "kept" in line]
     result = json.loads(Path("swept/result.json").read_text())
     assert result["objective"] == "balanced_error where deo <= 0.1"
-    assert result["frontier"]["gap"] <= 0.1 + 1e-6
-    assert f"{100 * result['frontier']['main']:.1f}" in line
+    kept = result["frontier"]["kept"]
+    assert kept["gap"] <= 0.1 + 1e-6
+    assert f"{100 * kept['main']:.1f}" in line
     assert "Network of bound 0.1: swept\n" in out
 
     pd.read_csv("data.csv").drop(columns=["site", "kind"]).to_csv("fresh.csv", index=False)
@@ -781,8 +782,14 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     classifier = load_run("swept")[0]
     assert (classifier.predict(fresh) == predicted.iloc[:, 0]).all()
     assert isinstance(classifier.module_, CellDecision)
-    assert main(["explain", "swept"]) == 0
     capsys.readouterr()
+    assert main(["explain", "swept"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Decisions for the balanced_error where deo <= 0.1" in said
+    assert f"a balanced error of {100 * kept['main']:.1f}% and a DEO of" in said
+    page = Path("swept/report.html").read_text()
+    assert "One dot per bound on the gap" in page
+    assert "picked, bound" in page
     assert main([*sweep, "swept"]) == 2
     assert "is not empty" in capsys.readouterr().err
 

@@ -151,7 +151,14 @@ def _decisions(
         run = fit_record(classifier, command, "finished", begun, options.seed)
         run["kind"] = "frontier"
         run["objective"] = kept.objective
-        run["frontier"] = _point(kept, "bound")
+        taken = _point(kept, "bound")
+        shown = sorted([taken, *record["points"]], key=lambda p: -p["gap"])
+        run["frontier"] = {
+            **{key: record[key] for key in ("by", "main", "gap", "baselines")},
+            "points": shown,
+            "bound": taken["bound"],
+            "kept": taken,
+        }
         save_run(out, classifier, run, target=options.target)
         print(f"Network of bound {options.max_gap:g}: {out}")
     print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")

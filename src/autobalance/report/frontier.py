@@ -34,6 +34,13 @@ _NAMES = {
 }
 
 
+_WHAT = {"mix": "designed losses", "bound": "decisions"}
+
+
+def _labelled(by: str, point: Mapping[str, Any]) -> str:
+    return f"mix {point['mix']:g}" if by == "mix" else f"bound {percent(point['bound'])}"
+
+
 def as_csv(record: Mapping[str, Any]) -> str:
     """The points, one a line: mix or bound, main, gap (as shares, not percent), whether constant.
 
@@ -159,10 +166,11 @@ def frontier_picture(run: Run) -> Picture:
             if at:
                 gaps, mains = (np.array([v[i] for i in at]) for v in (x, y))
                 dots(axes, gaps, mains, AFTER, label, hollow=constant)
-        picked = [i for i, p in enumerate(points) if p["mix"] == run.frontier["mix"]]
+        by = run.frontier["by"]
+        picked = [i for i, p in enumerate(points) if p[by] == run.frontier[by]]
         for i in picked[:1]:
             axes.annotate(
-                f"picked, mix {points[i]['mix']:g}",
+                f"picked, {_labelled(by, points[i])}",
                 (x[i], y[i]),
                 xytext=(8, 8),
                 textcoords="offset points",
@@ -188,15 +196,13 @@ def frontier_picture(run: Run) -> Picture:
         legend(figure)
         title = "Frontier"
         described = (
-            f"{names['main']} against {names['gap']} of {len(points)} designed losses and "
+            f"{names['main']} against {names['gap']} of {len(points)} {_WHAT[by]} and "
             f"{len(others)} baselines on held-out data. The gap runs from {min(x):.1f}% to "
             f"{max(x):.1f}%, the error from {min(y):.1f}% to {max(y):.1f}%."
         )
         svg = inline_svg(figure, f"{run.place}fig-frontier", title, described)
-    caption = (
-        "One dot per mix of the two, joined in the order of the mix, on held-out data: lower and "
-        "further left is better."
-    )
+    each = "mix of the two" if by == "mix" else "bound on the gap"
+    caption = f"One dot per {each}, joined in that order, on held-out data: lower and further left is better."
     return Picture(title, svg, caption)
 
 
@@ -205,18 +211,22 @@ def frontier_table(run: Run) -> Table | None:
     if not run.frontier:
         return None
     rows = []
+    by = run.frontier["by"]
     for point in [*run.frontier["points"], *run.frontier["baselines"]]:
-        mix = point.get("mix")
+        at = point.get(by)
         note = "a class always wrong" if point["constant"] else ""
-        if mix is not None and mix == run.frontier["mix"]:
+        if at is not None and at == run.frontier[by]:
             note = "picked"
         rows.append(
             [
-                Cell(point["title"] if mix is None else f"mix {mix:g}"),
+                Cell(point["title"] if at is None else _labelled(by, point)),
                 *(Cell(percent(point[axis]), value=point[axis]) for axis in ("main", "gap")),
                 Cell(note),
             ]
         )
-    columns = ["Loss", *(_name(run.frontier[axis]) for axis in ("main", "gap")), "Note"]
+    what = "Loss" if by == "mix" else "Decision"
+    columns = [what, *(_name(run.frontier[axis]) for axis in ("main", "gap")), "Note"]
     caption = "On the held-out data that guided the search; the mix is the weight of the gap."
+    if by == "bound":
+        caption = "On the held-out examples that the bounds were kept on; no point but the first was trained."
     return Table(f"{run.place}frontier", caption, columns, rows)

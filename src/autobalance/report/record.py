@@ -191,7 +191,8 @@ class Run:
     by_group : ByGroup or None
         Of the method "autobalance" on test data, or of `held_out`.
     frontier : dict
-        "main", "gap", "points", "baselines" and "mix" where the run is a frontier's; may be empty.
+        "main", "gap", "points", "baselines", "by" ("mix" or "bound") and under that name the point
+        taken, where the run is a frontier's; may be empty.
     place : str
         In front of every identifier, where a page shows several runs.
     rows : int
@@ -238,6 +239,14 @@ class Run:
     def class_totals(self) -> np.ndarray:
         """Training examples per class, shape ``(k,)``."""
         return self.counts.sum(axis=0)
+
+    @property
+    def decided(self) -> dict[str, Any] | None:
+        """The point of a frontier of decisions that was taken; None for every other run."""
+        if self.frontier.get("by") != "bound":
+            return None
+        taken = self.frontier["bound"]
+        return next((p for p in self.frontier["points"] if p["bound"] == taken), None)
 
     @property
     def folds(self) -> int | None:
@@ -466,14 +475,15 @@ def _frontier(value: Any) -> dict[str, Any]:
                 found.append({**shown, label: point[label]})
         return found
 
-    points = [p for p in placed("points", "mix") if _number(p["mix"]) is not None]
+    by = "bound" if entry.get("by") == "bound" else "mix"
+    points = [p for p in placed("points", by) if _number(p[by]) is not None]
     if None in names or not points:
         return {}
     others = [
         {**b, "title": safe_text(str(b["title"]), MAX_NAME)} for b in placed("baselines", "title")
     ]
     found = {"main": names[0], "gap": names[1], "points": points, "baselines": others}
-    return found | {"mix": _number(entry.get("mix"))}
+    return found | {"by": by, by: _number(entry.get(by))}
 
 
 def _held_out(value: Any, k: int) -> HeldOut | None:

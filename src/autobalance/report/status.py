@@ -13,6 +13,8 @@ def heading(run: Run, objective: str) -> str:
         return f"Training diverged before a loss for the {objective} was found"
     if run.search_status != "finished":
         return f"Unfinished search of a loss for the {objective}"
+    if run.decided:
+        return f"Decisions for the {objective}"
     if run.choice != "designed":
         return f"A loss chosen for the {objective}"
     return f"A loss designed for the {objective}"

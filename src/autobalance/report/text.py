@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from autobalance.report.choice import UNNAMED, choice_sentence, one_fold_sentence
@@ -76,6 +78,17 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return found
 
 
+def _about_decision(run: Run, taken: dict[str, Any]) -> str:
+    said = (
+        "One network was trained by cross-entropy for the probability of each class and group; no "
+        "group is needed to predict. On held-out examples its decisions have a balanced error of "
+        f"{percent(taken['main'])} and a DEO of {percent(taken['gap'])}"
+    )
+    for other in run.frontier["baselines"][:1]:
+        said += f", its most probable classes {percent(other['main'])} and {percent(other['gap'])}"
+    return f"{said}."
+
+
 def _asked(run: Run) -> str:
     name, meaning = OBJECTIVES.get(run.objective, (run.objective, ""))
     goal = f"the {name} ({meaning})" if meaning else name
@@ -93,10 +106,13 @@ def _asked(run: Run) -> str:
             f", from {totals[most]:,.0f} of the most frequent class ({run.classes[most]}) "
             f"down to {totals[least]:,.0f} of the rarest ({run.classes[least]})"
         )
-    return f"autobalance was asked for a training loss that makes {goal} small, given {sizes}."
+    what = "decisions that make" if run.decided else "a training loss that makes"
+    return f"autobalance was asked for {what} {goal} small, given {sizes}."
 
 
 def _found(run: Run) -> str:
+    if run.decided:
+        return _about_decision(run, run.decided)
     if not run.parts:
         return "The record holds no designed loss: training uses plain cross-entropy."
     if not any(part.changed for part in run.parts):
