@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, instance
 
 RESULT = "result.json"
 """Name of the record in a RUN folder."""
@@ -75,9 +75,12 @@ def _without_gaps(value: Any) -> Any:
 
 def parsed_record(text: str, what: str) -> Any:
     """A record from its JSON text; `what` it should be goes into the refusal of another text."""
+    instance(f"The text of {what}", text, (str, bytes))
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError:
+        raise InputError(f"This is not {what}: it is nested too deeply.") from None
+    except ValueError as error:  # no JSON, or bytes that are no text
         raise InputError(f"This is not {what}: not JSON ({error}).") from None
 
 
@@ -105,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A mapping from a JSON file; anything else is refused."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} is not a record of autobalance.")

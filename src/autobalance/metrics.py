@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autobalance.checks import InputError, same_length, whole
+from autobalance.checks import InputError, array_of_numbers, same_length, whole
 
 if TYPE_CHECKING:
     from fairlearn.metrics import MetricFrame
@@ -52,7 +52,7 @@ def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
     """
     whole("bins", bins, least=1)
-    p, y = np.asarray(probabilities, dtype=float), np.asarray(target)
+    p, y = array_of_numbers("probabilities", probabilities), np.asarray(target)
     if p.ndim != 2 or len(p) == 0:
         raise InputError(f"probabilities must have shape (n, k), n at least 1; got {p.shape}.")
     same_length(probabilities=p, target=y)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from autobalance.augment import described
-from autobalance.checks import InputError, TrainingDiverged
+from autobalance.checks import InputError, TrainingDiverged, instance
 from autobalance.data.batches import ArrayData
 from autobalance.settings import Recipe
 from autobalance.training import (
@@ -22,6 +22,7 @@ from autobalance.training import (
     ProgressListener,
     Sampling,
     check_data,
+    check_options,
     describe,
     make_fabric,
     seeded,
@@ -87,7 +88,15 @@ def retrain(
     InputError
         If the checkpoint is not one of this run.
     """
+    check_options(recipe, seed=seed, progress=progress)
     recipe = recipe or Recipe()
+    if not isinstance(loss, nn.Module) or not hasattr(loss, "to_dict"):
+        raise InputError(
+            "loss must be one of autobalance.losses, such as search(...).loss or "
+            f"ParametricCrossEntropy.logit_adjusted(counts); got {type(loss).__name__}."
+        )
+    if augment is not None:
+        instance("augment", augment, nn.Module, "Such as search(...).augment.")
     check_data(data)
     if data.unknown and getattr(loss, "num_groups", None) == data.num_groups:
         raise InputError(
