@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autobalance.checks import InputError, instance
+from autobalance.checks import InputError, instance, path_of
 
 RESULT = "result.json"
 """Name of the record in a RUN folder."""
@@ -17,7 +17,7 @@ RESULT = "result.json"
 
 def output_folder(path: str | Path, *, overwrite: bool) -> Path:
     """Refuse an output folder that has something in it, unless told to overwrite."""
-    path = Path(path)
+    path = path_of("The output", path)
     if path.exists() and not path.is_dir():
         raise InputError(f"The output {path} is a file; give the name of a folder.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
@@ -97,7 +97,7 @@ def check_format(record: Any, format_: str, what: str, name: str) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """``result.json`` of a RUN folder."""
-    if not (folder / RESULT).is_file():
+    if not path_of("The RUN folder", folder / RESULT).is_file():
         raise InputError(
             f"{folder} is not a RUN folder: it has no {RESULT}. `autobalance fit` makes one."
         )

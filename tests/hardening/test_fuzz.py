@@ -37,8 +37,8 @@ from autobalance.files import read_json
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.runs import load_run
 
-FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 BOTH = pytest.mark.parametrize(
     "how", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"]
 )
