@@ -179,7 +179,10 @@ def fit_temperature(
         As for `corrected_probabilities`, or without examples.
     """
     instance("loss", loss, ParametricCrossEntropy)
-    f, y = as_tensor("logits", logits).detach(), indices("target", target)
+    f = as_tensor("logits", logits).detach()
+    if len(f) == 0:
+        raise InputError("There is no example to fit a temperature on.")
+    y = indices("target", target)
     if f.ndim != 2 or not bool(torch.isfinite(f).all()):
         raise InputError(f"logits must be finite, of shape (n, k); got {tuple(f.shape)}.")
     if len(y) and int(y.max()) >= f.shape[1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def retrain(
     """
     check_options(recipe, seed=seed, progress=progress)
     recipe = recipe or Recipe()
-    if not isinstance(loss, nn.Module) or not hasattr(loss, "to_dict"):
+    if not isinstance(loss, nn.Module) or not _takes_groups(loss):
         raise InputError(
             "loss must be one of autobalance.losses, such as search(...).loss or "
             f"ParametricCrossEntropy.logit_adjusted(counts); got {type(loss).__name__}."
@@ -153,3 +154,9 @@ def retrain(
             raise Interrupted(lower.result()) from None
         saved.save()
     return lower.result()
+
+
+def _takes_groups(loss: nn.Module) -> bool:
+    """Whether it is called as the library's losses are; torch's own are not."""
+    taken = inspect.signature(loss.forward).parameters.values()
+    return any(p.name == "groups" or p.kind is p.VAR_KEYWORD for p in taken)

@@ -317,7 +317,7 @@ class TableEncoder:
         if infinite.any():
             name = self.numeric[int(np.argmax(infinite))]
             raise InputError(
-                f"The column {name!r} has an infinite value (inf, or beyond 3.4e38). Replace it by a "
+                f"The column {name!r} has an infinite value (inf) or one beyond 3.4e38. Replace it by a "
                 "number, or by a "
                 "missing value (NaN), which is in order."
             )

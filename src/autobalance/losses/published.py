@@ -543,7 +543,7 @@ class GroupDROLoss(_PublishedLoss):
             check_width(input, self.num_groups)
         elif not isinstance(groups, Tensor) or groups.shape != target.shape:
             tensor = isinstance(groups, Tensor)
-            came = f"shape {tuple(groups.shape)}" if tensor else type(groups).__name__
+            came = f"shape {tuple(groups.shape)}" if tensor else "none"
             raise InputError(
                 f"This loss weighs groups: pass groups=, one index per example; got {came}. "
                 'To weigh classes instead, build it with over="class".'
