@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-all lint
+.PHONY: install demo test test-all lint docs wheel oldest newest audit
 
 install: .venv/.installed
 
@@ -25,3 +25,21 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+# The site, with warnings as errors; its tutorials and snippets run.
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# Wheel and sdist, checked, and tests against the installed wheel in an environment of its own.
+wheel: install
+	.ci/wheel dist
+
+# The fast tests with the oldest and the newest versions that pyproject.toml allows.
+oldest:
+	.ci/versions oldest
+
+newest:
+	.ci/versions newest
+
+audit: install
+	$(BIN)/python -m pip_audit -r constraints.txt --no-deps --disable-pip --strict

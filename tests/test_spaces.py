@@ -371,7 +371,7 @@ def test_default_space_follows_the_counts() -> None:
         (lambda: HierarchicalSpace([[5, 1], [2, 3]]), "for groups use GroupSpace"),
         (lambda: HierarchicalSpace([5, 1], sigma_eps=0.0), "sigma_eps must be a finite number"),
         (lambda: ClassSpace([5, 1], sigma=-1.0), "sigma must be a finite number above 0"),
-        (lambda: ClusterSpace([5, 1], size=0), "size must be at least 1 class per cluster; got 0"),
+        (lambda: ClusterSpace([5, 1], size=0), "size must be at least 1; got 0"),
         (lambda: ClusterSpace([[5, 1]], size=1), r"ClusterSpace takes counts per class \(k,\)"),
         (lambda: GroupSpace([5, 1]), r"GroupSpace takes counts per group and class \(g, k\)"),
         (lambda: HierarchicalSpace([5, 1], importance=[1, -1]), "importance must hold one non-"),

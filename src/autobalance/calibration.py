@@ -33,8 +33,15 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from autobalance.checks import InputError, one_of, positive, same_length
-from autobalance.data.batches import ArrayData
+from autobalance.checks import (
+    InputError,
+    array_of_numbers,
+    instance,
+    one_of,
+    positive,
+    same_length,
+)
+from autobalance.data.batches import ArrayData, as_tensor, indices
 from autobalance.losses import ParametricCrossEntropy, adjusted_logits
 from autobalance.metrics import (
     Reliability,
@@ -129,11 +136,12 @@ def corrected_probabilities(
         none.
     """
     positive("temperature", temperature)
-    f = torch.as_tensor(logits).detach().double()
+    instance("loss", loss, ParametricCrossEntropy)
+    f = as_tensor("logits", logits).detach().double()
     if f.ndim != 2:
         raise InputError(f"logits must have shape (n, k); got {tuple(f.shape)}.")
     counts = _counts(class_counts, loss, f.shape[1])
-    rows = None if groups is None else torch.as_tensor(groups)
+    rows = None if groups is None else indices("groups", groups)
     if rows is not None and loss.num_groups is None:
         rows = None  # the loss is the same for all
         counts = counts.sum(dim=0, keepdim=True)
@@ -190,7 +198,17 @@ def fit_temperature(
     InputError
         As for `corrected_probabilities`, or without examples.
     """
-    f, y = torch.as_tensor(logits).detach(), torch.as_tensor(target).long()
+    instance("loss", loss, ParametricCrossEntropy)
+    f = as_tensor("logits", logits).detach()
+    if len(f) == 0:
+        raise InputError("There is no example to fit a temperature on.")
+    y = indices("target", target)
+    if f.ndim != 2 or not bool(torch.isfinite(f).all()):
+        raise InputError(f"logits must be finite, of shape (n, k); got {tuple(f.shape)}.")
+    if len(y) and int(y.max()) >= f.shape[1]:
+        raise InputError(
+            f"target has class {int(y.max())}, but logits are for {f.shape[1]} classes."
+        )
     rows = None if groups is None or loss.num_groups is None else torch.as_tensor(groups).long()
     if same_length(logits=f, target=y, groups=rows) == 0:
         raise InputError("There is no example to fit a temperature on.")
@@ -308,7 +326,7 @@ def _posterior(f: Tensor, loss: ParametricCrossEntropy, groups: Tensor | None) -
 
 def _counts(class_counts: Any, loss: ParametricCrossEntropy, k: int) -> Tensor:
     """Training examples as ``(g, k)``; g = 1 without groups."""
-    counts = torch.as_tensor(np.array(class_counts, dtype=float)).double()
+    counts = torch.as_tensor(array_of_numbers("class_counts", class_counts))
     table = counts if counts.ndim == 2 else counts[None]
     if counts.ndim not in (1, 2) or table.shape[1] != k or loss.num_classes not in (None, k):
         raise InputError(
@@ -342,7 +360,7 @@ def _prior(prior: Prior, training: Tensor) -> Tensor:
         if prior == "training":
             return training
         prior = np.ones(training.shape[1])
-    shares = torch.as_tensor(np.array(prior, dtype=float))
+    shares = torch.as_tensor(array_of_numbers("prior", prior))
     if shares.shape not in (training.shape, training.shape[1:]):
         raise InputError(
             f"prior must be one of {', '.join(PRIORS)}, or hold one share per class "

@@ -6,8 +6,12 @@ enters the library; code behind them relies on what they have established.
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,9 +41,15 @@ class TrainingDiverged(RuntimeError):
 def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
     """Return `value` if it is one of `allowed`, else raise `InputError` naming them all."""
     choices = sorted(allowed)
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}.")
     return value
+
+
+def shown(value: object) -> str:
+    """A value in a message, cut short where it is long."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
@@ -54,7 +64,9 @@ def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
     try:
         array = np.asarray(counts, dtype=np.float64)
     except (TypeError, ValueError):
-        raise InputError(f"{name} must hold whole numbers of examples; got {counts!r}.") from None
+        raise InputError(
+            f"{name} must hold whole numbers of examples; got {shown(counts)}."
+        ) from None
     if array.ndim not in (1, 2) or array.shape[-1] < 2:
         raise InputError(
             f"{name} needs one count per class (k,), or per group and class (g, k), with at least "
@@ -74,7 +86,15 @@ def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
 
 def same_length(**arrays: object) -> int:
     """Return the common length of the given arrays, ignoring those that are None."""
-    lengths = {name: len(a) for name, a in arrays.items() if a is not None}  # type: ignore[arg-type]
+    lengths = {}
+    for name, array in arrays.items():
+        try:
+            if array is not None:
+                lengths[name] = len(array)  # type: ignore[arg-type]
+        except TypeError:
+            raise InputError(
+                f"{name} must have one entry per example; got {shown(array)}."
+            ) from None
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
         raise InputError(f"All must have one entry per example, but {found}.")
@@ -84,7 +104,7 @@ def same_length(**arrays: object) -> int:
 def number(name: str, value: float) -> float:
     """Return `value` if it is a number; numbers written as text are refused."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise InputError(f"{name} must be a number; got {value!r}.")
+        raise InputError(f"{name} must be a number; got {shown(value)}.")
     return value
 
 
@@ -95,6 +115,71 @@ def whole(name: str, value: int, *, least: int) -> int:
     if value < least:
         raise InputError(f"{name} must be at least {least}; got {value}.")
     return value
+
+
+def finite_number(name: str, value: float) -> float:
+    """Return `value` if it is a finite number."""
+    if not math.isfinite(number(name, value)):
+        raise InputError(f"{name} must be a finite number; got {value!r}.")
+    return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """Return `value` if it is a finite number of at least 0."""
+    if finite_number(name, value) < 0:
+        raise InputError(f"{name} must not be negative; got {value!r}.")
+    return value
+
+
+def below_one(name: str, value: float) -> float:
+    """Return `value` if it lies in [0, 1)."""
+    if not 0.0 <= number(name, value) < 1.0:
+        raise InputError(f"{name} must lie in [0, 1); got {value!r}.")
+    return value
+
+
+def seed_number(seed: int) -> int:
+    """Return `seed` if random generators take it."""
+    if whole("seed", seed, least=0) >= 2**63:
+        raise InputError(f"seed must be below 2**63; got {seed}.")
+    return seed
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], remedy: str = "") -> Any:
+    """Return `value` if it is of a kind."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(k.__name__ for k in kinds)
+        raise InputError(
+            f"{name} must be of the type {expected}; got {type(value).__name__}. {remedy}".rstrip()
+        )
+    return value
+
+
+def array_of_numbers(name: str, values: Any) -> np.ndarray:
+    """`values` as float64, refused where they are no array of real numbers."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"it holds {array.dtype}")
+        return array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must hold numbers: {shown(str(error))}.") from None
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path, refused where no file can have it."""
+    instance(name, value, (str, Path))
+    try:
+        Path(value).lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"{name} cannot be the path {shown(str(value))}: {reason}. Give another."
+        ) from None
+    return Path(value)
 
 
 def positive(name: str, value: float) -> float:

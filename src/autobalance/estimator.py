@@ -26,7 +26,14 @@ from autobalance.calibration import (
     fit_temperature,
     measured,
 )
-from autobalance.checks import InputError, TrainingDiverged, one_of, same_length
+from autobalance.checks import (
+    InputError,
+    TrainingDiverged,
+    array_of_numbers,
+    one_of,
+    path_of,
+    same_length,
+)
 from autobalance.data.batches import UNKNOWN, ArrayData, MissingGroups, concatenated, finite
 from autobalance.data.tables import TableEncoder
 from autobalance.decisions import CellDecision, CellPosterior, ClassLogits, Decided, cell_posterior
@@ -235,6 +242,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         """`fit` without the removal of its checkpoints, for callers that have yet to save."""
         as_objective(self.objective)
+        if self.checkpoint is not None:
+            path_of("checkpoint", self.checkpoint)
         seed = _seed(self.random_state)
         data = self._training_data(X, y, sensitive_features, sample_weight)
         held = None if validation is None else self._held_data(validation, data, "validation")
@@ -583,7 +592,9 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         inputs = self._inputs(X, reset=True)
         one_of("missing_groups", self.missing_groups, ("refused", "unknown"))
         names = None if groups is None else _group_names(groups, self.missing_groups)
-        weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float32)
+        weight = None
+        if sample_weight is not None:
+            weight = array_of_numbers("sample_weight", sample_weight).astype(np.float32)
         same_length(X=inputs, y=labels, sensitive_features=names, sample_weight=weight)
         self.classes_, target = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:

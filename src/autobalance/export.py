@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, instance, path_of
+from autobalance.data.batches import as_tensor
 from autobalance.files import write_atomically
 
 _TOLERANCE = 1e-4
@@ -50,7 +51,8 @@ def export_model(model: nn.Module, example: Any, path: str | Path) -> Path:
         what was written gives other logits than the network (by more than 1e-4, relative to the
         largest where that is above 1).
     """
-    path = Path(path)
+    path = path_of("path", path)
+    instance("model", model, nn.Module)
     if path.suffix not in SUFFIXES:
         raise InputError(f"The file must end in {' or '.join(SUFFIXES)}; got {path.name!r}.")
     if path.suffix == ".onnx":
@@ -60,7 +62,7 @@ def export_model(model: nn.Module, example: Any, path: str | Path) -> Path:
                 f"Export to ONNX needs {', '.join(missing)}. Install the extra: "
                 "pip install 'autobalance[export]', or export to a .pt2 file."
             )
-    inputs = torch.as_tensor(example).detach().cpu()
+    inputs = as_tensor("example", example).detach().cpu()
     if inputs.ndim < 2 or len(inputs) < 2:
         raise InputError(
             f"example must hold at least two inputs, (n, ...); got shape {tuple(inputs.shape)}."

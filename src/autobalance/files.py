@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, instance, path_of
 
 RESULT = "result.json"
 """Name of the record in a RUN folder."""
@@ -17,7 +17,7 @@ RESULT = "result.json"
 
 def output_folder(path: str | Path, *, overwrite: bool) -> Path:
     """Refuse an output folder that has something in it, unless told to overwrite."""
-    path = Path(path)
+    path = path_of("The output", path)
     if path.exists() and not path.is_dir():
         raise InputError(f"The output {path} is a file; give the name of a folder.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
@@ -75,9 +75,12 @@ def _without_gaps(value: Any) -> Any:
 
 def parsed_record(text: str, what: str) -> Any:
     """A record from its JSON text; `what` it should be goes into the refusal of another text."""
+    instance(f"The text of {what}", text, (str, bytes))
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError:
+        raise InputError(f"This is not {what}: it is nested too deeply.") from None
+    except ValueError as error:  # no JSON, or bytes that are no text
         raise InputError(f"This is not {what}: not JSON ({error}).") from None
 
 
@@ -94,7 +97,7 @@ def check_format(record: Any, format_: str, what: str, name: str) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """``result.json`` of a RUN folder."""
-    if not (folder / RESULT).is_file():
+    if not path_of("The RUN folder", folder / RESULT).is_file():
         raise InputError(
             f"{folder} is not a RUN folder: it has no {RESULT}. `autobalance fit` makes one."
         )
@@ -105,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A mapping from a JSON file; anything else is refused."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} is not a record of autobalance.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autobalance.checks import InputError, same_length, whole
+from autobalance.checks import InputError, array_of_numbers, same_length, whole
 
 if TYPE_CHECKING:
     from fairlearn.metrics import MetricFrame
@@ -101,7 +101,7 @@ def _binned(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each example its bin, its largest probability, and whether that is of its class."""
     whole("bins", bins, least=1)
-    p, y = np.asarray(probabilities, dtype=float), np.asarray(target)
+    p, y = array_of_numbers("probabilities", probabilities), np.asarray(target)
     if p.ndim != 2 or len(p) == 0:
         raise InputError(f"probabilities must have shape (n, k), n at least 1; got {p.shape}.")
     same_length(probabilities=p, target=y)

@@ -277,7 +277,9 @@ class SearchResult:
                 else None,
                 **{name: record[name] for name in _PLAIN},
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"This search result is incomplete or altered: {error}.") from None
 
     def to_json(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from autobalance.augment import described
-from autobalance.checks import InputError, TrainingDiverged
+from autobalance.checks import InputError, TrainingDiverged, instance
 from autobalance.data.batches import ArrayData
 from autobalance.loggers import MetricLogger, RunLog
 from autobalance.settings import Recipe
@@ -23,6 +24,7 @@ from autobalance.training import (
     ProgressListener,
     Sampling,
     check_data,
+    check_options,
     describe,
     make_fabric,
     seeded,
@@ -91,7 +93,15 @@ def retrain(
     InputError
         If the checkpoint is not one of this run.
     """
+    check_options(recipe, seed=seed, progress=progress)
     recipe = recipe or Recipe()
+    if not isinstance(loss, nn.Module) or not _takes_groups(loss):
+        raise InputError(
+            "loss must be one of autobalance.losses, such as search(...).loss or "
+            f"ParametricCrossEntropy.logit_adjusted(counts); got {type(loss).__name__}."
+        )
+    if augment is not None:
+        instance("augment", augment, nn.Module, "Such as search(...).augment.")
     check_data(data)
     if data.unknown and getattr(loss, "num_groups", None) == data.num_groups:
         raise InputError(
@@ -159,3 +169,9 @@ def _log_step(log: RunLog, lower: LowerLevel, value: Tensor) -> None:
         rate = lower.optimizer.param_groups[0]["lr"]
         values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}
         log.write(values, lower.done)
+
+
+def _takes_groups(loss: nn.Module) -> bool:
+    """Whether it is called as the library's losses are; torch's own are not."""
+    taken = inspect.signature(loss.forward).parameters.values()
+    return any(p.name == "groups" or p.kind is p.VAR_KEYWORD for p in taken)

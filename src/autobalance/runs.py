@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, array_of_numbers, path_of, shown
 from autobalance.data.tables import TableEncoder
 from autobalance.decisions import CellDecision
 from autobalance.estimator import AutoBalanceClassifier
@@ -47,6 +47,20 @@ def write_run(
         (folder / name).unlink(missing_ok=True)
     write_report(record, folder / REPORT)
     return True
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    """Refuse a ``model.json`` whose values are of other kinds than were written."""
+    classes, groups = description["classes"], description["groups"]
+    if not isinstance(classes, list) or len(classes) < 2 or len({type(c) for c in classes}) > 1:
+        raise TypeError("classes are no list of labels")
+    if not isinstance(classes[0], (str, int, float)):
+        raise TypeError("classes are no list of labels")
+    if not isinstance(groups, (list, type(None))) or not isinstance(description["target"], str):
+        raise TypeError("groups are no list, or target is no name")
+    columns = description["encoder"]["columns"]
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise TypeError("columns are no list of names")
 
 
 def run_status(folder: Path) -> str | None:
@@ -108,6 +122,8 @@ def _built(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     if decision is None:
         return network
     m, g, k = state["weights"].shape
+    if k != len(description["classes"]):
+        raise ValueError("decision and classes differ in number")
     cells = with_new_head(network, g * k)
     return CellDecision(cells, np.zeros((m, g, k)), [1.0 / m] * m, decision["seed"])
 
@@ -121,7 +137,7 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
         If the folder is not a RUN folder, was interrupted before its network was trained, or a
         file of it is altered.
     """
-    folder = Path(folder)
+    folder = path_of("The RUN folder", folder)
     record = read_record(folder)
     if record.get("kind") == "demo":
         raise InputError(f"{folder} holds a demo, not a fitted model. `autobalance fit` makes one.")
@@ -134,6 +150,7 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
     if description.get("format") != _FORMAT or description.get("version") != 1:
         raise InputError(f"{folder / MODEL} was not written by this version of autobalance.")
     try:
+        _check_description(description)
         state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
         network = _built(description, state)
         network.load_state_dict(state)
@@ -142,14 +159,24 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
         classifier.encoder_ = TableEncoder.from_dict(description["encoder"])
         classifier.classes_ = np.array(description["classes"])
         classifier.groups_ = description["groups"]
+        fits = (classifier.encoder_.num_features, len(description["classes"]))
+        if fits != tuple(description["network"][key] for key in ("num_features", "num_classes")):
+            raise ValueError("network, encoder and classes differ in number")
         classifier.feature_names_in_ = np.array(classifier.encoder_.columns, dtype=object)
         classifier.n_features_in_ = len(classifier.encoder_.columns)
         classifier.input_shape_ = (classifier.n_features_in_,)
         classifier.keep(SearchResult.from_dict(record["search"]))
-        classifier.class_masses_ = np.array(record["class_counts"], dtype=float)
+        classifier.class_masses_ = array_of_numbers("class_counts", record["class_counts"])
+        if classifier.class_masses_.shape[-1:] != (len(description["classes"]),):
+            raise ValueError("class_counts and classes differ in number")
+        if classifier.loss_.num_classes not in (None, len(description["classes"])):
+            raise ValueError("loss and classes differ in number")
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (
+        KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, RuntimeError,
+        OverflowError, SafetensorError,
+    ) as error:  # fmt: skip
+        reason = shown((str(error) or type(error).__name__).splitlines()[0])
         raise InputError(f"The run in {folder} is incomplete or altered: {reason}.") from None
     return classifier, {**record, "target": description["target"]}

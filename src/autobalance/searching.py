@@ -23,7 +23,7 @@ from autobalance.augment import (
 )
 from autobalance.calibration import Calibration, class_masses, fit_temperature, thinning
 from autobalance.checkpoints import fingerprint
-from autobalance.checks import InputError, TrainingDiverged
+from autobalance.checks import InputError, TrainingDiverged, instance
 from autobalance.choosing import Outcomes, choose, train_candidates
 from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
 from autobalance.data.splits import stratified_folds
@@ -43,6 +43,7 @@ from autobalance.training import (
     Progress,
     ProgressListener,
     check_data,
+    check_options,
     describe,
     make_fabric,
     predict_logits,
@@ -138,6 +139,8 @@ def search(
     ----------
     Li et al., "AutoBalance: Optimized Loss Functions for Imbalanced Data", NeurIPS 2021.
     """
+    check_options(recipe, settings, seed, progress)
+    instance("solver", solver, Solver)
     recipe, settings = recipe or Recipe(), settings or SearchSettings()
     goal = as_objective(objective)
     check_data(data)

@@ -21,17 +21,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, class_counts, positive
+from autobalance.checks import (
+    InputError,
+    array_of_numbers,
+    class_counts,
+    finite_number,
+    instance,
+    positive,
+    shown,
+    whole,
+)
 from autobalance.losses.functional import LossParameters
 
 PARTS = ("weight", "additive", "multiplicative")
 
 
 def _parts(learn: Iterable[str]) -> tuple[str, ...]:
-    chosen = tuple(learn)
+    chosen = (
+        tuple(learn) if isinstance(learn, Iterable) and not isinstance(learn, str) else (learn,)
+    )
     unknown = [part for part in chosen if part not in PARTS]
     if unknown or not chosen:
-        raise InputError(f"learn must name some of {', '.join(PARTS)}; got {list(chosen)}.")
+        raise InputError(f"learn must name some of {', '.join(PARTS)}; got {shown(list(chosen))}.")
     return tuple(part for part in PARTS if part in chosen)
 
 
@@ -164,7 +175,7 @@ class HierarchicalSpace(DesignSpace):
             )
         self.sigma_tau = positive("sigma_tau", sigma_tau)
         self.sigma_eps = positive("sigma_eps", sigma_eps)
-        self.start = float(tau)
+        self.start = float(finite_number("tau", tau))
         self.deviations = deviations
         if not deviations and "weight" in self.learns:
             raise InputError(
@@ -210,8 +221,14 @@ def _log_importance(importance: Any, classes: int) -> Tensor:
     """Log omega_k, its largest 0; a class of no importance counts as one of 1e-3."""
     if importance is None:
         return torch.zeros(classes)
-    omega = torch.as_tensor(importance, dtype=torch.get_default_dtype())
-    if omega.shape != (classes,) or not bool((omega >= 0).all()) or not float(omega.max()) > 0:
+    omega = torch.as_tensor(
+        array_of_numbers("importance", importance), dtype=torch.get_default_dtype()
+    )
+    if (
+        omega.shape != (classes,)
+        or not bool(((omega >= 0) & omega.isfinite()).all())
+        or not float(omega.max()) > 0
+    ):
         raise InputError(
             f"importance must hold one non-negative number per class ({classes}), not all 0; "
             f"got shape {tuple(omega.shape)}."
@@ -251,7 +268,7 @@ class ClassSpace(DesignSpace):
         super().__init__(counts, learn)
         self.sigmoid = sigmoid
         self.sigma = None if sigma is None else positive("sigma", sigma)
-        self.register_buffer("start", tau * self._log_prior())
+        self.register_buffer("start", finite_number("tau", tau) * self._log_prior())
         free = self._free_shape()
         if "additive" in self.learns:
             self.additive = nn.Parameter(torch.zeros(free))
@@ -308,8 +325,7 @@ class ClusterSpace(ClassSpace):
         table = class_counts(counts, name="counts")
         if table.ndim != 1:
             raise InputError("ClusterSpace takes counts per class (k,).")
-        if size < 1:
-            raise InputError(f"size must be at least 1 class per cluster; got {size}.")
+        whole("size", size, least=1)
         order = np.argsort(-table, kind="stable")
         cluster = np.empty(len(table), dtype=np.int64)
         cluster[order] = np.arange(len(table)) // size
@@ -358,7 +374,8 @@ class GroupSpace(DesignSpace):
         super().__init__(counts, learn)
         if self.counts.ndim != 2:
             raise InputError("GroupSpace takes counts per group and class (g, k).")
-        self.starts = {"tau_class": float(tau_class), "tau_group": float(tau_group)}
+        given = {"tau_class": tau_class, "tau_group": tau_group}
+        self.starts = {name: float(finite_number(name, value)) for name, value in given.items()}
         self.sigma_tau = positive("sigma_tau", sigma_tau)
         self.sigma_eps = positive("sigma_eps", sigma_eps)
         shape = self.counts.shape
@@ -411,7 +428,7 @@ class WithUnknownGroup(DesignSpace):
     """
 
     def __init__(self, space: DesignSpace) -> None:
-        if space.num_groups is None:
+        if instance("space", space, DesignSpace).num_groups is None:
             raise InputError("WithUnknownGroup takes a space made from counts per group (g, k).")
         super().__init__(space.counts, space.learns)
         self.inner = space
@@ -469,6 +486,11 @@ def made_space(
     """
     if factory is None:
         return default_space(counts, over, importance)
+    if not callable(factory):
+        raise InputError(
+            "space must be a function from training counts to a DesignSpace; got "
+            f"{type(factory).__name__}."
+        )
     space = factory(counts)
     if not isinstance(space, DesignSpace):
         raise InputError(f"space must return a DesignSpace; got {type(space).__name__}.")

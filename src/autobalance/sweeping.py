@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, TrainingDiverged, fraction, number
+from autobalance.checks import InputError, TrainingDiverged, fraction, number, shown
 from autobalance.choosing import Outcomes, train_candidates
 from autobalance.data.batches import ArrayData
 from autobalance.files import check_format, parsed_record, to_json
@@ -37,6 +37,7 @@ from autobalance.training import (
     Progress,
     ProgressListener,
     check_data,
+    check_options,
     seeded,
 )
 from autobalance.tunable import TunableCrossEntropy
@@ -214,7 +215,9 @@ class Frontier:
             ]
             start = ParametricCrossEntropy.from_dict(record["start"])
             return cls(points, start, **{name: record[name] for name in _REST})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"This frontier is incomplete or altered: {error}.") from None
 
     @classmethod
@@ -264,6 +267,7 @@ def frontier(
     TrainingDiverged, Interrupted
         As for `search`; `partial` is the `Frontier` of the points so far.
     """
+    check_options(recipe, settings, seed, progress)
     recipe, settings = recipe or Recipe(), replace(settings or SearchSettings(), choose=False)
     check_data(data)
     weights = _weights(mixes)
@@ -396,7 +400,9 @@ def _weights(mixes: Sequence[float]) -> list[float]:
 def _objectives(main: str, gap: str, mixes: Sequence[float]) -> list[Objective]:
     for role, name in (("main", main), ("gap", gap)):
         if not isinstance(name, str) or name not in KNOWN:
-            raise InputError(f"{role} must be one of {', '.join(sorted(KNOWN))}; got {name!r}.")
+            raise InputError(
+                f"{role} must be one of {', '.join(sorted(KNOWN))}; got {shown(name)}."
+            )
     if isinstance(KNOWN[main], Gap):
         raise InputError(
             f"main must not be a gap, which a classifier that predicts one class wins; got {main!r}. "

@@ -27,13 +27,21 @@ from autobalance.checkpoints import (
     save_checkpoint,
     set_random_state,
 )
-from autobalance.checks import InputError, TrainingDiverged, one_of
+from autobalance.checks import (
+    InputError,
+    TrainingDiverged,
+    instance,
+    one_of,
+    path_of,
+    seed_number,
+    shown,
+)
 from autobalance.data.batches import ArrayData, Batch, ResampledBatches, ShuffledBatches
 from autobalance.distributed import ALONE, Processes
 from autobalance.hypergrad.system import logits_of
 from autobalance.losses import last_linear
 from autobalance.losses.modules import check_width
-from autobalance.settings import Recipe
+from autobalance.settings import Recipe, SearchSettings
 
 ModelFactory = Callable[[], nn.Module]
 CHECKPOINT_SECONDS = 30.0
@@ -99,7 +107,9 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
     In a process that `torchrun` (or `fabric run`) started, all of its processes train together, by
     DDP, each on a device of this kind.
     """
-    kind, _, index = device.partition(":")
+    kind, colon, index = instance("device", device, str).partition(":")
+    if (colon and not index.isdigit()) or len(device) > 20:
+        raise InputError(f"device must be auto, cpu, cuda, cuda:1 or mps; got {shown(device)}.")
     devices: Any = [int(index)] if index.isdigit() else 1
     world = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     try:
@@ -125,6 +135,7 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global random state and give it back as it was."""
+    seed_number(seed)
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -174,7 +185,7 @@ class Checkpoint:
         processes: Processes = ALONE,
     ) -> None:
         self.writes = processes.rank == 0
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else _writable(path)
         self.identity = identity() if self.path else {}
         self.state = state
         self._last = time.monotonic()
@@ -200,6 +211,33 @@ class Checkpoint:
             tree = {"state": self.state(), "random": random_state()}
             save_checkpoint(self.path, tree, self.identity)
             self._last = time.monotonic()
+
+
+def _writable(path: str | Path) -> Path:
+    """A checkpoint's path. What cannot be written is said now, and not when there is work to lose."""
+    path = path_of("checkpoint", path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The checkpoint {path} cannot be written: {error}.") from None
+    if path.is_dir():
+        raise InputError(f"The checkpoint {path} is a folder; give the name of a file.")
+    return path
+
+
+def check_options(
+    recipe: object = None, settings: object = None, seed: int = 0, progress: object = None
+) -> None:
+    """Refuse what no run can be started with."""
+    if recipe is not None:
+        instance("recipe", recipe, Recipe, "Build one: Recipe(epochs=60).")
+    if settings is not None:
+        instance("settings", settings, SearchSettings, "Build one: SearchSettings(folds=3).")
+    seed_number(seed)
+    if progress is not None and not callable(progress):
+        raise InputError(
+            f"progress must be a function that takes a Progress; got {type(progress).__name__}."
+        )
 
 
 def check_data(data: object, name: str = "data") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, one_of
+from autobalance.checks import InputError, below_one, instance, one_of, whole
 from autobalance.losses.functional import LossParameters
 from autobalance.losses.modules import ParametricCrossEntropy, Reduction, check_width, reduced_loss
 from autobalance.spaces import DesignSpace
@@ -39,6 +39,9 @@ class TunableCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         one_of("reduction", reduction, ("mean", "sum"))
+        instance("space", space, DesignSpace, "Such as HierarchicalSpace(class_counts).")
+        below_one("label_smoothing", label_smoothing)
+        whole("ignore_index", ignore_index, least=-(2**63))
         self.space = space
         self.options: dict[str, Any] = {
             "reduction": reduction,

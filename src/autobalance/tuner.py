@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autobalance.augment import AugmentationPolicy
-from autobalance.checks import InputError, one_of, positive
+from autobalance.checks import InputError, array_of_numbers, instance, one_of, positive, shown
 from autobalance.data.batches import Batch, as_batch, as_batches
 from autobalance.distributed import Processes
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
@@ -126,6 +127,17 @@ class LossTuner:
                 f"LossTuner tunes a TunableCrossEntropy; got {type(loss).__name__}. "
                 "Build one from a design space: TunableCrossEntropy(HierarchicalSpace(class_counts))."
             )
+        instance("solver", solver, Solver)
+        if optimizer is not None:
+            instance("optimizer", optimizer, Optimizer)
+        if augment is not None:
+            instance("augment", augment, nn.Module)
+        if not callable(adapter):
+            raise InputError(
+                f"adapter must be a function that returns a Batch; got {type(adapter).__name__}."
+            )
+        if validation_counts is not None:
+            _check_sizes(validation_counts, loss.space.num_classes)
         self.loss = loss
         self.objective = as_objective(objective)
         self.optimizer = optimizer
@@ -167,6 +179,7 @@ class LossTuner:
             If a batch cannot be read or does not fit the model and the loss, or the optimizer is
             another model's.
         """
+        instance("model", model, nn.Module)
         batch, processes = self._read(val_batch), Processes.of(model)
         if processes.overlooked and not self._told:
             self._told = True
@@ -176,6 +189,7 @@ class LossTuner:
                 "network; in a LightningModule that is self.trainer.strategy.model.",
                 stacklevel=2,
             )
+        _check_held(batch, self.loss.space.num_classes)
         found = self.hypergradient(model, train_batch, batch)
         done = self.update([found], processes.labels(batch))
         if done.skipped and self.skipped == 1:
@@ -284,7 +298,9 @@ class LossTuner:
         )
 
     def _read(self, batch: Any) -> Batch:
-        return batch if isinstance(batch, Batch) else self.adapter(batch)
+        if isinstance(batch, Batch):
+            return batch
+        return instance("what adapter returns", self.adapter(batch), Batch)
 
     def _effective_size(self, val_batch: Batch | None) -> float:
         counts = self.validation_counts
@@ -308,6 +324,38 @@ def _follow(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and name != "step":  # torch keeps that one on the CPU
                 state[name] = value.to(p)
+
+
+def _check_sizes(counts: Any, classes: int) -> None:
+    """Refuse what is no table of validation examples."""
+    table = array_of_numbers("validation_counts", counts)
+    whole_numbers = bool(np.isfinite(table).all() and (table >= 0).all() and table.sum() > 0)
+    if table.ndim not in (1, 2) or table.shape[-1] != classes or not whole_numbers:
+        raise InputError(
+            f"validation_counts must hold numbers of examples, ({classes},) or (g, {classes}), none "
+            f"negative, not all 0; got {shown(counts)}."
+        )
+
+
+def _check_held(batch: Batch, classes: int) -> None:
+    """Refuse targets that are no class indices; a GPU's values are not looked at."""
+    target = batch.target
+    if target.ndim != 1 or target.dtype != torch.int64 or len(target) == 0:
+        raise InputError(
+            "The validation batch needs class indices of dtype int64, shape (n,), n at least 1; got "
+            f"{target.dtype} of shape {tuple(target.shape)}."
+        )
+    inputs = batch.inputs
+    if isinstance(inputs, Tensor) and inputs.shape[:1] != target.shape:
+        raise InputError(
+            f"The validation batch needs one class index per example: inputs {tuple(inputs.shape)}, "
+            f"target {tuple(target.shape)}."
+        )
+    if target.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise InputError(
+            f"The validation batch's target must lie in 0..{classes - 1}; got "
+            f"{int(target.min())} to {int(target.max())}."
+        )
 
 
 def free_parameters(space: nn.Module, augment: nn.Module | None) -> list[Any]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from autobalance.augment.images import (
 )
 from autobalance.augment.operations import Operation, checked_operations
 from autobalance.augment.tensors import FeatureDropout, GaussianNoise, Mixup, SphericalNoise
-from autobalance.checks import InputError, one_of
+from autobalance.checks import InputError, array_of_numbers, one_of, shown
 from autobalance.files import check_format, parsed_record
 
 OPERATIONS: tuple[type[Operation], ...] = (
@@ -46,7 +45,7 @@ def _table(name: str, value: Any, operations: int) -> Tensor:
     if isinstance(value, Tensor) and value.is_floating_point():
         tensor = value.detach().clone()
     else:
-        tensor = torch.tensor(np.asarray(value), dtype=torch.get_default_dtype())
+        tensor = torch.tensor(array_of_numbers(name, value), dtype=torch.get_default_dtype())
     if tensor.ndim not in (2, 3) or tensor.shape[-1] != operations or tensor.shape[-2] < 2:
         raise InputError(
             f"{name} needs one row per class and one column per operation, (k, {operations}), or "
@@ -186,6 +185,19 @@ class Augmentation(nn.Module):
         known = {kind.name: kind for kind in (*OPERATIONS, *own)}
         dtypes = {str(d): d for d in _DTYPES}
         dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
+        try:
+            return cls._from_record(record, known, dtype)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"This augmentation is incomplete or altered: {shown(str(error))}."
+            ) from None
+
+    @classmethod
+    def _from_record(
+        cls, record: dict[str, Any], known: dict[str, type[Operation]], dtype: torch.dtype
+    ) -> Augmentation:
         operations = [
             known[one_of("operation", entry["name"], known)](
                 **{key: value for key, value in entry.items() if key != "name"}

@@ -69,7 +69,7 @@ def per_example(strength: Tensor, inputs: Tensor) -> Tensor:
 
 def checked_operations(operations: Iterable[Operation]) -> tuple[Operation, ...]:
     """Refuse none at all, two of one name, and image operations together with tensor ones."""
-    found = tuple(operations)
+    found = tuple(operations) if isinstance(operations, Iterable) else (operations,)
     wrong = [o for o in found if not isinstance(o, Operation)]
     if wrong or not found:
         what = f"a {type(wrong[0]).__name__}" if wrong else "none"

@@ -15,7 +15,8 @@ from autobalance.augment.fixed import Augmentation, graded_only
 from autobalance.augment.images import image_operations
 from autobalance.augment.operations import Operation, checked_operations
 from autobalance.augment.tensors import tensor_operations
-from autobalance.checks import InputError, fraction, positive, whole
+from autobalance.checks import InputError, fraction, positive, shown, whole
+from autobalance.data.batches import as_tensor
 
 
 def _cells(counts: Any) -> np.ndarray:
@@ -27,7 +28,7 @@ def _cells(counts: Any) -> np.ndarray:
     if table.ndim not in (1, 2) or table.shape[-1] < 2:
         raise InputError(
             "counts needs one number of training examples per class (k,), or per group and class "
-            f"(g, k), with at least two classes; got {counts!r}."
+            f"(g, k), with at least two classes; got {shown(counts)}."
         )
     if not np.isfinite(table).all() or (table < 0).any() or (table != np.round(table)).any():
         raise InputError("counts must hold whole numbers of examples, none negative.")
@@ -260,7 +261,7 @@ def default_policy(
     InputError
         If the shape, dtype, channels or values fit neither set of operations.
     """
-    inputs = torch.as_tensor(inputs)
+    inputs = as_tensor("inputs", inputs)
     if inputs.ndim == 4:
         operations = image_operations(inputs.shape[1])
     elif inputs.ndim == 2:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from autobalance.checks import one_of, whole
+from autobalance.checks import one_of, path_of, whole
 from autobalance.cli.options import DONE, FAILED, complain
 from autobalance.files import write_atomically
 
@@ -33,7 +32,7 @@ def run_compare(options: Namespace, command: str) -> int:
         configuration = configuration.subset(options.subset)
     for name in options.again:
         one_of("again", name, configuration.methods)
-    out = Path(options.out)
+    out = path_of("The output", options.out)
     store = Store(out / "cells.jsonl")
     failed: list[dict[str, Any]] = []
     if not options.summary:

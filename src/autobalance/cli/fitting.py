@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from autobalance.checks import InputError, TrainingDiverged, whole
-from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain
+from autobalance.checks import InputError, TrainingDiverged, path_of, whole
+from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
 from autobalance.files import checkpoint_files, output_folder
-from autobalance.settings import Recipe, SearchSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +48,7 @@ def run_demo(options: Namespace, command: str) -> int:
 def run_fit(options: Namespace, command: str) -> int:
     whole("seed", options.seed, least=0)
     out = _fit_folder(options)
-    recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
+    recipe, settings = training_options(options)
     features, target, groups = columns(options)
     test = None if options.test is None else _test_columns(options, features)
     from autobalance.estimator import AutoBalanceClassifier
@@ -144,7 +143,7 @@ def _test_columns(options: Namespace, features: pd.DataFrame) -> tuple[pd.DataFr
 
 def _fit_folder(options: Namespace) -> Path:
     """The RUN folder, where it may be written to."""
-    out = Path(options.out)
+    out = path_of("The output", options.out)
     unfinished = any(path.exists() for path in checkpoint_files(out).values())
     if options.resume and options.overwrite:
         raise InputError("--resume continues a run, --overwrite gives it up. Give one of them.")

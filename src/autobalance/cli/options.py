@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Literal, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from autobalance import __version__
+from autobalance.checks import InputError, shown
 from autobalance.settings import Recipe, SearchSettings
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -87,6 +88,14 @@ def _config_file(arguments: list[str]) -> str | None:
         if argument.startswith("--config="):
             return argument.removeprefix("--config=")
     return None
+
+
+def training_options(options: Namespace) -> tuple[Recipe, SearchSettings]:
+    """The recipe and the search's settings; a file may have put something else in their place."""
+    for name in ("recipe", "search"):
+        if not isinstance(options[name], (dict, Namespace)):
+            raise InputError(f"{name} must map settings to values; got {shown(options[name])}.")
+    return Recipe(**options.recipe), SearchSettings(**options.search)
 
 
 def command_parser() -> ArgumentParser:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, path_of
 from autobalance.cli.options import DONE
 from autobalance.files import to_json, write_atomically
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_predict(options: Namespace, command: str) -> int:
-    out = Path(options.out)
+    out = path_of("The output", options.out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of a file.")
     if out.exists() and not options.overwrite:

@@ -12,9 +12,8 @@ from jsonargparse import Namespace
 
 from autobalance.checks import InputError, TrainingDiverged, whole
 from autobalance.cli.fitting import columns, fit_record, remove_checkpoints
-from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain
+from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
 from autobalance.files import output_folder, to_json, write_together
-from autobalance.settings import Recipe, SearchSettings
 
 if TYPE_CHECKING:
     from autobalance.decisions import Decided
@@ -33,7 +32,7 @@ def run_frontier(options: Namespace, command: str) -> int:
     if options.by == "decisions":
         _check_decisions(options)
     out = output_folder(options.out, overwrite=options.overwrite)
-    recipe, settings = Recipe(**options.recipe), SearchSettings(**options.search)
+    recipe, settings = training_options(options)
     features, target, groups = columns(options)
     import warnings
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from autobalance.checks import InputError, one_of, whole
+from autobalance.checks import InputError, one_of, path_of, shown, whole
 from autobalance.comparison.dataset_definitions import (
     DatasetDefinition,
     definition_of,
@@ -27,6 +27,7 @@ DEFAULT_METHODS = (
     "logit_adjustment_tuned",
     "autobalance",
 )
+MOST_SETTINGS = 100_000
 _LISTS = ("datasets", "methods", "seeds", "objectives")
 AUGMENTATIONS = {
     "standard": ("padding", "flip"),
@@ -95,7 +96,7 @@ class Configuration:
         for key in ("methods", "objectives"):
             for value in getattr(self, key):
                 if not isinstance(value, str):
-                    raise InputError(f"{key} must be a list of names; got {value!r} in it.")
+                    raise InputError(f"{key} must be a list of names; got {shown(value)} in it.")
         for seed in self.seeds:
             whole("each of seeds", seed, least=0)
         names = [d if isinstance(d, str) else d.name for d in self.datasets]
@@ -133,15 +134,19 @@ def read_configuration(path: str | Path) -> Configuration:
     InputError
         If the file is missing, no YAML, or has an unknown key or a bad value.
     """
-    path = Path(path)
+    path = path_of("The configuration", path)
     if not path.is_file():
         raise InputError(f"There is no file {path}. Give a YAML file that says what to compare.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read as YAML: {' '.join(str(error).split())}."
         ) from None
+    if _expanded(content, {}) > MOST_SETTINGS:
+        raise InputError(
+            f"{path} holds more than {MOST_SETTINGS} settings. Use fewer YAML aliases."
+        )
     if not isinstance(content, Mapping):
         raise InputError(f"{path} must map settings to values: datasets, methods, seeds, ...")
     try:
@@ -163,6 +168,17 @@ def read_configuration(path: str | Path) -> Configuration:
     return configuration
 
 
+def _expanded(value: Any, known: dict[int, int]) -> int:
+    """How many values it holds where each alias counts as what it stands for."""
+    if not isinstance(value, (Mapping, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_SETTINGS  # of one that holds itself
+        parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[id(value)]
+
+
 def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Arguments of `Configuration` from what YAML gives."""
     known = [f.name for f in fields(Configuration) if f.name != "folder"]
@@ -180,7 +196,7 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
             value = tuple(range(whole("seeds", value, least=1)))
         elif key in _LISTS:
             if not isinstance(value, list):
-                raise InputError(f"{where}: {key} must be a list; got {value!r}.")
+                raise InputError(f"{where}: {key} must be a list; got {shown(value)}.")
             value = tuple(_dataset(v, where) for v in value) if key == "datasets" else tuple(value)
         values[key] = value
     return values
@@ -189,7 +205,7 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check_augment(value: Any) -> None:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise InputError(
-            f"augment must be a name, or a mapping with name and options; got {value!r}."
+            f"augment must be a name, or a mapping with name and options; got {shown(value)}."
         )
     known = AUGMENTATIONS[one_of("augment", value["name"], AUGMENTATIONS)]
     for key in value:
@@ -202,7 +218,7 @@ def _check_augment(value: Any) -> None:
 def _record(kind: type, value: Any, where: str) -> Any:
     known = [f.name for f in fields(kind)]
     if not isinstance(value, Mapping):
-        raise InputError(f"{where} must map settings to values; got {value!r}.")
+        raise InputError(f"{where} must map settings to values; got {shown(value)}.")
     for key in value:
         if key not in known:
             raise InputError(f"{where}: unknown key {key!r}. Known are: {', '.join(known)}.")
@@ -215,7 +231,7 @@ def _dataset(value: Any, where: str) -> str | DatasetDefinition:
     if not isinstance(value, Mapping) or "name" not in value:
         raise InputError(
             f"{where}: a dataset is a name, or a mapping with name, path, target and more; "
-            f"got {value!r}."
+            f"got {shown(value)}."
         )
     settings = {k: v for k, v in value.items() if k != "name"}
     return read_definitions({value["name"]: settings})[str(value["name"])]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, one_of, same_length
+from autobalance.checks import InputError, one_of, same_length, shown, whole
 from autobalance.data.splits import members_by_cell
 
 MissingGroups = Literal["refused", "unknown"]
@@ -132,21 +132,23 @@ class ArrayData:
             are not whole numbers from 0, or a weight is negative.
         """
         same_length(inputs=inputs, target=target, groups=groups, sample_weight=sample_weight)
-        x = finite("inputs", _tensor("inputs", inputs))
+        x = finite("inputs", as_tensor("inputs", inputs))
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
-        y = _indices("target", target)
+        y = indices("target", target)
         one_of("missing_groups", missing_groups, ("refused", "unknown"))
         least = UNKNOWN if missing_groups == "unknown" else 0
-        g = None if groups is None else _indices("groups", groups, least)
+        g = None if groups is None else indices("groups", groups, least)
         w = None
         if sample_weight is not None:
-            w = finite("sample_weight", _tensor("sample_weight", sample_weight).float())
+            w = finite("sample_weight", as_tensor("sample_weight", sample_weight).float())
             if w.ndim != 1 or bool((w < 0).any()) or float(w.sum()) == 0.0:
                 raise InputError(
                     "sample_weight must be one-dimensional, never negative and not all zero."
                 )
-        classes = int(y.max()) + 1 if num_classes is None else num_classes
+        classes = int(y.max()) + 1
+        if num_classes is not None:
+            classes = whole("num_classes", num_classes, least=1)
         if int(y.max()) >= classes:
             raise InputError(
                 f"target has class {int(y.max())}, but there are only {classes} classes."
@@ -154,7 +156,8 @@ class ArrayData:
         if g is not None:
             if int(g.max()) == UNKNOWN:
                 raise InputError("No example's group is known. Leave groups out.")
-            num_groups = int(g.max()) + 1 if num_groups is None else num_groups
+            found = int(g.max()) + 1
+            num_groups = found if num_groups is None else whole("num_groups", num_groups, least=1)
             if int(g.max()) >= num_groups:
                 raise InputError(
                     f"groups has {int(g.max())}, but there are only {num_groups} groups."
@@ -336,11 +339,18 @@ class BalancedBatches(Iterator[Tensor]):
             stream.left = left
 
 
-def _tensor(name: str, values: Any) -> Tensor:
+def as_tensor(name: str, values: Any) -> Tensor:
+    """The values as a tensor, refused where they are no array of real numbers."""
     try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be an array of numbers: {error}.") from None
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be an array of numbers: {shown(str(error))}.") from None
+    if tensor.is_complex() or tensor.ndim == 0:
+        raise InputError(
+            f"{name} must be an array of real numbers, one entry per example; got {tensor.dtype} of "
+            f"shape {tuple(tensor.shape)}."
+        )
+    return tensor
 
 
 def finite(name: str, values: Tensor) -> Tensor:
@@ -356,11 +366,12 @@ def finite(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def _indices(name: str, values: Any, least: int = 0) -> Tensor:
+def indices(name: str, values: Any, least: int = 0) -> Tensor:
+    """The values as indices from `least`, int64, refused where they are none."""
     remedy = "Number the labels first, with numpy.unique(return_inverse=True)."
     try:
         tensor = torch.as_tensor(values)
-    except (TypeError, ValueError):  # strings and other objects
+    except (TypeError, ValueError, RuntimeError):  # strings and other objects
         raise InputError(f"{name} must hold whole numbers from 0, shape (n,). {remedy}") from None
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
         raise InputError(

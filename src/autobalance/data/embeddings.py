@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, path_of
 from autobalance.data.batches import ArrayData
 from autobalance.data.labels import Labelled, numbered, shortened
+from autobalance.data.tables import check_expansion
 
 INPUTS = ("inputs", "embedding", "embeddings", "features")
 """Names of the column or array that is taken for the embeddings where none is given."""
@@ -53,7 +55,7 @@ def read_embeddings(
         If the file cannot be read or lacks a column, lists differ in length, a number is missing
         or not finite, a label is missing or none of the names given, or there is only one class.
     """
-    path = Path(path).expanduser()
+    path = path_of("The file", path).expanduser()
     if not path.is_file():
         raise InputError(f"There is no file {path}. Give the path of a Parquet or .npz file.")
     labels = [name for name in (target, groups, sample_weight) if name is not None]
@@ -83,6 +85,8 @@ def _from_npz(
     path: Path, inputs: str | None, labels: list[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_expansion(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as stream:
             names = list(stream.files)
             name = _chosen(path, inputs, names, labels)

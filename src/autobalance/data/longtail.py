@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from autobalance.checks import InputError, fraction, one_of, positive
+from autobalance.checks import (
+    InputError,
+    finite_number,
+    fraction,
+    one_of,
+    positive,
+    seed_number,
+    whole,
+)
 
 Profile = Callable[[int, int, float], np.ndarray]
 """From number of classes, largest count and imbalance to counts ``(k,)`` that never rise."""
@@ -108,13 +116,19 @@ def long_tailed(
     """
     if isinstance(profile, str):
         profile = PROFILES[one_of("profile", profile, PROFILES)]
+    if not callable(profile):
+        raise InputError(f"profile must be a name or a function; got {type(profile).__name__}.")
+    finite_number("imbalance", imbalance)
+    if largest is not None:
+        whole("largest", largest, least=1)
+    seed_number(seed)
     classes = np.asarray(target)
     if classes.ndim != 1 or classes.dtype.kind not in "iu" or not len(classes) or classes.min() < 0:
         raise InputError("target must hold whole numbers from 0, shape (n,), at least one.")
     available = np.bincount(classes)
     k = len(available)
     ranked = np.arange(k) if order is None else np.asarray(order)
-    if sorted(ranked.tolist()) != list(range(k)):
+    if ranked.shape != (k,) or set(ranked.tolist()) != set(range(k)):
         raise InputError(f"order must name each of the classes 0 to {k - 1} once.")
     if (available == 0).any():
         gaps = np.flatnonzero(available == 0).tolist()

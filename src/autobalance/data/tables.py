@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,12 @@ import numpy as np
 import pandas as pd
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, path_of, shown
 
 MISSING = "<missing>"
 MAX_CATEGORIES = 100
 LARGEST_DEVIATION = 10.0
+LARGEST_EXPANSION, LARGE = 200, 2**28
 _FORMAT = "autobalance-table-encoder"
 
 
@@ -26,7 +31,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     InputError
         If the file is missing, empty, without rows or columns, or not of the kind its name says.
     """
-    path = Path(path)
+    path = path_of("The table", path)
     if path.is_dir():
         raise InputError(f"{path} is a folder. Give the path of a CSV or Parquet table.")
     if not path.is_file():
@@ -38,6 +43,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if suffixes[-1:] == [".parquet"]:
             table = pd.read_parquet(path)
         elif ".csv" in suffixes[-2:]:
+            _check_expansion(path)
             _check_header(path)
             table = pd.read_csv(path, low_memory=False)
             if not isinstance(table.index, pd.RangeIndex):
@@ -56,6 +62,33 @@ def read_table(path: str | Path) -> pd.DataFrame:
     table.columns = table.columns.map(str)
     _check_unique(table.columns, path)
     return table
+
+
+def _check_expansion(path: Path) -> None:
+    """Refuse a small compressed file that would fill the memory: nobody's table shrinks so far."""
+    kind = path.suffix.lower()
+    if kind == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            found = sum(member.file_size for member in archive.infolist())
+        check_expansion(path, found)
+        return
+    opened = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(kind)
+    if opened is None:
+        return
+    found = 0
+    with opened(path, "rb") as stream:
+        while part := stream.read(2**20):
+            found += len(part)
+            check_expansion(path, found)
+
+
+def check_expansion(path: Path, found: int) -> None:
+    """Refuse a compressed file with so many bytes in it."""
+    if found > max(LARGE, LARGEST_EXPANSION * path.stat().st_size):
+        raise InputError(
+            f"{path} is compressed more than {LARGEST_EXPANSION} times, as no table is. If it is "
+            "yours, unpack it first."
+        )
 
 
 def _check_header(path: Path) -> None:
@@ -230,6 +263,17 @@ class TableEncoder:
             or record.get("version") != 1
         ):
             raise InputError("This is not a table encoder written by this version of autobalance.")
+        try:
+            return cls._from_record(record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"This table encoder is incomplete or altered: {shown(str(error))}."
+            ) from None
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any]) -> TableEncoder:
         encoder = cls()
         encoder.columns = list(record["columns"])
         encoder.numeric = list(record["numeric"])
@@ -269,11 +313,12 @@ class TableEncoder:
                     f"The column {name!r} was numeric in training, but now holds text. "
                     "Correct it, or train with it as text."
                 ) from None
-        infinite = np.isinf(numbers).any(axis=0)
+        infinite = (np.abs(numbers) > np.finfo(np.float32).max).any(axis=0)
         if infinite.any():
             name = self.numeric[int(np.argmax(infinite))]
             raise InputError(
-                f"The column {name!r} has an infinite value (inf). Replace it by a number, or by a "
+                f"The column {name!r} has an infinite value (inf) or one beyond 3.4e38. Replace it by a "
+                "number, or by a "
                 "missing value (NaN), which is in order."
             )
         return numbers

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, instance, whole
+from autobalance.data.batches import as_tensor
 from autobalance.data.photographs import Photographs
 from autobalance.hypergrad.system import borrowed
 from autobalance.training import make_fabric
@@ -49,10 +50,10 @@ def extract_features(
         If there is no example, an output is not a tensor with one row per example, or a feature
         is not finite. With `Photographs`, as for their `pixels`.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1; got {batch_size}.")
-    examples = inputs if isinstance(inputs, Photographs) else torch.as_tensor(inputs)
-    if (isinstance(examples, Tensor) and examples.ndim == 0) or len(examples) == 0:
+    whole("batch_size", batch_size, least=1)
+    instance("backbone", backbone, nn.Module)
+    examples = inputs if isinstance(inputs, Photographs) else as_tensor("inputs", inputs)
+    if len(examples) == 0:
         raise InputError("There is no example to extract features from: the inputs are empty.")
     target = make_fabric(device).device
     home = next((p.device for p in backbone.parameters()), torch.device("cpu"))

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from autobalance.checks import InputError, TrainingDiverged, positive
+from autobalance.checks import (
+    InputError,
+    TrainingDiverged,
+    fraction,
+    instance,
+    positive,
+    whole,
+)
 from autobalance.choosing import Outcomes, choose
 from autobalance.data.batches import ArrayData, Batch
 from autobalance.heads.folds import split, standardised
@@ -29,7 +36,14 @@ from autobalance.losses.modules import ParametricCrossEntropy, check_width
 from autobalance.objectives import Objective, as_objective
 from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.spaces import SpaceFactory, made_space, prior_strength
-from autobalance.training import Interrupted, Progress, ProgressListener, make_fabric
+from autobalance.training import (
+    Interrupted,
+    Progress,
+    ProgressListener,
+    check_data,
+    check_options,
+    make_fabric,
+)
 
 WEIGHT_DECAY = 3e-3
 """From {1e-5, ..., 3e-1} in steps of half a decade, by the balanced error of the LA head on held-out
@@ -143,14 +157,19 @@ def search_head(
     Li et al., "AutoBalance", NeurIPS 2021; the implicit gradient as in Lorraine et al., AISTATS
     2020; the preconditioner as in Martens and Grosse, "K-FAC", ICML 2015.
     """
+    check_options(seed=seed, progress=progress)
+    check_data(data)
+    if validation is not None:
+        check_data(validation, "validation")
+    whole("folds", folds, least=1)
+    fraction("validation_fraction", validation_fraction)
+    whole("max_steps", max_steps, least=1)
     goal = as_objective(objective)
     if goal.over != "class" and data.groups is None:
         raise InputError(
             f"The objective {objective!r} is over groups, but the data has none. Pass groups= to "
             "ArrayData.of, or choose an objective over classes."
         )
-    if max_steps < 1:
-        raise InputError(f"max_steps must be at least 1 evaluation; got {max_steps}.")
     settings = {
         "weight_decay": positive("weight_decay", weight_decay),
         "folds": folds,
@@ -205,6 +224,8 @@ def retrain_head(
     TrainingDiverged
         If the loss's parameters are so large that the training loss is not finite.
     """
+    check_data(data)
+    instance("loss", loss, ParametricCrossEntropy, "Such as search_head(...).loss.")
     if loss.label_smoothing:
         raise InputError(
             "A head's loss has no label smoothing: its minimiser would not be the loss searched "

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, one_of, positive
+from autobalance.checks import InputError, not_negative, one_of, positive, seed_number, whole
 from autobalance.hypergrad.system import Curvature, TrainingSystem
 
 Carried = Mapping[str, Tensor]
@@ -75,8 +75,7 @@ class Solver(ABC):
     curvature: Curvature = "gauss_newton"
 
     def __post_init__(self) -> None:
-        if self.damping < 0:
-            raise InputError(f"damping must not be negative; got {self.damping}.")
+        not_negative("damping", self.damping)
         one_of("curvature", self.curvature, ("gauss_newton", "hessian"))
 
     @abstractmethod
@@ -133,8 +132,7 @@ class SingleLoop(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.line_search_every < 1:
-            raise InputError(f"line_search_every must be at least 1; got {self.line_search_every}.")
+        whole("line_search_every", self.line_search_every, least=1)
         if self.curvature == "hessian":
             raise InputError(
                 "SingleLoop has no bound where it meets negative curvature, as the exact Hessian's "
@@ -202,10 +200,8 @@ class ConjugateGradient(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 1:
-            raise InputError(f"iterations must be at least 1; got {self.iterations}.")
-        if self.tolerance < 0:
-            raise InputError(f"tolerance must not be negative; got {self.tolerance}.")
+        whole("iterations", self.iterations, least=1)
+        not_negative("tolerance", self.tolerance)
 
     def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
         norm = float(b.norm())
@@ -276,8 +272,7 @@ class Neumann(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("terms", "power_iterations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            whole(name, getattr(self, name), least=1)
         positive("max_step", self.max_step)
 
     def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
@@ -330,8 +325,8 @@ class Nystrom(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("damping", self.damping)
-        if self.rank < 1:
-            raise InputError(f"rank must be at least 1; got {self.rank}.")
+        whole("rank", self.rank, least=1)
+        seed_number(self.seed)
 
     def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
         norm = float(b.norm())
@@ -363,6 +358,10 @@ class Exact(Solver):
     """
 
     max_parameters: int = 5000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("max_parameters", self.max_parameters, least=1)
 
     def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
         n = b.numel()

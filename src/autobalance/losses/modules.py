@@ -12,7 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, class_counts, number, one_of, same_length
+from autobalance.checks import (
+    InputError,
+    below_one,
+    class_counts,
+    finite_number,
+    number,
+    one_of,
+    same_length,
+    shown,
+    whole,
+)
 from autobalance.files import check_format, parsed_record
 from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
 from autobalance.losses.fused import fused_cross_entropy, fused_pays
@@ -48,6 +58,7 @@ def reduced_loss(
     It is twice differentiable by the logits and the parameters. With `fused` it may take the form of
     `fused_cross_entropy`, the same to rounding and cheaper to train with where classes are many.
     """
+    check_batch(logits, target, groups, sample_weight)
     if logits.ndim != 2:
         raise InputError(f"The loss needs logits of shape (n, k); got {tuple(logits.shape)}.")
     if target.shape != logits.shape[:1]:
@@ -61,6 +72,8 @@ def reduced_loss(
                 f"The loss needs {name} as indices of dtype int64; got {indices.dtype}. "
                 f"Where they are whole numbers from 0, give {name}.long()."
             )
+    if groups is not None:
+        _check_rows(groups)
     kept = target != ignore_index
     safe = torch.where(kept, target, 0)
     given: dict[str, Any] = {"groups": groups, "label_smoothing": label_smoothing}
@@ -88,6 +101,33 @@ def reduced_loss(
     return loss.sum() / _mass(scale, safe, parameters, groups)
 
 
+def check_batch(logits: Any, target: Any, groups: Any = None, sample_weight: Any = None) -> None:
+    """Refuse what a loss cannot be called with, as far as a GPU need not be waited for."""
+    given = {"logits": logits, "target": target, "groups": groups, "sample_weight": sample_weight}
+    for name, value in given.items():
+        if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
+            raise InputError(
+                f"The loss needs {name} as a torch.Tensor; got {type(value).__name__}."
+            )
+    if not logits.is_floating_point():
+        raise InputError(f"The loss needs logits of a floating-point dtype; got {logits.dtype}.")
+    for name in ("groups", "sample_weight"):
+        value = given[name]
+        if value is not None and value.shape != target.shape:
+            raise InputError(
+                f"The loss needs {name} of the shape of target, {tuple(target.shape)}; got "
+                f"{tuple(value.shape)}."
+            )
+
+
+def _check_rows(groups: Tensor) -> None:
+    """Refuse groups below -1, which would count rows from the end. -1 is the last row: unknown."""
+    if groups.device.type == "cpu" and len(groups) and not torch.compiler.is_compiling():
+        lowest = int(groups.min())
+        if lowest < -1:
+            raise InputError(f"An index is out of range: groups has {lowest}, they count from 0.")
+
+
 def _mass(
     scale: Tensor, target: Tensor, parameters: LossParameters, groups: Tensor | None
 ) -> Tensor:
@@ -103,7 +143,15 @@ def _parameter(name: str, value: ArrayLike | None, *, above_zero: bool) -> Tenso
     if isinstance(value, Tensor) and value.is_floating_point():
         tensor = value.detach().clone()
     else:
-        tensor = torch.tensor(np.asarray(value), dtype=torch.get_default_dtype())
+        try:
+            array = np.asarray(value)
+            if array.dtype.kind not in "biuf":
+                raise TypeError(f"they hold {array.dtype}")
+            tensor = torch.tensor(array, dtype=torch.get_default_dtype())
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"{name} must hold numbers, one per class; got {shown(value)}."
+            ) from None
     if tensor.ndim not in (1, 2) or tensor.shape[-1] < 2:
         raise InputError(
             f"{name} needs one number per class (k,), or per group and class (g, k), with k >= 2; "
@@ -194,8 +242,8 @@ class ParametricCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         one_of("reduction", reduction, ("mean", "sum", "none"))
-        if not 0.0 <= label_smoothing < 1.0:
-            raise InputError(f"label_smoothing must lie in [0, 1); got {label_smoothing}.")
+        below_one("label_smoothing", label_smoothing)
+        whole("ignore_index", ignore_index, least=-(2**63))
         parameters = {
             "weight": _parameter("weight", weight, above_zero=True),
             "additive": _parameter("additive", additive, above_zero=False),
@@ -313,6 +361,7 @@ class ParametricCrossEntropy(nn.Module):
     ) -> ParametricCrossEntropy:
         """Logit adjustment l = tau log pi (Menon et al., ICLR 2021, eq. 10)."""
         counts = _counts_per_class(cls_num_list)
+        tau = finite_number("tau", tau)
         return cls(additive=tau * np.log(counts / counts.sum()), **options)
 
     @classmethod
@@ -321,6 +370,7 @@ class ParametricCrossEntropy(nn.Module):
     ) -> ParametricCrossEntropy:
         """CDT: delta_k = (n_k / n_max)^gamma (Ye et al., 2020)."""
         counts = _counts_per_class(cls_num_list)
+        gamma = finite_number("gamma", gamma)
         return cls(multiplicative=(counts / counts.max()) ** gamma, **options)
 
     @classmethod
@@ -329,6 +379,7 @@ class ParametricCrossEntropy(nn.Module):
     ) -> ParametricCrossEntropy:
         """VS: CDT's delta with LA's l (Kini et al., NeurIPS 2021, eq. 1)."""
         counts = _counts_per_class(cls_num_list)
+        tau, gamma = finite_number("tau", tau), finite_number("gamma", gamma)
         return cls(
             additive=tau * np.log(counts / counts.sum()),
             multiplicative=(counts / counts.max()) ** gamma,
@@ -474,10 +525,13 @@ class ParametricCrossEntropy(nn.Module):
         check_format(record, _FORMAT, _WHAT, "loss")
         dtypes = {str(d): d for d in _DTYPES} | {"None": None}
         dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
-        tensors = {
-            n: None if record.get(n) is None else torch.tensor(record[n], dtype=dtype)
-            for n in LossParameters._fields
-        }
+        try:
+            tensors = {
+                n: None if record.get(n) is None else torch.tensor(record[n], dtype=dtype)
+                for n in LossParameters._fields
+            }
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"This loss is incomplete or altered: {shown(str(error))}.") from None
         return cls(
             **tensors,
             reduction=cast(Reduction, record.get("reduction", "mean")),
@@ -519,6 +573,8 @@ def _indices(name: str, values: ArrayLike, count: int | None) -> Tensor:
 
 def check_width(logits: Tensor, num_classes: int | None) -> None:
     """Refuse logits whose width is not the number of classes."""
+    if not isinstance(logits, Tensor):
+        raise InputError(f"The loss needs logits as a torch.Tensor; got {type(logits).__name__}.")
     if num_classes is not None and logits.ndim == 2 and logits.shape[1] != num_classes:
         raise InputError(
             f"The loss has parameters for {num_classes} classes, but the network returned logits of "

@@ -21,6 +21,7 @@ from autobalance.losses.modules import (
     Reduction,
     _counts_per_class,
     _parameter,
+    check_batch,
     check_width,
     effective_number_weights,
     reduced_loss,
@@ -130,6 +131,7 @@ class FocalLoss(_PublishedLoss):
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """Loss of raw logits ``(n, k)`` against class indices ``(n,)``; `groups` have no part."""
+        check_batch(input, target, groups, sample_weight)
         check_width(input, None if self.weight is None else len(self.weight))
         loss = reduced_loss(
             input, target, LossParameters(), reduction="none", ignore_index=self.ignore_index
@@ -248,6 +250,7 @@ class LDAMLoss(_PublishedLoss):
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """Loss of logits ``(n, k)`` against class indices ``(n,)``; `groups` have no part."""
+        check_batch(input, target, groups, sample_weight)
         check_width(input, len(self.margins))
         logits = adjusted_logits(input)  # half precision raised to float32
         if logits.ndim == 2 and target.shape == logits.shape[:1]:  # else refused just below
@@ -565,10 +568,12 @@ class GroupDROLoss(_PublishedLoss):
         sample_weight : Tensor, optional
             Non-negative weights of the examples in their group's mean, shape ``(n,)``.
         """
+        check_batch(input, target, None, sample_weight)
         if self.over == "class":
             check_width(input, self.num_groups)
-        elif groups is None or groups.shape != target.shape:
-            came = "none" if groups is None else f"shape {tuple(groups.shape)}"
+        elif not isinstance(groups, Tensor) or groups.shape != target.shape:
+            tensor = isinstance(groups, Tensor)
+            came = f"shape {tuple(groups.shape)}" if tensor else "none"
             raise InputError(
                 f"This loss weighs groups: pass groups=, one index per example; got {came}. "
                 'To weigh classes instead, build it with over="class".'

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.checks import InputError, number, positive
+from autobalance.checks import InputError, array_of_numbers, number, positive
 from autobalance.objectives.base import Objective
 
 
@@ -40,7 +40,7 @@ class WeightedError(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        array = np.asarray(self.weights, dtype=np.float64)
+        array = array_of_numbers("weights", self.weights)
         if array.ndim != 1 or not np.isfinite(array).all() or (array < 0).any() or array.sum() == 0:
             raise InputError(
                 "weights must hold one non-negative number per cell, not all 0; "

@@ -73,6 +73,11 @@ class Objective(ABC):
 
     def __post_init__(self) -> None:
         one_of("over", self.over, ("class", "group", "class_and_group"))
+        if not callable(self.surrogate):
+            raise InputError(
+                "surrogate must be a SmoothError or a CrossEntropyRisk; got "
+                f"{type(self.surrogate).__name__}."
+            )
 
     @property
     def importance(self) -> tuple[float, ...] | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, fraction, number, positive
+from autobalance.checks import InputError, fraction, number, positive, shown
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.base import Objective, Over
 from autobalance.objectives.gaps import OddsGap
@@ -37,7 +37,13 @@ class Blend(Objective):
     def __post_init__(self) -> None:
         if not self.parts:
             raise InputError("A blend needs at least one part: (weight, objective).")
-        for weight, part in self.parts:
+        try:
+            pairs = [(weight, part) for weight, part in self.parts]
+        except (TypeError, ValueError):
+            raise InputError(
+                f"A blend's parts are pairs (weight, objective); got {shown(self.parts)}."
+            ) from None
+        for weight, part in pairs:
             positive("the weight of a part", weight)
             if not isinstance(part, Objective):
                 raise InputError(f"A blend's parts are objectives; got {type(part).__name__}.")

@@ -107,7 +107,12 @@ def _parsed(text: str) -> Objective:
         return Blend(parts=tuple(parts))
     with_value = _PARAMETER.fullmatch(text)
     if with_value:
-        value = float(with_value["value"])
+        try:
+            value = float(with_value["value"])
+        except ValueError:
+            raise InputError(
+                f"The parameter of {with_value['name']} must be a number; got {with_value['value']!r}."
+            ) from None
         if with_value["name"] == "cvar_error":
             return CVaRError(fraction=value)
         return QuantileError(q=value)
