@@ -15,7 +15,7 @@ Every finished point is a line of OUT/points.jsonl, so that an interrupted run g
 --splits 2 takes about an hour on one core.
 Where a method gives several points (mixes, bounds), its representative is chosen on held-out training
 rows: the lowest DEO among those whose balanced error is at most 2 points above that of group-wise logit
-adjustment there; "autobalance_equal" is the same choice with 0.5 points. The network measured on test
+adjustment there; "..._equal" is the same choice with 0.5 points. The network measured on test
 rows is then trained on all training rows.
 """
 
@@ -250,6 +250,7 @@ RUNS: dict[str, Callable[[Split], Iterator[Point]]] = {
     "autobalance_worst": _searched("autobalance_worst", "worst_class_and_group_error"),
 }
 """By what is asked for; "losses" is cross-entropy, logit adjustment and the group-wise one."""
+OURS = ("autobalance", "autobalance_posterior")
 NOT_FOR_IMAGES = {"threshold_optimizer", "exponentiated_gradient"}
 
 
@@ -341,8 +342,9 @@ def summary(lines: list[Row]) -> dict[str, Any]:
                 picks[method].append(chosen(points, main, NEAR))
                 costs = np.array([[p["balanced"], p["deo"]] for p in points])
                 volumes[method].append(hypervolume(costs, REFERENCE))
-            if "autobalance" in methods:
-                picks["autobalance_equal"].append(chosen(methods["autobalance"], main, EQUAL))
+            for method in OURS:
+                if method in methods:
+                    picks[f"{method}_equal"].append(chosen(methods[method], main, EQUAL))
         numbers[name] = {
             "methods": {
                 method: {
@@ -378,7 +380,9 @@ def show(numbers: dict[str, Any]) -> None:
             volume = found["hypervolume"].get(method)
             print(f"{method:24} {columns} {'' if volume is None else f'{volume:12.0f}'}")
         reference = {r["split"]: r for r in found["picks"].get("group_logit_adjustment", [])}
-        for method, limit in (("autobalance", NEAR), ("autobalance_equal", EQUAL)):
+        for method, limit in [
+            (m + end, x) for m in OURS for end, x in (("", NEAR), ("_equal", EQUAL))
+        ]:
             pairs = [
                 (row, reference[row["split"]])
                 for row in found["picks"].get(method, [])
@@ -390,7 +394,7 @@ def show(numbers: dict[str, Any]) -> None:
             above = [a["balanced"] - b["balanced"] for a, b in pairs]
             kept = sum(x <= 100 * limit for x in above)
             print(
-                f"within {100 * limit:g} points of group-wise LA on held-out rows: DEO {ours:.2f}, "
+                f"{method}, within {100 * limit:g} points of group-wise LA on held-out rows: DEO {ours:.2f}, "
                 f"its DEO {theirs:.2f}, ratio {ours / max(theirs, 1e-9):.2f}; balanced error "
                 f"{shown(mean_and_error(above)).strip()} points above, within them on test rows in "
                 f"{kept} of {len(pairs)} splits"

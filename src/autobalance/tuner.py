@@ -82,7 +82,9 @@ class LossTuner:
         How the linear system is solved; the default keeps its solution between steps and refines
         it by one product each.
     lr : float
-        Learning rate on the space's parameters.
+        Learning rate on the space's parameters. Let it fall with the network's, by a scheduler of yours
+        on ``tuner.upper_optimizer``, as `search` does: at a constant rate the loss goes on wandering when
+        the weights no longer answer.
     upper : {"adam", "sgd"}
         What moves them: Adam, or SGD with momentum 0.9 as in the paper's code.
     validation_counts : array-like, optional

@@ -75,12 +75,12 @@ def test_fewer_places_than_classes() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"target": []}, r"one label per example, shape \(n,\); got \(0,\)"),
-        ({"target": [[0, 1]]}, r"got \(1, 2\)"),
-        ({"target": [0.5, 1.0]}, "whole numbers from 0; got torch.float32"),
-        ({"target": [0, -1]}, "whole numbers from 0"),
+        ({"target": []}, "target"),
+        ({"target": [[0, 1]]}, r"got torch.int64 of shape \(1, 2\)"),
+        ({"target": [0.5, 1.0]}, "whole numbers from 0, .*got torch.float32"),
+        ({"target": [0, -1]}, "-1"),
         ({"target": ["a", "b"]}, "target must hold whole numbers"),
-        ({"groups": [0, 1]}, "must be as long; got 75 and 2"),
+        ({"groups": [0, 1]}, "75.*2"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"num_replicas": 2, "rank": 2}, "rank must be below num_replicas, 2; got 2"),
         ({"seed": -1}, "seed must be at least 0"),

@@ -339,10 +339,17 @@ class BalancedBatches(Iterator[Tensor]):
             stream.left = left
 
 
+def _writable(values: Any) -> Any:
+    """A copy of an array that must not be written to, as pandas gives them; torch would warn."""
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        return values.copy()
+    return values
+
+
 def as_tensor(name: str, values: Any) -> Tensor:
     """The values as a tensor, refused where they are no array of real numbers."""
     try:
-        tensor = torch.as_tensor(values)
+        tensor = torch.as_tensor(_writable(values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} must be an array of numbers: {shown(str(error))}.") from None
     if tensor.is_complex() or tensor.ndim == 0:
@@ -370,7 +377,7 @@ def indices(name: str, values: Any, least: int = 0) -> Tensor:
     """The values as indices from `least`, int64, refused where they are none."""
     remedy = "Number the labels first, with numpy.unique(return_inverse=True)."
     try:
-        tensor = torch.as_tensor(values)
+        tensor = torch.as_tensor(_writable(values))
     except (TypeError, ValueError, RuntimeError):  # strings and other objects
         raise InputError(f"{name} must hold whole numbers from 0, shape (n,). {remedy}") from None
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from autobalance.checks import InputError, whole
+from autobalance.checks import InputError, same_length, whole
+from autobalance.data.batches import indices
 from autobalance.data.splits import members_by_cell
 
 
@@ -55,13 +56,10 @@ class BalancedSampler(Sampler[int]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        cells = _whole_numbers("target", target)
+        same_length(target=target, groups=groups)
+        cells = indices("target", target).cpu()
         if groups is not None:
-            other = _whole_numbers("groups", groups)
-            if len(other) != len(cells):
-                raise InputError(
-                    f"target and groups must be as long; got {len(cells)} and {len(other)}."
-                )
+            other = indices("groups", groups).cpu()
             cells = cells * (int(other.max()) + 1) + other
         together = dist.is_available() and dist.is_initialized()
         if num_replicas is None:
@@ -106,17 +104,3 @@ def _cycled(members: Tensor, n: int, generator: torch.Generator) -> Tensor:
         torch.randperm(len(members), generator=generator) for _ in range(-(-n // len(members)))
     ]
     return members[torch.cat(rounds)[:n]] if rounds else members[:0]
-
-
-def _whole_numbers(name: str, values: Any) -> Tensor:
-    try:
-        found = torch.as_tensor(values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must hold whole numbers from 0: {error}.") from None
-    if found.ndim != 1 or len(found) == 0:
-        raise InputError(
-            f"{name} must hold one label per example, shape (n,); got {tuple(found.shape)}."
-        )
-    if found.is_floating_point() or found.is_complex() or int(found.min()) < 0:
-        raise InputError(f"{name} must hold whole numbers from 0; got {found.dtype}.")
-    return found.cpu().long()
