@@ -677,9 +677,14 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             validate(self, X, reset=reset, skip_check_array=True)
             table = X.set_axis([str(c) for c in X.columns], axis=1)
         else:
+            given = X if not isinstance(X, Tensor) else X.numpy(force=True)
+            if np.iscomplexobj(given):  # scikit-learn's message would print all of it
+                raise InputError(
+                    "Complex data not supported: give real and imaginary parts as features of their own."
+                )
             array = validate(
                 self,
-                X if not isinstance(X, Tensor) else X.numpy(force=True),
+                given,
                 reset=reset,
                 dtype="numeric",
                 ensure_all_finite=False,  # ours name the column, and say what to do
