@@ -678,7 +678,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             table = X.set_axis([str(c) for c in X.columns], axis=1)
         else:
             given = X if not isinstance(X, Tensor) else X.numpy(force=True)
-            if np.iscomplexobj(given):  # scikit-learn's message would print all of it
+            # scikit-learn's message would print all of it
+            if isinstance(given, np.ndarray) and np.iscomplexobj(given):
                 raise InputError(
                     "Complex data not supported: give real and imaginary parts as features of their own."
                 )

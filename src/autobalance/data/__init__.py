@@ -10,8 +10,8 @@ Readers, by what there is:
 - a dataset of Hugging Face: `from_hugging_face`
 - embeddings in Parquet or .npz: `read_embeddings`
 
-`long_tailed` draws a long-tailed part of any of them; `BalancedSampler` keeps classes and groups even in loaders of
-your own.
+`long_tailed` draws a long-tailed part of any of them; `BalancedSampler` keeps classes and groups even in
+loaders of your own.
 """
 
 from __future__ import annotations
