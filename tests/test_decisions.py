@@ -127,6 +127,16 @@ def test_half_the_gap_costs_little_and_holds_on_new_data() -> None:
     assert ours.balanced_error < plain.balanced_error + 0.12
 
 
+@pytest.mark.parametrize("gap", [0.0, 1e-4, 0.05])
+def test_every_bound_is_kept_also_by_a_poor_network(gap: float) -> None:
+    # What it says of class and group is noise, so only constant decisions close the gap.
+    draw = np.random.default_rng(0)
+    cells = draw.integers(0, 4, 300)
+    said = draw.dirichlet(np.ones(4), 300).reshape(-1, 2, 2)
+    found = CellPosterior(nn.Identity(), said, cells, 1.0, {}, 0, {}).within(gap)
+    assert found.held_out.deo <= gap + 0.02  # decisions drawn more rarely than 0.5 % are left out
+
+
 def test_the_worst_cell_and_the_frontier() -> None:
     learned = cell_posterior(network, unfair(3000, 0, groups=3), **COMMON)
     points = [point.held_out for point in learned.frontier(5)]

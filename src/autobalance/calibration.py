@@ -245,6 +245,7 @@ def measured(
     group_names: Sequence[str] | None = None,
     *,
     temperature: float = 1.0,
+    predicted: Any = None,
 ) -> dict[str, Any]:
     """A network on test data, as the record that a report is made of: rates and counts.
 
@@ -258,6 +259,8 @@ def measured(
         What the network was trained with, and on, as for `corrected_probabilities`.
     temperature : float
         As for `corrected_probabilities`, fitted on other data.
+    predicted : array-like, optional
+        Predicted classes, shape ``(n,)``; by default those of the largest logits.
 
     Returns
     -------
@@ -275,7 +278,8 @@ def measured(
     f, y = torch.as_tensor(logits).detach().cpu(), torch.as_tensor(target).long().cpu()
     if same_length(logits=f, target=y) == 0:
         raise InputError("There is no example to measure: target is empty.")
-    predicted, k = f.argmax(dim=1).numpy(), f.shape[1]
+    k = f.shape[1]
+    predicted = f.argmax(dim=1).numpy() if predicted is None else np.asarray(predicted)
     step = thinning(f.numel())
     some, own = f[::step], y[::step]
     prior = _held_prior(own, None, _counts(class_counts, loss, k).sum(dim=0, keepdim=True))

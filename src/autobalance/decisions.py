@@ -261,10 +261,12 @@ class CellPosterior:
         that any of them gave rise to."""
         _, g, k = self.held_out.shape
         mass = self._mass()
-        tried: list[np.ndarray] = []
-        tables: list[np.ndarray] = []
+        # The constant decisions come first, so that every bound can be kept. Others follow by bound:
+        # with those of the bounds before, one would stop at once, and worse.
+        tried = [np.eye(k)[j] * np.ones((g, 1)) for j in range(k)]
+        tables = [self._errors(weights, mass) for weights in tried]
         for gap in gaps:
-            first = len(tables)  # with the others' decisions it would stop at once, and worse
+            first = len(tables)
             prices, level = mass / np.maximum(mass.sum(axis=0), 1.0), np.inf
             for _ in range(ROUNDS):
                 weights = np.divide(prices, mass, out=np.zeros((g, k)), where=mass > 0)
@@ -273,7 +275,8 @@ class CellPosterior:
                     break
                 tried.append(weights)
                 tables.append(rates)
-                _, prices, level = _program(np.stack(tables[first:]), mass, gap)
+                pool = tables[:k] + tables[first:]
+                _, prices, level = _program(np.stack(pool), mass, gap)
         found = []
         for gap in gaps:
             shares, _, _ = _program(np.stack(tables), mass, gap)
@@ -395,8 +398,8 @@ def _program(
     """Shares of m decisions, the price of an error in each cell, and the level a new one must beat.
 
     With a gap: the lowest balanced error with sum_k (max_g - min_g) at most `gap`, or as little above
-    it as can be. Without: the lowest worst cell. A decision with errors R improves the program where
-    ``(prices * R).sum() < level``.
+    it as these decisions allow. Without: the lowest worst cell. A decision with errors R improves
+    the program where ``(prices * R).sum() < level``.
 
     Parameters
     ----------

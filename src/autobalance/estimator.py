@@ -538,7 +538,8 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         InputError
             If a label is unknown, or the data cannot be used.
         """
-        logits = self._logits(X)
+        logits = self._logits(X, probabilities=True)
+        predicted = self._logits(X).argmax(dim=1).numpy()
         target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
         groups = names = None
         if sensitive_features is not None:
@@ -553,6 +554,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
             groups,
             names,
             temperature=self.temperature_,
+            predicted=predicted,
         )
 
     def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:

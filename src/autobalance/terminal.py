@@ -26,6 +26,7 @@ _SUMMARY = (
     "worst_group_error",
     "group_balanced_error",
     "worst_class_and_group_error",
+    "deo",
 )
 
 

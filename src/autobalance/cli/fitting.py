@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from autobalance.training import Progress
 
 
+IDENTIFIER, MANY = 0.9, 100
+"""Share and number of different values from which a column of text looks like a name of the row."""
+
+
 def run_demo(options: Namespace, command: str) -> int:
     out = output_folder(options.out, overwrite=options.overwrite)
     whole("seed", options.seed, least=0)
@@ -50,6 +54,7 @@ def run_fit(options: Namespace, command: str) -> int:
     out = _fit_folder(options)
     recipe, settings = training_options(options)
     features, target, groups = columns(options)
+    tell_of_identifiers(features)
     test = None if options.test is None else _test_columns(options, features)
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.loggers import local_logger
@@ -123,11 +128,25 @@ def columns(options: Namespace, path: str | None = None) -> tuple[pd.DataFrame, 
     groups = None
     if options.groups is not None:
         unknown = options.missing_groups == "unknown"
-        groups = column(table, options.groups, "group", missing_values=unknown)
+        remedy = "Fill them, drop these rows, or take them for unknown: --missing-groups unknown"
+        groups = column(table, options.groups, "group", missing_values=unknown, remedy=remedy)
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     left_out = [c for c in (options.target, options.groups) if c is not None]
     return table.drop(columns=left_out), target, groups
+
+
+def tell_of_identifiers(features: pd.DataFrame) -> None:
+    """Columns of text that differ in almost every row, as names and dates do, tell nothing."""
+    for name in features.select_dtypes(exclude="number").columns:
+        different = int(features[name].nunique())
+        if different >= IDENTIFIER * len(features) and different >= MANY:
+            print(
+                f"autobalance: column {str(name)!r} has {different:,} different values in "
+                f"{len(features):,} rows, of which the most frequent become features. Drop it if it is a "
+                "name or a number of the row; make dates numbers",
+                file=sys.stderr,
+            )
 
 
 def _test_columns(options: Namespace, features: pd.DataFrame) -> tuple[pd.DataFrame, Any, Any]:
@@ -179,8 +198,11 @@ def _stopped(
         kept = f"The earlier run in {out} is untouched."
     if isinstance(error, TrainingDiverged):
         return complain(f"{error} {kept}", FAILED)
-    if written or any(path.exists() for path in checkpoint_files(out).values()):
+    begun = any(path.exists() for path in checkpoint_files(out).values())
+    if begun:
         kept += " To continue, give the same command with --resume, without --overwrite."
+    elif written:
+        kept += " There was no checkpoint yet: the same command with --resume starts anew."
     return complain(f"Interrupted. {kept}", INTERRUPTED)
 
 

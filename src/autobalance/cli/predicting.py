@@ -70,6 +70,12 @@ def run_evaluate(options: Namespace, command: str) -> int:
     if groups is not None:
         report["groups"] = list(report["group_errors"])
     _keep(options.run, measured, f"{len(target):,} examples of {Path(options.table).name}")
+    if groups is None and classifier.groups_:
+        print(
+            f"autobalance: without --groups nothing is known of the groups of {options.table}; the "
+            f"report of {options.run} shows this evaluation",
+            file=sys.stderr,
+        )
     if options.json:
         print(to_json(report))
     else:

@@ -11,7 +11,7 @@ import numpy as np
 from jsonargparse import Namespace
 
 from autobalance.checks import InputError, TrainingDiverged, whole
-from autobalance.cli.fitting import columns, fit_record, remove_checkpoints
+from autobalance.cli.fitting import columns, fit_record, remove_checkpoints, tell_of_identifiers
 from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
 from autobalance.files import output_folder, to_json, write_together
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.sweeping import Baseline, Frontier, FrontierPoint
 
+MOST = 2.0
+"""DEO of two classes; above it a bound was meant in percent."""
 FRONTIER = ("frontier.json", "frontier.csv", "frontier.svg")
 _SHOWN = ("title", "mix", "main", "gap", "constant")  # of a point or baseline, in a report
 
@@ -28,12 +30,15 @@ def run_frontier(options: Namespace, command: str) -> int:
     whole("seed", options.seed, least=0)
     if options.max_gap is not None and not 0.0 <= options.max_gap < float("inf"):
         raise InputError(f"max_gap must be at least 0; got {options.max_gap}. 0.05 is 5 points.")
+    if options.max_gap is not None and options.max_gap > MOST:
+        raise InputError(f"max_gap is a share, 0.05 for 5 points; got {options.max_gap}.")
     mixes = _mixes(options.mixes)
     if options.by == "decisions":
         _check_decisions(options)
     out = output_folder(options.out, overwrite=options.overwrite)
     recipe, settings = training_options(options)
     features, target, groups = columns(options)
+    tell_of_identifiers(features)
     import warnings
 
     from autobalance.estimator import AutoBalanceClassifier

@@ -124,7 +124,14 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0].removesuffix(".")
 
 
-def column(table: pd.DataFrame, name: str, role: str, *, missing_values: bool = False) -> pd.Series:
+def column(
+    table: pd.DataFrame,
+    name: str,
+    role: str,
+    *,
+    missing_values: bool = False,
+    remedy: str = "Fill them, or drop these rows",
+) -> pd.Series:
     """A column by name; refused where it is absent or has missing values, unless it may."""
     if name not in table.columns:
         shown = ", ".join(map(str, table.columns[:20])) + (", ..." if table.shape[1] > 20 else "")
@@ -137,7 +144,7 @@ def column(table: pd.DataFrame, name: str, role: str, *, missing_values: bool = 
         first = int(np.flatnonzero(values.isna())[0])
         raise InputError(
             f"The {role} column {name!r} has {missing} missing value{'s' * (missing > 1)} (the first in "
-            f"row {first + 1}). Fill them, or drop these rows."
+            f"row {first + 1}). {remedy}."
         )
     return values
 

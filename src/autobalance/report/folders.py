@@ -34,7 +34,7 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"There is no folder {folder}. Give the RUN folder of a fit or a demo.")
     if not (folder / RESULT).is_file():
         for name, what in (
-            ("frontier.json", "a frontier without a network, drawn in frontier.svg; with --max_gap, "
+            ("frontier.json", "a frontier without a network, drawn in frontier.svg; with --max-gap, "
              "`autobalance frontier` makes a RUN of it"),
             ("cells.jsonl", "a comparison, whose tables are in BENCHMARKS.md"),
             ("search.checkpoint", "a run that was stopped before it had a loss; continue it with "

@@ -240,11 +240,17 @@ def gap_half_width(a: Method, b: Method) -> float | None:
     return half_width(mean_error_variance(a.errors, a.n), mean_error_variance(b.errors, b.n))
 
 
+def _unmeasured(run: Run) -> str:
+    if run.method("autobalance") is None:
+        return "Nothing was measured on test data."
+    return f"On test data the {_score(run)[1]} was not measured; for that of groups give --groups."
+
+
 def _on_validation(run: Run) -> str:
     hard = run.curves["hard_objective"]
     hard = hard[np.isfinite(hard)]
     if len(hard) < 2:
-        return "Nothing was measured on test data."
+        return _unmeasured(run)
     few = max(1, len(hard) // 4)
     begin, end = float(hard[:few].mean()), float(hard[-few:].mean())
     means = "means over the first and the last quarter of the search"
@@ -255,16 +261,16 @@ def _on_validation(run: Run) -> str:
     if abs(end - begin) <= _SAME_ERROR:
         return (
             f"{where} stayed about the same: {percent(begin)}, then {percent(end)} ({means}). By this "
-            "measure the search gained nothing. Nothing was measured on test data."
+            f"measure the search gained nothing. {_unmeasured(run)}"
         )
     path = f"from {percent(begin)} to {percent(end)} ({means})"
     if end < begin:
         return (
             f"{where} fell {path}. Some of that is the network learning, so it does not say what the "
-            "loss brings. Nothing was measured on test data."
+            f"loss brings. {_unmeasured(run)}"
         )
     return (
         f"{where} rose {path}. By this measure the search did not help: the network may be "
         "overfitting, or the validation data too small to guide it. Compare the loss with its start "
-        "before using it. Nothing was measured on test data."
+        f"before using it. {_unmeasured(run)}"
     )
