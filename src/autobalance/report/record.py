@@ -554,7 +554,8 @@ def _candidates(search: dict[str, Any], k: int, groups: Any) -> tuple[list[Candi
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The augmentation's table with the names of classes and groups for their indices."""
-    names = [list(record.get(key) or []) for key in ("class_names", "group_names")]
+    given = [record.get(key) for key in ("class_names", "group_names")]
+    names = [value if isinstance(value, list) else [] for value in given]
     found: dict[str, Any] = {}
     for row, operations in _mapping(_mapping(search.get("augment")).get("per_class")).items():
         parts = str(row).split(" / ")
