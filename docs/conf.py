@@ -88,6 +88,7 @@ nb_merge_streams = True
 PAGES_OF_FILES = {
     "](../benchmarks/results/BENCHMARKS.md": "](suite.md",
     "](../benchmarks/results/objectives/BENCHMARKS.md": "](suite_objectives.md",
+    "](../benchmarks/results/cosine/BENCHMARKS.md": "](suite_cosine.md",
 }
 
 
