@@ -803,6 +803,7 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     page = Path("swept/report.html").read_text()
     assert "One dot per bound on the gap" in page
     assert "picked, bound" in page
+    assert "The loss as code" not in page  # its cross-entropy alone decides nothing
     assert main([*sweep, "swept"]) == 2
     assert "is not empty" in capsys.readouterr().err
 
