@@ -538,8 +538,10 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         InputError
             If a label is unknown, or the data cannot be used.
         """
-        logits = self._logits(X, probabilities=True)
-        predicted = self._logits(X).argmax(dim=1).numpy()
+        logits = self._logits(X)
+        predicted = logits.argmax(dim=1).numpy()
+        if isinstance(self.module_, CellDecision):
+            logits = self._logits(X, probabilities=True)
         target = _positions(_labels(y), self.classes_.tolist(), "class", "y")
         groups = names = None
         if sensitive_features is not None:

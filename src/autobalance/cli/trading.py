@@ -130,7 +130,7 @@ def _decisions(
         return complain(f"{error} No point was found yet.", FAILED)
     except KeyboardInterrupt:
         return complain("Interrupted. No point was found yet.", INTERRUPTED)
-    points = learned.frontier()
+    points, plain = learned.frontier(), learned.most_probable()
     kept = None if options.max_gap is None else learned.within(options.max_gap)
     record = {
         "format": "autobalance-decisions",
@@ -140,14 +140,14 @@ def _decisions(
         "main": options.main,
         "gap": options.gap,
         "points": [_point(p, "bound") for p in points],
-        "baselines": [_point(learned.most_probable(), "title", "Cross-entropy")],
+        "baselines": [_point(plain, "title", "Cross-entropy")],
         "training_runs": learned.training_runs,
         "settings": learned.settings,
         "seed": learned.seed,
         "seconds": learned.seconds,
     }
     _write_record(record, out)
-    print_decisions(points, learned.most_probable(), kept)
+    print_decisions(points, plain, kept)
     if kept is not None:
         from autobalance.runs import save_run
 

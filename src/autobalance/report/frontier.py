@@ -119,17 +119,7 @@ def _drawn(record: Mapping[str, Any]) -> Figure:
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
     for baseline, (marker, colour) in zip(record.get("baselines", []), _MARKERS, strict=False):
-        axes.plot(
-            [100 * baseline["gap"]],
-            [100 * baseline["main"]],
-            marker,
-            color=colour,
-            markerfacecolor="white" if baseline["constant"] else colour,
-            markersize=7,
-            linestyle="none",
-            label=baseline["title"],
-            zorder=3,
-        )
+        _mark(axes, baseline, marker, colour, baseline["title"], hollow="white", zorder=3)
     axes.set_xlabel(f"{_name(record['gap'])}, percent", color=_INK)
     axes.set_ylabel(f"{_name(record['main'])}, percent", color=_INK)
     axes.set_xlim(left=-0.03 * max(axes.get_xlim()[1], 1.0))  # room for a gap of 0
@@ -150,6 +140,30 @@ def _name(objective: str) -> str:
     """In words, as the report has them."""
     known = _NAMES | {key: name for key, (name, _) in OBJECTIVES.items()}
     return known.get(objective, objective.replace("_", " "))
+
+
+def _mark(
+    axes: Any,
+    baseline: Mapping[str, Any],
+    marker: str,
+    colour: str,
+    title: str,
+    *,
+    hollow: str,
+    **style: Any,
+) -> None:
+    """A baseline's point, hollow where a class is always wrong."""
+    axes.plot(
+        [100 * baseline["gap"]],
+        [100 * baseline["main"]],
+        marker,
+        color=colour,
+        markerfacecolor=hollow if baseline["constant"] else colour,
+        markersize=7,
+        linestyle="none",
+        label=title,
+        **style,
+    )
 
 
 def frontier_picture(run: Run) -> Picture:
@@ -177,16 +191,8 @@ def frontier_picture(run: Run) -> Picture:
                 color=INK,
             )
         for baseline, (marker, _) in zip(others, _MARKERS, strict=False):
-            axes.plot(
-                [100 * baseline["gap"]],
-                [100 * baseline["main"]],
-                marker,
-                color=BEFORE,
-                markerfacecolor="none" if baseline["constant"] else BEFORE,
-                markersize=7,
-                linestyle="none",
-                label=short(baseline["title"].lstrip("_"), 26),
-            )
+            title = short(baseline["title"].lstrip("_"), 26)
+            _mark(axes, baseline, marker, BEFORE, title, hollow="none")
         axes.set_xlabel(names["gap"])
         axes.set_ylabel(names["main"])
         axes.margins(0.1)
