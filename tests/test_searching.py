@@ -25,6 +25,7 @@ from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import ClassSpace, GroupSpace, HierarchicalSpace
 from autobalance.training import Interrupted, Progress, predict_logits
+from autobalance.tunable import TunableCrossEntropy
 from autobalance.tuner import LossTuner
 from helpers import blobs, linear_factory
 
@@ -186,8 +187,12 @@ def test_the_record_is_complete() -> None:
     assert result.design["learns"] == ["additive"]
     assert result.seconds["wall"] > 0
     assert result.seconds["cpu"] > 0
-    start = ParametricCrossEntropy.logit_adjusted(data.counts())
-    assert torch.allclose(result.start.additive, start.additive)  # type: ignore[arg-type]
+    start = TunableCrossEntropy(HierarchicalSpace(data.counts())).frozen()
+    for found, expected in zip(
+        result.start.parameters_of_loss, start.parameters_of_loss, strict=True
+    ):
+        assert (found is None) == (expected is None)
+        assert found is None or torch.allclose(found, expected)
     assert all(np.isfinite([r.objective, r.norm, r.training_loss]).all() for r in result.history)
     assert not any(r.skipped for r in result.history)
 

@@ -118,15 +118,16 @@ def test_shapes_and_finiteness(
 @pytest.mark.parametrize("build", PER_CLASS.values(), ids=PER_CLASS)
 @given(counts=class_counts)
 def test_starts_at_logit_adjustment(build: Callable[..., DesignSpace], counts: list[int]) -> None:
-    """Fisher consistent for the balanced error: l = log pi, w = 1, delta one number for all."""
+    """Fisher consistent for the balanced error: l - log w = log pi + c, delta one number for all."""
     start = double(build, counts, learn=PARTS)
     assert start.additive is not None
     assert start.weight is not None
     assert start.multiplicative is not None
-    np.testing.assert_allclose(
-        start.additive.numpy(), np.log(np.array(counts) / sum(counts)), rtol=1e-6, atol=1e-6
-    )
-    np.testing.assert_allclose(start.weight.numpy(), 1.0, rtol=1e-12)
+    rho = 0.2 if build is HierarchicalSpace else 0.0
+    pi = np.array(counts) / sum(counts)
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    np.testing.assert_allclose(start.additive.numpy(), (1 - rho) * np.log(pi), **close)
+    np.testing.assert_allclose(start.weight.numpy(), pi**-rho / (pi ** (1 - rho)).sum(), **close)
     delta = 1 / (1 + np.exp(-1)) if getattr(build(counts), "sigmoid", False) else 1.0
     np.testing.assert_allclose(start.multiplicative.numpy(), delta, rtol=1e-6)
 
@@ -156,7 +157,26 @@ def test_tau_sets_the_start_learned_or_not(
 ) -> None:
     start = double(build, [30, 10], tau=tau, learn=learn)
     assert start.additive is not None
-    np.testing.assert_allclose(start.additive.numpy(), tau * np.log([0.75, 0.25]), rtol=1e-6)
+    share = 0.8 if build is HierarchicalSpace else 1.0
+    expected = share * tau * np.log([0.75, 0.25])
+    np.testing.assert_allclose(start.additive.numpy(), expected, rtol=1e-6)
+
+
+@given(counts=class_counts, rho=st.floats(0.0, 1.0), seed=seeds)
+def test_rho_only_shares_the_correction(counts: list[int], rho: float, seed: int) -> None:
+    """L - log w is the same for every rho, but for a constant; 0 is all in l, 1 all in w."""
+    odds = []
+    for share in (0.0, rho, 1.0):
+        now = moved(HierarchicalSpace, counts, seed, rho=share)().detach()
+        assert now.additive is not None
+        log_weight = 0.0 if now.weight is None else now.weight.log()
+        u = now.additive - log_weight
+        odds.append((u - u.mean()).numpy())
+        assert (now.weight is None) == (share == 0.0)
+        if share == 1.0:
+            np.testing.assert_allclose(now.additive.numpy(), 0.0, atol=1e-12)
+    np.testing.assert_allclose(odds[1], odds[0], atol=1e-9)
+    np.testing.assert_allclose(odds[2], odds[0], atol=1e-9)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -165,8 +185,9 @@ def test_what_is_not_learned_is_left_out(
     build: Callable[..., DesignSpace], by_group: bool, part: str
 ) -> None:
     """L stays at its start, for w and delta to be learned on top of a consistent loss."""
-    space = moved(build, [[20, 6], [3, 2]] if by_group else [20, 5, 3], 0, learn=[part])
-    now, before = space(), double(build, space.counts.numpy(), learn=PARTS)
+    given = {"rho": 0.0} if build is HierarchicalSpace else {}
+    space = moved(build, [[20, 6], [3, 2]] if by_group else [20, 5, 3], 0, learn=[part], **given)
+    now, before = space(), double(build, space.counts.numpy(), learn=PARTS, **given)
     assert space.learns == (part,)
     assert (now.weight is None) == (part != "weight")
     assert (now.multiplicative is None) == (part != "multiplicative")
@@ -185,7 +206,7 @@ def test_learns_keeps_one_order() -> None:
 
 def test_hierarchical_by_hand() -> None:
     counts = np.array([60.0, 30.0, 10.0])
-    space = HierarchicalSpace(counts, learn=PARTS).double()
+    space = HierarchicalSpace(counts, learn=PARTS, rho=0.25).double()
     eps, log_delta, log_w = np.array([1.0, -2.0, 4.0]), np.array([0.5, 0.1, 0.0]), [0.3, -0.2, 1.0]
     with torch.no_grad():
         space.tau.fill_(0.7)
@@ -194,10 +215,11 @@ def test_hierarchical_by_hand() -> None:
         space.log_delta.copy_(torch.tensor(log_delta))
         space.log_weight.copy_(torch.tensor(log_w))
     now = space().detach()
-    w = np.exp(log_w) / (np.exp(log_w) @ (counts / 100))
+    u = 0.7 * np.log(counts / 100) + eps - 1.0
+    w = np.exp(log_w - 0.25 * u)
     expected = [
-        w,
-        0.7 * np.log(counts / 100) + eps - 1.0,
+        w / (w @ (counts / 100)),
+        0.75 * u,
         (counts / 60) ** 0.2 * np.exp(log_delta - 0.2),
     ]
     for p, by_hand in zip(now, expected, strict=True):
@@ -391,7 +413,7 @@ def test_without_deviations_the_shared_strengths_are_all_there_is() -> None:
         space.tau.fill_(0.5)
         space.gamma.fill_(0.25)
     log_prior = torch.tensor([8, 4, 2]).div(14).log()
-    torch.testing.assert_close(space().additive, 0.5 * log_prior)
+    torch.testing.assert_close(space().additive, 0.8 * 0.5 * log_prior)
     torch.testing.assert_close(space().multiplicative, torch.tensor([1.0, 0.5, 0.25]) ** 0.25)
     assert space.penalty().item() == pytest.approx((0.25 + 0.0625) / (2 * 0.25))
     with pytest.raises(InputError, match="w has no shared strength"):

@@ -138,6 +138,13 @@ def below_one(name: str, value: float) -> float:
     return value
 
 
+def zero_to_one(name: str, value: float) -> float:
+    """Return `value` if it lies in [0, 1]."""
+    if not 0.0 <= number(name, value) <= 1.0:
+        raise InputError(f"{name} must lie in [0, 1]; got {value!r}.")
+    return value
+
+
 def seed_number(seed: int) -> int:
     """Return `seed` if random generators take it."""
     if whole("seed", seed, least=0) >= 2**63:

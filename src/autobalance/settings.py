@@ -9,7 +9,17 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from autobalance.checks import InputError, fraction, number, one_of, positive, whole
+from autobalance.checks import (
+    InputError,
+    below_one,
+    fraction,
+    not_negative,
+    number,
+    one_of,
+    positive,
+    whole,
+    zero_to_one,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +72,10 @@ class Recipe:
         positive("lr", self.lr)
         positive("max_grad_norm", self.max_grad_norm)
         one_of("optimizer", self.optimizer, ("sgd", "adamw"))
-        if not 0.0 <= number("absorb", self.absorb) <= 1.0:
-            raise InputError(f"absorb must lie in [0, 1]; got {self.absorb}.")
-        if not 0.0 <= number("weight_decay", self.weight_decay) < math.inf:
-            raise InputError(f"weight_decay must not be negative; got {self.weight_decay}.")
-        for name in ("momentum", "warmup"):
-            if not 0.0 <= number(name, getattr(self, name)) < 1.0:
-                raise InputError(f"{name} must lie in [0, 1); got {getattr(self, name)}.")
+        zero_to_one("absorb", self.absorb)
+        not_negative("weight_decay", self.weight_decay)
+        below_one("momentum", self.momentum)
+        below_one("warmup", self.warmup)
 
     def steps(self, examples: int) -> int:
         """Number of optimiser steps for a training set of so many examples."""
@@ -134,8 +141,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         fraction("validation_fraction", self.validation_fraction)
         positive("lr", self.lr)
-        if not 0.0 <= number("warmup", self.warmup) < 1.0:
-            raise InputError(f"warmup must lie in [0, 1); got {self.warmup}.")
+        below_one("warmup", self.warmup)
         if not 0.0 < number("average", self.average) <= 1.0:
             raise InputError(f"average must lie in (0, 1]; got {self.average}.")
         one_of("optimizer", self.optimizer, ("adam", "sgd"))

@@ -30,6 +30,7 @@ from autobalance.checks import (
     positive,
     shown,
     whole,
+    zero_to_one,
 )
 from autobalance.losses.functional import LossParameters
 
@@ -129,22 +130,28 @@ class HierarchicalSpace(DesignSpace):
     r"""Shared strengths plus shrunken deviations per class. The default.
 
     .. math::
-        l_k = \tau \log \pi_k - \log \omega_k + \epsilon_k, \qquad
-        \log \delta_k = \gamma \log(n_k / n_{max}) + \epsilon'_k, \qquad
-        \log w_k = \epsilon''_k
+        u_k = \tau \log \pi_k - \log \omega_k + \epsilon_k, \qquad
+        l_k = (1 - \rho) u_k, \qquad
+        \log w_k = -\rho u_k + \epsilon''_k, \qquad
+        \log \delta_k = \gamma \log(n_k / n_{max}) + \epsilon'_k
 
-    It starts at tau = 1, gamma = 0 and no deviations: with omega = 1 that is logit adjustment (LA),
-    consistent for the balanced error, and else consistent for the error weighted by omega. With a
-    ``(g, k)`` table of counts see `GroupSpace`.
+    u is how much each class's odds are corrected, rho the share of it that the weights carry: 0 is
+    logit adjustment (LA), 1 class weights. It starts at tau = 1, gamma = 0 and no deviations: with
+    omega = 1 that is consistent for the balanced error whatever rho is (Menon et al., 2021, theorem
+    1 with delta_k = pi_k^(1 - rho)), and else for the error weighted by omega. With a ``(g, k)``
+    table of counts see `GroupSpace`.
 
     Parameters
     ----------
     counts : array-like
         Training examples per class, shape ``(k,)``.
     learn : iterable of str
-        Which of "weight", "additive" and "multiplicative" to learn.
+        Which of "weight" (epsilon''), "additive" (tau and epsilon) and "multiplicative" (gamma
+        and epsilon') to learn.
     tau : float
         Start of tau.
+    rho : float
+        Share of the correction that the weights carry, in [0, 1]; it stays.
     importance : array-like, optional
         omega_k, how much the objective makes of each class's error, shape ``(k,)``, not negative;
         only ratios matter. None: all alike.
@@ -163,6 +170,7 @@ class HierarchicalSpace(DesignSpace):
         *,
         learn: Iterable[str] = ("additive",),
         tau: float = 1.0,
+        rho: float = 0.2,
         importance: Any = None,
         sigma_tau: float = 0.5,
         sigma_eps: float = 0.5,
@@ -176,6 +184,7 @@ class HierarchicalSpace(DesignSpace):
         self.sigma_tau = positive("sigma_tau", sigma_tau)
         self.sigma_eps = positive("sigma_eps", sigma_eps)
         self.start = float(finite_number("tau", tau))
+        self.rho = float(zero_to_one("rho", rho))
         self.deviations = deviations
         if not deviations and "weight" in self.learns:
             raise InputError(
@@ -194,22 +203,31 @@ class HierarchicalSpace(DesignSpace):
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(k))
 
+    def extra_repr(self) -> str:
+        return (
+            f"learn={self.learns}, tau={self.start:g}, rho={self.rho:g}, "
+            f"sigma_tau={self.sigma_tau:g}, sigma_eps={self.sigma_eps:g}, "
+            f"deviations={self.deviations}"
+        )
+
     def forward(self) -> LossParameters:
         log_prior = (self.counts / self.counts.sum()).log()
         weight = multiplicative = None
-        additive = self.start * log_prior - self.offset
-        if "additive" in self.learns:
-            additive = self.tau * log_prior - self.offset
-            if self.deviations:
-                additive = additive + _centred(self.eps)
+        tau = self.tau if "additive" in self.learns else self.start
+        correction = tau * log_prior - self.offset
+        if "additive" in self.learns and self.deviations:
+            correction = correction + _centred(self.eps)
         if "multiplicative" in self.learns:
             shared = self.gamma * (self.counts / self.counts.max()).log()
             multiplicative = (
                 shared + _centred(self.log_delta) if self.deviations else shared
             ).exp()
-        if "weight" in self.learns:
-            weight = self._mean_one(_centred(self.log_weight))
-        return LossParameters(weight, additive, multiplicative)
+        if "weight" in self.learns or self.rho > 0:
+            log_weight = -self.rho * correction
+            if "weight" in self.learns:
+                log_weight = log_weight + _centred(self.log_weight)
+            weight = self._mean_one(log_weight)
+        return LossParameters(weight, (1.0 - self.rho) * correction, multiplicative)
 
     def priors(self) -> dict[str, tuple[float, float]]:
         shared = {"tau": (self.start, self.sigma_tau), "gamma": (0.0, self.sigma_tau)}

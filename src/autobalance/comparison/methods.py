@@ -30,8 +30,15 @@ from autobalance.objectives import BalancedError, CrossEntropyRisk, Objective
 from autobalance.retraining import retrain
 from autobalance.searching import search, splits_of
 from autobalance.settings import Recipe, SearchSettings
-from autobalance.spaces import ClassSpace, ClusterSpace, DesignSpace, HierarchicalSpace
+from autobalance.spaces import (
+    ClassSpace,
+    ClusterSpace,
+    DesignSpace,
+    HierarchicalSpace,
+    made_space,
+)
 from autobalance.training import FixedLoss, ModelFactory, predict_logits
+from autobalance.tunable import TunableCrossEntropy
 
 Kind = Literal["published", "tuned", "ours"]
 
@@ -405,6 +412,13 @@ def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callabl
     return run
 
 
+def _start_alone(task: Task) -> Trained:
+    """What a search would begin with, trained without one."""
+    goal = task.objective
+    space = made_space(None, task.data.counts(), goal.over, goal.importance)
+    return Trained(task.train(TunableCrossEntropy(space).frozen(), recipe=task.recipe))
+
+
 def _tau_alone(counts: np.ndarray) -> DesignSpace:
     return HierarchicalSpace(counts, deviations=False)
 
@@ -502,6 +516,9 @@ METHODS: dict[str, Method] = {
     ),
     "autobalance": Method(
         "autobalance", "ours", _designed(), uses_objective=True, uses_settings=True
+    ),
+    "autobalance_start": Method(
+        "autobalance, its start", "ours", _start_alone, uses_objective=True
     ),
     "autobalance_folds": Method(
         "autobalance, 3 folds", "ours", _designed(folds=3, choose=False), True, True

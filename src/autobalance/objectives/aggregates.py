@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.checks import InputError, array_of_numbers, number, positive
+from autobalance.checks import InputError, array_of_numbers, number, positive, zero_to_one
 from autobalance.objectives.base import Objective
 
 
@@ -152,8 +152,7 @@ class QuantileError(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= number("q", self.q) <= 1.0:
-            raise InputError(f"q must lie in [0, 1]; got {self.q}.")
+        zero_to_one("q", self.q)
         positive("softness", self.softness)
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:

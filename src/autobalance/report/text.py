@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -131,16 +131,27 @@ def _found(run: Run) -> str:
 def start_name(run: Run) -> str:
     """The loss that the search began with, in words."""
     parts = {p.key: p for p in run.parts}
-    if any(np.ptp(p.start) > 1e-6 for key, p in parts.items() if key != "additive"):
+    if "multiplicative" in parts and np.ptp(parts["multiplicative"].start) > 1e-6:
         return UNNAMED
-    slopes = _slopes(run, parts["additive"].start) if "additive" in parts else [0.0]
-    if "additive" not in parts or not np.abs(parts["additive"].start).max() > 1e-6:
+    start = _correction(run, "start")
+    if not np.abs(start).max(initial=0.0) > 1e-6:
         return "plain cross-entropy"
-    return "logit adjustment" if slopes and np.allclose(slopes, 1.0, atol=0.02) else UNNAMED
+    slopes = _slopes(run, start)
+    if not slopes or not np.allclose(slopes, 1.0, atol=0.02):
+        return UNNAMED
+    weighs = "weight" in parts and np.ptp(parts["weight"].start) > 1e-6
+    return "logit adjustment shared with class weights" if weighs else "logit adjustment"
+
+
+def _correction(run: Run, when: Literal["start", "found"]) -> np.ndarray:
+    """ℓ - log w per row and class: by how much the loss corrects the classes' odds."""
+    parts = {p.key: getattr(p, when) for p in run.parts}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(parts.get("additive", 0.0) - np.log(parts.get("weight", np.ones((1, 1)))))
 
 
 def _slopes(run: Run, rows: np.ndarray) -> list[float]:
-    """Per row, how ℓ changes with the logarithm of the class's frequency."""
+    """Per row, how a correction changes with the logarithm of the class's frequency."""
     with np.errstate(divide="ignore"):
         logs = np.where(run.counts > 0, np.log(run.counts), np.nan)
     found = [slope(row, log) for row, log in zip(rows, logs, strict=True)]
@@ -150,7 +161,7 @@ def _slopes(run: Run, rows: np.ndarray) -> list[float]:
 def _about_additive(run: Run, part: Part) -> str:
     if not part.changed:
         return "keeps the additive adjustment ℓ of its start"
-    start, found = (_slopes(run, rows) for rows in (part.start, part.found))
+    start, found = (_slopes(run, _correction(run, when)) for when in ("start", "found"))
     group, k = np.unravel_index(np.nanargmax(np.abs(part.found - part.start)), part.found.shape)
     shift = part.found[group, k] - part.start[group, k]
     whom = run.classes[k] + (f" in {run.groups[group]}" if run.groups else "")
@@ -158,10 +169,11 @@ def _about_additive(run: Run, part: Part) -> str:
     if not start or not found:
         return f"shifts the classes' logits in training; {moved}"
     before, after = float(np.mean(start)), float(np.mean(found))
+    what = "ℓ - log w" if any(p.key == "weight" for p in run.parts) else "ℓ"
     return (
-        f"{_leaning(run, before, after)}. Its strength, the growth of ℓ with log class frequency, is "
-        f"{number(after)}, at the start {number(before)} (0 is plain cross-entropy, 1 logit "
-        f"adjustment{'; means over the groups' if run.groups else ''}); {moved}"
+        f"{_leaning(run, before, after)}. Its strength, the growth of {what} with log class "
+        f"frequency, is {number(after)}, at the start {number(before)} (0 is plain cross-entropy, 1 "
+        f"logit adjustment{'; means over the groups' if run.groups else ''}); {moved}"
     )
 
 
