@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/groups.py --data DIR --out DIR [--sets adult_sex,compas_race] [--splits 2]
     .venv/bin/python benchmarks/groups.py --out DIR --summary --json FILE
+    .venv/bin/python benchmarks/groups.py --out DIR --data DIR --noise
 
 Each set is split at random, 70 % for training and 30 % for testing, alike within each class and group;
 split i is the same for all methods, and test rows take no part in fitting or choosing. Without --splits
@@ -17,6 +18,10 @@ Where a method gives several points (mixes, bounds), its representative is chose
 rows: the lowest DEO among those whose balanced error is at most 2 points above that of group-wise logit
 adjustment there; "..._equal" is the same choice with 0.5 points. The network measured on test
 rows is then trained on all training rows.
+
+--noise draws, for every split there is, errors of a classifier whose true rates are the same in all
+groups (group-wise logit adjustment's over the classes), and gives the DEO that such a one would measure
+on these test rows: what small cells alone do.
 """
 
 from __future__ import annotations
@@ -359,6 +364,17 @@ def summary(lines: list[Row]) -> dict[str, Any]:
     return numbers
 
 
+def noise(name: str, rows: list[Row], data: str, quick: bool) -> list[float]:
+    """Per split the mean DEO, in percent, that equal true rates would measure on its test rows."""
+    rng, found = np.random.default_rng(0), []
+    for row in [r for r in rows if r["set"] == name and r["method"] == "group_logit_adjustment"]:
+        cells = load(name, row["split"], data, quick).test.counts().astype(int)
+        errors = (np.array(row["errors"]) * cells).sum(axis=0) / cells.sum(axis=0)
+        drawn = rng.binomial(cells, errors, size=(2000, *cells.shape)) / cells
+        found.append(100.0 * float(np.ptp(drawn, axis=1).sum(axis=-1).mean()))
+    return found
+
+
 def mean_and_error(values: list[float]) -> list[float | None]:
     error = None if len(values) < 2 else float(np.std(values, ddof=1) / len(values) ** 0.5)
     return [float(np.mean(values)), error]
@@ -412,15 +428,23 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="methods at a time")
     parser.add_argument("--quick", action="store_true", help="short training, few points")
     parser.add_argument("--summary", action="store_true", help="run nothing, show what there is")
+    parser.add_argument("--noise", action="store_true", help="what DEO equal rates would measure")
     parser.add_argument("--json", type=Path, help="also write the summary here")
     options = parser.parse_args()
     sets, methods = options.sets.split(","), options.methods.split(",")
     for names, known in ((sets, SETS), (methods, RUNS)):
         for unknown in [n for n in names if n not in known]:
             parser.error(f"there is no {unknown!r}; known are {', '.join(known)}")
+    if options.data is None and not options.summary:
+        parser.error("--data is needed, the folder of the datasets' files")
+    if options.noise:
+        rows = [r for r in read(options.out) if "done" not in r]
+        for name in sets:
+            found = noise(name, rows, options.data, options.quick)
+            if found:
+                print(f"{name}, {len(found)} splits: DEO of equal rates {np.mean(found):.1f}")
+        return
     if not options.summary:
-        if options.data is None:
-            parser.error("--data is needed, the folder of the datasets' files")
         options.out.mkdir(parents=True, exist_ok=True)
         run_all(sets, methods, options)
     numbers = summary(read(options.out))

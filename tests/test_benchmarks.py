@@ -7,13 +7,16 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 
+from autobalance.data.batches import ArrayData
 from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import HierarchicalSpace
@@ -250,6 +253,26 @@ def line(method: str, split: int, balanced: float, deo: float, held: Any = None)
         "set": "adult_sex", "split": split, "run": method, "method": method,
         "point": f"{balanced}", "held": held, "balanced": balanced, "worst": balanced, "deo": deo,
     }  # fmt: skip
+
+
+def test_groups_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups, two classes: E|a - b| of two binomial rates, about 2 sqrt(r (1 - r) / (pi n))."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import groups
+
+    cells = np.array([[400, 900], [400, 900]])
+    data = ArrayData.of(
+        torch.zeros(2600, 1),
+        torch.tensor([0, 1]).repeat(2).repeat_interleave(torch.tensor(cells.ravel())),
+        groups=torch.tensor([0, 0, 1, 1]).repeat_interleave(torch.tensor(cells.ravel())),
+    )
+    monkeypatch.setattr(groups, "load", lambda *a: SimpleNamespace(test=data))
+    row = line("group_logit_adjustment", 3, 20.0, 9.0) | {"errors": [[0.3, 0.1], [0.1, 0.1]]}
+    (found,) = groups.noise("adult_sex", [row, line("group_dro", 3, 20.0, 9.0)], "", quick=False)
+    rates, n = np.array([0.2, 0.1]), cells[0]
+    assert found == pytest.approx(
+        100 * (2 * np.sqrt(rates * (1 - rates) / (np.pi * n))).sum(), rel=0.05
+    )
 
 
 def test_groups_choose_on_held_out_rows(monkeypatch: pytest.MonkeyPatch) -> None:
