@@ -219,6 +219,13 @@ class ArrayData:
         return replace(self, **moved)
 
 
+def moved(index: Tensor, device: torch.device) -> Tensor:
+    """Indices on a device. Those for a GPU go by pinned memory, so that nothing waits for it."""
+    if device.type != "cuda" or index.device.type != "cpu":
+        return index.to(device)
+    return index.pin_memory().to(device, non_blocking=True)
+
+
 def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
     """Both sets' examples as one; classes and groups must be numbered alike.
 
