@@ -56,7 +56,7 @@ def _fashion(folder: Path, request: Request) -> Rows:
     images = np.concatenate([train.images, test.images])
     padding = whole("padding", request.options.get("padding", 0), least=0)
     if padding:
-        images = np.pad(images, [(0, 0), (0, 0), (padding, padding), (padding, padding)])
+        images = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     return _rows({"label": names}, images, request, given=len(test.target))
 
 
