@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -335,6 +337,24 @@ def test_a_loss_that_becomes_non_finite_ends_it_with_the_result_so_far() -> None
     assert partial.status == "diverged"
     assert [r.step for r in partial.history] == [14, 18, 22, 26]
     assert torch.isfinite(partial.loss.additive).all()  # type: ignore[arg-type]
+
+
+def test_a_search_leaves_nothing_in_memory() -> None:
+    """At once, not when rings are collected: retraining needs the room on a GPU."""
+    networks: list[Any] = []
+
+    def watched() -> nn.Module:
+        network = linear_factory()()
+        networks.append(weakref.ref(network))
+        return network
+
+    gc.collect()
+    gc.disable()
+    try:
+        quick(factory=watched, settings=replace(UPPER, folds=2))
+        assert [network() for network in networks] == [None] * len(networks)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("at", [14, 26, 38])

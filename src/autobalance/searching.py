@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+import weakref
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -288,8 +289,10 @@ class SearchRun:
                 **describe(self.folds[0].lower.module, everything),
             }
 
+        # Not by itself, or the data would stay on a GPU beside retraining's until the ring is collected.
+        own = weakref.proxy(self)
         self.saved = Checkpoint(
-            checkpoint, identity, self.state_dict, self.folds[0].lower.processes
+            checkpoint, identity, lambda: own.state_dict(), self.folds[0].lower.processes
         )
         self._remember()
         state = self.saved.load()
