@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +19,8 @@ import pytest
 import torch
 from torch import nn
 
+from autobalance.comparison.configuration import read_configuration
+from autobalance.comparison.methods import METHODS
 from autobalance.data.batches import ArrayData
 from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
@@ -76,6 +81,90 @@ def test_search_cost(tmp_path: Path) -> None:
     for ratios in numbers.values():
         assert set(ratios) == {"cnn", "mlp"}
         assert positive(ratios)
+
+
+def test_gpu_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import gpu
+
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    threads = torch.get_num_threads()
+    path = tmp_path / "numbers.json"
+    command = ["gpu.py", "--precision", "bf16-mixed", "--peak-tflops", "0.01", "--json", str(path)]
+    for extra, row in (
+        (["--channels-last"], gpu.measured),
+        (["--whole", "--epochs", "1"], gpu.whole),
+    ):
+        monkeypatch.setattr(gpu.sys, "argv", [*command, *extra])
+        assert gpu.main() == 0, row
+        numbers = json.loads(path.read_text())
+        assert numbers["environment"]["command"].endswith(shlex.join([*command, *extra]))
+        assert numbers["environment"]["torch"] == torch.__version__
+        [found] = numbers["rows"]
+        assert (found.pop("precision"), found.pop("batch")) == ("bf16-mixed", 8)
+        assert found.pop("name") == "bf16-mixed, batches of 8"
+        assert positive(found)
+        if row is gpu.measured:
+            assert found["training_step_flops"] < found["upper_step_flops"]
+            steps = found["training_step_flops"] / (8 / found["plain_images_per_second"])
+            assert found["plain_share_of_peak"] == pytest.approx(steps / 1e10)
+    torch.set_num_threads(threads)
+    assert "share of peak" in capsys.readouterr().out
+
+
+def test_gpu_knows_cards_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import gpu
+
+    for name, expected in (
+        ("NVIDIA H200", (989.0, 494.0)),
+        ("NVIDIA H100 PCIe", (756.0, 378.0)),
+        ("NVIDIA L40S", (362.0, 183.0)),
+        ("NVIDIA L4", (121.0, 60.0)),
+        ("NVIDIA A100-SXM4-80GB", (312.0, 156.0)),
+        ("Tesla T4", (None, None)),
+    ):
+        assert tuple(gpu.peak_tflops(name, p) for p in gpu.PRECISIONS) == expected
+    names = list(gpu.PEAKS)
+    assert all(a not in b for i, a in enumerate(names) for b in names[i + 1 :])
+
+
+def test_the_table_for_one_gpu_has_the_recipe_of_cifar() -> None:
+    table, cifar = (
+        read_configuration(path)
+        for path in (FOLDER / "fashion_resnet32.yaml", FOLDER.parent / "configs/cifar10_lt.yaml")
+    )
+    assert table.recipe == cifar.recipe
+    assert (table.search, table.augment, table.tuning_runs, table.seeds) == (
+        cifar.search, cifar.augment, cifar.tuning_runs, cifar.seeds,
+    )  # fmt: skip
+    assert set(table.methods) <= set(METHODS)
+    assert table.subset("short").recipe == replace(table.recipe, epochs=60)
+
+
+@pytest.mark.slow
+def test_the_table_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "fashion_mnist"
+    folder.mkdir()
+    for name, each in (("train", 5000), ("t10k", 2)):
+        for kind, values in (
+            ("images-idx3", np.arange(40 * each).reshape(-1, 2, 2) % 256),
+            ("labels-idx1", np.tile(np.arange(10), each)),
+        ):
+            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+            path = folder / f"{name}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+    options = ("--table", "--subset", "quick", "--data", str(tmp_path), "--out")
+    numbers, _ = quick("gpu.py", tmp_path, *options, str(tmp_path / "out"))
+    assert set(numbers) == {"environment", "seconds", "table"}
+    assert numbers["table"]["metric"] == "balanced_error"
+    cells = (tmp_path / "out/cells.jsonl").read_text().splitlines()
+    records = [json.loads(cell) for cell in cells]
+    assert [r["method"] for r in records] == ["cross_entropy", "autobalance"]
+    assert [r["status"] for r in records] == ["finished"] * 2
+    assert records[0]["sizes"] == {"train": 12406, "test": 20}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
+from autobalance import decisions
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
 from autobalance.decisions import (
@@ -135,6 +136,33 @@ def test_every_bound_is_kept_also_by_a_poor_network(gap: float) -> None:
     said = draw.dirichlet(np.ones(4), 300).reshape(-1, 2, 2)
     found = CellPosterior(nn.Identity(), said, cells, 1.0, {}, 0, {}).within(gap)
     assert found.held_out.deo <= gap + 0.02  # decisions drawn more rarely than 0.5 % are left out
+
+
+def test_what_a_frontier_has_solved_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(1)
+    cells = draw.integers(0, 4, 300)
+    said = (
+        draw.dirichlet(np.ones(4), 300) + np.where(cells < 2, 2.0, 0.2)[:, None] * np.eye(4)[cells]
+    )
+    said = (said / said.sum(axis=1, keepdims=True)).reshape(-1, 2, 2)
+    solved: list[float | None] = []
+
+    def counted(errors: Any, mass: Any, gap: float | None) -> Any:
+        solved.append(gap)
+        return _program(errors, mass, gap)
+
+    monkeypatch.setattr(decisions, "_program", counted)
+    fresh, known = (CellPosterior(nn.Identity(), said, cells, 1.0, {}, 0, {}) for _ in range(2))
+    expected, alone = fresh.within(0.123), len(solved)
+    known.frontier()
+    solved.clear()
+    for _ in range(2):
+        found = known.within(0.123)
+        assert torch.equal(found.network.weights, expected.network.weights)
+        assert torch.equal(found.network.shares, expected.network.shares)
+        np.testing.assert_array_equal(found.held_out.errors, expected.held_out.errors)
+    assert set(solved) == {0.123, 2.0}
+    assert 4 < len(solved) < alone / 2
 
 
 def test_the_worst_cell_and_the_frontier() -> None:

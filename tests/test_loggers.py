@@ -14,12 +14,17 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric.loggers import CSVLogger
+from torch import nn
 
 from autobalance import (
     AutoBalanceClassifier,
+    HierarchicalSpace,
+    LossTuner,
     ParametricCrossEntropy,
     Recipe,
     SearchSettings,
+    TunableCrossEntropy,
+    frontier,
     retrain,
     search,
     search_head,
@@ -110,6 +115,75 @@ def test_search_on_frozen_features_logs_its_evaluations() -> None:
     assert timeless(search_head(data, max_steps=4, device="cpu")) == timeless(result)
 
 
+def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(32, 2, generator=generator), torch.arange(32) % 3
+
+
+def test_a_loop_of_ones_own_logs_its_upper_steps() -> None:
+    """And goes on counting where its state was loaded."""
+
+    def tuned(logger: Any, steps: range, state: Any = None) -> tuple[LossTuner, list[Any]]:
+        torch.manual_seed(0)
+        model, loss = nn.Linear(2, 3), TunableCrossEntropy(HierarchicalSpace([120, 40, 12]))
+        tuner = LossTuner(loss, logger=logger)
+        if state is not None:
+            tuner.load_state_dict(state)
+        seen = []
+        for i in steps:
+            seen.append(
+                (tuner.step(model, batch(i), batch(100 + i)), loss.space().additive.tolist())
+            )
+        return tuner, seen
+
+    kept = Kept()
+    tuner, seen = tuned(kept, range(4))
+    assert tuned(None, range(4))[1] == seen
+    for key, name in (
+        ("objective", "objective"),
+        ("hard_objective", "hard_objective"),
+        ("norm", "hypergradient_norm"),
+        ("residual", "residual"),
+    ):
+        expected = {i: getattr(step, key) for i, (step, _) in enumerate(seen, start=1)}
+        assert kept.series(f"search/{name}") == expected
+    for c in range(3):
+        series = {i: additive[c] for i, (_, additive) in enumerate(seen, start=1)}
+        assert kept.series(f"loss/additive/{c}") == series
+    assert not kept.series("search/training_loss")
+    assert kept.saved == 0
+    later = Kept()
+    assert tuned(later, range(4, 6), tuner.state_dict())[0].steps == 6
+    assert list(later.series("search/objective")) == [5, 6]
+    older = tuner.state_dict()
+    del older["steps"]
+    assert tuned(None, range(4, 5), older)[0].steps == 1
+
+
+def test_a_search_does_not_log_twice() -> None:
+    kept = Kept()
+    result = searched(kept)
+    assert sum("search/objective" in values for _, values in kept.entries) == len(result.history)
+
+
+def test_a_frontier_logs_its_points_on_one_axis() -> None:
+    data = blobs((60, 30), groups=True)
+    settings = SearchSettings(every=5, warmup=0.2, validation_fraction=0.3)
+    given: dict[str, Any] = {"recipe": RECIPE, "settings": settings, "seed": 3, "device": "cpu"}
+    kept = Kept()
+    found = frontier(linear_factory(2), data, mixes=(0.0, 0.4, 0.8), logger=kept, **given)
+    plain = frontier(linear_factory(2), data, mixes=(0.0, 0.4, 0.8), **given)
+    assert timeless(found) == timeless(plain)
+    ends = [45, 67, 89]  # a run, and twice half of one
+    for name in ("mix", "main", "gap"):
+        points = [getattr(p, name) for p in found.points]
+        assert kept.series(f"frontier/{name}") == dict(zip(ends, points, strict=True))
+    steps = [step for step, values in kept.entries if "search/objective" in values]
+    assert steps == sorted(set(steps))
+    assert len([s for s in steps if 45 < s <= 67]) == len([s for s in steps if 67 < s <= 89]) == 4
+    assert kept.saved == 1
+
+
 def test_a_logger_is_flushed_where_the_run_fails() -> None:
     kept = Kept()
     with pytest.raises(TrainingDiverged):
@@ -146,6 +220,8 @@ def test_rows_of_groups_have_names_of_their_own() -> None:
 def test_what_is_no_logger_is_refused() -> None:
     with pytest.raises(InputError, match=r"logger must have log_metrics.*got str.*CSVLogger"):
         searched("csv")
+    with pytest.raises(InputError, match=r"logger must have log_metrics.*got int"):
+        LossTuner(TunableCrossEntropy(HierarchicalSpace([3, 2])), logger=3)  # type: ignore[arg-type]
 
 
 # Loggers of others ----------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from autobalance.objectives import BalancedError
 from autobalance.retraining import retrain
 from autobalance.settings import Recipe
 from autobalance.training import (
+    CHECK_EVERY,
     Interrupted,
     LowerLevel,
     Progress,
@@ -586,3 +587,64 @@ def test_of_groups_the_mean_over_the_examples_is_absorbed() -> None:
     before = network.bias.detach().clone()
     absorb(network, torch.tensor([[0.0, -2.0], [0.0, 2.0]]), np.array([[5, 1], [1, 1]]))
     torch.testing.assert_close(network.bias.detach() - before, torch.tensor([-0.5, 0.5]))
+
+
+# On a GPU losses are looked at now and then -----------------------------------------------------
+
+
+@pytest.fixture
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autobalance.training.check_interval", lambda device: CHECK_EVERY)
+
+
+def weights_of(module: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("factor", [1.0, float("nan")])
+@pytest.mark.parametrize("at", [1, 20, 21, 22, 32, 40, 57])
+def test_looking_at_losses_seldom_changes_nothing(
+    at: int, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, step, message and what is kept of a run that diverges are those of looking always."""
+
+    class Spoiled(Recorded):
+        def forward(self, *args: Any, **options: Any) -> Tensor:
+            return super().forward(*args, **options) * (factor if len(self.cells) == at else 1.0)
+
+    def found() -> Any:
+        try:
+            return weights_of(quick(loss=Spoiled(), recipe=Recipe(epochs=1, min_steps=60)))
+        except TrainingDiverged as error:
+            return {"step": error.step, "said": str(error), **weights_of(error.partial)}
+
+    always = found()
+    monkeypatch.setattr("autobalance.training.check_interval", lambda device: CHECK_EVERY)
+    assert str(found()) == str(always)
+    assert ("step" in always) == (factor != 1.0)
+
+
+@pytest.mark.usefixtures("seldom")
+def test_a_state_is_looked_at_before_it_is_kept() -> None:
+    with seeded(0):
+        lower = LowerLevel(lambda: NanAfter(3), blobs(), QUICK, make_fabric("cpu"), 0)
+    for _ in range(6):
+        lower.step(ParametricCrossEntropy.cross_entropy())
+    with pytest.raises(TrainingDiverged, match="non-finite at step 4 of 40"):
+        lower.state_dict()
+
+
+# Mixed precision ------------------------------------------------------------------------------
+
+
+def test_bfloat16_trains_about_the_same_network() -> None:
+    full, mixed = quick(), quick(precision="bf16-mixed")
+    for a, b in zip(full.parameters(), mixed.parameters(), strict=True):
+        assert b.dtype == torch.float32
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+def test_an_unknown_precision() -> None:
+    with pytest.raises(InputError, match="precision must be one of 32-true, bf16-mixed; got '16'"):
+        quick(precision="16")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from autobalance.retraining import retrain
 from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.spaces import ClassSpace, GroupSpace, HierarchicalSpace
-from autobalance.training import Interrupted, Progress, predict_logits
+from autobalance.training import Interrupted, Progress, predict_logits, seeded
 from autobalance.tunable import TunableCrossEntropy
 from autobalance.tuner import LossTuner
 from helpers import blobs, linear_factory
@@ -340,6 +342,52 @@ def test_a_loss_that_becomes_non_finite_ends_it_with_the_result_so_far() -> None
     assert partial.status == "diverged"
     assert [r.step for r in partial.history] == [14, 18, 22, 26]
     assert torch.isfinite(partial.loss.additive).all()  # type: ignore[arg-type]
+
+
+def test_a_search_leaves_nothing_in_memory() -> None:
+    """At once, not when rings are collected: retraining needs the room on a GPU."""
+    networks: list[Any] = []
+
+    def watched() -> nn.Module:
+        network = linear_factory()()
+        networks.append(weakref.ref(network))
+        return network
+
+    gc.collect()
+    gc.disable()
+    try:
+        quick(factory=watched, settings=replace(UPPER, folds=2))
+        assert [network() for network in networks] == [None] * len(networks)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("at", [14, 26, 38])
+def test_looking_at_losses_seldom_ends_it_with_the_same_result(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: always ahead of an upper step."""
+    found = []
+    for every in (1, 20):
+        monkeypatch.setattr("autobalance.training.check_interval", lambda device, n=every: n)
+        with seeded(0):
+            fuse = Fuse(at)
+        with pytest.raises(TrainingDiverged, match=rf"non-finite at step {at + 1} of 40") as error:
+            blown(fuse)
+        assert isinstance(error.value.partial, SearchResult)
+        rest = without_time(error.value.partial)
+        rest.pop("training_runs")  # the steps until the look are counted, too
+        found.append((str(error.value), rest))
+    assert found[0] == found[1]
+
+
+def test_bfloat16_finds_about_the_same_loss() -> None:
+    full, mixed = quick(), quick(precision="bf16-mixed")
+    a, b = full.loss.additive, mixed.loss.additive
+    assert a is not None
+    assert b is not None
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
 
 def test_an_enormous_learning_rate_diverges_and_says_so() -> None:

@@ -15,7 +15,13 @@ from autobalance.objectives import Objective
 from autobalance.results import Candidate
 from autobalance.retraining import retrain
 from autobalance.settings import Recipe
-from autobalance.training import ModelFactory, Progress, ProgressListener, predict_logits
+from autobalance.training import (
+    ModelFactory,
+    Precision,
+    Progress,
+    ProgressListener,
+    predict_logits,
+)
 
 DRAWS = 2000
 START = "start"
@@ -35,6 +41,7 @@ def train_candidates(
     after_each: Callable[[], None],
     progress: ProgressListener | None,
     augments: Mapping[str, nn.Module | None] | None = None,
+    precision: Precision = "32-true",
 ) -> None:
     """Fill in, for every loss and fold, what a network trained so predicts of the held-out examples.
 
@@ -46,7 +53,7 @@ def train_candidates(
         Training and held-out data of each fold.
     losses : mapping
         Candidates by name.
-    recipe, seed, device
+    recipe, seed, device, precision
         As for `retrain`; fold i has seed ``seed + i``.
     outcomes : dict
         Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``. What is there already is
@@ -72,6 +79,7 @@ def train_candidates(
                 augment=augments[name] if augments else None,
                 seed=seed + fold,
                 device=device,
+                precision=precision,
             )
             done.append(predict_logits(model, held.inputs).argmax(dim=1))
             after_each()

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, number, whole
+from autobalance.checks import InputError, not_negative, whole
 from autobalance.data.batches import ArrayData
 from autobalance.evaluation import Evaluated
 from autobalance.losses import ParametricCrossEntropy
@@ -156,6 +156,13 @@ class Decided:
     objective: str
 
 
+class _Column(NamedTuple):
+    """Weights of a decision, and its errors on held-out data, each ``(g, k)``."""
+
+    weights: np.ndarray
+    errors: np.ndarray
+
+
 @dataclass(frozen=True)
 class CellPosterior:
     """What `cell_posterior` learned; every decision from it costs no training.
@@ -185,6 +192,9 @@ class CellPosterior:
     settings: dict[str, Any]
     seed: int
     seconds: dict[str, float]
+    _found: dict[float | None, list[_Column]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def within(self, gap: float) -> Decided:
         """The lowest balanced error with a DEO of at most `gap` on held-out data.
@@ -202,12 +212,11 @@ class CellPosterior:
         InputError
             If the gap is negative or not finite.
         """
-        if not 0.0 <= number("gap", gap) < np.inf:
-            raise InputError(f"gap must be at least 0 and finite; got {gap}. 0.05 is 5 points.")
+        not_negative("gap", gap)
         free, gaps = self._bounds(POINTS)
         if gap >= free.held_out.deo:
             return replace(free, objective=_bounded(gap))
-        return self._solved([*gaps, gap])[-1]
+        return self._best(gap, self._columns([*gaps, gap]))
 
     def with_lowest_worst_cell(self) -> Decided:
         """The lowest error of the worst class within a group, on held-out data."""
@@ -259,33 +268,46 @@ class CellPosterior:
     def _solved(self, gaps: Sequence[float | None]) -> list[Decided]:
         """For each gap, or the worst cell where that is None, the best draw between all decisions
         that any of them gave rise to."""
+        columns = self._columns(gaps)
+        return [self._best(gap, columns) for gap in gaps]
+
+    def _columns(self, gaps: Sequence[float | None]) -> list[_Column]:
+        """The constant decisions, so that every bound can be kept, and those of each bound."""
         _, g, k = self.held_out.shape
         mass = self._mass()
-        # The constant decisions come first, so that every bound can be kept. Others follow by bound:
-        # with those of the bounds before, one would stop at once, and worse.
-        tried = [np.eye(k)[j] * np.ones((g, 1)) for j in range(k)]
-        tables = [self._errors(weights, mass) for weights in tried]
+        constant = [np.eye(k)[j] * np.ones((g, 1)) for j in range(k)]
+        columns = [_Column(weights, self._errors(weights, mass)) for weights in constant]
         for gap in gaps:
-            first = len(tables)
-            prices, level = mass / np.maximum(mass.sum(axis=0), 1.0), np.inf
-            for _ in range(ROUNDS):
-                weights = np.divide(prices, mass, out=np.zeros((g, k)), where=mass > 0)
-                rates = self._errors(weights, mass)
-                if (prices * rates).sum() > level - LEAST_GAIN:
-                    break
-                tried.append(weights)
-                tables.append(rates)
-                pool = tables[:k] + tables[first:]
-                _, prices, level = _program(np.stack(pool), mass, gap)
-        found = []
-        for gap in gaps:
-            shares, _, _ = _program(np.stack(tables), mass, gap)
-            used = np.flatnonzero(shares >= LEAST_SHARE)
-            p = shares[used] / shares[used].sum()
-            errors = np.tensordot(p, np.stack(tables)[used], axes=1)
-            objective = "worst_class_and_group_error" if gap is None else _bounded(gap)
-            found.append(self._decided([tried[i] for i in used], p.tolist(), errors, objective))
-        return found
+            if gap not in self._found:
+                self._found[gap] = self._generated(gap, columns[:k])
+        return columns + [column for gap in gaps for column in self._found[gap]]
+
+    def _generated(self, gap: float | None, constant: list[_Column]) -> list[_Column]:
+        """The decisions that one bound gives rise to.
+
+        With those of other bounds to begin with, one would stop at once, and worse.
+        """
+        mass = self._mass()
+        columns: list[_Column] = []
+        prices, level = mass / np.maximum(mass.sum(axis=0), 1.0), np.inf
+        for _ in range(ROUNDS):
+            weights = np.divide(prices, mass, out=np.zeros_like(mass), where=mass > 0)
+            rates = self._errors(weights, mass)
+            if (prices * rates).sum() > level - LEAST_GAIN:
+                break
+            columns.append(_Column(weights, rates))
+            pool = np.stack([column.errors for column in constant + columns])
+            _, prices, level = _program(pool, mass, gap)
+        return columns
+
+    def _best(self, gap: float | None, columns: list[_Column]) -> Decided:
+        tables = np.stack([column.errors for column in columns])
+        shares, _, _ = _program(tables, self._mass(), gap)
+        used = np.flatnonzero(shares >= LEAST_SHARE)
+        p = shares[used] / shares[used].sum()
+        errors = np.tensordot(p, tables[used], axes=1)
+        objective = "worst_class_and_group_error" if gap is None else _bounded(gap)
+        return self._decided([columns[i].weights for i in used], p.tolist(), errors, objective)
 
     def _decided(
         self, weights: list[np.ndarray], shares: list[float], errors: np.ndarray, objective: str

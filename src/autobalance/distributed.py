@@ -130,6 +130,12 @@ class Processes:
 ALONE = Processes()
 
 
+def first_process() -> bool:
+    """Whether this is the first of all processes, or the only one."""
+    started = dist.is_available() and dist.is_initialized()
+    return not started or dist.get_rank() == 0
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network within DDP's, Fabric's and `torch.compile`'s wrappers."""
     *_, inner = _wrappers(model)

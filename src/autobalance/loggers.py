@@ -1,11 +1,12 @@
 """Where the numbers of a run go while it runs: any logger of Lightning Fabric, MLflow, Weights & Biases.
 
-`search`, `retrain` and `search_head` take ``logger=``, an object with ``log_metrics(metrics, step)``:
-Fabric's `CSVLogger` and `TensorBoardLogger`, one of this module, or one of your own. They look at
-numbers that the run computes anyway, so that a run with a logger and one without are the same bit
-for bit; of several processes only the first one logs. The run flushes the logger (`save`) when it
-ends, also where it fails, and leaves `finalize` to you, for one logger can serve search and
-retraining. What a run logs after its last checkpoint it logs again when it continues from there.
+`search`, `frontier`, `retrain`, `search_head` and `LossTuner` take ``logger=``, an object with
+``log_metrics(metrics, step)``: Fabric's `CSVLogger` and `TensorBoardLogger`, one of this module, or
+one of your own. They look at numbers that the run computes anyway, so that a run with a logger and
+one without are the same bit for bit; of several processes only the first one logs. The run flushes
+the logger (`save`) when it ends, also where it fails, and leaves `finalize` to you, for one logger
+can serve search and retraining. What a run logs after its last checkpoint it logs again when it
+continues from there.
 
 Names and steps:
 
@@ -13,18 +14,21 @@ Names and steps:
 ``search/objective``            differentiable objective on validation data, at every upper step
 ``search/hard_objective``       the same over the 0-1 error
 ``search/test_objective``       the hard objective on test data, where `search` has such; now and then
-``search/training_loss``        mean over folds
+``search/training_loss``        mean over folds; not of a `LossTuner`, which does not see it
 ``search/hypergradient_norm``   Euclidean norm
 ``search/residual``             relative, where the solver looks at it
 ``loss/additive/K``             l of class K (with groups ``G/K``), and the same for ``weight`` and
                                 ``multiplicative``; left out where the loss has over 100 numbers
+``frontier/mix``, ``/main``,    of each point of a `frontier`, with both objectives over the 0-1 error
+``frontier/gap``                on held-out data, at its end
 ``choose/NAME``                 held-out objective of a candidate of the final choice, at the end
 ``retrain/training_loss``       of the step's batch, every 20 steps and at the end
 ``retrain/lr``                  learning rate of the step
 ==============================  ==================================================================
 
-A step is a training step of the phase, for `search_head` an evaluation of the upper level. Numbers
-that are not finite are not logged.
+A step is a training step of the phase, of a `frontier` one of the whole sweep; for `search_head` an
+evaluation of the upper level, for a `LossTuner` an upper step, counted from 1. Numbers that are not
+finite are not logged. A `LossTuner` does not know when your loop ends: flush its logger yourself.
 """
 
 from __future__ import annotations
@@ -73,6 +77,11 @@ class RunLog:
     writes : bool
         Whether this process is the one that logs.
 
+    Attributes
+    ----------
+    before : int
+        Steps of earlier parts of the run; added to every step. 0 at first.
+
     Raises
     ------
     InputError
@@ -87,6 +96,7 @@ class RunLog:
                 "lightning_fabric.loggers."
             )
         self.logger = logger if writes else None
+        self.before = 0
 
     @contextmanager
     def open(self) -> Iterator[RunLog]:
@@ -100,10 +110,14 @@ class RunLog:
 
     def upper_step(self, record: UpperRecord, loss: LossParameters) -> None:
         """One upper step, and the loss after it."""
+        self.upper_numbers(vars(record), loss, record.step)
+
+    def upper_numbers(self, seen: Mapping[str, Any], loss: LossParameters, step: int) -> None:
+        """As `upper_step`, of what a record holds by name, or as much of it as there is."""
         if self.logger is None:
             return
-        values = {f"search/{name}": getattr(record, key) for key, name in _CHOSEN.items()}
-        self.write(values | _numbers(loss), record.step)
+        values = {f"search/{name}": seen.get(key) for key, name in _CHOSEN.items()}
+        self.write(values | _numbers(loss), step)
 
     def candidates(self, found: list[Candidate], step: int) -> None:
         """The final choice."""
@@ -115,7 +129,7 @@ class RunLog:
             return
         known = {n: float(v) for n, v in values.items() if v is not None and math.isfinite(v)}
         if known:
-            self.logger.log_metrics(known, step)
+            self.logger.log_metrics(known, self.before + step)
 
 
 def _numbers(loss: LossParameters) -> dict[str, float]:

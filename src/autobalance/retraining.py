@@ -20,6 +20,7 @@ from autobalance.training import (
     Interrupted,
     LowerLevel,
     ModelFactory,
+    Precision,
     Progress,
     ProgressListener,
     Sampling,
@@ -47,6 +48,7 @@ def retrain(
     checkpoint: str | Path | None = None,
     progress: ProgressListener | None = None,
     logger: MetricLogger | None = None,
+    precision: Precision = "32-true",
 ) -> nn.Module:
     """Train a new network on all of `data` with the given loss, by default the one searched for.
 
@@ -77,6 +79,8 @@ def retrain(
         Called with a `Progress` now and then.
     logger : MetricLogger, optional
         As for `search`.
+    precision : {"32-true", "bf16-mixed"}
+        As for `search`.
 
     Returns
     -------
@@ -93,7 +97,7 @@ def retrain(
     InputError
         If the checkpoint is not one of this run.
     """
-    check_options(recipe, seed=seed, progress=progress)
+    check_options(recipe, seed=seed, progress=progress, precision=precision)
     recipe = recipe or Recipe()
     if not isinstance(loss, nn.Module) or not _takes_groups(loss):
         raise InputError(
@@ -108,7 +112,7 @@ def retrain(
             f"The group of {data.unknown} examples is not known (-1), for whom this loss has no row. "
             "Search with such data, or build the loss from WithUnknownGroup(space)."
         )
-    fabric = make_fabric(device)
+    fabric = make_fabric(device, precision)
     augment = copy.deepcopy(augment)
     with seeded(seed):
         lower = LowerLevel(
@@ -129,6 +133,7 @@ def retrain(
                 "seed": seed,
                 "recipe": recipe.to_dict(),
                 "sampling": sampling,
+                "precision": precision,
                 "loss": loss.to_dict(),
                 "augment": described(augment),
                 **describe(lower.module, data),
@@ -142,21 +147,24 @@ def retrain(
         if state is not None:
             lower.load_state_dict(state["lower"])
             loss.load_state_dict(state["loss"])
-        good = lower.weights()
+        good = latest = lower.weights()
+        kept_at = lower.done
         log = RunLog(logger, writes=lower.processes.rank == 0)
         try:
             with log.open():
                 while lower.done < lower.total:
-                    before = lower.weights() if lower.done % KEEP_EVERY == 0 else None
+                    if lower.done % KEEP_EVERY == 0:
+                        lower.check()
+                        good, latest, kept_at = latest, lower.weights(), lower.done
                     value = lower.step(loss)
-                    good = before or good
                     saved.save_if_due()
                     if lower.done % REPORT_EVERY == 0 or lower.done == lower.total:
                         _log_step(log, lower, value)
                         if progress:
                             progress(Progress("retrain", lower.done, lower.total))
         except TrainingDiverged as error:
-            error.partial = lower.result(good)
+            # Of the weights that the very step started from, nothing finite is known.
+            error.partial = lower.result(latest if error.step > kept_at + 1 else good)
             raise
         except KeyboardInterrupt:
             raise Interrupted(lower.result()) from None

@@ -17,6 +17,7 @@ from autobalance.choosing import Outcomes, train_candidates
 from autobalance.data.batches import ArrayData
 from autobalance.files import check_format, parsed_record, to_json
 from autobalance.hypergrad import Solver
+from autobalance.loggers import MetricLogger, RunLog
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import (
     GAPS,
@@ -240,6 +241,7 @@ def frontier(
     seed: int = 0,
     device: str = "auto",
     progress: ProgressListener | None = None,
+    logger: MetricLogger | None = None,
 ) -> Frontier:
     """Losses along the trade-off (1 - mix) main + mix gap, each started from the last one's.
 
@@ -258,6 +260,8 @@ def frontier(
         What it is traded for, a name of `autobalance.objectives.GAPS` or `NAMED`.
     mixes : sequence of float
         Weights of the gap, rising, in [0, 1). At 1 a constant classifier would win.
+    logger : MetricLogger, optional
+        Told the numbers of every upper step and of every point; see `autobalance.loggers`.
 
     Raises
     ------
@@ -284,6 +288,7 @@ def frontier(
             model_factory, data, validation, objectives[0], space, recipe, settings, solver, seed,
             device, None,
         )  # fmt: skip
+        log = RunLog(logger, writes=run.folds[0].lower.processes.rank == 0)
         whole = run.total
         later = max(1, round(CONTINUATION * whole))
         _check_held_out(run.held_counts)
@@ -294,18 +299,21 @@ def frontier(
             return Frontier(points, run.start, main, gap, runs, record, seed, run.seconds())
 
         try:
-            for i, (mix, objective) in enumerate(zip(weights, objectives, strict=True)):
-                if i > 0:
-                    run.go_on(objective, CONTINUATION)
-                before = 0 if i == 0 else whole + (i - 1) * later
-                told = _within(progress, before, whole + (len(weights) - 1) * later)
-                try:
-                    run.run(told)
-                finally:
-                    runs += len(run.folds) * run.done / whole
-                if told is not None and run.done < run.total:  # it stopped early
-                    told(Progress("search", run.total, run.total))
-                points.append(_point(mix, run, main, gap))
+            with log.open():
+                for i, (mix, objective) in enumerate(zip(weights, objectives, strict=True)):
+                    if i > 0:
+                        run.go_on(objective, CONTINUATION)
+                    log.before = 0 if i == 0 else whole + (i - 1) * later
+                    told = _within(progress, log.before, whole + (len(weights) - 1) * later)
+                    try:
+                        run.run(told, log)
+                    finally:
+                        runs += len(run.folds) * run.done / whole
+                    if told is not None and run.done < run.total:  # it stopped early
+                        told(Progress("search", run.total, run.total))
+                    points.append(_point(mix, run, main, gap))
+                    seen = {name: getattr(points[-1], name) for name in ("mix", "main", "gap")}
+                    log.write({f"frontier/{name}": v for name, v in seen.items()}, run.done)
         except TrainingDiverged as error:
             error.partial = found()
             raise

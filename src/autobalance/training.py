@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,7 +36,13 @@ from autobalance.checks import (
     seed_number,
     shown,
 )
-from autobalance.data.batches import ArrayData, Batch, ResampledBatches, ShuffledBatches
+from autobalance.data.batches import (
+    ArrayData,
+    Batch,
+    ResampledBatches,
+    ShuffledBatches,
+    moved,
+)
 from autobalance.distributed import ALONE, Processes
 from autobalance.hypergrad.system import logits_of
 from autobalance.losses import last_linear
@@ -45,9 +51,13 @@ from autobalance.settings import Recipe, SearchSettings
 
 ModelFactory = Callable[[], nn.Module]
 CHECKPOINT_SECONDS = 30.0
+CHECK_EVERY = 20
+"""On a GPU, training steps between two looks at whether their losses were finite."""
 
 Phase = Literal["warm-up", "search", "choose", "retrain"]
 Sampling = Literal["shuffled", "balanced"]
+Precision = Literal["32-true", "bf16-mixed"]
+"""Of passes through the network. In bf16-mixed weights, losses and the upper level stay float32."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,11 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, partial: Any) -> None:
         super().__init__("interrupted")
         self.partial = partial
+
+
+def check_interval(device: torch.device) -> int:
+    """Training steps between two looks at losses: each makes a GPU idle, and costs a CPU nothing."""
+    return 1 if device.type == "cpu" else CHECK_EVERY
 
 
 def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
@@ -226,9 +241,14 @@ def _writable(path: str | Path) -> Path:
 
 
 def check_options(
-    recipe: object = None, settings: object = None, seed: int = 0, progress: object = None
+    recipe: object = None,
+    settings: object = None,
+    seed: int = 0,
+    progress: object = None,
+    precision: str = "32-true",
 ) -> None:
     """Refuse what no run can be started with."""
+    one_of("precision", precision, get_args(Precision))
     if recipe is not None:
         instance("recipe", recipe, Recipe, "Build one: Recipe(epochs=60).")
     if settings is not None:
@@ -341,6 +361,8 @@ class LowerLevel:
         else:
             self._stream = ShuffledBatches(len(data), recipe.batch_size, generator)
         self._weights = [p for p in module.parameters() if p.requires_grad]
+        self._check_every = check_interval(fabric.device)
+        self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, loss and gradient's norm
         self.network.train()
 
     def step(self, loss: TrainingLoss) -> Tensor:
@@ -350,7 +372,7 @@ class LowerLevel:
         ------
         TrainingDiverged
             If the loss or its gradient is not finite. The weights are those before the step, which
-            need not be good ones.
+            need not be good ones. On a GPU it comes up to `CHECK_EVERY` steps later, by `check`.
         """
         rate = self.recipe.lr * self.recipe.lr_factor(self.done, self.total)
         for group in self.optimizer.param_groups:
@@ -369,21 +391,41 @@ class LowerLevel:
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(value * self.processes.size)  # DDP takes the mean over processes
         norm = nn.utils.clip_grad_norm_(self._weights, self.recipe.max_grad_norm)
-        if not (math.isfinite(float(value.detach())) and math.isfinite(float(norm))):
-            raise TrainingDiverged(
-                f"The training loss became non-finite at step {self.done + 1} of {self.total} "
-                f"(loss {float(value.detach()):g}, gradient norm {float(norm):g}) with {self.recipe}. "
-                "Lower lr or max_grad_norm, or scale the inputs.",
-                step=self.done + 1,
-            )
+        step = self.done + 1
+        self._unchecked.append((step, value.detach(), norm))
+        if step % self._check_every == 0 or step == self.total:
+            self.check()
         self.optimizer.step()
         self.done += 1
         self.recent.append(batch)
         self._indices.append(index)
         return value.detach()
 
+    def check(self) -> None:
+        """Wait for all steps so far, and look at those not looked at yet.
+
+        Raises
+        ------
+        TrainingDiverged
+            If one's loss or gradient was not finite; `step` is the first such.
+        """
+        steps, self._unchecked = self._unchecked, []
+        if not steps:
+            return
+        numbers, values, norms = zip(*steps, strict=True)
+        read = torch.stack(values).tolist(), torch.stack(norms).tolist()
+        for step, value, norm in zip(numbers, *read, strict=True):
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise TrainingDiverged(
+                    f"The training loss became non-finite at step {step} of {self.total} "
+                    f"(loss {value:g}, gradient norm {norm:g}) with {self.recipe}. "
+                    "Lower lr or max_grad_norm, or scale the inputs.",
+                    step=step,
+                )
+
     def restart(self, total: int) -> None:
         """Go on from the present weights for so many steps more, under the schedule anew."""
+        self.check()
         self.done, self.total = 0, total
 
     def lr_factor(self) -> float:
@@ -391,10 +433,11 @@ class LowerLevel:
         return self.recipe.lr_factor(max(0, self.done - 1), self.total)
 
     def _batch(self, index: Tensor) -> Batch:
-        return self.data.batch(self.processes.share(index).to(self.data.target.device))
+        return self.data.batch(moved(self.processes.share(index), self.data.target.device))
 
     def state_dict(self) -> dict[str, Any]:
-        """What continues the training elsewhere, beside the global random state."""
+        """What continues the training elsewhere, beside the global random state; checked first."""
+        self.check()
         return {
             "done": self.done,
             "module": self.weights(),
@@ -405,7 +448,7 @@ class LowerLevel:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.done = state["done"]
+        self.done, self._unchecked = state["done"], []
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._stream.load_state_dict(state["stream"])

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from autobalance.augment import AugmentationPolicy
 from autobalance.checks import InputError, array_of_numbers, instance, one_of, positive, shown
 from autobalance.data.batches import Batch, as_batch, as_batches
-from autobalance.distributed import Processes
+from autobalance.distributed import Processes, first_process
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
 from autobalance.hypergrad.system import trainable
+from autobalance.loggers import MetricLogger, RunLog
 from autobalance.objectives import Objective, RunningRisks, as_objective
 from autobalance.spaces import prior_strength
 from autobalance.tunable import TunableCrossEntropy
@@ -98,11 +99,16 @@ class LossTuner:
         ``model(augment(inputs, target))``; `step` takes the batch as it was before.
     adapter : callable
         Makes a `Batch` of what your loader yields; not asked where that is one already.
+    logger : MetricLogger, optional
+        Told the numbers of every upper step, as by `search`; see `autobalance.loggers`. It changes
+        nothing.
 
     Attributes
     ----------
+    steps : int
+        Upper steps so far.
     skipped, skipped_in_a_row : int
-        Steps that moved nothing because the hypergradient was not finite: in all, and lately.
+        Those that moved nothing because the hypergradient was not finite: in all, and lately.
 
     Examples
     --------
@@ -123,6 +129,7 @@ class LossTuner:
         validation_counts: Any = None,
         augment: nn.Module | None = None,
         adapter: Callable[[Any], Batch] = as_batch,
+        logger: MetricLogger | None = None,
     ) -> None:
         if not isinstance(loss, TunableCrossEntropy):
             raise InputError(
@@ -152,8 +159,10 @@ class LossTuner:
             self.upper_optimizer: Optimizer = torch.optim.Adam(free, lr=positive("lr", lr))
         else:
             self.upper_optimizer = torch.optim.SGD(free, lr=positive("lr", lr), momentum=0.9)
+        self.steps = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
+        self._log = RunLog(logger)
         self._told = False
         self._carried: dict[int, dict[str, Tensor]] = {}
         self._running: dict[int, RunningRisks] = {}
@@ -252,7 +261,7 @@ class LossTuner:
             self.upper_optimizer.zero_grad(set_to_none=True)
             self.loss.refresh()
         first = results[0].solution
-        return UpperStep(
+        done = UpperStep(
             objective=sum(r.objective for r in results) / len(results),
             hard_objective=sum(r.hard_objective for r in results) / len(results),
             norm=norm,
@@ -262,6 +271,10 @@ class LossTuner:
             skipped=not finite,
             predicted=min(r.predicted for r in results),
         )
+        self.steps += 1
+        if self._log.logger is not None and first_process():
+            self._log.upper_numbers(vars(done), self.loss.space().detach(), self.steps)
+        return done
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the tuning elsewhere: the space, its optimiser, and the solver's memory."""
@@ -272,6 +285,7 @@ class LossTuner:
             "carried": {str(replica): dict(kept) for replica, kept in self._carried.items()},
             "running": {str(replica): r.state_dict() for replica, r in self._running.items()},
             "skipped": [self.skipped, self.skipped_in_a_row],
+            "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -286,6 +300,7 @@ class LossTuner:
         for replica, risks in state["running"].items():
             self._risks(int(replica)).load_state_dict(risks)
         self.skipped, self.skipped_in_a_row = state["skipped"]
+        self.steps = state.get("steps", 0)  # not in states of earlier releases
 
     def _penalty(self) -> Tensor:
         """Negative log prior of all that moves."""

@@ -138,7 +138,11 @@ def test_definitions_need_no_torch() -> None:
         ({"as_bytes": 1}, "a: as_bytes must be true or false; got 1"),
         ({"as_bytes": True}, "a: as_bytes is for networks on images"),
         ({"options": 3}, "a: options must map options of the layout fashion to values; got 3"),
-        ({"options": {"imbalance": 9}}, "a: options: the layout fashion has none"),
+        (
+            {"layout": "celeba", "options": {"imbalance": 9}},
+            "a: options: the layout celeba has none",
+        ),
+        ({"options": {"imbalance": 9}}, "a: options: unknown key 'imbalance'. Known are: padding"),
         (
             {"layout": "cifar10_lt", "options": {"imbalanse": 9}},
             "a: options: unknown key 'imbalanse'. Did you mean imbalance",
@@ -514,6 +518,9 @@ def test_fashions_folder_has_a_given_test_set(tmp_path: Path) -> None:
     images = load_problem(define(**values, network="cnn"), 0, tmp_path)
     assert torch.equal(images.train.inputs.flatten(1), flat.train.inputs)
     assert torch.equal(images.test.target, flat.test.target)
+    padded = load_problem(define(**values, network="cnn", options={"padding": 2}), 0, tmp_path)
+    assert torch.equal(padded.train.inputs[:, :, 2:-2, 2:-2], images.train.inputs)
+    assert padded.train.inputs.count_nonzero() == images.train.inputs.count_nonzero()
     assert images.network()(images.test.inputs).shape == (40, 10)
 
 

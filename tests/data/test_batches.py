@@ -23,6 +23,7 @@ from autobalance.data.batches import (
     as_batch,
     as_batches,
     concatenated,
+    indices,
 )
 
 X = np.arange(8.0).reshape(4, 2)
@@ -228,6 +229,30 @@ def test_groups_unknown_in_training_are_refused() -> None:
 def test_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ArrayData.of(**{"inputs": X, "target": Y, **given})
+
+
+@pytest.mark.parametrize("kind", ["bool", "int8", "uint8", "uint16", "uint32", "uint64"])
+def test_indices_of_any_whole_kind(kind: str) -> None:
+    found = indices("y", np.array([0, 1, 1], dtype=kind), count=2)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (([0, 2], 0, 2), r"y must lie in 0\.\.1; got numbers from 0 to 2"),
+        (([-1, 1], 0, 2), r"y must lie in 0\.\.1; got numbers from -1 to 1"),
+        (([-2, 1], -1, 2), r"y must lie in -1\.\.1; got numbers from -2 to 1"),
+        (([-1, 1], 0, None), "y must be numbered from 0; its smallest is -1"),
+        (([-2, 1], -1, None), "y must be numbered from 0; its smallest is -2"),
+    ],
+)
+def test_indices_out_of_range(given: Any, message: str) -> None:
+    values, least, count = given
+    with pytest.raises(InputError, match=message):
+        indices("y", values, least, count)
+    assert len(indices("y", torch.zeros(0, dtype=torch.int64), least, count)) == 0
 
 
 # Batches --------------------------------------------------------------------------------------

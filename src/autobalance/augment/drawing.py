@@ -136,8 +136,10 @@ def checked_values(inputs: Tensor, operations: Sequence[Operation], draw: Draw) 
 
 
 def _bound(bound: Bound, inputs: Tensor) -> Tensor:
-    value = torch.tensor(bound, dtype=inputs.dtype, device=inputs.device)
-    return value if value.ndim == 0 else value[:, None, None]
+    # Filled where it is: a number copied to a GPU would make it idle.
+    if isinstance(bound, tuple):
+        return torch.stack([inputs.new_full((1, 1), b) for b in bound])
+    return inputs.new_full((), bound)
 
 
 def to_unit(images: Tensor, draw: Draw) -> Tensor:

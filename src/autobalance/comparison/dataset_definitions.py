@@ -18,7 +18,7 @@ PACKAGED = "datasets.yaml"
 NETWORKS = ("table", "linear", "cnn", "resnet32")
 _CIFAR, _LONG_TAIL = ("download",), ("download", "imbalance", "profile", "seed")
 LAYOUTS = {
-    "fashion": (),
+    "fashion": ("padding",),
     "fashion-textures": (),
     "waterbirds": (),
     "celeba": (),
@@ -48,15 +48,15 @@ class DatasetDefinition:
         .xz; .parquet), arrays (.npz), or else what `layout` says.
     layout : str
         How to read a folder, or some files. With a test set of their own: "fashion" has
-        Fashion-MNIST's four IDX files (target "label"); "fashion-textures" the same, for the images
-        of `autobalance.data.textures` (target "object", group "background"); "waterbirds" (target
-        "bird", group "place") and "celeba" (target "hair", group "sex") the photographs of
-        `autobalance.data.waterbirds` and `.celeba`; "cifar10", "cifar100", "cifar10_lt",
-        "cifar100_lt", "imagenet_lt" and "inaturalist_2018" (target "class") what the readers of
-        `autobalance.data` of these names read. Validation parts are left out, but iNaturalist's is
-        the test set. Without one: "class_folders" (target "class"), "image_table", a file whose
-        columns are named by `target` and `groups`, and "embeddings", a file likewise, for the
-        readers `class_folders`, `image_table` and `read_embeddings`.
+        Fashion-MNIST's four IDX files (target "label"; with `padding` 2 they are 32 x 32);
+        "fashion-textures" the same, for the images of `autobalance.data.textures` (target "object",
+        group "background"); "waterbirds" (target "bird", group "place") and "celeba" (target
+        "hair", group "sex") the photographs of `autobalance.data.waterbirds` and `.celeba`; "cifar10",
+        "cifar100", "cifar10_lt", "cifar100_lt", "imagenet_lt" and "inaturalist_2018" (target "class")
+        what the readers of `autobalance.data` of these names read. Validation parts are left out,
+        but iNaturalist's is the test set. Without one: "class_folders" (target "class"),
+        "image_table", a file whose columns are named by `target` and `groups`, and "embeddings", a
+        file likewise, for the readers `class_folders`, `image_table` and `read_embeddings`.
     options : mapping
         Of that reader, such as ``{imbalance: 100}`` for "cifar10_lt", whose draw does not depend on
         the comparison's seed; see `LAYOUTS`. A path among them leads from the data folder.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +54,9 @@ def _fashion(folder: Path, request: Request) -> Rows:
     train, test = original(folder)
     names = np.array(CLASSES)[np.concatenate([train.target, test.target])]
     images = np.concatenate([train.images, test.images])
+    padding = whole("padding", request.options.get("padding", 0), least=0)
+    if padding:
+        images = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     return _rows({"label": names}, images, request, given=len(test.target))
 
 

@@ -219,6 +219,13 @@ class ArrayData:
         return replace(self, **moved)
 
 
+def moved(index: Tensor, device: torch.device) -> Tensor:
+    """Indices on a device. Those for a GPU go by pinned memory, so that nothing waits for it."""
+    if device.type != "cuda" or index.device.type != "cpu":
+        return index.to(device)
+    return index.pin_memory().to(device, non_blocking=True)
+
+
 def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
     """Both sets' examples as one; classes and groups must be numbered alike.
 
@@ -373,8 +380,8 @@ def finite(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def indices(name: str, values: Any, least: int = 0) -> Tensor:
-    """The values as indices from `least`, int64, refused where they are none."""
+def indices(name: str, values: Any, least: int = 0, count: int | None = None) -> Tensor:
+    """The values as indices from `least` to below `count`, int64, refused where they are none."""
     remedy = "Number the labels first, with numpy.unique(return_inverse=True)."
     try:
         tensor = torch.as_tensor(_writable(values))
@@ -385,11 +392,17 @@ def indices(name: str, values: Any, least: int = 0) -> Tensor:
             f"{name} must hold whole numbers from 0, shape (n,); got {tensor.dtype} of shape "
             f"{tuple(tensor.shape)}. {remedy}"
         )
-    if len(tensor) and int(tensor.min()) < least:
-        hint = ""
-        if name == "groups" and int(tensor.min()) == UNKNOWN:
-            hint = ' Where -1 is a group that is not known, give missing_groups="unknown".'
+    tensor = tensor.long()  # first, for torch knows no extremes of most unsigned kinds
+    if not len(tensor):
+        return tensor
+    lowest, highest = torch.stack(torch.aminmax(tensor)).tolist()
+    if count is not None and not least <= lowest <= highest < count:
         raise InputError(
-            f"{name} must be numbered from 0; its smallest is {int(tensor.min())}.{hint}"
+            f"{name} must lie in {least}..{count - 1}; got numbers from {lowest} to {highest}."
         )
-    return tensor.long()
+    if lowest < least:
+        hint = ""
+        if name == "groups" and lowest == UNKNOWN:
+            hint = ' Where -1 is a group that is not known, give missing_groups="unknown".'
+        raise InputError(f"{name} must be numbered from 0; its smallest is {lowest}.{hint}")
+    return tensor

@@ -63,7 +63,7 @@ class Hypergradient:
     def finite(self) -> bool:
         """Whether all is finite, with the direction that a solver may carry on with."""
         found = [*self.gradients, self.solution.direction]
-        return all(bool(torch.isfinite(t).all()) for t in found)
+        return bool(torch.stack([torch.isfinite(t).all() for t in found]).all())
 
 
 def hypergradient(

@@ -140,9 +140,6 @@ class SingleLoop(Solver):
             )
 
     def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
-        norm = float(b.norm())
-        if norm == 0.0:
-            return _zero(system, b)
         start = _last(carried, b)
         if carried and start is not None:
             q, length, age = start, float(carried["length"]), int(carried["age"])
@@ -151,7 +148,10 @@ class SingleLoop(Solver):
         else:
             q, length, age = torch.zeros_like(b), 0.0, 0
             residual, tangent, products = b, None, 0
-        relative = float(residual.norm()) / norm
+        norm, left = torch.stack([b.norm(), residual.norm()]).tolist()  # one wait for a GPU
+        if norm == 0.0:
+            return _zero(system, b)
+        relative = left / norm
         p = _preconditioned(system, residual) if self.preconditioned else residual
         step = length
         if age % self.line_search_every == 0 or relative > RESIDUAL_LIMIT:

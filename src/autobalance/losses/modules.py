@@ -23,6 +23,7 @@ from autobalance.checks import (
     shown,
     whole,
 )
+from autobalance.data.batches import indices
 from autobalance.files import check_format, parsed_record
 from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
 from autobalance.losses.fused import fused_cross_entropy, fused_pays
@@ -66,19 +67,17 @@ def reduced_loss(
             f"The loss needs one class index per row of logits: expected target of shape "
             f"({logits.shape[0]},), got {tuple(target.shape)}."
         )
-    for name, indices in (("target", target), ("groups", groups)):
-        if indices is not None and indices.dtype != torch.int64:
+    for name, values in (("target", target), ("groups", groups)):
+        if values is not None and values.dtype != torch.int64:
             raise InputError(
-                f"The loss needs {name} as indices of dtype int64; got {indices.dtype}. "
+                f"The loss needs {name} as indices of dtype int64; got {values.dtype}. "
                 f"Where they are whole numbers from 0, give {name}.long()."
             )
     if groups is not None:
         _check_rows(groups)
-    kept = target != ignore_index
-    safe = torch.where(kept, target, 0)
-    given: dict[str, Any] = {"groups": groups, "label_smoothing": label_smoothing}
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    scale = kept.to(dtype) if sample_weight is None else kept * sample_weight.to(dtype)
+    kept, safe, scale = counted(target, sample_weight, ignore_index, dtype)
+    given: dict[str, Any] = {"groups": groups, "label_smoothing": label_smoothing}
     try:
         if fused and fused_pays(logits, *parameters, sample_weight):
             if reduction == "mean":  # divided before, so that the gradient is not gone over again
@@ -94,11 +93,25 @@ def reduced_loss(
         raise InputError(f"An index is out of range: {upto} ({error}).") from None
     # `where` rather than a product alone: an ignored row may hold a non-finite loss.
     loss = torch.where(kept, loss, 0.0) * scale
+    if reduction != "mean":
+        return reduced(loss, scale, reduction)
+    return loss.sum() / _mass(scale, safe, parameters, groups)
+
+
+def counted(
+    target: Tensor, sample_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which examples count, targets with 0 where one does not, and what each counts for; ``(n,)``."""
+    kept = target != ignore_index
+    scale = kept.to(dtype) if sample_weight is None else kept * sample_weight.to(dtype)
+    return kept, torch.where(kept, target, 0), scale
+
+
+def reduced(loss: Tensor, scale: Tensor, reduction: Reduction) -> Tensor:
+    """Losses ``(n,)`` that are scaled already, reduced; the mean divides by the sum of scales."""
     if reduction == "none":
         return loss
-    if reduction == "sum":
-        return loss.sum()
-    return loss.sum() / _mass(scale, safe, parameters, groups)
+    return loss.sum() if reduction == "sum" else loss.sum() / _at_least_tiny(scale.sum())
 
 
 def check_batch(logits: Any, target: Any, groups: Any = None, sample_weight: Any = None) -> None:
@@ -133,8 +146,11 @@ def _mass(
 ) -> Tensor:
     """What the mean divides by: the sum of scale times w_y."""
     w_y = target_weight(target, parameters.weight, groups)
-    total = (scale if w_y is None else scale * w_y.to(scale.dtype)).sum()
-    return total.clamp(min=torch.finfo(scale.dtype).tiny)
+    return _at_least_tiny((scale if w_y is None else scale * w_y.to(scale.dtype)).sum())
+
+
+def _at_least_tiny(total: Tensor) -> Tensor:
+    return total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _parameter(name: str, value: ArrayLike | None, *, above_zero: bool) -> Tensor | None:
@@ -476,7 +492,7 @@ class ParametricCrossEntropy(nn.Module):
                 f"Boosting takes hard labels; this loss smooths them by {self.label_smoothing:g}. "
                 "Take label_smoothing=0."
             )
-        target = _indices("y", y, self.num_classes)
+        target = indices("y", y, count=self.num_classes).cpu()
         rows = None
         if self.num_groups is not None:
             if groups is None:
@@ -484,7 +500,7 @@ class ParametricCrossEntropy(nn.Module):
                     f"This loss has rows for {self.num_groups} groups: pass groups=, one index per "
                     "example."
                 )
-            rows = _indices("groups", groups, self.num_groups)
+            rows = indices("groups", groups, count=self.num_groups).cpu()
             same_length(y=target, groups=rows)
         sample_weight = init_score = None
         weight = None if self.weight is None else self.weight.double().cpu()
@@ -553,22 +569,6 @@ class ParametricCrossEntropy(nn.Module):
         groups)``; sample weights are no part of it.
         """
         return loss_snippet(self.to_dict())
-
-
-def _indices(name: str, values: ArrayLike, count: int | None) -> Tensor:
-    """Whole numbers in ``0..count-1`` on the CPU, shape ``(n,)``, int64."""
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(
-            f"{name} must hold whole numbers from 0, shape (n,); got {array.dtype} of shape "
-            f"{array.shape}. Number the labels first, with numpy.unique(return_inverse=True)."
-        )
-    if len(array) and (array.min() < 0 or (count is not None and array.max() >= count)):
-        upto = "" if count is None else f"..{count - 1}, as the loss has {count}"
-        raise InputError(
-            f"{name} must lie in 0{upto}; got numbers from {array.min()} to {array.max()}."
-        )
-    return torch.as_tensor(array.astype(np.int64))
 
 
 def check_width(logits: Tensor, num_classes: int | None) -> None:

@@ -23,7 +23,9 @@ from autobalance.losses.modules import (
     _parameter,
     check_batch,
     check_width,
+    counted,
     effective_number_weights,
+    reduced,
     reduced_loss,
 )
 
@@ -138,19 +140,11 @@ class FocalLoss(_PublishedLoss):
         )
         # Kept above 0: where p rounds to 1, a power below 1 would have an infinite derivative.
         missing = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny)
-        kept = target != self.ignore_index
-        scale = kept.to(loss.dtype)
-        if sample_weight is not None:
-            scale = scale * sample_weight.to(loss.dtype)
-        w_y = target_weight(torch.where(kept, target, 0), self.weight)
+        _, own, scale = counted(target, sample_weight, self.ignore_index, loss.dtype)
+        w_y = target_weight(own, self.weight)
         if w_y is not None:
             scale = scale * w_y.to(loss.dtype)
-        loss = missing**self.gamma * loss * scale
-        if self.reduction == "none":
-            return loss
-        if self.reduction == "sum":
-            return loss.sum()
-        return loss.sum() / scale.sum().clamp(min=torch.finfo(loss.dtype).tiny)
+        return reduced(missing**self.gamma * loss * scale, scale, self.reduction)
 
     def arguments(self) -> dict[str, Any]:
         return {
@@ -586,11 +580,7 @@ class GroupDROLoss(_PublishedLoss):
             reduction="none",
             ignore_index=self.ignore_index,
         )
-        kept = target != self.ignore_index
-        scale = kept.to(loss.dtype)
-        if sample_weight is not None:
-            scale = scale * sample_weight.to(loss.dtype)
-        index = torch.where(kept, target, 0)
+        _, index, scale = counted(target, sample_weight, self.ignore_index, loss.dtype)
         if groups is not None and self.over != "class":
             index = groups if self.over == "group" else groups * input.shape[1] + index
         share = self._members(index) * scale[:, None]

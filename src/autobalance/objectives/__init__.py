@@ -20,6 +20,7 @@ from autobalance.objectives.aggregates import (
     WorstError,
 )
 from autobalance.objectives.base import (
+    CellObjective,
     Objective,
     Over,
     cells_of,
@@ -43,6 +44,7 @@ __all__ = [
     "Blend",
     "BoundedGap",
     "CVaRError",
+    "CellObjective",
     "CrossEntropyRisk",
     "ErrorDeviation",
     "Gap",

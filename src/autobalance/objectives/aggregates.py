@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autobalance.checks import InputError, array_of_numbers, number, positive, zero_to_one
-from autobalance.objectives.base import Objective
+from autobalance.objectives.base import CellObjective
 
 
 @dataclass(frozen=True, kw_only=True)
-class BalancedError(Objective):
+class BalancedError(CellObjective):
     """Mean of the cells' errors: over classes, the balanced error."""
 
     @property
@@ -27,7 +27,7 @@ class BalancedError(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightedError(Objective):
+class WeightedError(CellObjective):
     """Weighted mean of the cells' errors.
 
     Parameters
@@ -75,7 +75,7 @@ class WeightedError(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorstError(Objective):
+class WorstError(CellObjective):
     """Largest of the cells' errors.
 
     Parameters
@@ -103,7 +103,7 @@ class WorstError(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CVaRError(Objective):
+class CVaRError(CellObjective):
     """Conditional value at risk: mean of the worst cells' errors.
 
     Parameters
@@ -134,7 +134,7 @@ class CVaRError(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantileError(Objective):
+class QuantileError(CellObjective):
     """A quantile of the cells' errors.
 
     Parameters
@@ -169,7 +169,7 @@ class QuantileError(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ErrorDeviation(Objective):
+class ErrorDeviation(CellObjective):
     """Standard deviation of the cells' errors: 0 where all are alike, however high.
 
     For use in a `Blend`: alone it is content with a classifier that is wrong everywhere.

@@ -84,22 +84,6 @@ class Objective(ABC):
         """What it makes of each class's error, beforehand; None where all classes count alike."""
         return None
 
-    @abstractmethod
-    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        """One number from the cells' risks ``(cells,)`` and which of them are present."""
-
-    def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
-        """As `aggregate`, in a form fit for gradients."""
-        return self.aggregate(risks, present)
-
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        """Weight omega_c of each cell in the aggregate, summing to 1 over those present.
-
-        All alike by default, also where any cell may be the worst: that noise is for
-        `RunningRisks` to shrink.
-        """
-        return present / max(1, present.sum())
-
     @property
     def linear(self) -> bool:
         """Whether it is a mean of the risks with fixed weights."""
@@ -109,6 +93,7 @@ class Objective(ABC):
         """What the upper level goes on with, having seen these sums of the 0-1 error."""
         return self
 
+    @abstractmethod
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         """The objective from sums per group and class.
 
@@ -119,9 +104,6 @@ class Objective(ABC):
         smoothly : bool
             Whether in a form fit for gradients.
         """
-        total, mass = cells_of(total, self.over), cells_of(mass, self.over)
-        risks = total / torch.where(mass > 0, mass, 1.0)
-        return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, mass > 0)
 
     def __call__(
         self,
@@ -169,8 +151,9 @@ class Objective(ABC):
                 f"An objective over {self.over!r} needs groups=, one index per example."
             )
 
+    @abstractmethod
     def effective_size(self, counts: Any) -> float:
-        """Effective number of validation examples, 1 / sum_c omega_c^2 / n_c.
+        """Effective number of validation examples.
 
         The variance of the objective on so many examples is that of one risk over this many.
 
@@ -179,6 +162,35 @@ class Objective(ABC):
         counts : array-like
             Validation examples per class ``(k,)`` or per group and class ``(g, k)``.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellObjective(Objective):
+    """Base of objectives that are one function of the cells' risks."""
+
+    @abstractmethod
+    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """One number from the cells' risks ``(cells,)`` and which of them are present."""
+
+    def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
+        """As `aggregate`, in a form fit for gradients."""
+        return self.aggregate(risks, present)
+
+    def shares(self, present: np.ndarray) -> np.ndarray:
+        """Weight omega_c of each cell in the aggregate, summing to 1 over those present.
+
+        All alike by default, also where any cell may be the worst: that noise is for
+        `RunningRisks` to shrink.
+        """
+        return present / max(1, present.sum())
+
+    def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        total, mass = cells_of(total, self.over), cells_of(mass, self.over)
+        risks = total / torch.where(mass > 0, mass, 1.0)
+        return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, mass > 0)
+
+    def effective_size(self, counts: Any) -> float:
+        """1 / sum_c omega_c^2 / n_c, of the shares omega."""
         table = np.atleast_2d(np.asarray(counts, dtype=np.float64))
         by_cell = {
             "class": table.sum(axis=0),

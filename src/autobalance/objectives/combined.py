@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,17 +73,6 @@ class Blend(Objective):
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         values = [w * part.value(total, mass, smoothly=smoothly) for w, part in self.parts]
         return torch.stack(values).sum()
-
-    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        """Where all parts are over the same cells."""
-        return torch.stack([w * part.aggregate(risks, present) for w, part in self.parts]).sum()
-
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        """Where all parts are over the same cells."""
-        total = sum(weight for weight, _ in self.parts)
-        return sum(
-            (w / total * part.shares(present) for w, part in self.parts), np.zeros(len(present))
-        )
 
     def effective_size(self, counts: Any) -> float:
         """As if the parts' noises were the same noise: the deviations add up."""
@@ -155,12 +143,6 @@ class BoundedGap(Objective):
     def adapted(self, total: Tensor, mass: Tensor) -> BoundedGap:
         excess = float(self.gap.value(total, mass)) - self.bound
         return replace(self, multiplier=max(0.0, self.multiplier + self.rate * excess))
-
-    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        raise NotImplementedError("A bounded objective is a function of groups and classes.")
-
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        return self.main.shares(present)
 
     def effective_size(self, counts: Any) -> float:
         return Blend(parts=((1.0, self.main), (1.0, self.gap))).effective_size(counts)

@@ -34,9 +34,6 @@ class Gap(Objective):
         super().__post_init__()
         positive("softness", self.softness)
 
-    def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        raise NotImplementedError("A gap is a function of the table of groups and classes.")
-
     @abstractmethod
     def from_rates(self, risks: Tensor, mass: Tensor, smoothly: bool) -> Tensor:
         """One number from the risks and sizes of the cells, each of shape ``(g, k)``."""
@@ -57,9 +54,6 @@ class Gap(Objective):
         # A column without any cell has no softmax.
         top, bottom = (torch.where(present, w, 0.0).nan_to_num(0.0) for w in weights)
         return ((top - bottom) * rates).sum(dim=0)
-
-    def shares(self, present: np.ndarray) -> np.ndarray:
-        raise NotImplementedError("A gap is a function of the table of groups and classes.")
 
     def effective_size(self, counts: Any) -> float:
         """As if in each class two groups, drawn at random, were at the ends: variance 2 / g each."""
