@@ -406,17 +406,36 @@ def test_ctrl_c_after_the_work_is_done_is_ignored(fitted: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "subcommand"),
-        (["unknown"], "invalid choice: 'unknown'"),
+        ([], "there is no command here. The commands are demo, fit, .*, run; add --help for what"),
+        (["unknown"], "there is no command unknown. The commands are demo, .*, run; add --help"),
+        (["fot", "data.csv"], r"there is no command fot\. Did you mean fit\?"),
         (["fit", "data.csv"], "required: target, out"),
         (["fit", "x.csv", "y.csv", "--target", "y", "--out", "r"], "unrecognized .*: y.csv"),
         (["fit", "x.csv", "--recipe.epcohs", "3"], "no option recipe.epcohs. .* recipe.epochs"),
-        (["fit", "x.csv", "--recipe.epochs", "abc"], "recipe.epochs: Expected a float. .* abc"),
+        (["fit", "x.csv", "--recipe.epochs", "abc"], "recipe.epochs must be a number; got 'abc'."),
+        (["fit", "x.csv", "--seed", "1.5"], "seed must be a whole number; got '1.5'."),
+        (
+            ["fit", "x.csv", "--search.patience", "few"],
+            "search.patience must be a whole number, or be left out; got 'few'.",
+        ),
+        (["fit", "x.csv", "--search.choose", "maybe"], "must be true or false; got 'maybe'."),
+        (
+            ["fit", "x.csv", "--recipe", "3"],
+            "recipe is no single value; got '3'. Give its settings",
+        ),
+        (
+            ["fit", "x.csv", "--recipe.optimizer", "adam"],
+            r"recipe.optimizer must be sgd or adamw; got 'adam'. Did you mean adamw\?",
+        ),
+        (
+            ["predict", "run", "x.csv", "--out", "p.csv", "--prior", "nonsense"],
+            "prior must be training or balanced, or be left out; got 'nonsense'.",
+        ),
         (
             ["fit", "x.csv", "--config", "a.yaml"],
             "a.yaml: .*no option recipe.epoch. .* recipe.epochs",
         ),
-        (["fit", "x.csv", "--config=b.yaml"], "b.yaml: seed: Expected a int. Got value: many"),
+        (["fit", "x.csv", "--config=b.yaml"], "b.yaml: seed must be a whole number; got 'many'."),
         (["fit", "x.csv", "--config", "gone.yaml"], "gone.yaml"),
         (["fit", "x.csv", "--config", "c.yaml"], "c.yaml: .*line 2"),
     ],
@@ -435,6 +454,42 @@ def test_usage_errors_are_one_line(
     assert main(arguments) == 2
     shown = capsys.readouterr().err
     assert re.fullmatch(f"autobalance: .*{message}.*\n", shown), shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "meant"),
+    [
+        ("fit x.csv --target y --out r --recipe.epoch 3", "recipe.epoch", "recipe.epochs"),
+        ("fit x.csv --target y --out r --recipe.epoch=3", "recipe.epoch", "recipe.epochs"),
+        ("fit x.csv --targ y --out r", "targ", "target"),
+        ("fit x.csv --target y --out r --search.opt sgd", "search.opt", "search.optimizer"),
+        ("fit x.csv --target y --out r --search.wa 0.1", "search.wa", "search.warmup"),
+        ("fit x.csv --target y --out r --mis unknown", "mis", "missing_groups"),
+        ("fit x.csv --target y --out r --overw", "overw", "overwrite"),
+        ("frontier x.csv --target y --groups g --out r --max-g 1", "max-g", "max_gap"),
+        ("predict run x.csv --out p.csv --pri balanced", "pri", "prior"),
+        ("evaluate run x.csv --target y --js", "js", "json"),
+        ("explain run --hel", "hel", "help"),
+        ("report run --o page.html", "o", "out or overwrite"),
+        ("demo --see 3", "see", "seed"),
+        ("compare c.yaml --out r --job 2", "job", "jobs"),
+        ("run c.yaml --out r --summ", "summ", "summary"),
+        ("--vers", "vers", "version"),
+    ],
+)
+def test_abbreviations_are_refused_with_the_whole_name(
+    arguments: str,
+    option: str,
+    meant: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    shown = capsys.readouterr().err
+    assert shown == f"autobalance: there is no option {option}. Did you mean {meant}?\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_objectives_in_the_help_are_those_there_are() -> None:
