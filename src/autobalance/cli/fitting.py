@@ -56,6 +56,8 @@ def run_fit(options: Namespace, command: str) -> int:
     features, target, groups = columns(options)
     tell_of_identifiers(features)
     test = None if options.test is None else _test_columns(options, features)
+    from autobalance.checkpoints import OtherRun
+    from autobalance.cli.resuming import other_options
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.loggers import local_logger
     from autobalance.objectives import as_objective
@@ -99,6 +101,8 @@ def run_fit(options: Namespace, command: str) -> int:
         except (TrainingDiverged, KeyboardInterrupt) as error:
             status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
             stopped = error
+        except OtherRun as error:
+            raise other_options(error, out) from None
         finally:
             if hasattr(classifier, "result_"):
                 record = fit_record(classifier, command, status, begun, options.seed)
