@@ -629,14 +629,47 @@ def test_failed_cells_are_told_once_per_reason(here: Here) -> None:
     assert code == 1
     last = err.splitlines()[-1]
     assert last.startswith(
-        "autobalance: 4 cells failed: focal on sites, seeds 0, 1; focal on plain, seeds 0, 1: "
+        "autobalance: 4 cells failed: focal on sites and plain, seeds 0, 1: "
         "There is no method 'focal'. Known: cross_entropy, "
+    )
+    assert err.startswith(
+        "autobalance: focal will fail: there is no such method. Mend that first, or let the others "
+        "run; the same command then runs what failed\n1/"
     )
     live = [line for line in err.splitlines() if ", focal, " in line]
     assert len(live) == 4
     assert all(len(line) < 200 for line in live)
     assert "There is no method" in Path("broken/BENCHMARKS.md").read_text()
     assert "Cross-entropy" in out
+
+
+def test_methods_that_lack_a_library_are_told_of_before_anything_runs(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("tuned.yaml").write_text(
+        COMPARISON.replace(
+            "methods: [cross_entropy, logit_adjustment, autobalance]",
+            "methods: [cross_entropy, logit_adjustment_tuned, cdt_tuned]",
+        )
+    )
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    command = ["tuned.yaml", "--out", "tuned"]
+    code, out, err = here(*command)
+    first, *live, last = err.splitlines()
+    assert (code, len(live)) == (1, 20)
+    assert first == (
+        "autobalance: logit_adjustment_tuned and cdt_tuned will fail: Optuna is not installed "
+        "(pip install 'autobalance[compare]'). Mend that first, or let the others run; the same "
+        "command then runs what failed"
+    )
+    assert last == (
+        "autobalance: 16 cells failed: logit_adjustment_tuned and cdt_tuned on sites and plain, "
+        "seeds 0, 1: Tuned methods need Optuna. Install it: pip install 'autobalance[compare]'."
+    )
+    assert "Cross-entropy" in out
+    # What has finished is not told of, and with the library there is nothing to tell.
+    monkeypatch.delitem(sys.modules, "optuna")
+    assert here(*command, "--subset", "small")[2] == ""
 
 
 def test_where_all_fail_there_are_no_tables(here: Here) -> None:
