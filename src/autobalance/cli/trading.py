@@ -152,7 +152,7 @@ def _decisions(
         from autobalance.runs import save_run
 
         classifier.fit_decision(learned, kept)
-        run = fit_record(classifier, command, "finished", begun, options.seed)
+        run = fit_record(classifier, command, "finished", begun, options)
         run["kind"] = "frontier"
         run["objective"] = kept.objective
         taken = _point(kept, "bound")
@@ -226,7 +226,7 @@ def _save_picked(
 ) -> None:
     from autobalance.runs import save_run
 
-    record = fit_record(classifier, command, "finished", begun, options.seed)
+    record = fit_record(classifier, command, "finished", begun, options)
     record["kind"] = "frontier"
     record["objective"] = classifier.result_.settings["objective"]
     points = [{k: v for k, v in vars(p).items() if k in _SHOWN} for p in found.points]

@@ -193,6 +193,9 @@ class Run:
     frontier : dict
         "main", "gap", "points", "baselines", "by" ("mix" or "bound") and under that name the point
         taken, where the run is a frontier's; may be empty.
+    options : dict
+        Options of the command that `settings` lacks, "groups" and "test" among them; of records
+        without any, "groups" alone.
     place : str
         In front of every identifier, where a page shows several runs.
     rows : int
@@ -232,6 +235,7 @@ class Run:
     versions: dict[str, str]
     seed: int | None
     frontier: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     place: str = ""
     rows: int = 1000
 
@@ -336,7 +340,14 @@ def read_run(record: dict[str, Any]) -> Run:
         versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
         seed=record.get("seed", search.get("seed")),
         frontier=_frontier(record.get("frontier")),
+        options=_mapping(record.get("options")) or _known_options(record),
     )
+
+
+def _known_options(record: dict[str, Any]) -> dict[str, Any]:
+    """The groups' names in place of the column that earlier records do not name."""
+    names = record.get("group_names")
+    return {"groups": ", ".join(map(str, names))} if isinstance(names, list) and names else {}
 
 
 def safe_text(text: str, limit: int = MAX_TEXT) -> str:
