@@ -45,6 +45,17 @@ const seen = {
   headers: all("table.sortable thead th").length,
   regions: all(".scroll").map((e) => e.tabIndex),
   before, once, twice, focused,
+  captions: all("caption").filter((e) => e.checkVisibility()).map((e) => {
+    const text = document.createRange();
+    text.selectNodeContents(e);
+    const lines = new Set([...text.getClientRects()].map((r) => Math.round(r.top)));
+    return {
+      name: e.id, lines: lines.size, text: text.getBoundingClientRect().width,
+      table: e.parentElement.getBoundingClientRect().width,
+      cells: e.parentElement.tBodies[0].getBoundingClientRect().width,
+      room: e.closest(".scroll").clientWidth,
+    };
+  }),
   sort: sorted.tHead.rows[0].cells[0].getAttribute("aria-sort"),
   small: all("svg").map((e) => e.getBoundingClientRect().width),
 };
@@ -122,6 +133,21 @@ def test_no_page_is_wider_than_its_window(
     assert found["width"] == width
     assert found["page"] <= width
     assert all(w <= width for w in found["small"])
+
+
+def test_captions_are_as_wide_as_the_page_allows_and_not_as_their_tables(
+    chromium: str, tmp_path: Path
+) -> None:
+    most = 42 * 16 + 1  # pixels of the longest line of text
+    for width in (390, 1280):
+        found = seen(chromium, tmp_path, pages()["runs"], width)["captions"]
+        assert len(found) > 3
+        for caption in found:
+            assert caption["text"] <= min(caption["room"], most) + 1, caption
+            if caption["lines"] > 1:  # only where the room is used up
+                assert caption["text"] > 0.75 * min(caption["room"], most), caption
+        narrow = [c for c in found if c["cells"] < 0.7 * min(c["room"], most)]
+        assert any(c["text"] > 1.2 * c["cells"] for c in narrow) or width == 390
 
 
 def test_errors_per_class_fit_a_phone(chromium: str, tmp_path: Path) -> None:
