@@ -827,10 +827,19 @@ def test_a_frontier_is_written_shown_and_picked_from(
     assert rows["constant"].tolist() == [p.constant for p in found.points]
     picked = found.pick(gap=1.5)
     [line] = [line for line in out.splitlines() if "picked" in line]
-    for value in (f"{picked.mix:g}", f"{100 * picked.main:.1f}", f"{100 * picked.gap:.1f}"):
+    said = " ".join(out.split())
+    assert re.search(r"training loss +balanced error +gap: deo", out)
+    assert (
+        "Percent of 80 held-out examples, lower is better. Gap between groups: difference of"
+        in said
+    )
+    assert "Mix: the gap's weight in what a loss was designed for" in said
+    assert "Picked: the lowest error whose gap is at most 150.0." in said
+    for value in (f"mix {picked.mix:g} ", f"{100 * picked.main:.1f}", f"{100 * picked.gap:.1f}"):
         assert value in line
     assert all(b["title"] in out for b in record["baselines"])
-    assert f"Network of mix {picked.mix:g}, trained on all data: swept\n" in out
+    assert f"RUN of mix {picked.mix:g}, its network trained on all data: swept\n" in out
+    assert "Report: swept/report.html\n" in out
 
     # The RUN is that of this loss, and predicts without groups.
     assert json.loads(Path("swept/loss.json").read_text()) == picked.loss.to_dict()
@@ -868,13 +877,19 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     assert rows["deo"].is_monotonic_decreasing
     assert rows["deo"].tolist() == pytest.approx([p["gap"] for p in record["points"]])
     assert [b["title"] for b in record["baselines"]] == ["Cross-entropy"]
-    [line] = [line for line in out.splitlines() if "kept" in line]
+    [line] = [line for line in out.splitlines() if "picked" in line and "gap at most" in line]
+    said = " ".join(out.split())
+    assert "Picked: the lowest error whose gap is at most 10.0." in said
+    assert re.search(r"Cross-entropy: the most probable class\.", said)
+    shown = re.findall(r"gap at most +([\d.]+) ", out)
+    assert shown == sorted(shown, key=float, reverse=True)
     result = json.loads(Path("swept/result.json").read_text())
     assert result["objective"] == "balanced_error where deo <= 0.1"
     kept = result["frontier"]["kept"]
     assert kept["gap"] <= 0.1 + 1e-6
     assert f"{100 * kept['main']:.1f}" in line
-    assert "Network of bound 0.1: swept\n" in out
+    assert "RUN of the decision picked, which predicts without groups: swept\n" in out
+    assert "Report: swept/report.html\n" in out
 
     pd.read_csv("data.csv").drop(columns=["site", "kind"]).to_csv("fresh.csv", index=False)
     assert main(["predict", "swept", "fresh.csv", "--out", "predicted.csv"]) == 0

@@ -91,7 +91,7 @@ def run_frontier(options: Namespace, command: str) -> int:
                 kept = f"Kept in {out}: the frontier. The network picked is not trained to its end."
                 code = FAILED if isinstance(error, TrainingDiverged) else INTERRUPTED
                 return complain(f"{said} {kept}", code)
-    print_frontier(found, others, picked)
+    print_frontier(found, others, picked, options.max_gap)
     if picked is not None:
         _save_picked(classifier, found, picked, others, out, command, begun, options)
     print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
@@ -147,9 +147,9 @@ def _decisions(
         "seconds": learned.seconds,
     }
     _write_record(record, out)
-    print_decisions(points, plain, kept)
+    print_decisions(points, plain, kept, options.max_gap)
     if kept is not None:
-        from autobalance.runs import save_run
+        from autobalance.runs import REPORT, save_run
 
         classifier.fit_decision(learned, kept)
         run = fit_record(classifier, command, "finished", begun, options)
@@ -164,7 +164,8 @@ def _decisions(
             "kept": taken,
         }
         save_run(out, classifier, run, target=options.target)
-        print(f"Network of bound {options.max_gap:g}: {out}")
+        print(f"RUN of the decision picked, which predicts without groups: {out}")
+        print(f"Report: {out / REPORT}")
     print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
     return DONE
 
@@ -224,7 +225,7 @@ def _save_picked(
     begun: float,
     options: Namespace,
 ) -> None:
-    from autobalance.runs import save_run
+    from autobalance.runs import REPORT, save_run
 
     record = fit_record(classifier, command, "finished", begun, options)
     record["kind"] = "frontier"
@@ -240,7 +241,8 @@ def _save_picked(
         "baselines": [{k: v for k, v in vars(b).items() if k in _SHOWN} for b in others],
     }
     save_run(out, classifier, record, target=options.target)
-    print(f"Network of mix {picked.mix:g}, trained on all data: {out}")
+    print(f"RUN of mix {picked.mix:g}, its network trained on all data: {out}")
+    print(f"Report: {out / REPORT}")
 
 
 def _frontier_stopped(error: BaseException, found: Frontier | None, points: int, out: Path) -> int:
