@@ -206,11 +206,11 @@ def _write_frontier(
 
 def _write_record(record: dict[str, Any], out: Path) -> None:
     from autobalance.report.frontier import as_csv, as_svg
-    from autobalance.runs import EVALUATION, LOSS, MODEL, REPORT, RESULT, WEIGHTS
+    from autobalance.runs import EVALUATION, LOSS, MODEL, REPORT, RESULT, SAMPLES, WEIGHTS
 
     contents = (to_json(record, indent=1), as_csv(record), as_svg(record))
     write_together(out, {n: c.encode() for n, c in zip(FRONTIER, contents, strict=True)})
-    for name in (EVALUATION, LOSS, MODEL, REPORT, RESULT, WEIGHTS):
+    for name in (EVALUATION, LOSS, MODEL, REPORT, RESULT, SAMPLES, WEIGHTS):
         (out / name).unlink(missing_ok=True)
     remove_checkpoints(out)
 
