@@ -21,7 +21,10 @@ from autobalance.checkpoints import (
 )
 from autobalance.checks import InputError
 
-IDENTITY = {"kind": "search", "seed": 3, "recipe": {"lr": 0.1}, "shapes": {"0.weight": [3, 2]}}
+IDENTITY = {
+    "kind": "search", "seed": 3, "recipe": {"lr": 0.1}, "shapes": {"0.weight": [3, 2]},
+    "settings": {"steps": 5},
+}  # fmt: skip
 
 
 def state() -> dict[Any, Any]:
@@ -84,9 +87,19 @@ def test_it_is_safetensors_and_json(path: Path) -> None:
     ("changed", "message"),
     [
         ({"seed": 4}, "of another run: its seed is 3, this run's is 4"),
-        ({"recipe": {"lr": 0.2}}, r'its recipe is \{"lr": 0.1\}, this run\'s is \{"lr": 0.2\}'),
-        ({"shapes": {"0.weight": [3, 5]}}, r"its shapes is .*\[3, 2\]"),
+        (
+            {"recipe": {"lr": 0.2}},
+            r"of another run: its recipe.lr is 0.1, this run's is 0.2\. Go on",
+        ),
+        ({"shapes": {"0.weight": [3, 5]}}, r"its shapes.0.weight is \[3, 2\], .* \[3, 5\]\. Go"),
         ({"more": 1}, "its more is null, this run's is 1"),
+        (
+            {"seed": 4, "data": "0f" * 32},
+            "its seed is 3, this run's is 4; its training data are others.",
+        ),
+        ({"settings": {"steps": 9}}, "of another run: its steps is 5, this run's is 9."),
+        ({"seed": 4, "settings": {"steps": 9}}, r"is 3, this run's is 4\. Go on"),
+        ({"objective": "BalancedError(" + 60 * "x"}, r"its objective is another\. Go on"),
     ],
 )
 def test_another_run_is_refused(path: Path, changed: dict[str, Any], message: str) -> None:

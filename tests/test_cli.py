@@ -406,17 +406,36 @@ def test_ctrl_c_after_the_work_is_done_is_ignored(fitted: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "subcommand"),
-        (["unknown"], "invalid choice: 'unknown'"),
+        ([], "there is no command here. The commands are demo, fit, .*, run; add --help for what"),
+        (["unknown"], "there is no command unknown. The commands are demo, .*, run; add --help"),
+        (["fot", "data.csv"], r"there is no command fot\. Did you mean fit\?"),
         (["fit", "data.csv"], "required: target, out"),
         (["fit", "x.csv", "y.csv", "--target", "y", "--out", "r"], "unrecognized .*: y.csv"),
         (["fit", "x.csv", "--recipe.epcohs", "3"], "no option recipe.epcohs. .* recipe.epochs"),
-        (["fit", "x.csv", "--recipe.epochs", "abc"], "recipe.epochs: Expected a float. .* abc"),
+        (["fit", "x.csv", "--recipe.epochs", "abc"], "recipe.epochs must be a number; got 'abc'."),
+        (["fit", "x.csv", "--seed", "1.5"], "seed must be a whole number; got '1.5'."),
+        (
+            ["fit", "x.csv", "--search.patience", "few"],
+            "search.patience must be a whole number, or be left out; got 'few'.",
+        ),
+        (["fit", "x.csv", "--search.choose", "maybe"], "must be true or false; got 'maybe'."),
+        (
+            ["fit", "x.csv", "--recipe", "3"],
+            "recipe is no single value; got '3'. Give its settings",
+        ),
+        (
+            ["fit", "x.csv", "--recipe.optimizer", "adam"],
+            r"recipe.optimizer must be sgd or adamw; got 'adam'. Did you mean adamw\?",
+        ),
+        (
+            ["predict", "run", "x.csv", "--out", "p.csv", "--prior", "nonsense"],
+            "prior must be training or balanced, or be left out; got 'nonsense'.",
+        ),
         (
             ["fit", "x.csv", "--config", "a.yaml"],
             "a.yaml: .*no option recipe.epoch. .* recipe.epochs",
         ),
-        (["fit", "x.csv", "--config=b.yaml"], "b.yaml: seed: Expected a int. Got value: many"),
+        (["fit", "x.csv", "--config=b.yaml"], "b.yaml: seed must be a whole number; got 'many'."),
         (["fit", "x.csv", "--config", "gone.yaml"], "gone.yaml"),
         (["fit", "x.csv", "--config", "c.yaml"], "c.yaml: .*line 2"),
     ],
@@ -435,6 +454,42 @@ def test_usage_errors_are_one_line(
     assert main(arguments) == 2
     shown = capsys.readouterr().err
     assert re.fullmatch(f"autobalance: .*{message}.*\n", shown), shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "meant"),
+    [
+        ("fit x.csv --target y --out r --recipe.epoch 3", "recipe.epoch", "recipe.epochs"),
+        ("fit x.csv --target y --out r --recipe.epoch=3", "recipe.epoch", "recipe.epochs"),
+        ("fit x.csv --targ y --out r", "targ", "target"),
+        ("fit x.csv --target y --out r --search.opt sgd", "search.opt", "search.optimizer"),
+        ("fit x.csv --target y --out r --search.wa 0.1", "search.wa", "search.warmup"),
+        ("fit x.csv --target y --out r --mis unknown", "mis", "missing_groups"),
+        ("fit x.csv --target y --out r --overw", "overw", "overwrite"),
+        ("frontier x.csv --target y --groups g --out r --max-g 1", "max-g", "max_gap"),
+        ("predict run x.csv --out p.csv --pri balanced", "pri", "prior"),
+        ("evaluate run x.csv --target y --js", "js", "json"),
+        ("explain run --hel", "hel", "help"),
+        ("report run --o page.html", "o", "out or overwrite"),
+        ("demo --see 3", "see", "seed"),
+        ("compare c.yaml --out r --job 2", "job", "jobs"),
+        ("run c.yaml --out r --summ", "summ", "summary"),
+        ("--vers", "vers", "version"),
+    ],
+)
+def test_abbreviations_are_refused_with_the_whole_name(
+    arguments: str,
+    option: str,
+    meant: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    shown = capsys.readouterr().err
+    assert shown == f"autobalance: there is no option {option}. Did you mean {meant}?\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_objectives_in_the_help_are_those_there_are() -> None:
@@ -574,14 +629,47 @@ def test_failed_cells_are_told_once_per_reason(here: Here) -> None:
     assert code == 1
     last = err.splitlines()[-1]
     assert last.startswith(
-        "autobalance: 4 cells failed: focal on sites, seeds 0, 1; focal on plain, seeds 0, 1: "
+        "autobalance: 4 cells failed: focal on sites and plain, seeds 0, 1: "
         "There is no method 'focal'. Known: cross_entropy, "
+    )
+    assert err.startswith(
+        "autobalance: focal will fail: there is no such method. Mend that first, or let the others "
+        "run; the same command then runs what failed\n1/"
     )
     live = [line for line in err.splitlines() if ", focal, " in line]
     assert len(live) == 4
     assert all(len(line) < 200 for line in live)
     assert "There is no method" in Path("broken/BENCHMARKS.md").read_text()
     assert "Cross-entropy" in out
+
+
+def test_methods_that_lack_a_library_are_told_of_before_anything_runs(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("tuned.yaml").write_text(
+        COMPARISON.replace(
+            "methods: [cross_entropy, logit_adjustment, autobalance]",
+            "methods: [cross_entropy, logit_adjustment_tuned, cdt_tuned]",
+        )
+    )
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    command = ["tuned.yaml", "--out", "tuned"]
+    code, out, err = here(*command)
+    first, *live, last = err.splitlines()
+    assert (code, len(live)) == (1, 20)
+    assert first == (
+        "autobalance: logit_adjustment_tuned and cdt_tuned will fail: Optuna is not installed "
+        "(pip install 'autobalance[compare]'). Mend that first, or let the others run; the same "
+        "command then runs what failed"
+    )
+    assert last == (
+        "autobalance: 16 cells failed: logit_adjustment_tuned and cdt_tuned on sites and plain, "
+        "seeds 0, 1: Tuned methods need Optuna. Install it: pip install 'autobalance[compare]'."
+    )
+    assert "Cross-entropy" in out
+    # What has finished is not told of, and with the library there is nothing to tell.
+    monkeypatch.delitem(sys.modules, "optuna")
+    assert here(*command, "--subset", "small")[2] == ""
 
 
 def test_where_all_fail_there_are_no_tables(here: Here) -> None:
@@ -739,10 +827,19 @@ def test_a_frontier_is_written_shown_and_picked_from(
     assert rows["constant"].tolist() == [p.constant for p in found.points]
     picked = found.pick(gap=1.5)
     [line] = [line for line in out.splitlines() if "picked" in line]
-    for value in (f"{picked.mix:g}", f"{100 * picked.main:.1f}", f"{100 * picked.gap:.1f}"):
+    said = " ".join(out.split())
+    assert re.search(r"training loss +balanced error +gap: deo", out)
+    assert (
+        "Percent of 80 held-out examples, lower is better. Gap between groups: difference of"
+        in said
+    )
+    assert "Mix: the gap's weight in what a loss was designed for" in said
+    assert "Picked: the lowest error whose gap is at most 150.0." in said
+    for value in (f"mix {picked.mix:g} ", f"{100 * picked.main:.1f}", f"{100 * picked.gap:.1f}"):
         assert value in line
     assert all(b["title"] in out for b in record["baselines"])
-    assert f"Network of mix {picked.mix:g}, trained on all data: swept\n" in out
+    assert f"RUN of mix {picked.mix:g}, its network trained on all data: swept\n" in out
+    assert "Report: swept/report.html\n" in out
 
     # The RUN is that of this loss, and predicts without groups.
     assert json.loads(Path("swept/loss.json").read_text()) == picked.loss.to_dict()
@@ -780,13 +877,19 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     assert rows["deo"].is_monotonic_decreasing
     assert rows["deo"].tolist() == pytest.approx([p["gap"] for p in record["points"]])
     assert [b["title"] for b in record["baselines"]] == ["Cross-entropy"]
-    [line] = [line for line in out.splitlines() if "kept" in line]
+    [line] = [line for line in out.splitlines() if "picked" in line and "gap at most" in line]
+    said = " ".join(out.split())
+    assert "Picked: the lowest error whose gap is at most 10.0." in said
+    assert re.search(r"Cross-entropy: the most probable class\.", said)
+    shown = re.findall(r"gap at most +([\d.]+) ", out)
+    assert shown == sorted(shown, key=float, reverse=True)
     result = json.loads(Path("swept/result.json").read_text())
     assert result["objective"] == "balanced_error where deo <= 0.1"
     kept = result["frontier"]["kept"]
     assert kept["gap"] <= 0.1 + 1e-6
     assert f"{100 * kept['main']:.1f}" in line
-    assert "Network of bound 0.1: swept\n" in out
+    assert "RUN of the decision picked, which predicts without groups: swept\n" in out
+    assert "Report: swept/report.html\n" in out
 
     pd.read_csv("data.csv").drop(columns=["site", "kind"]).to_csv("fresh.csv", index=False)
     assert main(["predict", "swept", "fresh.csv", "--out", "predicted.csv"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_several_runs_on_one_page(here: Path, capsys: pytest.CaptureFixture[str]
     page = Path("both.html").read_text(encoding="utf-8")
     assert "2 runs side by side" in page
     assert "tested and plain" in page
+
+
+def test_the_page_of_several_says_which_options_differ(here: Path) -> None:
+    assert main(["report", "tested", "plain", "--out", "options.html"]) == 0
+    page = Path("options.html").read_text(encoding="utf-8")
+    differing = page.partition('id="caption-differing"')[2].partition("</table>")[0]
+    cells = re.findall(r"<bdi>(.*?)</bdi>|<td[^>]*>(.*?)</td>", differing)
+    assert [a or b for a, b in cells] == ["test", "test.csv", "none", "seed", "0", "1"]
 
 
 def test_runs_of_the_same_name_go_by_their_paths(here: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -327,18 +328,18 @@ def test_a_killed_run_remembers_its_loss_and_sampling(
 @pytest.mark.parametrize(
     ("changed", "part"),
     [
-        ({"seed": 1}, "seed"),
-        ({"sampling": "balanced"}, "sampling"),
-        ({"loss": ParametricCrossEntropy.logit_adjusted([3, 2, 1])}, "loss"),
-        ({"recipe": Recipe(epochs=2, min_steps=40)}, "recipe"),
-        ({"data": blobs(seed=3)}, "data"),
+        ({"seed": 1}, "its seed is 0, this run's is 1"),
+        ({"sampling": "balanced"}, 'its sampling is "shuffled", this run\'s is "balanced"'),
+        ({"loss": ParametricCrossEntropy.logit_adjusted([3, 2, 1])}, "its loss is another"),
+        ({"recipe": replace(QUICK, min_steps=50)}, "its recipe.min_steps is 40, this run's is 50"),
+        ({"data": blobs(seed=3)}, "its training data are others"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
     tmp_path: Path, changed: dict[str, Any], part: str
 ) -> None:
     quick(checkpoint=tmp_path / "c")
-    with pytest.raises(InputError, match=f"of another run: its {part} is"):
+    with pytest.raises(InputError, match=rf"of another run: {part}\. Go on with"):
         quick(**changed, checkpoint=tmp_path / "c")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,39 @@ def test_an_interrupt_before_the_first_checkpoint_can_be_resumed_too(
     assert cli.main([*FIT, "--resume"]) == 2
     assert cli.main([*FIT, "--resume", "--overwrite"]) == 2
     assert "Give one of them" in capsys.readouterr().err
+
+
+def test_a_run_begun_with_other_options_is_refused_by_their_names(
+    interrupt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv("data.csv")
+    table.assign(side=["a", "b"] * (len(table) // 2)).to_csv("data.csv", index=False)
+    interrupt("retrain")
+    assert cli.main(FIT) == 130
+    before = contents()
+    interrupt("never")
+    aims = "then balanced_error, now worst_class_error"
+    cases = {
+        "--seed 1": "--seed. It",
+        "--recipe.epochs 3": "--recipe.epochs (then 2, now 3). It",
+        "--search.patience 9": "--search.patience (then none, now 9). It",
+        "--objective worst_class_error": f"--objective ({aims}). It",
+        "--augment shared": "--augment. It",
+        "--test data.csv": "--test. It",
+        "--seed 1 --groups side": "--seed; the data of the table, or --target, --groups or",
+    }
+    for changed, said in cases.items():
+        capsys.readouterr()
+        assert cli.main([*FIT, "--resume", *changed.split()]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"autobalance: The run in run was begun with other options: {said}")
+        assert f" It was begun by: autobalance {' '.join(FIT)}. Resume with those, or" in err
+        assert err.count("\n") == 1
+        assert not re.search(r"[0-9a-f]{16}|[0-9]{6}", err), err
+        assert contents() == before
+    Path("run/result.json").unlink()  # as where it was killed
+    assert cli.main([*FIT, "--resume", "--seed", "1"]) == 2
+    assert "begun by" not in capsys.readouterr().err
 
 
 def test_an_interrupted_demo_keeps_the_methods_done(

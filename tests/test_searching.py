@@ -623,12 +623,12 @@ def test_a_killed_search_remembers_risks_batches_and_momentum(
 @pytest.mark.parametrize(
     ("changed", "part"),
     [
-        ({"seed": 6}, "seed"),
-        ({"data": blobs(seed=1)}, "data"),
-        ({"factory": lambda: nn.Linear(2, 3, bias=False)}, "network"),
-        ({"settings": replace(UPPER, every=2)}, "settings"),
-        ({"objective": "worst_class_error"}, "settings"),
-        ({"space": ClassSpace}, "space"),
+        ({"seed": 6}, "its seed is 5, this run's is 6"),
+        ({"data": blobs(seed=1)}, "its training data are others"),
+        ({"factory": lambda: nn.Linear(2, 3, bias=False)}, "its network has other weights"),
+        ({"settings": replace(UPPER, every=2)}, "its search.every is 4, this run's is 2"),
+        ({"objective": "worst_class_error"}, "its objective is another"),
+        ({"space": ClassSpace}, "its design space is another"),
     ],
 )
 def test_a_checkpoint_of_another_search_is_refused(
@@ -637,7 +637,7 @@ def test_a_checkpoint_of_another_search_is_refused(
     path = tmp_path / "search.checkpoint"
     quick(seed=5, checkpoint=path)
     before = path.read_bytes()
-    with pytest.raises(InputError, match=f"of another run: its {part} is"):
+    with pytest.raises(InputError, match=rf"of another run: {part}\. Go on with"):
         quick(**{"seed": 5, "checkpoint": path, **changed})
     assert path.read_bytes() == before
 

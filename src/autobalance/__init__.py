@@ -67,6 +67,7 @@ _HOME = {
     "image_operations": "augment",
     "retrain": "retraining",
     "retrain_head": "heads",
+    "save_search": "runs",
     "search": "searching",
     "search_head": "heads",
     "tensor_operations": "augment",

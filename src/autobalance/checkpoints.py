@@ -22,6 +22,33 @@ from autobalance.checks import InputError
 from autobalance.files import write_atomically
 
 _FORMAT, _VERSION = "autobalance-checkpoint", 1
+_OPAQUE = {
+    "network": "its network has other weights",
+    "data": "its training data are others",
+    "held": "its validation data are others",
+    "test": "its test data are others",
+    "space": "its design space is another",
+    "loss": "its loss is another",
+    "augment": "its augmentation is another",
+}
+# What follows from the settings and data, and is told only where nothing else differs.
+_DERIVED = ("steps", "examples", "class_counts", "validation_counts", "space", "network")
+_LONGEST = 40  # characters of a value that a message shows
+
+
+class OtherRun(InputError):
+    """A checkpoint was written by a run with other settings or data.
+
+    Attributes
+    ----------
+    differences : dict
+        The values that differ, of the checkpoint and of this run, by their names: "seed",
+        "recipe.epochs", "data" and so on.
+    """
+
+    def __init__(self, message: str, differences: dict[str, tuple[Any, Any]]) -> None:
+        super().__init__(message)
+        self.differences = differences
 
 
 def save_checkpoint(path: str | Path, state: dict[Any, Any], identity: dict[str, Any]) -> None:
@@ -57,9 +84,10 @@ def load_checkpoint(path: str | Path, identity: dict[str, Any]) -> dict[Any, Any
     Raises
     ------
     InputError
-        If the file is no checkpoint, is truncated or altered, was written in another version of
-        the format, or by a run of another identity; the message says which part differs. Nothing
-        is written.
+        If the file is no checkpoint, is truncated or altered, or was written in another version of
+        the format. Nothing is written.
+    OtherRun
+        If it was written by a run of another identity; the message says what differs.
     """
     path = Path(path)
     remedy = "Give another checkpoint file, or remove this one to start anew."
@@ -83,13 +111,11 @@ def load_checkpoint(path: str | Path, identity: dict[str, Any]) -> dict[Any, Any
         )
     if digest != _digest(header, tensors):
         raise InputError(f"The checkpoint {path} was altered: its digest differs. {remedy}")
-    found, expected = header["identity"], json.loads(json.dumps(identity))
-    for key in expected.keys() | found.keys():
-        if found.get(key) != expected.get(key):
-            raise InputError(
-                f"The checkpoint {path} is of another run: its {key} is {_short(found.get(key))}, "
-                f"this run's is {_short(expected.get(key))}. {remedy}"
-            )
+    differences = _differences(header["identity"], json.loads(json.dumps(identity)))
+    if differences:
+        said = "; ".join(_said(key, *values) for key, values in differences.items())
+        remedy = "Go on with the settings and data it was written with, or remove it to start anew."
+        raise OtherRun(f"The checkpoint {path} is of another run: {said}. {remedy}", differences)
     return _unpack(header["tree"], tensors)
 
 
@@ -155,6 +181,30 @@ def _bytes(tensor: Tensor | None) -> Iterator[bytes | memoryview]:
     yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def _differences(found: Any, expected: Any) -> dict[str, tuple[Any, Any]]:
+    """Values that differ, by their place; without what follows from others that differ."""
+    every = _leaves(found, expected, "")
+    causes = {key: values for key, values in every.items() if key not in _DERIVED}
+    return causes or every
+
+
+def _leaves(found: Any, expected: Any, at: str) -> dict[str, tuple[Any, Any]]:
+    if found == expected:
+        return {}
+    if at in _OPAQUE or not (isinstance(found, dict) and isinstance(expected, dict)):
+        return {at: (found, expected)}
+    differing = {}
+    for key in [*expected, *(k for k in found if k not in expected)]:
+        # The settings are a search's own; users know them without that word.
+        place = key if at in ("", "settings") else f"{at}.{key}"
+        differing |= _leaves(found.get(key), expected.get(key), place)
+    return differing
+
+
+def _said(key: str, found: Any, expected: Any) -> str:
+    if key in _OPAQUE:
+        return _OPAQUE[key]
+    shown = [json.dumps(value) for value in (found, expected)]
+    if max(map(len, shown)) > _LONGEST:
+        return f"its {key} is another"
+    return f"its {key} is {shown[0]}, this run's is {shown[1]}"

@@ -207,22 +207,27 @@ class SearchResult:
 
     def _run(self, class_names: Sequence[Any] | None, group_names: Sequence[Any] | None) -> Run:
         """As the report reads it."""
-        from autobalance.report.readable import readable
         from autobalance.report.record import read_run
+
+        return read_run(self.record(class_names, group_names))
+
+    def record(
+        self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
+    ) -> dict[str, Any]:
+        """As the ``result.json`` of a RUN folder holds it; names as for `summary`."""
+        from autobalance.report.readable import readable
 
         objective = str(self.settings.get("objective", "objective given"))
         named = {repr(known): name for name, known in NAMED.items()}
-        return read_run(
-            {
-                "kind": "search",
-                "objective": named.get(objective) or readable("objective", objective),
-                "class_names": None if class_names is None else [*map(str, class_names)],
-                "group_names": None if group_names is None else [*map(str, group_names)],
-                "class_counts": self.settings.get("class_counts"),
-                "search": json.loads(self.to_json()),
-                "seconds": {"search": self.seconds.get("wall")},
-            }
-        )
+        return {
+            "kind": "search",
+            "objective": named.get(objective) or readable("objective", objective),
+            "class_names": None if class_names is None else [*map(str, class_names)],
+            "group_names": None if group_names is None else [*map(str, group_names)],
+            "class_counts": self.settings.get("class_counts"),
+            "search": json.loads(self.to_json()),
+            "seconds": {"search": self.seconds.get("wall")},
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The record, for JSON; numbers that are not there (a residual nobody looked at) are NaN."""

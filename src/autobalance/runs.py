@@ -2,33 +2,48 @@
 
 ``result.json`` is the record that the report shows, ``evaluation.json`` what test data said of it
 since, ``model.json`` says how to build the network and its inputs, ``model.safetensors`` holds the
-weights, ``loss.json`` the loss alone. Each file is written whole or not at all, and what belongs
+weights, ``loss.json`` the loss alone, ``samples.json`` some training images that an augmentation was
+learned for. Each file is written whole or not at all, and what belongs
 together takes its place together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, array_of_numbers, path_of, shown
+from autobalance.augment import Augmentation, samples
+from autobalance.checks import InputError, array_of_numbers, instance, path_of, shown
+from autobalance.data.batches import ArrayData
 from autobalance.data.tables import TableEncoder
 from autobalance.decisions import CellDecision
 from autobalance.estimator import AutoBalanceClassifier
-from autobalance.files import RESULT, read_json, read_record, to_json, write_together
+from autobalance.files import (
+    RESULT,
+    output_folder,
+    read_json,
+    read_record,
+    to_json,
+    write_together,
+)
 from autobalance.networks import TableNetwork, with_new_head
 from autobalance.report import write_report
-from autobalance.report.folders import EVALUATION, REPORT
+from autobalance.report.drawing import evenly_spaced
+from autobalance.report.folders import EVALUATION, REPORT, SAMPLES, read_folder
+from autobalance.report.samples import LARGEST, Sheet, packed, rows_that_fit
 from autobalance.results import SearchResult
 
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
 _FORMAT = "autobalance-run"
+EXAMPLES, DRAWS = 2, 3
+"""Training images of a class in `SAMPLES`, and augmented versions of each."""
 
 
 def write_run(
@@ -43,10 +58,128 @@ def write_run(
         return False
     files = {**(files or {}), RESULT: to_json(record, indent=1).encode()}
     write_together(folder, files)
-    for name in {MODEL, WEIGHTS, LOSS, REPORT, EVALUATION} - files.keys():
+    for name in {MODEL, WEIGHTS, LOSS, REPORT, EVALUATION, SAMPLES} - files.keys():
         (folder / name).unlink(missing_ok=True)
-    write_report(record, folder / REPORT)
+    write_report(read_folder(folder) if SAMPLES in files else record, folder / REPORT)
     return True
+
+
+def save_search(
+    folder: str | Path,
+    result: SearchResult,
+    data: ArrayData | None = None,
+    *,
+    class_names: Sequence[Any] | None = None,
+    group_names: Sequence[Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a search of your own as a RUN folder, with its report.
+
+    ``autobalance report`` and ``autobalance explain`` take it as they take a fit; there is no network
+    in it to predict with.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it does not exist.
+    result : SearchResult
+        Of `search` or `search_head`, or `AutoBalanceClassifier.result_`.
+    data : ArrayData, optional
+        What it searched on. Where the search learned an augmentation of images, the folder then keeps
+        a few of them, of at most 12 classes and 48 pixels wide, for the report to show beside their
+        augmented versions. Without it no data is kept.
+    class_names, group_names : sequence, optional
+        In the order of their indices; by default "class 0" and so on.
+    overwrite : bool
+        Write into a folder that is not empty.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    InputError
+        If the folder is not empty, or the data are of other classes than the search's.
+    """
+    instance("result", result, SearchResult, "Such as search(...) returns.")
+    out = output_folder(folder, overwrite=overwrite)
+    files = {LOSS: result.loss.to_json().encode()}
+    if data is not None:
+        kept = sample_sheet(result.augment, data)
+        if kept is not None:
+            files[SAMPLES] = packed(kept)
+    write_run(out, {**result.record(class_names, group_names), "status": result.status}, files)
+    return out / REPORT
+
+
+def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -> Sheet | None:
+    """A few training images of some classes and what the augmentation makes of them.
+
+    Rows are classes (in groups) from the most to the least frequent, evenly spaced where they are
+    many. None where the augmentation is not of this library, or not for images.
+
+    Raises
+    ------
+    InputError
+        If the data are of other classes or groups than the augmentation.
+    """
+    inputs = data.inputs
+    if not isinstance(augment, Augmentation) or not isinstance(inputs, Tensor) or inputs.ndim != 4:
+        return None
+    grouped = augment.num_groups is not None
+    if augment.num_classes != data.num_classes or (
+        grouped and augment.num_groups != data.num_groups
+    ):
+        raise InputError(
+            f"data must be what was searched on: the augmentation is of {augment.num_classes} classes "
+            f"and {augment.num_groups or 'no'} groups; got {data.num_classes} and "
+            f"{data.num_groups or 'no'} groups."
+        )
+    counts = np.asarray(data.counts())
+    if not grouped:
+        counts = np.atleast_2d(counts).sum(axis=0, keepdims=True)
+    cells = [c for c in np.argsort(-counts, axis=None, kind="stable") if counts.flat[c] > 0]
+    size = min(LARGEST, max(inputs.shape[2:]))
+    columns = EXAMPLES * (1 + DRAWS)
+    some = evenly_spaced(len(cells), rows_that_fit(len(cells), columns, inputs.shape[1], size))
+    drawn, rows = [], []
+    for cell in (cells[i] for i in some):
+        group, y = divmod(int(cell), counts.shape[1])
+        of_cell = data.target == y
+        if grouped and data.groups is not None:
+            of_cell &= data.groups == group
+        at = of_cell.nonzero()[:, 0].repeat(EXAMPLES)[
+            :EXAMPLES
+        ]  # of a class of one, the same twice
+        groups = None if data.groups is None else data.groups
+        found = [
+            samples(
+                augment,
+                inputs[i : i + 1],
+                data.target[i : i + 1],
+                None if groups is None else groups[i : i + 1],
+                draws=DRAWS,
+                seed=seed + n,
+            ).images[0]
+            for n, i in enumerate(at.tolist())
+        ]
+        rows.append((y, group if grouped else None))
+        drawn.append(np.concatenate(found))
+    return Sheet(rows, _small(np.stack(drawn), size), EXAMPLES)
+
+
+def _small(images: np.ndarray, most: int) -> np.ndarray:
+    """Images ``(rows, columns, c, h, w)``, no side longer than `most` pixels."""
+    height, width = images.shape[-2:]
+    if max(height, width) <= most:
+        return images
+    scale = most / max(height, width)
+    shape = (max(1, round(scale * height)), max(1, round(scale * width)))
+    flat = torch.from_numpy(images).flatten(0, 1)
+    small = nn.functional.interpolate(flat, shape, mode="area")
+    return small.view(*images.shape[:3], *shape).numpy()
 
 
 def _check_description(description: dict[str, Any]) -> None:
@@ -141,6 +274,10 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
     record = read_record(folder)
     if record.get("kind") == "demo":
         raise InputError(f"{folder} holds a demo, not a fitted model. `autobalance fit` makes one.")
+    if record.get("kind") == "search":
+        raise InputError(
+            f"{folder} holds a search alone, not a fitted model. Train one with retrain and its loss.json."
+        )
     if not (folder / MODEL).is_file():
         raise InputError(
             f"{folder} holds no trained network: its run is {record.get('status', 'unfinished')!r}. "

@@ -181,50 +181,107 @@ def print_choice(result: SearchResult) -> None:
 
 
 def print_frontier(
-    found: Frontier, baselines: Sequence[Baseline], picked: FrontierPoint | None = None
+    found: Frontier,
+    baselines: Sequence[Baseline],
+    picked: FrontierPoint | None = None,
+    bound: float | None = None,
 ) -> None:
-    """The points by their mix, then the baselines; which points no other beats, which is picked."""
-    sizes = sum(map(sum, found.settings["validation_counts"]))
-    table = Table(title=f"Percent, on {sizes:,.0f} held-out examples", title_justify="left")
-    table.add_column("mix", justify="right", no_wrap=True)
-    for name in (found.main, found.gap):
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("")
+    """The points by their mix, then the baselines; which points no other beats, which is picked.
+
+    Parameters
+    ----------
+    found, baselines
+        What to show.
+    picked, bound
+        The point whose network is kept, and the largest gap that was asked for.
+    """
+    table = _frontier_table("training loss", found.main, found.gap)
     best = found.non_dominated()
+    notes = []
     for point in found.points:
         note = "not beaten" if point in best else ""
         if point.constant:
-            note = "a class that is always wrong"
+            note = "a class always wrong"
         if point is picked:
             note = "picked"
-        table.add_row(f"{point.mix:g}", _percent(point.main), _percent(point.gap), note)
+        notes.append(note)
+        table.add_row(f"mix {point.mix:g}", _percent(point.main), _percent(point.gap), note)
     if baselines:
         table.add_section()
     for baseline in baselines:
-        table.add_row("", _percent(baseline.main), _percent(baseline.gap), baseline.title)
-    Console().print(table)
+        note = "a class always wrong" if baseline.constant else ""
+        table.add_row(baseline.title, _percent(baseline.main), _percent(baseline.gap), note)
+    sizes = sum(map(sum, found.settings["validation_counts"]))
+    said = [
+        f"Percent of {sizes:,.0f} held-out examples, lower is better. {_gap_named(found.gap)} Mix: the "
+        "gap's weight in what a loss was designed for, the rest is the error's."
+    ]
+    if "not beaten" in notes:
+        said.append("Not beaten: no other mix is at least as low in both.")
+    if picked is not None and bound is not None:
+        said.append(f"Picked: the lowest error whose gap is at most {_percent(bound)}.")
+    _print_with_legend(table, said)
 
 
-def print_decisions(points: Sequence[Decided], plain: Decided, kept: Decided | None = None) -> None:
-    """The decisions by falling gap, then cross-entropy's; which is kept."""
-    table = Table(
-        title=f"Percent, on {plain.held_out.mass.sum():,.0f} held-out examples",
-        title_justify="left",
+def print_decisions(
+    points: Sequence[Decided],
+    plain: Decided,
+    kept: Decided | None = None,
+    bound: float | None = None,
+) -> None:
+    """The decisions by falling gap, then cross-entropy's; which is picked, for a gap of at most `bound`."""
+    table = _frontier_table("decision", "balanced_error", "deo", "worst class of a group")
+    rows = sorted(
+        [*((p, "") for p in points), *([] if kept is None else [(kept, "picked")])],
+        key=lambda row: -row[0].held_out.deo,
     )
-    for name in ("balanced error", "deo", "worst class of a group"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    notes = [*((p, "") for p in points), *([] if kept is None else [(kept, "kept")])]
-    for decided, note in [*notes, (plain, "cross-entropy")]:
-        held = decided.held_out
-        drawn = len(decided.network.shares)
+    drawn = 1
+    for decided, note in [*rows, (plain, "")]:
+        if decided is plain:
+            table.add_section()
+        held, parts = decided.held_out, len(decided.network.shares)
+        drawn = max(drawn, parts)
         table.add_row(
+            "cross-entropy" if decided is plain else f"gap at most {_percent(held.deo)}",
             _percent(held.balanced_error),
             _percent(held.deo),
             _percent(held.worst_class_and_group_error),
-            note or (f"drawn from {drawn}" if drawn > 1 else ""),
+            ", ".join(filter(None, [note, f"drawn from {parts}" if parts > 1 else ""])),
         )
-    Console().print(table)
+    said = [
+        f"Percent of {plain.held_out.mass.sum():,.0f} held-out examples, lower is better. "
+        f"{_gap_named('deo')} Cross-entropy: the most probable class."
+    ]
+    if drawn > 1:
+        said.append("Drawn from 2: each prediction follows one of so many rules, drawn at random.")
+    if kept is not None and bound is not None:
+        said.append(f"Picked: the lowest error whose gap is at most {_percent(bound)}.")
+    _print_with_legend(table, said)
+
+
+def _frontier_table(what: str, main: str, gap: str, *more: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(what, no_wrap=True)
+    for name in (main, f"gap: {gap}", *more):
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def _gap_named(gap: str) -> str:
+    from autobalance.report.frontier import GAP_TITLES
+
+    title = GAP_TITLES.get(gap, gap)
+    words = gap.replace("_", " ")
+    return f"Gap between groups: {title}." if title != words else "The gap is between groups."
+
+
+def _print_with_legend(table: Table, said: Sequence[str]) -> None:
+    """The table, and under it what its words mean."""
+    console = Console()
+    console.print(table)
+    for line in said:
+        console.print(line, highlight=False, style="dim")
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -134,6 +134,19 @@ def test_markdown_of_incomplete_and_failed_cells() -> None:
     assert row == [r"\[smote\]", "–", "1", r"needs \| two members \<of\> a class"]
 
 
+def test_where_nothing_is_ranked_the_reason_is_said() -> None:
+    finished = cells({"a-1": {"tau": [0.3]}, "b": {"tau": [0.1]}})
+    failed = [failure(d, m, 0, "no") for d in ("a-1", "b") for m in ("cdt", "vs")]
+    found = summary([*finished, *failed], "balanced_error")
+    text = markdown(found, date="", command="")
+    reason = "No method is ranked: on no dataset did half of the methods finish."
+    assert f"Incomplete:\n\n- {reason}\n" in text
+    assert "cells are missing" not in text
+    assert "- b is not ranked: not finished by" in text
+    assert reason in shown(found)
+    assert reason not in shown(summary(cells(TABLE), "balanced_error"))
+
+
 def test_markdown_of_several_objectives_and_one_seed() -> None:
     one = {d: {m: v[:1] for m, v in methods.items()} for d, methods in TABLE.items()}
     records = cells(one, "confirm")

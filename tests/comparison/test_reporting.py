@@ -10,7 +10,7 @@ import pytest
 from test_statistics import cell, failure
 
 from autobalance.checks import InputError
-from autobalance.comparison.reporting import as_json, summaries, write_report
+from autobalance.comparison.reporting import as_json, failures, summaries, write_report
 from autobalance.comparison.statistics import summary
 from autobalance.comparison.store import Store
 
@@ -106,3 +106,25 @@ def test_no_results_and_no_value_are_refused(tmp_path: Path) -> None:
         summaries(Store(tmp_path / "cells.jsonl"), AIMS)
     with pytest.raises(InputError, match="No finished cell has a value of 'cvar_error'"):
         summaries(stored(tmp_path, records(("letter",))), ["cvar_error"])
+
+
+def test_failures_name_each_thing_once_where_that_can_be() -> None:
+    aims = {"tau": (None,), "ours": AIMS, "folds": AIMS}
+    keys = [(d, m, a, s) for d in "ab" for m in aims for a in aims[m] for s in range(4)]
+
+    def said(*lost: tuple[str, str, str | None, int], reason: str = "no") -> list[str]:
+        names = ("dataset", "method", "objective", "seed")
+        records = [dict(zip(names, key, strict=True)) | {"reason": reason} for key in lost]
+        return failures(records, keys)
+
+    assert said(*keys) == ["40 cells failed: all 3 methods on a and b, seeds 0 to 3: no"]
+    assert said(keys[0]) == ["1 cell failed: tau on a, seed 0: no"]
+    of_ours = [k for k in keys if k[1] in ("ours", "folds")]
+    assert said(*of_ours) == ["32 cells failed: ours and folds on a and b, seeds 0 to 3: no"]
+    one_aim = [k for k in of_ours if k[2] == AIMS[1] and k[3] in (0, 2)]
+    assert said(*one_aim) == [
+        f"8 cells failed: ours and folds for {AIMS[1]} on a and b, seeds 0, 2: no"
+    ]
+    uneven = [k for k in keys if k[1] == "tau" and (k[0] == "a" or k[3] < 2)]
+    assert said(*uneven) == ["6 cells failed: tau on a, seeds 0 to 3; on b, seeds 0, 1: no"]
+    assert said(*uneven, *of_ours)[0].startswith("38 cells failed: tau on a, seeds 0 to 3; on b,")

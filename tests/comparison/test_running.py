@@ -13,7 +13,7 @@ from toys import cell, told, write_toy
 from autobalance.checks import InputError
 from autobalance.comparison import running
 from autobalance.comparison.cells import Cell, run_cell
-from autobalance.comparison.running import run_cells
+from autobalance.comparison.running import foreseen, run_cells, waiting_cells
 from autobalance.comparison.store import Store
 
 
@@ -74,6 +74,29 @@ def test_again_runs_a_method_though_it_has_finished(
     assert ran == [("vs", 0)]
     assert by_key(store) == before
     assert store.path.read_bytes().count(b"\n") == 3
+
+
+def test_what_will_fail_is_known_before_it_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ("cross_entropy", "vs_tuned", "autobalance_trivial", "cdt_tuned", "smote")
+    write_toy(tmp_path)
+    cells = [cell(tmp_path, method=m, seed=seed) for seed in (0, 1) for m in methods]
+    assert foreseen(cells) == {"there is no such method": ["smote"]}
+    for package in ("optuna", "kornia"):
+        monkeypatch.setitem(sys.modules, package, None)
+    expected = {
+        "Optuna is not installed (pip install 'autobalance[compare]')": ["vs_tuned", "cdt_tuned"],
+        "Kornia is not installed (pip install 'autobalance[vision]')": ["autobalance_trivial"],
+        "there is no such method": ["smote"],
+    }
+    assert foreseen(cells) == expected
+    every = cell(tmp_path, method="cross_entropy", augment={"name": "random"})
+    assert [*foreseen([every]).values()] == [["cross_entropy"]]
+    store = Store(tmp_path / "cells.jsonl")
+    store.append(run_cell(cells[0]))
+    assert waiting_cells(cells, store) == cells[1:]
+    assert waiting_cells(cells, store, ["cross_entropy"]) == cells
 
 
 def test_a_cell_of_another_identity_is_run(tmp_path: Path, ran: list[tuple[str, int]]) -> None:

@@ -10,9 +10,11 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autobalance.report import render_report, render_runs
+from autobalance.report.samples import Sheet, packed
 from report.records import measured_record
 
 pytestmark = pytest.mark.slow
@@ -45,6 +47,17 @@ const seen = {
   headers: all("table.sortable thead th").length,
   regions: all(".scroll").map((e) => e.tabIndex),
   before, once, twice, focused,
+  captions: all("caption").filter((e) => e.checkVisibility()).map((e) => {
+    const text = document.createRange();
+    text.selectNodeContents(e);
+    const lines = new Set([...text.getClientRects()].map((r) => Math.round(r.top)));
+    return {
+      name: e.id, lines: lines.size, text: text.getBoundingClientRect().width,
+      table: e.parentElement.getBoundingClientRect().width,
+      cells: e.parentElement.tBodies[0].getBoundingClientRect().width,
+      room: e.closest(".scroll").clientWidth,
+    };
+  }),
   sort: sorted.tHead.rows[0].cells[0].getAttribute("aria-sort"),
   small: all("svg").map((e) => e.getBoundingClientRect().width),
 };
@@ -79,6 +92,18 @@ def pages() -> dict[str, str]:
     one, two = measured_record(10, seed=1), measured_record(10, seed=2, groups=2)
     for record in (one, two):
         record["class_names"] = NAMES
+    one["search"]["augment"] = {
+        "per_class": {
+            str(y): {
+                "rotation": {"probability": 0.5, "magnitude": y / 10},
+                "flip": {"probability": 0.5},
+            }
+            for y in range(10)
+        }
+    }
+    draw = np.random.default_rng(0)
+    sheet = Sheet([(y, None) for y in range(10)], draw.uniform(size=(10, 8, 3, 16, 16)), 2)
+    one["samples"] = json.loads(packed(sheet))
     return {"single": render_report(one), "runs": render_runs({"first": one, "second": two})}
 
 
@@ -124,6 +149,21 @@ def test_no_page_is_wider_than_its_window(
     assert all(w <= width for w in found["small"])
 
 
+def test_captions_are_as_wide_as_the_page_allows_and_not_as_their_tables(
+    chromium: str, tmp_path: Path
+) -> None:
+    most = 42 * 16 + 1  # pixels of the longest line of text
+    for width in (390, 1280):
+        found = seen(chromium, tmp_path, pages()["runs"], width)["captions"]
+        assert len(found) > 3
+        for caption in found:
+            assert caption["text"] <= min(caption["room"], most) + 1, caption
+            if caption["lines"] > 1:  # only where the room is used up
+                assert caption["text"] > 0.75 * min(caption["room"], most), caption
+        narrow = [c for c in found if c["cells"] < 0.7 * min(c["room"], most)]
+        assert any(c["text"] > 1.2 * c["cells"] for c in narrow) or width == 390
+
+
 def test_errors_per_class_fit_a_phone(chromium: str, tmp_path: Path) -> None:
     found = seen(chromium, tmp_path, pages()["single"], 390)
     assert found["sideways"] == []
@@ -158,13 +198,20 @@ def test_dark_mode_is_dark(chromium: str, tmp_path: Path, page: str) -> None:
 # Of the frame's page, from around it, where its own scripts do not run.
 COUNTS = """
 frame.onload = () => {
-  const page = frame.contentDocument, all = (s) => page.querySelectorAll(s);
+  const page = frame.contentDocument, all = (s) => [...page.querySelectorAll(s)];
+  for (const details of all("details")) details.querySelector("summary").click();
+  const high = (e) => e.getBoundingClientRect().height;
   const out = document.createElement("pre");
   out.id = "seen";
   out.textContent = JSON.stringify({
     buttons: all("button").length, cells: all("td").length, pictures: all("svg").length,
     tables: all("table").length, high: page.documentElement.scrollHeight,
-    drawn: [...all("main > section svg")].map((e) => e.getBoundingClientRect().height),
+    drawn: all("svg").map(high), images: all("svg image").map(high),
+    closed: all("details:not([open])").length,
+    sections: all("section").map((e) => [page.getElementById(e.getAttribute("aria-labelledby"))
+      .innerText, high(e), e.innerText.length]),
+    rows: all("table").map((e) => [...e.tBodies[0].rows].filter((r) => high(r) > 5).length),
+    captions: all("caption").map((e) => e.innerText),
     text: page.body.innerText.slice(0, 100000),
   });
   document.body.append(out);
@@ -181,10 +228,46 @@ def test_without_javascript_the_page_is_whole(chromium: str, tmp_path: Path, pag
     assert found["high"] > 2000
     assert min(found["drawn"]) > 50
     assert "T-shirt/top" in found["text"]
+    # Details open by themselves; every section has its heading and something below it, and every
+    # table all of its rows.
+    assert found["closed"] == 0
+    bodies = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)
+    assert found["rows"] == [body.count("<tr>") for body in bodies]
+    assert all(found["captions"])
+    headings = re.findall(r'class="part" id="[^"]*">(.*?)</h', page)
+    assert [text for text, *_ in found["sections"]] == [unescape(h) for h in headings]
+    assert all(high > 60 and length > len(text) for text, high, length in found["sections"])
+    assert len(found["images"]) == page.count("<image") == (1 if "h-augmentation" in page else 0)
+    assert min(found["images"], default=100) > 50
     file = tmp_path / "page.html"
     file.write_text(page, "utf-8")
     with_script = run(chromium, tmp_path, file, "--dump-dom")
     assert with_script.count("<button") > 5  # the policy lets the page's own script run
+
+
+def test_without_javascript_the_page_looks_as_with_it(
+    chromium: str, tmp_path: Path, page: str
+) -> None:
+    """Headings of sortable tables are buttons with it, and nothing else differs."""
+    from PIL import Image
+
+    file = tmp_path / "page.html"
+    shots = []
+    for name, text in (
+        ("with", page),
+        ("without", re.sub(r"<script>.*?</script>", "", page, flags=re.S)),
+    ):
+        file.write_text(text, "utf-8")
+        out = tmp_path / f"{name}.png"
+        run(chromium, tmp_path, file, f"--screenshot={out}", "--window-size=1280,5000")
+        with Image.open(out) as image:
+            shots.append(np.asarray(image.convert("RGB"), dtype=float))
+    assert shots[0].shape == (5000, 1280, 3)
+    assert np.ptp(shots[1], axis=(1, 2)).astype(bool).mean() > 0.5  # most lines have ink
+    colours = len(np.unique(shots[1].reshape(-1, 3), axis=0))
+    # The policy lets the pictures' pixels be drawn; beside others they are in a closed part.
+    assert colours > (50 if "runs side by side" in page else 5000)
+    assert (np.abs(shots[0] - shots[1]).max(axis=2) > 20).mean() < 1e-3
 
 
 def test_it_prints(chromium: str, tmp_path: Path, page: str) -> None:

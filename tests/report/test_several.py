@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from autobalance.checks import InputError
 from autobalance.report import render_runs
 from autobalance.report.beside import (
+    added_pictures,
     classes_in_common,
     differing_settings_table,
     errors_beside_table,
@@ -139,6 +141,37 @@ def test_settings_that_differ_and_no_others() -> None:
     assert table is not None
     rows = {row[0].text: [c.text for c in row[1:]] for row in table.rows}
     assert rows == {"recipe.epochs": ["20", "30"], "recipe.lr": ["–", "0.1"], "seed": ["0", "7"]}
+
+
+def test_options_of_the_command_that_differ() -> None:
+    given = {"table": "data.csv", "target": "kind", "groups": None, "test": None}
+    one = make_record(3, seed=1) | {"options": given}
+    two = make_record(3, seed=1) | {"options": {**given, "groups": "site", "test": "fresh.csv"}}
+    table = differing_settings_table(named(a=one, b=two))
+    assert table is not None
+    rows = {row[0].text: [c.text for c in row[1:]] for row in table.rows}
+    assert rows == {"groups": ["none", "site"], "test": ["none", "fresh.csv"]}
+    # Records from before they were kept name the groups alone.
+    old = make_record(3, groups=2, seed=1)
+    table = differing_settings_table(named(a=old, b=two))
+    assert table is not None
+    rows = {row[0].text: [c.text for c in row[1:]] for row in table.rows}
+    assert rows["groups"] == ["group 0, group 1", "site"]
+
+
+def test_the_parameters_side_by_side_are_under_the_classes_names() -> None:
+    names = ["cat", "dog & <co>", "mule"]
+    runs = named(**{n: make_record(3, seed=1) | {"class_names": names} for n in ("a", "b")})
+    [picture] = added_pictures(runs, classes_in_common(runs))
+    shown = ["".join(e.itertext()) for e in ElementTree.fromstring(picture.svg).iter("text")]
+    assert [s for s in shown if s in names] == names  # the most frequent first
+    assert "class, from the most" not in " ".join(shown)
+    assert "from the most to the least frequent" in picture.caption
+    many = named(**{n: make_record(60, seed=1) for n in ("a", "b")})
+    [picture] = added_pictures(many, classes_in_common(many))
+    shown = ["".join(e.itertext()) for e in ElementTree.fromstring(picture.svg).iter("text")]
+    assert "class 7" not in shown
+    assert "class, from the most to the least frequent" in shown
 
 
 def test_names_of_runs_are_text() -> None:

@@ -14,14 +14,14 @@ from autobalance.files import write_atomically
 
 if TYPE_CHECKING:
     from autobalance.comparison.configuration import Configuration
-    from autobalance.comparison.store import Store
+    from autobalance.comparison.store import Key, Store
 
 
 def run_compare(options: Namespace, command: str) -> int:
     from datetime import date
 
     from autobalance.comparison.configuration import read_configuration
-    from autobalance.comparison.reporting import as_json, summaries, write_report
+    from autobalance.comparison.reporting import as_json, failures, summaries, write_report
     from autobalance.comparison.store import Store
     from autobalance.terminal import print_comparison
 
@@ -35,8 +35,9 @@ def run_compare(options: Namespace, command: str) -> int:
     out = path_of("The output", options.out)
     store = Store(out / "cells.jsonl")
     failed: list[dict[str, Any]] = []
+    keys: list[Key] = []
     if not options.summary:
-        failed = _run_cells(options, configuration, store)
+        failed, keys = _run_cells(options, configuration, store)
     found = []
     if options.summary or any(r["status"] == "finished" for r in store.cells()):
         found = summaries(store, configuration.objectives)
@@ -46,40 +47,29 @@ def run_compare(options: Namespace, command: str) -> int:
     if not options.summary and found:
         report = write_report(out, found, date=date.today().isoformat(), command=command)
         print(f"Results: {store.path}\nTables: {report}")
-    for line in _failures(failed):
+    for line in failures(failed, keys):
         complain(line, FAILED)
     return FAILED if failed else DONE
 
 
-def _failures(failed: list[dict[str, Any]]) -> list[str]:
-    """A line per reason, with the cells that failed for it."""
-    reasons: dict[str, dict[str, list[int]]] = {}
-    for record in failed:
-        aim = "" if record["objective"] is None else f" for {record['objective']}"
-        what = f"{record['method']}{aim} on {record['dataset']}"
-        reasons.setdefault(record["reason"], {}).setdefault(what, []).append(record["seed"])
-    lines = []
-    for reason, places in reasons.items():
-        cells = [
-            f"{what}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-            for what, seeds in places.items()
-        ]
-        number = sum(map(len, places.values()))
-        lines.append(f"{number} cell{'s' * (number > 1)} failed: {'; '.join(cells)}: {reason}")
-    return lines
-
-
 def _run_cells(
     options: Namespace, configuration: Configuration, store: Store
-) -> list[dict[str, Any]]:
-    """Run what is not finished; the cells that failed."""
+) -> tuple[list[dict[str, Any]], list[Key]]:
+    """Run what is not finished; the cells that failed, and the keys of all."""
     from autobalance.comparison.cells import cells_of
-    from autobalance.comparison.running import run_cells
+    from autobalance.comparison.reporting import listed
+    from autobalance.comparison.running import foreseen, run_cells, waiting_cells
     from autobalance.comparison.store import key_of
     from autobalance.terminal import CellProgress
 
     data = options.data or os.environ.get("AUTOBALANCE_DATA")
     cells = cells_of(configuration, data, options.device)
+    for reason, methods in foreseen(waiting_cells(cells, store, options.again)).items():
+        print(
+            f"autobalance: {listed(methods)} will fail: {reason}. Mend that first, or let the others "
+            "run; the same command then runs what failed",
+            file=sys.stderr,
+        )
     with CellProgress() as live:
         try:
             run_cells(
@@ -96,5 +86,6 @@ def _run_cells(
             kept = f"{finished} of {len(cells)} cells are kept in {store.path}"
             print(f"autobalance: {kept}; the same command goes on from there.", file=sys.stderr)
             raise
-    wanted = {cell.key for cell in cells}
-    return [r for r in store.cells() if r["status"] == "failed" and key_of(r) in wanted]
+    wanted = [cell.key for cell in cells]
+    failed = [r for r in store.cells() if r["status"] == "failed" and key_of(r) in wanted]
+    return failed, wanted

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from autobalance.training import Progress
 
 
+_GIVEN = ("table", "target", "groups", "missing_groups", "test", "augment")
+"""Options that the settings of a search do not hold, for its record."""
 IDENTIFIER, MANY = 0.9, 100
 """Share and number of different values from which a column of text looks like a name of the row."""
 
@@ -56,6 +58,8 @@ def run_fit(options: Namespace, command: str) -> int:
     features, target, groups = columns(options)
     tell_of_identifiers(features)
     test = None if options.test is None else _test_columns(options, features)
+    from autobalance.checkpoints import OtherRun
+    from autobalance.cli.resuming import other_options
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.loggers import local_logger
     from autobalance.objectives import as_objective
@@ -99,9 +103,11 @@ def run_fit(options: Namespace, command: str) -> int:
         except (TrainingDiverged, KeyboardInterrupt) as error:
             status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
             stopped = error
+        except OtherRun as error:
+            raise other_options(error, out) from None
         finally:
             if hasattr(classifier, "result_"):
-                record = fit_record(classifier, command, status, begun, options.seed)
+                record = fit_record(classifier, command, status, begun, options)
                 record["progress"] = last and vars(last)
                 if test is not None and status == "finished":
                     record |= _tested(classifier, test, Path(str(options.test)).name)
@@ -226,13 +232,14 @@ def _row_names(classifier: AutoBalanceClassifier) -> list[str] | None:
 
 
 def fit_record(
-    classifier: AutoBalanceClassifier, command: str, status: str, begun: float, seed: int
+    classifier: AutoBalanceClassifier, command: str, status: str, begun: float, options: Namespace
 ) -> dict[str, Any]:
     result = classifier.result_
     return {
         "kind": "fit",
         "status": status,
         "command": command,
+        "options": {name: options[name] for name in _GIVEN if name in options},
         "objective": classifier.objective,
         "class_names": [str(c) for c in classifier.classes_],
         "group_names": _row_names(classifier),
@@ -242,5 +249,5 @@ def fit_record(
         "search": result.to_dict(),
         "seconds": {"search": result.seconds["wall"], "total": time.perf_counter() - begun},
         "versions": result.versions,
-        "seed": seed,
+        "seed": options.seed,
     }

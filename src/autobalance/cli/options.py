@@ -6,7 +6,8 @@ import re
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Literal, NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -43,9 +44,9 @@ def complain(message: object, code: int) -> int:
 
 
 class BadUse(SystemExit):
-    """A mistake in the options. Its options are those of the (sub)command."""
+    """A mistake in the options. Its options are those of the (sub)command, with their types."""
 
-    def __init__(self, message: str, options: list[str]) -> None:
+    def __init__(self, message: str, options: dict[str, Any]) -> None:
         super().__init__(BAD_INPUT)
         self.message = message
         self.options = options
@@ -54,31 +55,78 @@ class BadUse(SystemExit):
 class _Parser(ArgumentParser):
     """Leaves mistakes to `main`, which says them on one line and not beside the usage."""
 
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation that works today is another option's, or nobody's, in the next release.
+        super().__init__(allow_abbrev=False, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        options = [a.dest for a in parser._actions if a.option_strings]
-        raise BadUse(message, options)
+        actions = [a for a in parser._actions if a.option_strings]
+        raise BadUse(message, {a.dest: getattr(a, "_typehint", a.type) for a in actions})
 
 
 def explained(error: BadUse, arguments: list[str], commands: Iterable[str]) -> str:
     """On one line: which file, which option, what is wrong, and what may have been meant."""
     text = " ".join(error.message.split())
-    text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    text = re.sub(r"typing\.Literal\[(.*?)\]", r"value out of \1", text)
     text = re.sub(rf"\b({'|'.join(commands)})\.(?=\w)", "", text)
     text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
+    command = re.search(r"argument subcommand: invalid choice: '(.*?)'", text)
+    if command or '"subcommand"' in text:
+        return _no_command(command[1] if command else None, list(commands))
+    whole = re.match(r"(recipe|search): Unable to load config '(.*?)'", text)
+    if whole:
+        text = f"{whole[1]} is no single value; got {whole[2]!r}. Give its settings, as --{whole[1]}.lr 0.01."
     unknown = re.search(r"(?:accept option '|unrecognized arguments: --)([\w.-]+)", text)
     if unknown:
-        close = get_close_matches(unknown[1], error.options, n=1)
-        meant = f"Did you mean {close[0]}?" if close else "Add --help for a list."
-        text = f"there is no option {unknown[1]}. {meant}"
+        text = f"there is no option {unknown[1]}. {_meant(unknown[1], error.options)}"
     option = unknown or re.match(r"([\w.]+): ", text)
+    wrong = re.search(r"(?:Got|Given) value: (.*)$", text)
+    if option and wrong and option[1] in error.options:
+        text = _refused(option[1], error.options[option[1]], wrong[1]) or text
     given = option and any(a.split("=")[0] == f"--{option[1]}" for a in arguments)
     file = _config_file(arguments)
     in_file = file is not None and not given and (option or "parsing config" in text)
     return f"{file}: {text}" if in_file else text
+
+
+def _meant(name: str, known: Iterable[str], otherwise: str = "Add --help for a list.") -> str:
+    """What somebody may have wanted who wrote `name`: what it begins, or else what is near to it."""
+    known = [*known]
+    close = [k for k in known if name and k.startswith(name)] or get_close_matches(name, known, n=1)
+    return f"Did you mean {_either(close[:3])}?" if close else otherwise
+
+
+def _either(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _no_command(name: str | None, commands: list[str]) -> str:
+    known = f"The commands are {', '.join(commands)}; add --help for what they do."
+    if name is None:
+        return f"there is no command here. {known}"
+    return f"there is no command {name}. {_meant(name, commands, known)}"
+
+
+_EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+
+
+def _refused(name: str, kind: Any, value: str) -> str | None:
+    """That the option must be of its kind; None where words for that kind are not known."""
+    kinds = list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
+    known = [k for k in kinds if k is not NoneType]
+    if len(known) != 1:
+        return None
+    left_out = ", or be left out" if NoneType in kinds else ""
+    if get_origin(known[0]) is Literal:
+        choices = [*map(str, get_args(known[0]))]
+        near = _meant(value, choices, "")
+        said = f"{name} must be {_either(choices)}{left_out}; got {value!r}. {near}"
+        return said.rstrip()
+    if known[0] not in _EXPECTED:
+        return None
+    return f"{name} must be {_EXPECTED[known[0]]}{left_out}; got {value!r}."
 
 
 def _config_file(arguments: list[str]) -> str | None:

@@ -91,7 +91,7 @@ def run_frontier(options: Namespace, command: str) -> int:
                 kept = f"Kept in {out}: the frontier. The network picked is not trained to its end."
                 code = FAILED if isinstance(error, TrainingDiverged) else INTERRUPTED
                 return complain(f"{said} {kept}", code)
-    print_frontier(found, others, picked)
+    print_frontier(found, others, picked, options.max_gap)
     if picked is not None:
         _save_picked(classifier, found, picked, others, out, command, begun, options)
     print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
@@ -147,12 +147,12 @@ def _decisions(
         "seconds": learned.seconds,
     }
     _write_record(record, out)
-    print_decisions(points, plain, kept)
+    print_decisions(points, plain, kept, options.max_gap)
     if kept is not None:
-        from autobalance.runs import save_run
+        from autobalance.runs import REPORT, save_run
 
         classifier.fit_decision(learned, kept)
-        run = fit_record(classifier, command, "finished", begun, options.seed)
+        run = fit_record(classifier, command, "finished", begun, options)
         run["kind"] = "frontier"
         run["objective"] = kept.objective
         taken = _point(kept, "bound")
@@ -164,7 +164,8 @@ def _decisions(
             "kept": taken,
         }
         save_run(out, classifier, run, target=options.target)
-        print(f"Network of bound {options.max_gap:g}: {out}")
+        print(f"RUN of the decision picked, which predicts without groups: {out}")
+        print(f"Report: {out / REPORT}")
     print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
     return DONE
 
@@ -205,11 +206,11 @@ def _write_frontier(
 
 def _write_record(record: dict[str, Any], out: Path) -> None:
     from autobalance.report.frontier import as_csv, as_svg
-    from autobalance.runs import EVALUATION, LOSS, MODEL, REPORT, RESULT, WEIGHTS
+    from autobalance.runs import EVALUATION, LOSS, MODEL, REPORT, RESULT, SAMPLES, WEIGHTS
 
     contents = (to_json(record, indent=1), as_csv(record), as_svg(record))
     write_together(out, {n: c.encode() for n, c in zip(FRONTIER, contents, strict=True)})
-    for name in (EVALUATION, LOSS, MODEL, REPORT, RESULT, WEIGHTS):
+    for name in (EVALUATION, LOSS, MODEL, REPORT, RESULT, SAMPLES, WEIGHTS):
         (out / name).unlink(missing_ok=True)
     remove_checkpoints(out)
 
@@ -224,9 +225,9 @@ def _save_picked(
     begun: float,
     options: Namespace,
 ) -> None:
-    from autobalance.runs import save_run
+    from autobalance.runs import REPORT, save_run
 
-    record = fit_record(classifier, command, "finished", begun, options.seed)
+    record = fit_record(classifier, command, "finished", begun, options)
     record["kind"] = "frontier"
     record["objective"] = classifier.result_.settings["objective"]
     points = [{k: v for k, v in vars(p).items() if k in _SHOWN} for p in found.points]
@@ -240,7 +241,8 @@ def _save_picked(
         "baselines": [{k: v for k, v in vars(b).items() if k in _SHOWN} for b in others],
     }
     save_run(out, classifier, record, target=options.target)
-    print(f"Network of mix {picked.mix:g}, trained on all data: {out}")
+    print(f"RUN of mix {picked.mix:g}, its network trained on all data: {out}")
+    print(f"Report: {out / REPORT}")
 
 
 def _frontier_stopped(error: BaseException, found: Frontier | None, points: int, out: Path) -> int:

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib.util import find_spec
 from multiprocessing import current_process
 from typing import Any
 
@@ -15,6 +16,7 @@ import joblib
 
 from autobalance.checks import InputError
 from autobalance.comparison.cells import Cell, run_cell
+from autobalance.comparison.methods import METHODS
 from autobalance.comparison.store import Store
 
 _UNFIT = {
@@ -60,11 +62,7 @@ def run_cells(
     InputError
         If the backend is not known or unfit, or its library is not installed.
     """
-    waiting = [
-        cell
-        for cell in cells
-        if cell.method in again or not store.finished(cell.key, cell.identity())
-    ]
+    waiting = waiting_cells(cells, store, again)
     done = len(cells) - len(waiting)
     with _backend(backend), warnings.catch_warnings():
         # joblib's advice to whoever stops it, which Ctrl-C does.
@@ -74,6 +72,48 @@ def run_cells(
             done += 1
             if progress:
                 progress(done, len(cells), record)
+
+
+def waiting_cells(cells: Sequence[Cell], store: Store, again: Sequence[str] = ()) -> list[Cell]:
+    """The cells that `run_cells` would run."""
+    return [
+        cell
+        for cell in cells
+        if cell.method in again or not store.finished(cell.key, cell.identity())
+    ]
+
+
+def foreseen(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """What is known to fail before it is tried: the methods by the reason."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        reason = _hindrance(cell)
+        if reason and cell.method not in found.setdefault(reason, []):
+            found[reason].append(cell.method)
+    return found
+
+
+def _hindrance(cell: Cell) -> str | None:
+    method = METHODS.get(cell.method)
+    if method is None:
+        return "there is no such method"
+    needs = []
+    if method.kind == "tuned":
+        needs.append(("Optuna", "optuna", "compare"))
+    augment = None if cell.augment is None else cell.augment.get("name")
+    if cell.method == "autobalance_trivial" or augment in ("trivial", "random"):
+        needs.append(("Kornia", "kornia", "vision"))
+    for library, package, extra in needs:
+        if not _installed(package):
+            return f"{library} is not installed (pip install 'autobalance[{extra}]')"
+    return None
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # marked in sys.modules as not to be imported
+        return False
 
 
 def _records(

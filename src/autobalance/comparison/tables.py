@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PARTS = {"develop": "Half used for development", "confirm": "Half kept for confirmation"}
 _MAIN = "autobalance"
+_UNRANKED = "No method is ranked: on no dataset did half of the methods finish."
 
 _HOW = """\
 Errors are in percent, lower is better, ± the standard error over seeds. All methods of a row have
@@ -55,6 +56,8 @@ def terminal_tables(summary: Mapping[str, Any]) -> list[Table]:
         methods.add_column(_words(name), justify="right")
     for row in _method_rows(summary):
         methods.add_row(*(escape(text) for text in row))
+    if _nothing_ranked(summary):
+        methods.caption, methods.caption_justify = _UNRANKED, "left"
     tables = [methods]
     focus = _focus(summary)
     rows = summary["differences"]["to_best_baseline"].get(focus, {})
@@ -213,12 +216,19 @@ def _differences(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _nothing_ranked(found: Mapping[str, Any]) -> bool:
+    """Whether no dataset is, and so no method."""
+    return bool(found["left_out"]) and not found["seeds"]
+
+
 def _incomplete(found: Mapping[str, Any]) -> list[str]:
-    lines = [
+    lines = [f"- {_UNRANKED}"] if _nothing_ranked(found) else []
+    lines += [
         f"- {_inline(_title(found, m))} is not ranked: {entry['missing']} cells are missing ("
         + "; ".join(f"{_inline(d)}, seeds {_list(s)}" for d, s in entry["datasets"].items())
         + ")."
         for m, entry in found["incomplete"].items()
+        if entry["missing"]
     ]
     lines += [
         f"- {_inline(d)} is not ranked: not finished by {_inline(_list(_title(found, m) for m in lacking))}."

@@ -123,33 +123,80 @@ def save_samples(images: np.ndarray, names: Sequence[Any], path: str | Path) -> 
             f"row; got shape {images.shape} and {len(names)} names."
         )
     path = Path(path)
-    rows, columns, _, height, width = images.shape
-    gap = max(1, width // 16)
-    # Draws stand a little apart from the original.
-    x = [gap + c * (width + gap) + (2 * gap if c else 0) for c in range(columns)]
-    sheet = np.ones((gap + rows * (height + gap), x[-1] + width + gap, 3))
-    for r in range(rows):
-        for c in range(columns):
-            y = gap + r * (height + gap)
-            sheet[y : y + height, x[c] : x[c] + width] = images[r, c].transpose(1, 2, 0).clip(0, 1)
+    rows, columns = sheet_size(images)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"text.parse_math": False, "svg.hashsalt": "autobalance"})
-        inches = 8.0 / sheet.shape[1]
-        size = (9.0, inches * sheet.shape[0] + 0.4)
+        size = (9.0, 8.0 * rows / columns + 0.4)
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
-        axes = figure.add_subplot()
-        axes.imshow(sheet, interpolation="nearest")
-        middle = [gap + r * (height + gap) + height / 2 for r in range(rows)]
-        axes.set_yticks(middle, [short(str(name), 24) for name in names])
-        axes.set_xticks([x[0] + width / 2], ["original"])
-        axes.xaxis.tick_top()
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+        draw_sheet(figure.add_subplot(), images, names)
         stream = io.BytesIO()
         kind = path.suffix.lstrip(".").lower() or "png"
         figure.savefig(stream, format=kind, dpi=150, bbox_inches="tight")
     write_atomically(path, stream.getvalue())
+
+
+def sheet_size(images: np.ndarray, examples: int = 1) -> tuple[int, int]:
+    """Pixels of the sheet, height and width."""
+    rows, _, _, height, _ = images.shape
+    gap, left = _columns(images, examples)
+    return gap + rows * (height + gap), left[-1] + images.shape[-1] + gap
+
+
+def _columns(images: np.ndarray, examples: int) -> tuple[int, list[int]]:
+    """The gap between images, and where each column begins; draws stand apart from their original."""
+    columns, width = images.shape[1], images.shape[-1]
+    gap = max(1, width // 16)
+    each = columns // examples
+    left = [
+        gap + c * (width + gap) + 2 * gap * ((c % each > 0) + 3 * (c // each))
+        for c in range(columns)
+    ]
+    return gap, left
+
+
+def draw_sheet(
+    axes: Axes,
+    images: np.ndarray,
+    names: Sequence[Any],
+    examples: int = 1,
+    *,
+    interpolation: str = "nearest",
+    length: int = 24,
+) -> None:
+    """Draw images ``(rows, columns, c, h, w)``, with nothing between them.
+
+    Parameters
+    ----------
+    axes : Axes
+        Nothing else stands there.
+    images, names
+        As for `save_samples`.
+    examples : int
+        Originals in a row, each followed by its own draws.
+    interpolation : str
+        Matplotlib's.
+    length : int
+        Of the longest name.
+    """
+    rows, columns, _, height, width = images.shape
+    gap, left = _columns(images, examples)
+    sheet = np.zeros((*sheet_size(images, examples), 4))
+    for r in range(rows):
+        for c in range(columns):
+            y = gap + r * (height + gap)
+            tile = images[r, c].transpose(1, 2, 0).clip(0, 1)
+            sheet[y : y + height, left[c] : left[c] + width, :3] = tile
+            sheet[y : y + height, left[c] : left[c] + width, 3] = 1.0
+    axes.imshow(sheet, interpolation=interpolation)
+    middle = [gap + r * (height + gap) + height / 2 for r in range(rows)]
+    axes.set_yticks(middle, [short(str(name), length) for name in names])
+    originals = [left[c] + width / 2 for c in range(0, columns, columns // examples)]
+    axes.set_xticks(originals, ["original"] * examples)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
 
 
 def _sorted(

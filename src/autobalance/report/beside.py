@@ -215,12 +215,9 @@ def errors_beside_picture(runs: list[Named], classes: list[str]) -> list[Picture
                 _sliced(axes, errors, counts, i, name, shift)
         percents = FuncFormatter(lambda x, _: f"{x:g}%")
         if few:
-            axes.set_yticks(range(len(classes)), [short(c, 20) for c in classes], color=INK)
-            axes.set_ylim(len(classes) - 0.4, -0.6)
+            _named_rows(axes, classes)
             axes.set_xlim(left=0)
             axes.xaxis.set_major_formatter(percents)
-            axes.grid(axis="y", visible=False)
-            axes.spines["left"].set_visible(False)
         else:
             axes.yaxis.set_major_formatter(percents)
             axes.set_ylim(bottom=-2)
@@ -237,6 +234,14 @@ def errors_beside_picture(runs: list[Named], classes: list[str]) -> list[Picture
     if any(n is not None for _, _, n, _ in values):
         caption += " Bars: 95% Wilson intervals."
     return [Picture(title, svg, caption + _left_out(runs))]
+
+
+def _named_rows(axes: Any, classes: list[str]) -> None:
+    """A row of the picture for each class, under its name."""
+    axes.set_yticks(range(len(classes)), [short(c, 20) for c in classes], color=INK)
+    axes.set_ylim(len(classes) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
 
 
 def _sliced(
@@ -265,21 +270,28 @@ def added_pictures(runs: list[Named], classes: list[str]) -> list[Picture]:
         parts = [(n, p) for n, p in parts if key == "additive" or p.changed][:MAX_DRAWN]
         if len(parts) < 2 or not classes:
             continue
-        rank = np.arange(1, len(classes) + 1)
+        few = len(classes) <= MAX_LABELLED
+        rank = np.arange(len(classes)) + (0 if few else 1)
         title = f"{name[:1].upper()}{name[1:]}, side by side"
+        neutral = 0.0 if key == "additive" else 1.0
         with house_style():
-            figure = new_figure(280.0 + 22.0 * -(-len(parts) // 2))
+            height = 20.0 * max(3, len(classes)) + 60.0 if few else 280.0
+            figure = new_figure(height + 22.0 * -(-len(parts) // 2))
             axes = figure.add_subplot()
             for i, (n, part) in enumerate(parts):
                 values = np.nanmean(part.found, axis=0)[_places(n.run, classes)]
-                if len(classes) <= MAX_LABELLED:
-                    _marked(axes, rank, values, i, n.name, line=True)
+                if few:
+                    _marked(axes, values, rank, i, n.name, line=True)
                 else:
                     dots(axes, rank, values, _colour(i), n.name, hollow=False, size=2.5)
-            axes.axhline(0.0 if key == "additive" else 1.0, color=MUTED, linewidth=0.75)
-            axes.set_xlabel("class, from the most to the least frequent")
+            if few:
+                _named_rows(axes, classes)
+                axes.axvline(neutral, color=MUTED, linewidth=0.75)
+            else:
+                axes.axhline(neutral, color=MUTED, linewidth=0.75)
+                axes.set_xlabel("class, from the most to the least frequent")
+                axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
             axes.set_title(f"{symbol} (mean 0)" if key == "additive" else symbol, color=INK)
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
             legend(figure)
             described = f"{name} of {len(classes):,} classes by frequency, for " + ", ".join(
                 f"{n.name} (from {np.nanmin(p.found):.2f} to {np.nanmax(p.found):.2f})"
@@ -287,6 +299,8 @@ def added_pictures(runs: list[Named], classes: list[str]) -> list[Picture]:
             )
             svg = inline_svg(figure, f"fig-{key}-beside", title, f"{described}.")
         caption = "As each search designed it, whether or not the final choice took it."
+        if few:
+            caption += " Classes from the most to the least frequent."
         if any(n.run.groups for n, _ in parts):
             caption += " Means over the groups."
         pictures.append(Picture(title, svg, caption + _left_out(runs)))

@@ -17,12 +17,12 @@ from autobalance.files import (
 )
 from autobalance.report import write_report
 
-EVALUATION, REPORT = "evaluation.json", "report.html"
+EVALUATION, REPORT, SAMPLES = "evaluation.json", "report.html", "samples.json"
 _FORMAT = "autobalance-evaluation"
 
 
 def read_folder(folder: str | Path) -> dict[str, Any]:
-    """The record of a RUN folder, and in its "methods" the last evaluation on test data.
+    """The record of a RUN folder, with its "samples", and in its "methods" the last evaluation.
 
     Raises
     ------
@@ -43,6 +43,8 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
             if (folder / name).is_file():
                 raise InputError(f"{folder} is not a RUN folder: it holds {what}.")
     record = read_record(folder)
+    if (folder / SAMPLES).is_file():
+        record["samples"] = read_json(folder / SAMPLES)
     if not (folder / EVALUATION).is_file():
         return record
     found = read_json(folder / EVALUATION)

@@ -26,7 +26,7 @@ from autobalance.report.text import OBJECTIVES
 _LINE = "#0072B2"
 _MARKERS = (("s", "#D55E00"), ("^", "#009E73"), ("D", "#CC79A7"), ("v", "#E69F00"))
 _INK, _MUTED, _RULE = "#222222", "#555555", "#dddddd"
-_NAMES = {
+GAP_TITLES = {
     "deo": "difference of equal opportunity (DEO)",
     "equalized_odds_difference": "equalized odds difference",
     "equal_opportunity_difference": "equal opportunity difference",
@@ -138,7 +138,7 @@ def _drawn(record: Mapping[str, Any]) -> Figure:
 
 def _name(objective: str) -> str:
     """In words, as the report has them."""
-    known = _NAMES | {key: name for key, (name, _) in OBJECTIVES.items()}
+    known = GAP_TITLES | {key: name for key, (name, _) in OBJECTIVES.items()}
     return known.get(objective, objective.replace("_", " "))
 
 

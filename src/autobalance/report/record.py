@@ -193,6 +193,12 @@ class Run:
     frontier : dict
         "main", "gap", "points", "baselines", "by" ("mix" or "bound") and under that name the point
         taken, where the run is a frontier's; may be empty.
+    options : dict
+        Options of the command that `settings` lacks, "groups" and "test" among them; of records
+        without any, "groups" alone.
+    samples : dict
+        Training images and their augmented versions, as `autobalance.report.samples` packs them, with
+        their rows' "names"; empty where there are none.
     place : str
         In front of every identifier, where a page shows several runs.
     rows : int
@@ -232,6 +238,8 @@ class Run:
     versions: dict[str, str]
     seed: int | None
     frontier: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
     place: str = ""
     rows: int = 1000
 
@@ -295,7 +303,8 @@ def read_run(record: dict[str, Any]) -> Run:
     """
     if not isinstance(record, dict):
         raise InputError(f"A run's record must be a mapping; got {type(record).__name__}.")
-    record = _safe(record)
+    samples = record.get("samples")
+    record = _safe({key: value for key, value in record.items() if key != "samples"})
     counts = _counts(record)
     k = counts.shape[1]
     search = _mapping(record.get("search"))
@@ -336,7 +345,15 @@ def read_run(record: dict[str, Any]) -> Run:
         versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
         seed=record.get("seed", search.get("seed")),
         frontier=_frontier(record.get("frontier")),
+        options=_mapping(record.get("options")) or _known_options(record),
+        samples=_samples(samples, record),
     )
+
+
+def _known_options(record: dict[str, Any]) -> dict[str, Any]:
+    """The groups' names in place of the column that earlier records do not name."""
+    names = record.get("group_names")
+    return {"groups": ", ".join(map(str, names))} if isinstance(names, list) and names else {}
 
 
 def safe_text(text: str, limit: int = MAX_TEXT) -> str:
@@ -554,21 +571,33 @@ def _candidates(search: dict[str, Any], k: int, groups: Any) -> tuple[list[Candi
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The augmentation's table with the names of classes and groups for their indices."""
-    given = [record.get(key) for key in ("class_names", "group_names")]
-    names = [value if isinstance(value, list) else [] for value in given]
     found: dict[str, Any] = {}
     for row, operations in _mapping(_mapping(search.get("augment")).get("per_class")).items():
-        parts = str(row).split(" / ")
-        named = [
-            str(names[i][int(part)]) if part.isdigit() and int(part) < len(names[i]) else part
-            for i, part in enumerate(parts[:2])
-        ]
         strengths = {
             str(o): {k: min(max(v, 0.0), 1.0) for k, v in _numbers(values).items()}
             for o, values in _mapping(operations).items()
         }
-        found[" / ".join(named)] = {o: v for o, v in strengths.items() if "probability" in v}
+        named = _row_name(str(row).split(" / "), record)
+        found[named] = {o: v for o, v in strengths.items() if "probability" in v}
     return found if all(found.values()) else {}
+
+
+def _row_name(parts: list[str], record: dict[str, Any]) -> str:
+    """The names of a class, or of a class and a group, for their indices."""
+    given = [record.get(key) for key in ("class_names", "group_names")]
+    names = [value if isinstance(value, list) else [] for value in given]
+    return " / ".join(
+        str(names[i][int(part)]) if part.isdigit() and int(part) < len(names[i]) else part
+        for i, part in enumerate(parts[:2])
+    )
+
+
+def _samples(samples: Any, record: dict[str, Any]) -> dict[str, Any]:
+    rows = _mapping(samples).get("rows")
+    if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 2 for r in rows):
+        return {}
+    names = [_row_name([str(i) for i in row if i is not None], record) for row in rows]
+    return {**_mapping(samples), "names": [safe_text(name, MAX_NAME) for name in names]}
 
 
 def _designed(search: dict[str, Any]) -> dict[str, Any]:

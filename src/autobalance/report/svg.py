@@ -150,6 +150,8 @@ def _attributes(element: ElementTree.Element, used: set[Any], name: str) -> dict
             kept[key] = _style(value)
         elif key == "transform" and value.startswith("rotate(-0 "):
             continue
+        elif value.startswith("data:"):
+            kept[key] = "".join(value.split())
         elif target:
             kept[key] = value.replace(target, f"{name}-{target}")
         else:

@@ -483,8 +483,8 @@ def _cut(run: Run, count: int) -> str:
 
 
 def flat_settings(run: Run) -> list[tuple[str, Any]]:
-    """Names joined by dots, and values."""
-    return _flat("", run.settings)
+    """Names joined by dots, and values; first the options that are no settings of the search."""
+    return [*run.options.items(), *_flat("", run.settings)]
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:

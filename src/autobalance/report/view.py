@@ -17,6 +17,7 @@ from autobalance.report.explain import cautions
 from autobalance.report.figures import Picture, pictures
 from autobalance.report.frontier import frontier_picture, frontier_table
 from autobalance.report.record import Run
+from autobalance.report.samples import samples_picture, unpacked
 from autobalance.report.status import heading, loss_heading, warning
 from autobalance.report.tables import (
     calibration_table,
@@ -40,9 +41,7 @@ _OPTION = re.compile(r"--[a-z][a-z_.]{0,40}[a-z]")
 def view(run: Run) -> dict[str, Any]:
     """All that the sections of one run show."""
     shown = pictures(run)
-    shown["augmentation"] = (
-        [policy_picture(run.policy, _rows(run), run.place)] if run.policy else []
-    )
+    shown["augmentation"] = _augmentation(run)
     shown["frontier"] = [frontier_picture(run)] if run.frontier else []
     return {
         "run": run,
@@ -68,6 +67,16 @@ def view(run: Run) -> dict[str, Any]:
         "settings": settings_table(run),
         "versions": versions_table(run),
     }
+
+
+def _augmentation(run: Run) -> list[Picture]:
+    """The policy, and where the run kept some images what it does to them."""
+    found = [policy_picture(run.policy, _rows(run), run.place)] if run.policy else []
+    sheet = unpacked(run.samples) if found else None
+    if sheet is not None:
+        names = run.samples["names"]
+        found.append(samples_picture(sheet, names, len(run.policy), run.place))
+    return found
 
 
 def inlined(figures: list[Picture]) -> list[Picture]:
