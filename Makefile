@@ -20,6 +20,7 @@ test: install
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(MAKE) wheel oldest newest
 
 lint: install
 	$(BIN)/ruff check .
