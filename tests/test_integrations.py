@@ -16,7 +16,7 @@ from sklearn.base import clone
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from autobalance import TunableCrossEntropy
+from autobalance import HierarchicalSpace, TunableCrossEntropy
 
 FOLDER = Path(__file__).parents[1] / "examples"
 NAMES = (
@@ -44,9 +44,9 @@ def additive(loss: TunableCrossEntropy) -> Tensor:
 
 
 def moved(loss: TunableCrossEntropy) -> float:
-    """How far l has gone from logit adjustment, where it starts."""
-    log_prior = (loss.space.counts / loss.space.counts.sum()).log()
-    return float((additive(loss) - log_prior).abs().max())
+    """How far l has gone from where it starts."""
+    start = TunableCrossEntropy(HierarchicalSpace(loss.space.counts.numpy()))
+    return float((additive(loss) - additive(start)).abs().max())
 
 
 def same(a: Any, b: Any) -> bool:

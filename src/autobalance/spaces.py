@@ -136,7 +136,8 @@ class HierarchicalSpace(DesignSpace):
         \log \delta_k = \gamma \log(n_k / n_{max}) + \epsilon'_k
 
     u is how much each class's odds are corrected, rho the share of it that the weights carry: 0 is
-    logit adjustment (LA), 1 class weights. It starts at tau = 1, gamma = 0 and no deviations: with
+    logit adjustment (LA), 1 class weights; it may leave [0, 1]. It starts at tau = 1, gamma = 0 and
+    no deviations: with
     omega = 1 that is consistent for the balanced error whatever rho is (Menon et al., 2021, theorem
     1 with delta_k = pi_k^(1 - rho)), and else for the error weighted by omega. With a ``(g, k)``
     table of counts see `GroupSpace`.
@@ -146,18 +147,20 @@ class HierarchicalSpace(DesignSpace):
     counts : array-like
         Training examples per class, shape ``(k,)``.
     learn : iterable of str
-        Which of "weight" (epsilon''), "additive" (tau and epsilon) and "multiplicative" (gamma
+        Which of "weight" (epsilon''), "additive" (tau, epsilon and rho) and "multiplicative" (gamma
         and epsilon') to learn.
     tau : float
         Start of tau.
     rho : float
-        Share of the correction that the weights carry, in [0, 1]; it stays.
+        Start of rho, in [0, 1].
     importance : array-like, optional
         omega_k, how much the objective makes of each class's error, shape ``(k,)``, not negative;
         only ratios matter. None: all alike.
     sigma_tau, sigma_eps : float
         Standard deviations of the priors on the shared strengths (tau, gamma) and on each
         deviation, in the units of log pi (nats) for l and of log delta for delta.
+    sigma_rho : float or None
+        Standard deviation of the prior on rho; None holds rho where it starts.
     deviations : bool
         False learns the shared strengths alone; w has none.
     """
@@ -174,6 +177,7 @@ class HierarchicalSpace(DesignSpace):
         importance: Any = None,
         sigma_tau: float = 0.5,
         sigma_eps: float = 0.5,
+        sigma_rho: float | None = 1.0,
         deviations: bool = True,
     ) -> None:
         super().__init__(counts, learn)
@@ -184,7 +188,9 @@ class HierarchicalSpace(DesignSpace):
         self.sigma_tau = positive("sigma_tau", sigma_tau)
         self.sigma_eps = positive("sigma_eps", sigma_eps)
         self.start = float(finite_number("tau", tau))
-        self.rho = float(zero_to_one("rho", rho))
+        self.sigma_rho = None if sigma_rho is None else positive("sigma_rho", sigma_rho)
+        self.start_rho = float(zero_to_one("rho", rho))
+        self.rho: Tensor | float = self.start_rho
         self.deviations = deviations
         if not deviations and "weight" in self.learns:
             raise InputError(
@@ -194,6 +200,9 @@ class HierarchicalSpace(DesignSpace):
         self.register_buffer("offset", _log_importance(importance, k))
         if "additive" in self.learns:
             self.tau = nn.Parameter(torch.tensor(float(tau)))
+            if self.sigma_rho is not None:
+                self.rho = nn.Parameter(torch.tensor(self.start_rho))
+        self._weighs = "weight" in self.learns or isinstance(self.rho, Tensor) or self.rho > 0.0
         if "multiplicative" in self.learns:
             self.gamma = nn.Parameter(torch.zeros(()))
         if "additive" in self.learns and deviations:
@@ -205,9 +214,9 @@ class HierarchicalSpace(DesignSpace):
 
     def extra_repr(self) -> str:
         return (
-            f"learn={self.learns}, tau={self.start:g}, rho={self.rho:g}, "
+            f"learn={self.learns}, tau={self.start:g}, rho={self.start_rho:g}, "
             f"sigma_tau={self.sigma_tau:g}, sigma_eps={self.sigma_eps:g}, "
-            f"deviations={self.deviations}"
+            f"sigma_rho={self.sigma_rho}, deviations={self.deviations}"
         )
 
     def forward(self) -> LossParameters:
@@ -222,7 +231,7 @@ class HierarchicalSpace(DesignSpace):
             multiplicative = (
                 shared + _centred(self.log_delta) if self.deviations else shared
             ).exp()
-        if "weight" in self.learns or self.rho > 0:
+        if self._weighs:
             log_weight = -self.rho * correction
             if "weight" in self.learns:
                 log_weight = log_weight + _centred(self.log_weight)
@@ -231,6 +240,8 @@ class HierarchicalSpace(DesignSpace):
 
     def priors(self) -> dict[str, tuple[float, float]]:
         shared = {"tau": (self.start, self.sigma_tau), "gamma": (0.0, self.sigma_tau)}
+        if self.sigma_rho is not None:
+            shared["rho"] = (self.start_rho, self.sigma_rho)
         names = (name for name, _ in self.named_parameters())
         return {name: shared.get(name, (0.0, self.sigma_eps)) for name in names}
 

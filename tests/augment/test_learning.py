@@ -261,6 +261,7 @@ def test_what_cannot_augment_is_refused(choice: Any, inputs: Tensor, message: st
         as_augmentation(choice, inputs, [5, 4])
 
 
+@pytest.mark.filterwarnings("ignore:At the end of the search")  # so short a training
 def test_kornias_augmentation_serves_a_search() -> None:
     result = quick(
         pictures(),

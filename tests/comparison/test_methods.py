@@ -36,8 +36,9 @@ from autobalance.objectives import BalancedError, CrossEntropyRisk, WorstError
 from autobalance.retraining import retrain
 from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
-from autobalance.spaces import ClassSpace, ClusterSpace
+from autobalance.spaces import ClassSpace, ClusterSpace, HierarchicalSpace
 from autobalance.training import predict_logits, seeded
+from autobalance.tunable import TunableCrossEntropy
 from helpers import blobs
 
 RECIPE = Recipe(epochs=1, min_steps=25, batch_size=32, lr=0.05)
@@ -210,17 +211,25 @@ def test_autobalance_is_search_and_retraining_with_the_tasks_settings() -> None:
     assert found.training_runs == 2.0
 
 
+def test_the_start_alone_is_trained_as_the_search_would_retrain_it() -> None:
+    space = HierarchicalSpace(COUNTS)
+    found = run("autobalance_start")
+    expected = by_hand(TunableCrossEntropy(space).frozen(), recipe=RECIPE)
+    assert torch.equal(flat(found.model), flat(expected))
+    assert found.training_runs == 1.0
+
+
 def test_variants_change_what_their_names_say() -> None:
     folds = run("autobalance_folds")
     assert folds.training_runs == 4.0
     tau = run("autobalance_tau").details
     plain = run("autobalance").details
     assert tau["design"]["tau"] != plain["design"]["tau"]
-    # With tau alone, l is tau log pi up to a constant and a little slack.
+    # With tau alone, l is 0.8 tau log pi up to a constant and a little slack.
     l_tau = np.array(tau["loss"]["additive"])
     log_pi = np.log(COUNTS / COUNTS.sum())
     slopes = np.diff(l_tau) / np.diff(log_pi)
-    np.testing.assert_allclose(slopes, tau["design"]["tau"], atol=0.15)
+    np.testing.assert_allclose(slopes, 0.8 * tau["design"]["tau"], atol=0.15)
 
 
 @pytest.mark.parametrize(

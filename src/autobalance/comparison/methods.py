@@ -420,7 +420,7 @@ def _start_alone(task: Task) -> Trained:
 
 
 def _tau_alone(counts: np.ndarray) -> DesignSpace:
-    return HierarchicalSpace(counts, deviations=False)
+    return HierarchicalSpace(counts, rho=0.0, sigma_rho=None, deviations=False)
 
 
 # All of them ----------------------------------------------------------------------------------
