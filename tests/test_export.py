@@ -69,6 +69,17 @@ def test_refused_and_nothing_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_exporter_too_old_for_torch_is_no_fault_of_the_network(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    def beyond(*args: Any, **options: Any) -> None:
+        raise ModuleNotFoundError("No module named 'onnx_ir'")
+
+    monkeypatch.setattr(torch.onnx, "export", beyond)
+    with pytest.raises(InputError, match=r"too old here: No module named 'onnx_ir'. Update: pip"):
+        export_model(nn.Linear(3, 2), torch.zeros(2, 3), tmp_path / "model.onnx")
+
+
 def test_without_onnx_it_says_what_to_install(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'autobalance\[export\]'"):

@@ -122,6 +122,11 @@ def _attempted(export: Any) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             return export()
+    except ImportError as error:
+        raise InputError(
+            f"torch's exporter needs a package that is missing or too old here: {error}. Update: "
+            "pip install --upgrade 'autobalance[export]'."
+        ) from error
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
