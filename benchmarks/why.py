@@ -7,7 +7,7 @@ The demo's long-tailed Fashion-MNIST images, network and recipe. Test images: th
 with --data all 10,000. Balanced errors are those of the raw logits' argmax, in percent.
 
 search: training, validation and test error during the search, as in the paper's figures 1 and 2,
-from the default start (logit adjustment, tau = 1) and from cross-entropy (tau = 0). "Search phase"
+from the default start (called logit adjustment, tau = 1) and from cross-entropy (tau = 0). "Search phase"
 is after the warm-up, with the loss moving; "change" is from its first look to its last.
 fractions: the test error after search and retraining, and tau, by the share held out for validation.
 learned: l minus its start, and delta where it is searched too, by class; over seeds.
