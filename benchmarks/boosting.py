@@ -162,7 +162,9 @@ def _designed_post_hoc(case: Case) -> Found:
 
 def _designed_with_weights(case: Case) -> Found:
     learn = ("weight", "additive")
-    loss = case.searched(space=lambda counts: HierarchicalSpace(counts, learn=learn))
+    loss = case.searched(
+        space=lambda counts: HierarchicalSpace(counts, learn=learn, rho=0.0, sigma_rho=None)
+    )
     return scores(case.fitted(loss), case.problem.test), {"loss": loss.to_dict()}
 
 

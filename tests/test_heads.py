@@ -376,11 +376,11 @@ def test_result_is_the_best_position_seen() -> None:
     run.run()
     result = run.result("finished")
     best = min(seen, key=lambda pair: pair[0])[1]
-    now = torch.cat([torch.tensor([result.design["tau"]]), torch.tensor(result.design["eps"])])
+    now = torch.tensor([result.design["tau"], result.design["rho"], *result.design["eps"]])
     torch.testing.assert_close(now, best.float())
     log_prior = torch.tensor(dataset(300).counts() / 300).log()
-    expected = now[0] * log_prior + now[1:] - now[1:].mean()
-    torch.testing.assert_close(result.loss.additive, 0.8 * expected.float())
+    expected = now[0] * log_prior + now[2:] - now[2:].mean()
+    torch.testing.assert_close(result.loss.additive, (1 - now[1]) * expected.float())
 
 
 def test_search_repeats_bit_for_bit_and_draws_nothing(found: SearchResult) -> None:

@@ -81,7 +81,7 @@ def test_gauges_hold_wherever_the_parameters_are(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in space.named_parameters():
-            if not name.startswith(("tau", "gamma")):
+            if not name.startswith(("tau", "gamma", "rho")):
                 p += torch.randn(p.shape, generator=generator, dtype=p.dtype)
     now = space().detach()
     assert start.additive is not None
@@ -167,7 +167,7 @@ def test_rho_only_shares_the_correction(counts: list[int], rho: float, seed: int
     """L - log w is the same for every rho, but for a constant; 0 is all in l, 1 all in w."""
     odds = []
     for share in (0.0, rho, 1.0):
-        now = moved(HierarchicalSpace, counts, seed, rho=share)().detach()
+        now = moved(HierarchicalSpace, counts, seed, rho=share, sigma_rho=None)().detach()
         assert now.additive is not None
         log_weight = 0.0 if now.weight is None else now.weight.log()
         u = now.additive - log_weight
@@ -185,7 +185,7 @@ def test_what_is_not_learned_is_left_out(
     build: Callable[..., DesignSpace], by_group: bool, part: str
 ) -> None:
     """L stays at its start, for w and delta to be learned on top of a consistent loss."""
-    given = {"rho": 0.0} if build is HierarchicalSpace else {}
+    given = {"rho": 0.0, "sigma_rho": None} if build is HierarchicalSpace else {}
     space = moved(build, [[20, 6], [3, 2]] if by_group else [20, 5, 3], 0, learn=[part], **given)
     now, before = space(), double(build, space.counts.numpy(), learn=PARTS, **given)
     assert space.learns == (part,)
@@ -194,6 +194,23 @@ def test_what_is_not_learned_is_left_out(
     assert now.additive is not None
     assert before.additive is not None
     assert torch.allclose(now.additive, before.additive) == (part != "additive")
+
+
+def test_the_prior_on_rho_is_around_its_start() -> None:
+    space = HierarchicalSpace([9, 3], rho=0.25, sigma_rho=0.5)
+    with torch.no_grad():
+        space.rho.fill_(-0.75)  # type: ignore[union-attr]
+    assert space.penalty().item() == pytest.approx(1.0 / (2 * 0.25))
+
+
+def test_no_weight_is_0_however_far_the_correction_goes() -> None:
+    space = HierarchicalSpace([9, 3, 1], learn=("additive", "weight"))
+    with torch.no_grad():
+        space.eps.copy_(torch.tensor([500.0, 0.0, -500.0]))
+    weight = space().weight
+    assert weight is not None
+    assert (weight > 0).all()
+    assert torch.isfinite(weight).all()
 
 
 def test_learns_keeps_one_order() -> None:
@@ -348,8 +365,12 @@ def test_gradients_equal_finite_differences(
 
 
 def test_values_names_the_free_parameters() -> None:
-    space = HierarchicalSpace([9, 3], learn=["additive", "weight"])
-    assert space.values() == {"tau": 1.0, "eps": [0.0, 0.0], "log_weight": [0.0, 0.0]}
+    space = HierarchicalSpace([9, 3], learn=["additive", "weight"], rho=0.25)
+    assert space.values() == {
+        "tau": 1.0, "rho": 0.25, "eps": [0.0, 0.0], "log_weight": [0.0, 0.0],
+    }  # fmt: skip
+    held = HierarchicalSpace([9, 3], rho=0.25, sigma_rho=None)
+    assert held.values() == {"tau": 1.0, "eps": [0.0, 0.0]}
 
 
 @pytest.mark.parametrize(
@@ -408,7 +429,7 @@ def test_refused(build: Callable[[], DesignSpace], message: str) -> None:
 
 def test_without_deviations_the_shared_strengths_are_all_there_is() -> None:
     space = HierarchicalSpace([8, 4, 2], learn=("additive", "multiplicative"), deviations=False)
-    assert [name for name, _ in space.named_parameters()] == ["tau", "gamma"]
+    assert [name for name, _ in space.named_parameters()] == ["tau", "rho", "gamma"]
     with torch.no_grad():
         space.tau.fill_(0.5)
         space.gamma.fill_(0.25)

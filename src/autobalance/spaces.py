@@ -104,9 +104,10 @@ class DesignSpace(nn.Module, ABC):
         return {name: p.detach().tolist() for name, p in self.named_parameters()}
 
     def _mean_one(self, log_weight: Tensor) -> Tensor:
-        """exp(log_weight) rescaled to mean 1 over the training examples."""
-        shares = self.counts / self.counts.sum()
-        return (log_weight - (log_weight.exp() * shares).sum().log()).exp()
+        """exp(log_weight) rescaled to mean 1 over the training examples; at least exp(-80), above 0."""
+        log_shares = (self.counts / self.counts.sum()).log()
+        mean = torch.logsumexp((log_weight + log_shares).flatten(), dim=0)
+        return (log_weight - mean).clamp(min=-80.0).exp()
 
 
 TRUSTED_SIZE = 50.0
