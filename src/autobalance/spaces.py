@@ -138,10 +138,9 @@ class HierarchicalSpace(DesignSpace):
 
     u is how much each class's odds are corrected, rho the share of it that the weights carry: 0 is
     logit adjustment (LA), 1 class weights; it may leave [0, 1]. It starts at tau = 1, gamma = 0 and
-    no deviations: with
-    omega = 1 that is consistent for the balanced error whatever rho is (Menon et al., 2021, theorem
-    1 with delta_k = pi_k^(1 - rho)), and else for the error weighted by omega. With a ``(g, k)``
-    table of counts see `GroupSpace`.
+    no deviations: with omega = 1 that is consistent for the balanced error whatever rho is (Menon
+    et al., 2021, theorem 1 with delta_k = pi_k^(1 - rho)), and else for the error weighted by omega.
+    With a ``(g, k)`` table of counts see `GroupSpace`.
 
     Parameters
     ----------

@@ -118,6 +118,8 @@ class Method:
     uses_objective, uses_settings, uses_split : bool
         Whether the result depends on the objective, on the search settings, and of these on
         `validation_fraction` alone.
+    needs : str, optional
+        A package that it cannot run without and that an extra installs.
     """
 
     title: str
@@ -126,6 +128,7 @@ class Method:
     uses_objective: bool = False
     uses_settings: bool = False
     uses_split: bool = False
+    needs: Literal["optuna", "kornia"] | None = None
 
 
 class OnBytes(nn.Module):
@@ -465,18 +468,21 @@ METHODS: dict[str, Method] = {
         "tuned",
         _tuned(ParametricCrossEntropy.logit_adjusted, {"tau": TAU}),
         uses_objective=True,
+        needs="optuna",
     ),
     "cdt_tuned": Method(
         "CDT, tuned",
         "tuned",
         _tuned(ParametricCrossEntropy.class_dependent_temperature, {"gamma": GAMMA}),
         uses_objective=True,
+        needs="optuna",
     ),
     "vs_tuned": Method(
         "VS, tuned",
         "tuned",
         _tuned(ParametricCrossEntropy.vector_scaling, {"tau": TAU, "gamma": (0.0, 0.4)}),
         uses_objective=True,
+        needs="optuna",
     ),
     "autobalance_published": Method(
         "AutoBalance, published",
@@ -536,6 +542,7 @@ METHODS: dict[str, Method] = {
         _designed(augment=lambda inputs, counts: KorniaAugmentation("trivial")),
         True,
         True,
+        needs="kornia",
     ),
     "autobalance_shared": Method(
         "autobalance, one policy", "ours", _designed(augment="shared"), True, True

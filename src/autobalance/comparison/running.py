@@ -19,6 +19,7 @@ from autobalance.comparison.cells import Cell, run_cell
 from autobalance.comparison.methods import METHODS
 from autobalance.comparison.store import Store
 
+_EXTRAS = {"optuna": "compare", "kornia": "vision"}
 _UNFIT = {
     "threading": "its cells would share one random state, so that none could be repeated",
     "multiprocessing": "it gives records back only when all cells have ended",
@@ -97,15 +98,11 @@ def _hindrance(cell: Cell) -> str | None:
     method = METHODS.get(cell.method)
     if method is None:
         return "there is no such method"
-    needs = []
-    if method.kind == "tuned":
-        needs.append(("Optuna", "optuna", "compare"))
-    augment = None if cell.augment is None else cell.augment.get("name")
-    if cell.method == "autobalance_trivial" or augment in ("trivial", "random"):
-        needs.append(("Kornia", "kornia", "vision"))
-    for library, package, extra in needs:
-        if not _installed(package):
-            return f"{library} is not installed (pip install 'autobalance[{extra}]')"
+    augmented = cell.augment is not None and cell.augment.get("name") in ("trivial", "random")
+    for package in (method.needs, "kornia" if augmented else None):
+        if package is not None and not _installed(package):
+            extra = _EXTRAS[package]
+            return f"{package.capitalize()} is not installed (pip install 'autobalance[{extra}]')"
     return None
 
 
