@@ -406,7 +406,7 @@ def test_ctrl_c_after_the_work_is_done_is_ignored(fitted: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is no command here. The commands are demo, fit, .*, run; add --help for what"),
+        ([], r"which command\? The commands are demo, fit, .*, run; add --help for what"),
         (["unknown"], "there is no command unknown. The commands are demo, .*, run; add --help"),
         (["fot", "data.csv"], r"there is no command fot\. Did you mean fit\?"),
         (["fit", "data.csv"], "required: target, out"),
@@ -436,7 +436,7 @@ def test_ctrl_c_after_the_work_is_done_is_ignored(fitted: Path) -> None:
             "a.yaml: .*no option recipe.epoch. .* recipe.epochs",
         ),
         (["fit", "x.csv", "--config=b.yaml"], "b.yaml: seed must be a whole number; got 'many'."),
-        (["fit", "x.csv", "--config", "gone.yaml"], "gone.yaml"),
+        (["fit", "x.csv", "--config", "gone.yaml"], "there is no file .*gone.yaml"),
         (["fit", "x.csv", "--config", "c.yaml"], "c.yaml: .*line 2"),
     ],
 )

@@ -400,6 +400,14 @@ def test_importance_moves_the_start_to_what_is_consistent_for_it() -> None:
     assert torch.isfinite(default_space([60, 30, 10], importance=[1, 0, 1])().additive).all()
 
 
+def test_deviations_are_held_less_where_the_start_is_not_consistent() -> None:
+    mean, worst = (default_space([5, 3], linear=linear).priors() for linear in (True, False))
+    assert (mean.pop("eps"), worst.pop("eps")) == ((0.0, 0.5), (0.0, 2.0))
+    assert mean == worst
+    for counts in ([5, 3], [[5, 3], [2, 2]]):
+        assert default_space(counts, "group", linear=False).priors()["eps"] == (0.0, 0.5)
+
+
 def test_default_space_follows_the_counts() -> None:
     assert isinstance(default_space([5, 3]), HierarchicalSpace)
     assert isinstance(default_space(np.array([[5, 3], [1, 2]])), GroupSpace)

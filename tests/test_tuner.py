@@ -24,7 +24,7 @@ from autobalance.hypergrad import (
     hypergradient,
 )
 from autobalance.hypergrad.system import flatten
-from autobalance.objectives import BalancedError, SmoothError, WorstError
+from autobalance.objectives import BalancedError, RunningRisks, SmoothError, WorstError
 from autobalance.spaces import (
     PARTS,
     ClassSpace,
@@ -445,7 +445,7 @@ def test_a_state_continues_bit_for_bit(copied: bool) -> None:
 
 
 def test_running_risks_are_part_of_the_state() -> None:
-    """One memory per replica; without it the next step differs."""
+    """Without them the next step differs."""
 
     def fresh() -> LossTuner:
         return tuner(objective=WorstError(surrogate=SmoothError(1.0)))
@@ -456,7 +456,7 @@ def test_running_risks_are_part_of_the_state() -> None:
     state = copy.deepcopy(first.state_dict())
     second, forgetful = fresh(), fresh()
     second.load_state_dict(state)
-    forgetful.load_state_dict({**state, "running": {}})
+    forgetful.load_state_dict({**state, "risks": RunningRisks(WorstError()).state_dict()})
     steps = [both(t, 3) for t in (first, second, forgetful)]
     assert steps[1] == steps[0]
     assert steps[2].objective != steps[0].objective

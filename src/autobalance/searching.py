@@ -229,7 +229,7 @@ class SearchRun:
         self.seed, self.device = seed, device
         self.precision: Precision = precision
         fabric = make_fabric(device, precision)
-        design = made_space(space, data.counts(), objective.over, objective.importance)
+        design = made_space(space, data.counts(), objective)
         if data.unknown and design.num_groups is not None:
             design = WithUnknownGroup(design)
         self.loss = TunableCrossEntropy(design).to(fabric.device)

@@ -165,7 +165,7 @@ class LossTuner:
         self._log = RunLog(logger)
         self._told = False
         self._carried: dict[int, dict[str, Tensor]] = {}
-        self._running: dict[int, RunningRisks] = {}
+        self._risks = RunningRisks(self.objective, validation_counts)
 
     def free_parameters(self) -> list[nn.Parameter]:
         """What the upper level moves: the space's parameters, then the augmentation's."""
@@ -221,13 +221,17 @@ class LossTuner:
         optimizer: Optimizer | None = None,
         replica: int = 0,
     ) -> Hypergradient:
-        """The hypergradient alone; `replica` tells networks trained side by side apart."""
+        """The hypergradient alone; `replica` tells networks trained side by side apart.
+
+        All of them before the next `update` are one upper step's; their validation batches together
+        say which classes and groups are the worst.
+        """
         lower = optimizer or self.optimizer
         wanted = getattr(self.solver, "preconditioned", False)
         result = hypergradient(
             model,
             self.loss,
-            self._risks(replica),
+            self._risks,
             as_batches(train_batch, self._read),
             self._read(val_batch),
             solver=self.solver,
@@ -242,6 +246,7 @@ class LossTuner:
 
     def update(self, results: Sequence[Hypergradient], val_batch: Batch | None = None) -> UpperStep:
         """Step along the mean of these hypergradients plus the prior's gradient."""
+        self._risks.end_step()
         free = self.free_parameters()
         finite = [r for r in results if r.finite]
         self.skipped += not finite
@@ -283,7 +288,7 @@ class LossTuner:
             "augment": {} if self.augment is None else self.augment.state_dict(),
             "upper_optimizer": self.upper_optimizer.state_dict(),
             "carried": {str(replica): dict(kept) for replica, kept in self._carried.items()},
-            "running": {str(replica): r.state_dict() for replica, r in self._running.items()},
+            "risks": self._risks.state_dict(),
             "skipped": [self.skipped, self.skipped_in_a_row],
             "steps": self.steps,
         }
@@ -297,8 +302,7 @@ class LossTuner:
         # Adam moves its moments in place: not those of the tuner that the state came from.
         self.upper_optimizer.load_state_dict(copy.deepcopy(state["upper_optimizer"]))
         self._carried = {int(replica): dict(kept) for replica, kept in state["carried"].items()}
-        for replica, risks in state["running"].items():
-            self._risks(int(replica)).load_state_dict(risks)
+        self._risks.load_state_dict(state["risks"])
         self.skipped, self.skipped_in_a_row = state["skipped"]
         self.steps = state.get("steps", 0)  # not in states of earlier releases
 
@@ -308,11 +312,6 @@ class LossTuner:
         if isinstance(self.augment, AugmentationPolicy):
             total = total + self.augment.penalty()
         return total
-
-    def _risks(self, replica: int) -> RunningRisks:
-        return self._running.setdefault(
-            replica, RunningRisks(self.objective, self.validation_counts)
-        )
 
     def _read(self, batch: Any) -> Batch:
         if isinstance(batch, Batch):

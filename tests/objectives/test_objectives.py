@@ -589,6 +589,7 @@ def test_running_risks_are_those_of_their_formula(
             sample_weight=wide.weight if weighted else None,
         )
         (gradient,) = torch.autograd.grad(value, wide.logits)
+        running.end_step()
         expected = slow(wide._replace(logits=wide.logits.detach()), grouped, weighted)
         assert float(value.detach()) == pytest.approx(expected[0], rel=1e-9, abs=2e-6)
         np.testing.assert_allclose(gradient.numpy(), expected[1], rtol=1e-6, atol=1e-9)
@@ -614,11 +615,33 @@ def test_running_risks_remember_a_class_that_the_batch_lacks() -> None:
     """It was the worst, and still is; but the batch's own examples alone have gradients."""
     running = RunningRisks(WorstError(surrogate=FIXED), [50, 50])
     running(torch.tensor([[3.0, 0.0]] * 2), torch.tensor([0, 1]))
+    running.end_step()
     leaf = torch.tensor([[3.0, 0.0]], requires_grad=True)
     value = running(leaf, torch.tensor([0]))
     assert float(value.detach()) > 0.8
     alone = torch.autograd.grad(WorstError(surrogate=FIXED)(leaf, torch.tensor([0])), leaf)[0]
     assert torch.autograd.grad(value, leaf)[0].norm() < 0.05 * alone.norm()
+
+
+def test_batches_of_one_upper_step_are_as_one() -> None:
+    """So that the worst class of all folds is sought, not that of each."""
+    objective = WorstError(surrogate=FIXED)
+    logits, target = torch.randn(12, 3), torch.arange(12) % 3
+    parts, whole = RunningRisks(objective, [4, 4, 4]), RunningRisks(objective, [4, 4, 4])
+    for _ in range(2):
+        parts(logits[:7], target[:7])
+        last = parts(logits[7:], target[7:])
+        torch.testing.assert_close(last, whole(logits, target))
+        for running in (parts, whole):
+            running.end_step()
+
+
+def test_of_a_network_that_diverged_nothing_stays() -> None:
+    objective = WorstError(surrogate=FIXED)
+    spoilt, other = RunningRisks(objective, [4, 4]), RunningRisks(objective, [4, 4])
+    logits, target = torch.tensor([[2.0, 0.0], [0.5, 0.0]]), torch.tensor([0, 1])
+    spoilt(torch.full((2, 2), torch.nan), target)
+    assert torch.equal(spoilt(logits, target), other(logits, target))
 
 
 @given(batches=st.lists(cases(), min_size=2, max_size=4))
@@ -630,6 +653,7 @@ def test_the_state_of_running_risks_continues_them(batches: list[Case]) -> None:
     running = RunningRisks(objective, [[5, 3]] * 3)
     for case in before:
         running(case.logits, case.target, groups=case.groups)
+        running.end_step()
     twin = RunningRisks(objective, [[5, 3]] * 3)
     twin.load_state_dict(running.state_dict())
     found = [r(last.logits, last.target, groups=last.groups) for r in (running, twin)]
@@ -869,6 +893,7 @@ def test_the_multiplier_rises_while_the_bound_is_broken_and_falls_back() -> None
     seen = []
     for logits in [UNEQUAL] * 6 + [EQUAL] * 60:
         running(logits, **SQUARE)
+        running.end_step()
         assert isinstance(running.objective, BoundedGap)
         seen.append(running.objective.multiplier)
     rising = seen[:6]
@@ -895,13 +920,13 @@ def test_a_tuner_carries_the_multiplier_in_its_state() -> None:
     for _ in range(3):
         whole.step(model, batch, batch)
         stopped.step(model, batch, batch)
-    [state] = stopped.state_dict()["running"].values()
+    state = stopped.state_dict()["risks"]
     assert state["multiplier"] > 0
     resumed = tuner()
     resumed.load_state_dict(stopped.state_dict())
     after = [t.step(model, batch, batch) for t in (whole, resumed)]
     assert after[0] == after[1]
-    multipliers = [t.state_dict()["running"]["0"]["multiplier"] for t in (whole, resumed)]
+    multipliers = [t.state_dict()["risks"]["multiplier"] for t in (whole, resumed)]
     assert multipliers[0] == multipliers[1] > state["multiplier"]
 
 

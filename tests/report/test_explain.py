@@ -52,8 +52,13 @@ def no_errors(record: dict[str, Any]) -> None:
         step["hard_objective"] = 0.001
 
 
+def rising(record: dict[str, Any]) -> None:
+    for i, step in enumerate(record["search"]["history"]):
+        step["hard_objective"] = 0.2 + 0.01 * i
+
+
 def only_errors(record: dict[str, Any]) -> None:
-    for step in record["search"]["history"][-4:]:
+    for step in record["search"]["history"]:
         step["hard_objective"] = 1.0
 
 
@@ -94,6 +99,7 @@ def stopped(record: dict[str, Any]) -> None:
         (few, "held out of these classes: class 2 (1), class 1 (4).", "--search.folds 3"),
         (few_pairs, "pairs of group and class: class 2 in group 1 (2).", "add data"),
         (no_errors, "its value on validation data was 0.1%", "Keep the start"),
+        (rising, "The balanced error on validation data rose", "by `autobalance compare`"),
         (only_errors, "on validation data was 100.0%", "merge the smallest classes"),
         (falling, "its objective was still falling, by 0.040", "--recipe.epochs"),
         (growing, "had grown to 5.8 times that of the beginning", "--search.lr"),

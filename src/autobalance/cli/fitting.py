@@ -63,8 +63,8 @@ def run_fit(options: Namespace, command: str) -> int:
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.loggers import local_logger
     from autobalance.objectives import as_objective
+    from autobalance.report.explain import explanation
     from autobalance.report.record import read_run
-    from autobalance.report.status import collapse
     from autobalance.runs import REPORT, save_run
     from autobalance.terminal import LiveProgress, print_choice
 
@@ -117,8 +117,8 @@ def run_fit(options: Namespace, command: str) -> int:
     if stopped is not None:
         return _stopped(stopped, out, classifier, written)
     print_choice(classifier.result_)
-    if note := collapse(read_run(record)):
-        print(f"autobalance: {note}", file=sys.stderr)
+    for text in explanation(read_run(record)).warnings:
+        print(f"autobalance: {text}", file=sys.stderr)
     seconds = time.perf_counter() - begun
     print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")

@@ -81,6 +81,7 @@ def explained(error: BadUse, arguments: list[str], commands: Iterable[str]) -> s
     unknown = re.search(r"(?:accept option '|unrecognized arguments: --)([\w.-]+)", text)
     if unknown:
         text = f"there is no option {unknown[1]}. {_meant(unknown[1], error.options)}"
+    text = re.sub(r"^config: File does not exist: ", "there is no file ", text)
     option = unknown or re.match(r"([\w.]+): ", text)
     wrong = re.search(r"(?:Got|Given) value: (.*)$", text)
     if option and wrong and option[1] in error.options:
@@ -105,7 +106,7 @@ def _either(names: list[str]) -> str:
 def _no_command(name: str | None, commands: list[str]) -> str:
     known = f"The commands are {', '.join(commands)}; add --help for what they do."
     if name is None:
-        return f"there is no command here. {known}"
+        return f"which command? {known}"
     return f"there is no command {name}. {_meant(name, commands, known)}"
 
 

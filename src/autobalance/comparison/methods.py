@@ -418,7 +418,7 @@ def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callabl
 def _start_alone(task: Task) -> Trained:
     """What a search would begin with, trained without one."""
     goal = task.objective
-    space = made_space(None, task.data.counts(), goal.over, goal.importance)
+    space = made_space(None, task.data.counts(), goal)
     return Trained(task.train(TunableCrossEntropy(space).frozen(), recipe=task.recipe))
 
 

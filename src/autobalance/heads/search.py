@@ -289,7 +289,7 @@ class _HeadSearch:
         self.log = RunLog(logger)
         self.objective, self.seed, self.progress = objective, seed, progress
         self.max_steps = max_steps
-        design = made_space(space, data.counts(), objective.over, objective.importance)
+        design = made_space(space, data.counts(), objective)
         self.space = design.to(device)
         self.start = self._frozen()
         splits, held = split(data, validation, **settings, seed=seed, device=device)

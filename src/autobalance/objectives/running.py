@@ -19,13 +19,16 @@ class RunningRisks:
     r"""An objective on batches too small to tell which cell is the worst.
 
     Of an objective F that is not linear in the cells' risks it keeps running sums over the last
-    batches, shrinks the risks R_c that they give towards their mean,
+    upper steps, shrinks the risks R_c that they give towards their mean,
 
     .. math:: \tilde R_c = (n_c R_c + s \bar R) / (n_c + s),
 
     and returns F at these, with the gradient :math:`\sum_c (\partial F / \partial R_c) \nabla R_c`
     of the batch: stochastic compositional gradients (Wang, Fang and Liu, 2017). n_c is the number
     of validation examples of the (group, class). A linear objective is left as it is.
+
+    The batches of one upper step, one of each fold, count alike: which cell is the worst is asked of all
+    folds together, not of each. `end_step` lets them fade.
 
     Parameters
     ----------
@@ -34,7 +37,7 @@ class RunningRisks:
     counts : array-like, optional
         n_c, shape ``(k,)`` or ``(g, k)``. By default those of each batch.
     decay : float
-        By how much older batches' sums shrink with each new one, in [0, 1).
+        By how much the sums shrink with each upper step, in [0, 1).
     shrinkage : float
         s, in examples, above 0.
     """
@@ -52,8 +55,9 @@ class RunningRisks:
         if not 0.0 <= number("decay", decay) < 1.0:
             raise InputError(f"decay must lie in [0, 1); got {decay}.")
         self.shrinkage = positive("shrinkage", shrinkage)
-        self._smooth = _RunningSums(decay)
-        self._hard = _RunningSums(decay)
+        self.decay = decay
+        self._smooth, self._hard = _RunningSums(), _RunningSums()
+        self._cells: Tensor | None = None  # sizes of those of the step so far
 
     def __call__(
         self,
@@ -63,23 +67,33 @@ class RunningRisks:
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """Value and gradient on a batch, which joins the running sums."""
+        """Value and gradient on a batch, whose finite sums join the running ones."""
         total, mass = self.objective.sums(logits, target, groups, sample_weight)
         if self.objective.linear:
             return self.objective.value(total, mass, smoothly=True)
         wrong = (logits.argmax(dim=1) != target).to(total.dtype)
         hard = group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
-        now, seen = self._smooth.risks_with(total.detach(), mass)
-        hard_now, _ = self._hard.risks_with(*hard)
-        sizes = self._sizes(seen, groups is not None)
-        now.requires_grad_()
+        finite = total.detach().isfinite()  # of a network that diverged nothing stays
+        self._smooth.add(*(torch.where(finite, t, 0.0) for t in (total.detach(), mass)))
+        self._hard.add(*(torch.where(finite, t, 0.0) for t in hard))
+        self._cells = sizes = self._sizes(groups is not None)
+        now = self._smooth.risks().requires_grad_()
         with torch.enable_grad():
             value = self.objective.value(self._shrunk(now, sizes), sizes, smoothly=True)
             (slopes,) = torch.autograd.grad(value, now)
-        with torch.no_grad():
-            self.objective = self.objective.adapted(self._shrunk(hard_now, sizes), sizes)
         risks = total / torch.where(mass > 0, mass, 1.0)
         return value.detach() + (slopes[: len(total)] * (risks - risks.detach())).sum()
+
+    def end_step(self) -> None:
+        """The upper step is done: what adapts to the risks does, and the sums fade."""
+        if self._cells is None:
+            return
+        with torch.no_grad():
+            hard = self._shrunk(self._hard.risks(), self._cells)
+            self.objective = self.objective.adapted(hard, self._cells)
+        for sums in (self._smooth, self._hard):
+            sums.fade(self.decay)
+        self._cells = None
 
     def hard(self, *args: Any, **options: Any) -> float:
         """As `Objective.hard`, of the batch alone."""
@@ -105,7 +119,7 @@ class RunningRisks:
         mean = risks[sizes > 0].mean()
         return sizes * (sizes * risks + self.shrinkage * mean) / (sizes + self.shrinkage)
 
-    def _sizes(self, seen: Tensor, grouped: bool) -> Tensor:
+    def _sizes(self, grouped: bool) -> Tensor:
         """Validation examples per group and class, 0 where none was seen."""
         mass = self._smooth.mass
         assert mass is not None
@@ -114,26 +128,33 @@ class RunningRisks:
         table = torch.as_tensor(self.counts, dtype=mass.dtype, device=mass.device)
         if not grouped:
             table = table.sum(dim=0, keepdim=True)
-        return torch.where(seen, _rows(table, len(mass))[: len(mass)], 0.0)
+        return torch.where(mass > 0, _rows(table, len(mass))[: len(mass)], 0.0)
 
 
 class _RunningSums:
-    """Sums per group and class, in which older batches fade."""
+    """Sums of a loss and of the examples' weights per group and class, in which older ones fade."""
 
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
+    def __init__(self) -> None:
         self.total: Tensor | None = None
         self.mass: Tensor | None = None
 
-    def risks_with(self, total: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a batch; the risks ``(g, k)`` now, and which cells were ever seen."""
+    def add(self, total: Tensor, mass: Tensor) -> None:
         if self.total is not None and self.mass is not None:
             rows = max(len(total), len(self.total))  # a batch may lack the last groups
-            total = _rows(total, rows) + self.decay * _rows(self.total.to(total), rows)
-            mass = _rows(mass, rows) + self.decay * _rows(self.mass.to(mass), rows)
+            total = _rows(total, rows) + _rows(self.total.to(total), rows)
+            mass = _rows(mass, rows) + _rows(self.mass.to(mass), rows)
         self.total, self.mass = total, mass
-        seen = mass > 0
-        return total / torch.where(seen, mass, 1.0), seen
+
+    def risks(self) -> Tensor:
+        """Mean losses ``(g, k)``, 0 where nothing was seen."""
+        assert self.total is not None
+        assert self.mass is not None
+        return self.total / torch.where(self.mass > 0, self.mass, 1.0)
+
+    def fade(self, share: float) -> None:
+        assert self.total is not None
+        assert self.mass is not None
+        self.total, self.mass = share * self.total, share * self.mass
 
     def state_dict(self) -> dict[str, Any]:
         return {"total": self.total, "mass": self.mass}

@@ -14,7 +14,14 @@ from autobalance.report.record import Run, array_of
 from autobalance.report.statistics import Z95
 from autobalance.report.status import heading, warning
 from autobalance.report.tables import Table, parameters_table
-from autobalance.report.text import in_sentence, objective_name, sentences, start_name
+from autobalance.report.text import (
+    SAME_ERROR,
+    in_sentence,
+    objective_name,
+    objective_then_and_now,
+    sentences,
+    start_name,
+)
 
 WIDTH = 88
 _SHOWN = 5  # classes named in a sentence
@@ -30,6 +37,7 @@ _SYMBOLS = {
     "tau": "the strength τ of ℓ",
     "tau_class": "the strength τ_c of ℓ over classes",
     "tau_group": "the strength τ_g of ℓ within groups",
+    "rho": "the share ρ that the weights carry",
     "gamma": "the strength γ of δ",
     "eps": "the deviation of ℓ",
     "additive": "the deviation of ℓ",
@@ -232,7 +240,7 @@ def calibration_sentences(run: Run) -> list[str]:
 
 def cautions(run: Run) -> list[str]:
     """What beside `status.warning` to be careful about, each with a remedy."""
-    found = [few_held_out(run), saturated(run), unsettled(run), far_from_prior(run)]
+    found = [few_held_out(run), risen(run), saturated(run), unsettled(run), far_from_prior(run)]
     return [text for text in found if text]
 
 
@@ -264,6 +272,18 @@ def few_held_out(run: Run) -> str | None:
         f"Fewer than {_FEW} examples were held out of these {kind}: {_some(names)}. What the search "
         f"makes of so small a {one} is mostly noise, which the prior alone holds in check. "
         f"{remedy[:1].upper()}{remedy[1:]}"
+    )
+
+
+def risen(run: Run) -> str | None:
+    """Whether validation data, which nothing else has judged, say that the search did not help."""
+    ends = objective_then_and_now(run)
+    if ends is None or ends[1] - ends[0] <= SAME_ERROR or run.candidates or run.after:
+        return None
+    return (
+        f"The {objective_name(run)} on validation data rose during the search: the network may be "
+        "overfitting, or the validation data too small to guide it. Compare the loss with its start "
+        "before using it, by `autobalance compare` or with --search.folds 3."
     )
 
 

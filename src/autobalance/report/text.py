@@ -33,7 +33,7 @@ _SCORE = {
     "worst_group_error": ("worst_group_error", "worst group error"),
 }
 _SAME_SLOPE = 0.05
-_SAME_ERROR = 0.01  # a change of the validation error that is not worth a word
+SAME_ERROR = 0.01  # a change of the validation error that is not worth a word
 
 
 def objective_name(run: Run) -> str:
@@ -258,19 +258,27 @@ def _unmeasured(run: Run) -> str:
     return f"On test data the {_score(run)[1]} was not measured; for that of groups give --groups."
 
 
-def _on_validation(run: Run) -> str:
+def objective_then_and_now(run: Run) -> tuple[float, float] | None:
+    """The objective's 0-1 form on validation data, means over the search's first and last quarter."""
     hard = run.curves["hard_objective"]
     hard = hard[np.isfinite(hard)]
     if len(hard) < 2:
-        return _unmeasured(run)
+        return None
     few = max(1, len(hard) // 4)
-    begin, end = float(hard[:few].mean()), float(hard[-few:].mean())
+    return float(hard[:few].mean()), float(hard[-few:].mean())
+
+
+def _on_validation(run: Run) -> str:
+    ends = objective_then_and_now(run)
+    if ends is None:
+        return _unmeasured(run)
+    begin, end = ends
     means = "means over the first and the last quarter of the search"
     where = (
         f"On the validation data that guided the search, the {objective_name(run)} of the network "
         "in training"
     )
-    if abs(end - begin) <= _SAME_ERROR:
+    if abs(end - begin) <= SAME_ERROR:
         return (
             f"{where} stayed about the same: {percent(begin)}, then {percent(end)} ({means}). By this "
             f"measure the search gained nothing. {_unmeasured(run)}"
@@ -281,8 +289,4 @@ def _on_validation(run: Run) -> str:
             f"{where} fell {path}. Some of that is the network learning, so it does not say what the "
             f"loss brings. {_unmeasured(run)}"
         )
-    return (
-        f"{where} rose {path}. By this measure the search did not help: the network may be "
-        "overfitting, or the validation data too small to guide it. Compare the loss with its start "
-        f"before using it. {_unmeasured(run)}"
-    )
+    return f"{where} rose {path}. By this measure the search did not help. {_unmeasured(run)}"
