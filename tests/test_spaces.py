@@ -400,6 +400,27 @@ def test_importance_moves_the_start_to_what_is_consistent_for_it() -> None:
     assert torch.isfinite(default_space([60, 30, 10], importance=[1, 0, 1])().additive).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "counts", "changes"),
+    [
+        (
+            HierarchicalSpace,
+            [5, 3, 2],
+            {"tau": 0.5, "rho": 0.1, "sigma_rho": 0.3, "sigma_tau": 1.0},
+        ),
+        (ClassSpace, [5, 3, 2], {"tau": 0.5, "sigmoid": True, "sigma": 1.0, "learn": ("weight",)}),
+        (ClusterSpace, [5, 3, 2], {"size": 1, "sigma": 1.0}),
+        (GroupSpace, [[5, 3]] * 2, {"tau_class": 0.5, "tau_group": 0.0, "sigma_eps": 1.0}),
+    ],
+)
+def test_a_repr_tells_the_options(kind: Any, counts: Any, changes: dict[str, Any]) -> None:
+    """A resumed search is known by it to be the same."""
+    given = {"size": 2} if kind is ClusterSpace else {}
+    texts = [repr(kind(counts, **{**given, **change})) for change in
+             [{}, *({name: value} for name, value in changes.items())]]  # fmt: skip
+    assert len(set(texts)) == len(texts)
+
+
 def test_deviations_are_held_less_where_the_start_is_not_consistent() -> None:
     mean, worst = (default_space([5, 3], linear=linear).priors() for linear in (True, False))
     assert (mean.pop("eps"), worst.pop("eps")) == ((0.0, 0.5), (0.0, 2.0))

@@ -297,7 +297,8 @@ class ClassSpace(DesignSpace):
         super().__init__(counts, learn)
         self.sigmoid = sigmoid
         self.sigma = None if sigma is None else positive("sigma", sigma)
-        self.register_buffer("start", finite_number("tau", tau) * self._log_prior())
+        self.tau = float(finite_number("tau", tau))
+        self.register_buffer("start", self.tau * self._log_prior())
         free = self._free_shape()
         if "additive" in self.learns:
             self.additive = nn.Parameter(torch.zeros(free))
@@ -305,6 +306,12 @@ class ClassSpace(DesignSpace):
             self.raw_delta = nn.Parameter(torch.full(free, 1.0 if sigmoid else 0.0))
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(free))
+
+    def extra_repr(self) -> str:
+        return (
+            f"learn={self.learns}, tau={self.tau:g}, sigmoid={self.sigmoid}, sigma={self.sigma}, "
+            f"free={tuple(self._free_shape())}"
+        )
 
     def _log_prior(self) -> Tensor:
         return (self.counts / self.counts.sum(dim=-1, keepdim=True)).clamp(min=1e-12).log()
@@ -416,6 +423,13 @@ class GroupSpace(DesignSpace):
             self.log_delta = nn.Parameter(torch.zeros(shape))
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(shape))
+
+    def extra_repr(self) -> str:
+        starts = ", ".join(f"{name}={value:g}" for name, value in self.starts.items())
+        return (
+            f"learn={self.learns}, {starts}, sigma_tau={self.sigma_tau:g}, "
+            f"sigma_eps={self.sigma_eps:g}"
+        )
 
     def forward(self) -> LossParameters:
         prior = self.counts.sum(dim=0) / self.counts.sum()
