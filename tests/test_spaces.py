@@ -203,6 +203,26 @@ def test_the_prior_on_rho_is_around_its_start() -> None:
     assert space.penalty().item() == pytest.approx(1.0 / (2 * 0.25))
 
 
+def test_a_searched_rho_acts_up_to_a_half_or_its_start() -> None:
+    for start, most in ((0.2, 0.5), (0.8, 0.8)):
+        space = HierarchicalSpace([9, 3, 1], rho=start).double()
+        there = HierarchicalSpace([9, 3, 1], rho=most, sigma_rho=None).double()
+        with torch.no_grad():
+            space.rho.fill_(0.9)  # type: ignore[union-attr]
+        now, bounded = space(), there()
+        assert now.additive is not None
+        assert now.weight is not None
+        torch.testing.assert_close(now.additive, bounded.additive)
+        torch.testing.assert_close(now.weight, bounded.weight)
+        assert space.values()["rho"] == pytest.approx(most)
+        # Nothing holds it there: the loss has no slope beyond, the prior leads back.
+        (now.weight.square().sum() + now.additive.square().sum() + space.penalty()).backward()
+        assert space.rho.grad.item() == pytest.approx(0.9 - start)  # type: ignore[union-attr]
+        with torch.no_grad():
+            space.rho.fill_(-0.3)  # type: ignore[union-attr]
+        assert space.values()["rho"] == pytest.approx(-0.3)
+
+
 def test_no_weight_is_0_however_far_the_correction_goes() -> None:
     space = HierarchicalSpace([9, 3, 1], learn=("additive", "weight"))
     with torch.no_grad():

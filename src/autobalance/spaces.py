@@ -126,6 +126,11 @@ def prior_strength(effective_size: float) -> float:
 SpaceFactory = Callable[[np.ndarray], DesignSpace]
 """From training counts, ``(k,)`` or ``(g, k)``, to a space."""
 
+MOST_RHO = 0.5
+"""A searched rho goes no further, unless it starts there. On the datasets that defaults are developed on
+more gains nothing, and a training far from its end asked for 0.68, which cost 2 points:
+`docs/experiments.md`, "Weights and adjustments at once"."""
+
 
 class HierarchicalSpace(DesignSpace):
     r"""Shared strengths plus shrunken deviations per class. The default.
@@ -137,10 +142,11 @@ class HierarchicalSpace(DesignSpace):
         \log \delta_k = \gamma \log(n_k / n_{max}) + \epsilon'_k
 
     u is how much each class's odds are corrected, rho the share of it that the weights carry: 0 is
-    logit adjustment (LA), 1 class weights; it may leave [0, 1]. It starts at tau = 1, gamma = 0 and
-    no deviations: with omega = 1 that is consistent for the balanced error whatever rho is (Menon
-    et al., 2021, theorem 1 with delta_k = pi_k^(1 - rho)), and else for the error weighted by omega.
-    With a ``(g, k)`` table of counts see `GroupSpace`.
+    logit adjustment (LA), 1 class weights; searched, it ends at most at 0.5 (or its start, if that is
+    more) and may fall below 0. It starts at tau = 1, gamma = 0 and no deviations: with omega = 1 that
+    is consistent for the balanced error whatever rho is (Menon et al., 2021, theorem 1 with
+    delta_k = pi_k^(1 - rho)), and else for the error weighted by omega. With a ``(g, k)`` table of
+    counts see `GroupSpace`.
 
     Parameters
     ----------
@@ -190,6 +196,7 @@ class HierarchicalSpace(DesignSpace):
         self.start = float(finite_number("tau", tau))
         self.sigma_rho = None if sigma_rho is None else positive("sigma_rho", sigma_rho)
         self.start_rho = float(zero_to_one("rho", rho))
+        self.most_rho = max(MOST_RHO, self.start_rho)
         self.rho: Tensor | float = self.start_rho
         self.deviations = deviations
         if not deviations and "weight" in self.learns:
@@ -231,12 +238,23 @@ class HierarchicalSpace(DesignSpace):
             multiplicative = (
                 shared + _centred(self.log_delta) if self.deviations else shared
             ).exp()
+        rho = self._share()
         if self._weighs:
-            log_weight = -self.rho * correction
+            log_weight = -rho * correction
             if "weight" in self.learns:
                 log_weight = log_weight + _centred(self.log_weight)
             weight = self._mean_one(log_weight)
-        return LossParameters(weight, (1.0 - self.rho) * correction, multiplicative)
+        return LossParameters(weight, (1.0 - rho) * correction, multiplicative)
+
+    def _share(self) -> Tensor | float:
+        """Where rho acts; a step beyond the most it may be has no effect, and the prior takes it back."""
+        return self.rho.clamp(max=self.most_rho) if isinstance(self.rho, Tensor) else self.rho
+
+    def values(self) -> dict[str, list[Any]]:
+        found = super().values()
+        if isinstance(self.rho, Tensor):
+            found["rho"] = self.rho.detach().clamp(max=self.most_rho).tolist()
+        return found
 
     def priors(self) -> dict[str, tuple[float, float]]:
         shared = {"tau": (self.start, self.sigma_tau), "gamma": (0.0, self.sigma_tau)}
