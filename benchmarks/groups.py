@@ -19,6 +19,9 @@ rows: the lowest DEO among those whose balanced error is at most 2 points above 
 adjustment there; "..._equal" is the same choice with 0.5 points. The network measured on test
 rows is then trained on all training rows.
 
+"ceiling" is no method: the decisions whose prices are found on the test rows themselves, from the network
+of "autobalance_posterior". Nothing that decides by this network's p(class, group | x) can do better there.
+
 --noise draws, for every split there is, errors of a classifier whose true rates are the same in all
 groups (group-wise logit adjustment's over the classes), and gives the DEO that such a one would measure
 on these test rows: what small cells alone do.
@@ -46,8 +49,15 @@ from autobalance.comparison.datasets import definition_of, load_problem
 from autobalance.comparison.methods import METHODS as LOSSES
 from autobalance.comparison.methods import Task
 from autobalance.data.batches import ArrayData
-from autobalance.decisions import cell_posterior
-from autobalance.evaluation import Evaluated, evaluate_model
+from autobalance.decisions import (
+    POINTS,
+    CellDecision,
+    CellPosterior,
+    Decided,
+    DecisionShares,
+    cell_posterior,
+)
+from autobalance.evaluation import Evaluated, evaluate_model, evaluate_probabilities
 from autobalance.fairness.baselines import METHODS as GROUP_LOSSES
 from autobalance.fairness.baselines import exponentiated_gradient, threshold_optimizer
 from autobalance.fairness.hypervolume import hypervolume
@@ -55,12 +65,14 @@ from autobalance.files import write_atomically
 from autobalance.searching import search, splits_of
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.sweeping import MIXES, Frontier, baselines, frontier
+from autobalance.training import predict_logits
 
 REFERENCE = (50.0, 60.0)
 BOUND = 0.1
 EPSILONS = (0.005, 0.02, 0.1)
 SMALLEST_CELL = 50
 NEAR, EQUAL = 0.02, 0.005  # balanced error above that of group-wise logit adjustment
+CEILING = "ceiling"
 LINES = "points.jsonl"
 
 
@@ -199,7 +211,11 @@ def _swept(split: Split) -> Frontier:
 
 
 def _posterior(split: Split) -> Iterator[Point]:
-    """Decisions from one network's p(class, group | x), under bounds from none to 0."""
+    """Decisions from one network's p(class, group | x), under bounds from none to 0.
+
+    Their errors are those expected over draws, as the reduction's are; then what prices found on the test
+    rows themselves would give.
+    """
     task = split.task
     learned = cell_posterior(
         task.network, task.data, recipe=task.recipe, seed=task.seed, device="cpu",
@@ -208,11 +224,33 @@ def _posterior(split: Split) -> Iterator[Point]:
     decisions = {f"point {i}": d for i, d in enumerate(learned.frontier())}
     for name, found in decisions.items():
         yield Point(
-            "autobalance_posterior", name, evaluate_model(found.network, split.test),
+            "autobalance_posterior", name, expected(found.network, split.test),
             (found.held_out.balanced_error, found.held_out.deo),
         )  # fmt: skip
-    worst = learned.with_lowest_worst_cell()
-    yield Point("autobalance_posterior_worst", "", evaluate_model(worst.network, split.test))
+    worst = learned.with_lowest_worst_cell().network
+    yield Point("autobalance_posterior_worst", "", expected(worst, split.test))
+    for name, found in {
+        f"point {i}": d for i, d in enumerate(ceiling(learned, split.test))
+    }.items():
+        judged = found.held_out.balanced_error, found.held_out.deo
+        yield Point(CEILING, name, found.held_out, judged)
+
+
+def expected(decision: CellDecision, data: ArrayData) -> Evaluated:
+    """Errors over draws."""
+    shares = predict_logits(DecisionShares(decision), data.inputs)
+    return evaluate_probabilities(shares.numpy(), data)
+
+
+def ceiling(learned: CellPosterior, test: ArrayData) -> list[Decided]:
+    """No method: what the best prices for these very test rows would give with this network."""
+    cells = predict_logits(learned.network, test.inputs).double().softmax(dim=1)
+    seen = replace(
+        learned,
+        held_out=cells.numpy().reshape(-1, *learned.held_out.shape[1:]),
+        cells=test.cells().numpy(),
+    )
+    return seen.frontier(2 * POINTS)
 
 
 def _frontier(split: Split) -> Iterator[Point]:

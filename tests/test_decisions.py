@@ -17,6 +17,7 @@ from autobalance.data.batches import ArrayData
 from autobalance.decisions import (
     CellDecision,
     CellPosterior,
+    DecisionShares,
     _program,
     cell_posterior,
 )
@@ -222,6 +223,25 @@ def test_the_draw_is_even_and_a_function_of_the_features() -> None:
         for i in range(3):
             alone = CellDecision(model.network, weights[i : i + 1])
             torch.testing.assert_close(scores[drawn == i], alone(inputs[drawn == i]))
+
+
+def test_decision_shares_are_how_often_each_class_is_decided() -> None:
+    weights = np.random.default_rng(0).normal(size=(3, 2, 4))
+    shares = [0.5, 0.3, 0.2]
+    inputs, network = torch.randn(50, 3), nn.Linear(3, 8)
+    with torch.no_grad():
+        found = DecisionShares(CellDecision(network, weights, shares))(inputs)
+        by_hand = sum(
+            p
+            * nn.functional.one_hot(
+                CellDecision(network, a[None])(inputs).argmax(dim=1), 4
+            ).double()
+            for a, p in zip(weights, shares, strict=True)
+        )
+        one = DecisionShares(CellDecision(network, weights[:1]))(inputs)
+    torch.testing.assert_close(found, by_hand)
+    assert (found.max(dim=1).values < 1.0).any()  # the three do not always agree
+    assert set(one.unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("shares", [[0.5, 0.6], [1.0], [-0.5, 1.5], [float("nan"), 1.0]])

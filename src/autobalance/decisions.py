@@ -137,6 +137,23 @@ class ClassLogits(nn.Module):
         return self.decision.probabilities(inputs).clamp_min(1e-30).log()
 
 
+class DecisionShares(nn.Module):
+    """How often each class is decided over many draws, shape ``(n, k)``; one-hot without a draw.
+
+    `autobalance.evaluation.evaluate_probabilities` makes expected errors of them, without the noise of
+    one draw.
+    """
+
+    def __init__(self, decision: CellDecision) -> None:
+        super().__init__()
+        self.decision = decision
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scores = torch.einsum("ngk,mgk->mnk", self.decision.cells(inputs), self.decision.weights)
+        decided = nn.functional.one_hot(scores.argmax(dim=2), scores.shape[2]).double()
+        return torch.einsum("m,mnk->nk", self.decision.shares, decided)
+
+
 @dataclass(frozen=True)
 class Decided:
     """A decision, and what it is worth on held-out data.
