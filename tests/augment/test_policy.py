@@ -83,7 +83,7 @@ both_kinds = pytest.mark.parametrize(
 
 
 @both_kinds
-@pytest.mark.parametrize("gate", ["relaxed", "straight_through"])
+@pytest.mark.parametrize("gate", ["relaxed", "hard"])
 def test_each_example_uses_its_own_class(
     operations: Sequence[Operation], inputs: Tensor, gate: str
 ) -> None:
@@ -172,9 +172,10 @@ def test_a_class_without_examples_keeps_the_shared_strengths() -> None:
         graded = torch.tensor([o.graded or values is policy.tables()[0] for o in policy.operations])
         torch.testing.assert_close(values[1][graded], torch.sigmoid(shared)[graded])
         assert not torch.allclose(values[0], values[1])
-    found = drawn(policy, pictures(), labels())
+    found, chance = policy.drawn(pictures(), labels())
+    assert chance is not None
     assert torch.isfinite(found).all()
-    gradients = torch.autograd.grad(found.square().sum(), list(policy.parameters()))
+    gradients = torch.autograd.grad(found.square().sum() + chance.sum(), list(policy.parameters()))
     assert all(torch.isfinite(g).all() for g in gradients)
     assert not gradients[2][1].any()
 
@@ -182,7 +183,7 @@ def test_a_class_without_examples_keeps_the_shared_strengths() -> None:
 # Gates ------------------------------------------------------------------------------------------
 
 
-def test_straight_through_gates_act_as_often_as_the_probability_says() -> None:
+def test_hard_gates_act_as_often_as_the_probability_says() -> None:
     probability = [[0.2], [0.7]]
     flip = Augmentation([Flip()], probability, probability)
     inputs = torch.rand(4000, 1, 1, 2)
@@ -204,7 +205,7 @@ def test_relaxed_gates_blend() -> None:
 
 def test_both_gates_have_the_same_noise() -> None:
     """At a low temperature the relaxed gate is the hard one."""
-    hard = moved(gate="straight_through")
+    hard = moved(gate="hard")
     soft = copy.deepcopy(hard)
     soft.draw = type(hard.draw)("relaxed", 1e-9, (0.0, 1.0))
     batch = pictures(), labels()
@@ -274,15 +275,20 @@ class Step(TensorOperation):
         return inputs + strength[:, None]
 
 
-@pytest.mark.parametrize("gate", ["relaxed", "straight_through"])
+@pytest.mark.parametrize("gate", ["relaxed", "hard"])
 def test_the_gradient_is_that_of_the_mean_over_draws(gate: str) -> None:
     """The mean is p m / 2: exact for m, and for p up to the relaxed gate's bias."""
     policy = AugmentationPolicy(
         [1, 1], [Step()], magnitude=0.6, gate=gate, temperature=0.1, personalised=False
     ).double()
     inputs = torch.zeros(20000, 1, dtype=torch.float64)
-    mean = drawn(policy, inputs, torch.zeros(20000, dtype=torch.int64)).mean()
+    torch.manual_seed(0)
+    seen, chance = policy.drawn(inputs, torch.zeros(20000, dtype=torch.int64))
+    mean = seen.mean()
     assert float(mean.detach()) == pytest.approx(0.5 * 0.6 / 2, abs=0.005)
+    assert (chance is None) == (gate == "relaxed")
+    if chance is not None:
+        mean = mean + (chance * (seen[:, 0] - mean).detach()).mean()
     p, m = torch.autograd.grad(mean, [policy.shared_probability, policy.shared_magnitude])
     assert float(p) == pytest.approx(0.25 * 0.6 / 2, rel=0.1)
     assert float(m) == pytest.approx(0.24 * 0.5 / 2, rel=0.05)
@@ -319,7 +325,7 @@ def test_the_range_may_differ_by_channel_and_changes_only_the_units() -> None:
     plain = moved()
     low, high = [-2.0, -1.0, 0.5], [2.0, 3.0, 0.75]
     standardised = copy.deepcopy(plain)
-    standardised.draw = type(plain.draw).checked("straight_through", 0.5, (low, high))
+    standardised.draw = type(plain.draw).checked("hard", 0.5, (low, high))
     a, b = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (low, high))
     inputs = pictures()
     expected = a + (b - a) * drawn(plain, inputs, labels())
@@ -384,7 +390,7 @@ def test_penalty_is_the_gaussian_log_prior() -> None:
 
 @both_kinds
 @pytest.mark.parametrize("counts", [COUNTS, BY_GROUP], ids=["class", "cell"])
-@pytest.mark.parametrize("gate", ["relaxed", "straight_through"])
+@pytest.mark.parametrize("gate", ["relaxed", "hard"])
 def test_frozen_draws_as_the_policy_does(
     operations: Sequence[Operation], inputs: Tensor, counts: Any, gate: str
 ) -> None:
@@ -493,7 +499,7 @@ def tables_of(value: float, shape: tuple[int, ...] = (2, 1)) -> Tensor:
         (lambda: AugmentationPolicy(COUNTS, ["flip"]), "nothing else; got a str"),  # pyright: ignore
         (lambda: moved(operations=[Flip(), Flip()]), "flip is there twice"),
         (lambda: moved(operations=[Flip(), GaussianNoise()]), "all for images or all for tensors"),
-        (lambda: moved(gate="hard"), "gate must be one of"),
+        (lambda: moved(gate="soft"), "gate must be one of"),
         (lambda: moved(value_range=(1, 0)), "low below high"),
         (lambda: moved(value_range=3), "low below high"),
         (lambda: moved(clusters=0), "clusters must be at least 1"),

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment import AugmentationPolicy, GaussianNoise, Mixup, SphericalNoise
+from autobalance.augment import AugmentationPolicy, Flip, GaussianNoise, Mixup, SphericalNoise
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 from autobalance.hypergrad import Exact, Identity, SingleLoop, Solver, hypergradient, system
+from autobalance.hypergrad.implicit import advantage
 from autobalance.hypergrad.system import TrainingSystem, flatten, unflatten
 from autobalance.objectives import BalancedError, SmoothError
 from autobalance.spaces import HierarchicalSpace
@@ -124,6 +125,44 @@ def test_equals_finite_differences_of_retraining(monkeypatch: Any) -> None:
     strengths = flatten(found.gradients[-len(list(augment.parameters())) :])
     assert float(expected.norm()) > 1e-3
     assert float((strengths - expected).norm() / expected.norm()) < 1e-3
+
+
+def test_hard_gates_have_the_derivative_of_the_mean_over_draws() -> None:
+    """Without BatchNorm the slope is a sum over examples, each with its picture or the mirrored one."""
+    model, loss, batch = network("mlp"), class_loss(), images(40)
+    q = vector(sum(p.numel() for p in leaves(model)))
+    augment = AugmentationPolicy(COUNTS, [Flip()], gate="hard", value_range=(-9, 9)).double()
+    scatter(augment)
+
+    def slopes(inputs: Tensor) -> Tensor:
+        given = TrainingSystem(
+            model, [(inputs, lambda f: loss.at(loss.space(), f, batch.target))], [], 0.0
+        )
+        with system.borrowed(model):
+            return given.slopes(given.tangent(q))[0]
+
+    change = slopes(batch.inputs.flip(-1)) - slopes(batch.inputs)
+    chance = augment.tables()[0][batch.target, 0]
+    expected = torch.autograd.grad(chance @ change, list(augment.parameters()), allow_unused=True)
+    torch.manual_seed(0)
+    draws: dict[int, list[Tensor]] = {}
+    for _ in range(2000):
+        seen, log_probability = augment.drawn(batch.inputs, batch.target)
+        assert log_probability is not None
+        weights = advantage(slopes(seen), batch.target)
+        found = torch.autograd.grad(
+            log_probability, list(augment.parameters()), weights, allow_unused=True
+        )
+        for i, gradient in enumerate(found):
+            if gradient is not None:
+                draws.setdefault(i, []).append(gradient)
+    assert draws
+    for i, gradients in draws.items():
+        drawn = torch.stack(gradients)
+        error = drawn.std(dim=0) / len(drawn) ** 0.5
+        assert ((drawn.mean(dim=0) - expected[i]).abs() < 4 * error + 1e-12).all()
+        # The test can tell: the derivative is many errors from 0, or from its opposite.
+        assert float((expected[i].abs() / error.clamp(min=1e-12)).max()) > 10
 
 
 def test_the_loss_has_the_gradient_that_it_has_on_the_augmented_batch() -> None:

@@ -89,6 +89,11 @@ def collapsed(record: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def augmented(record: dict[str, Any]) -> None:
+    strengths = {"flip": {"probability": 0.5}}
+    record["search"]["augment"] = {"per_class": {str(k): strengths for k in range(3)}}
+
+
 def stopped(record: dict[str, Any]) -> None:
     record["search"]["status"] = record["status"] = "interrupted"
 
@@ -112,6 +117,7 @@ def stopped(record: dict[str, Any]) -> None:
         (edge, "δ of class 1 (1.00, between 0 and 1), δ of class 2 (0.00", "on test data"),
         (collapsed, "predicts class 0 for every held-out example", "lower --recipe.lr"),
         (stopped, "The search was interrupted", "best estimate"),
+        (augmented, "The learned augmentation was not set against none.", "--augment none"),
     ],
 )
 def test_each_warning_comes_with_its_remedy(change: Any, said: str, remedy: str) -> None:

@@ -16,6 +16,7 @@ from autobalance.augment.choice import (
     as_augmentation,
     augmented,
     described,
+    drawn,
     frozen,
     restored,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "by_hand",
     "default_policy",
     "described",
+    "drawn",
     "frozen",
     "image_operations",
     "restored",

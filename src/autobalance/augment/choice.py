@@ -73,14 +73,21 @@ def augmented(augment: nn.Module | None, batch: Batch) -> Any:
     InputError
         If an augmentation meets inputs that are not one tensor.
     """
+    return drawn(augment, batch)[0]
+
+
+def drawn(augment: nn.Module | None, batch: Batch) -> tuple[Any, Tensor | None]:
+    """As `augmented`, and the log probability of a policy's hard gates, see `AugmentationPolicy.drawn`."""
     if augment is None:
-        return batch.inputs
+        return batch.inputs, None
     if not isinstance(batch.inputs, Tensor):
         raise InputError(
             f"An augmentation takes inputs of one tensor; got {type(batch.inputs).__name__}. "
             "Augment in the data loader, or train without augment."
         )
-    return augment(batch.inputs, batch.target, batch.groups)
+    if isinstance(augment, AugmentationPolicy):
+        return augment.drawn(batch.inputs, batch.target, batch.groups)
+    return augment(batch.inputs, batch.target, batch.groups), None
 
 
 def frozen(augment: nn.Module | None) -> nn.Module | None:

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autobalance.augment.images import GeometricOperation, warp
 from autobalance.augment.operations import Operation, domain_of
 from autobalance.checks import InputError, one_of, positive
 
-Gate = Literal["relaxed", "straight_through"]
-GATES = ("relaxed", "straight_through")
+Gate = Literal["hard", "relaxed"]
+GATES = ("hard", "relaxed")
 Bound = float | tuple[float, ...]
 ValueRange = tuple[Bound, Bound]
 
@@ -28,16 +28,15 @@ class Draw:
 
     Attributes
     ----------
-    gate : {"straight_through", "relaxed"}
-        Whether an example passes an operation entirely or not at all, with the relaxed gate's
-        derivative, or is let through in part by the relaxed gate itself.
+    gate : {"hard", "relaxed"}
+        Whether an example passes an operation entirely or not at all, or in part, by a relaxed gate.
     temperature : float
         Of the relaxed gate, sigmoid((logit p + logistic noise) / temperature).
     value_range : tuple
         Lowest and highest value of images: numbers, or one number per channel.
     """
 
-    gate: Gate = "straight_through"
+    gate: Gate = "hard"
     temperature: float = 0.5
     value_range: ValueRange = (0.0, 1.0)
 
@@ -189,8 +188,10 @@ def apply_operations(
     target: Tensor,
     groups: Tensor | None,
     draw: Draw,
-) -> Tensor:
-    """The batch after one random draw of all operations.
+) -> tuple[Tensor, Tensor | None]:
+    """The batch after one random draw of all operations, and the gates' log probability ``(n,)``.
+
+    The latter where it can be differentiated, and the batch cannot: with hard gates of free parameters.
 
     Parameters
     ----------
@@ -209,10 +210,10 @@ def apply_operations(
             f"Augmentation needs one class index per example; got {len(target)} for {len(inputs)}."
         )
     if not len(inputs):
-        return inputs
+        return inputs, None
     x = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
     image = domain_of(operations) == "image"
-    strength = _strengths(
+    strength, log_probability = _strengths(
         operations,
         row_of(logit.to(x.dtype), target, groups),
         row_of(magnitude.to(x.dtype), target, groups),
@@ -224,24 +225,28 @@ def apply_operations(
         x = from_unit(x.clamp(0.0, 1.0), draw)
     else:
         x = _applied(operations, x, strength)
-    return x.to(inputs.dtype)
+    return x.to(inputs.dtype), log_probability
 
 
 def _strengths(
     operations: Sequence[Operation], logit: Tensor, magnitude: Tensor, draw: Draw
-) -> Tensor:
-    """Strength of each operation for each example, ``(n, m)``, in the operation's unit."""
+) -> tuple[Tensor, Tensor | None]:
+    """Strength of each operation for each example, ``(n, m)``, in its unit; the gates' log probability."""
     drawn = torch.rand(2, *logit.shape, dtype=logit.dtype, device=logit.device)
     eps = torch.finfo(logit.dtype).eps
     noisy = logit + torch.logit(drawn[0].clamp(eps, 1.0 - eps))
-    gate = torch.sigmoid(noisy / draw.temperature)
-    if draw.gate == "straight_through":
-        gate = (noisy > 0).to(gate.dtype) + (gate - gate.detach())
+    log_probability = None
+    if draw.gate == "relaxed":
+        gate = torch.sigmoid(noisy / draw.temperature)
+    else:
+        gate = (noisy > 0).to(logit.dtype)
+        if logit.requires_grad:  # else it may be infinite
+            log_probability = (gate * logit - nn.functional.softplus(logit)).sum(dim=1)
     signed = logit.new_tensor([float(o.signed) for o in operations])
     limit = logit.new_tensor([o.limit for o in operations])
     graded = torch.tensor([o.graded for o in operations], device=logit.device)
     size = magnitude * limit * (drawn[1] * (1.0 + signed) - signed)
-    return gate * torch.where(graded, size, torch.ones_like(size))
+    return gate * torch.where(graded, size, torch.ones_like(size)), log_probability
 
 
 def _applied(operations: Sequence[Operation], x: Tensor, strength: Tensor) -> Tensor:

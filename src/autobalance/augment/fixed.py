@@ -71,7 +71,7 @@ class Augmentation(nn.Module):
     probability, magnitude : array-like
         p and m in [0, 1], shape ``(k, m)``, or ``(g, k, m)`` where the example's group picks the
         row. Operations without a magnitude, such as `Flip`, ignore theirs.
-    gate : {"straight_through", "relaxed"}
+    gate : {"hard", "relaxed"}
         As for `AugmentationPolicy`. Train with the gates of the search.
     temperature : float
         Of relaxed gates.
@@ -95,7 +95,7 @@ class Augmentation(nn.Module):
         probability: Any,
         magnitude: Any,
         *,
-        gate: str = "straight_through",
+        gate: str = "hard",
         temperature: float = 0.5,
         value_range: Any = (0.0, 1.0),
     ) -> None:
@@ -126,9 +126,10 @@ class Augmentation(nn.Module):
             checked_values(inputs, self.operations, self.draw)
             self._values_checked = True
         logit = torch.logit(self.probability)
-        return apply_operations(
+        seen, _ = apply_operations(
             self.operations, logit, self.magnitude, inputs, target, groups, self.draw
         )
+        return seen
 
     def extra_repr(self) -> str:
         names = ", ".join(o.name for o in self.operations)

@@ -61,11 +61,10 @@ class AugmentationPolicy(nn.Module):
     g m u times its limit, with a gate g of probability p and u uniform in [-1, 1] where the
     operation is signed, else in [0, 1].
 
-    Gates are "straight_through" by default: an example passes an operation entirely or not at
-    all, and only the derivative is the relaxed gate's. The images that the search trains with are
-    then those of the frozen policy, p is exactly how often an operation acts, and no image is the
-    double exposure that a half flip would be. "relaxed" gates have an unbiased gradient, of
-    training with such blends; `frozen` keeps them, so both kinds train as they were searched.
+    Gates are "hard" by default: an example passes an operation entirely or not at all, so p is exactly
+    how often an operation acts, and no image is the double exposure that a half flip would be. Their
+    derivative is that of their probability, see `drawn`; it has no bias. "relaxed" gates blend and are
+    differentiated through. `frozen` keeps the kind, so both train as they were searched.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ class AugmentationPolicy(nn.Module):
         Standard deviations of the priors on the shared strengths and on each deviation, in logits.
     temperature : float
         Of the relaxed gate, sigmoid((logit p + logistic noise) / temperature).
-    gate : {"straight_through", "relaxed"}
+    gate : {"hard", "relaxed"}
         See above.
     value_range : tuple
         Lowest and highest value of images, two numbers or two lists with one per channel; for
@@ -119,7 +118,7 @@ class AugmentationPolicy(nn.Module):
         sigma_shared: float = 4.0,
         sigma_eps: float = 2.0,
         temperature: float = 0.5,
-        gate: str = "straight_through",
+        gate: str = "hard",
         value_range: Any = (0.0, 1.0),
     ) -> None:
         super().__init__()
@@ -163,7 +162,7 @@ class AugmentationPolicy(nn.Module):
         return shared + getattr(self, f"eps_{what}")[self.row] * self.present[..., None]
 
     def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
-        """The batch after one random draw, differentiable in the free parameters.
+        """The batch after one random draw, differentiable in the magnitudes, and by relaxed gates in p.
 
         Parameters
         ----------
@@ -187,6 +186,16 @@ class AugmentationPolicy(nn.Module):
         ------
         InputError
             If shape, dtype or, in the first batch, the values do not fit the operations.
+        """
+        return self.drawn(inputs, target, groups)[0]
+
+    def drawn(
+        self, inputs: Tensor, target: Tensor, groups: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, and the log probability of each example's gates ``(n,)``, None for relaxed ones.
+
+        An example that passed a hard gate or not has no derivative by p, but the mean over draws of
+        any function of it has: of the function times the gradient of this log probability (Williams, 1992).
         """
         if not self._values_checked:
             checked_values(inputs, self.operations, self.draw)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment import augmented
+from autobalance.augment import drawn
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 from autobalance.distributed import Processes, unwrapped
@@ -149,7 +149,7 @@ def hypergradient(
                 design, f, batch.target, groups=batch.groups, sample_weight=batch.sample_weight
             )
 
-        inputs = [augmented(augment, batch) for batch in train_batches]
+        inputs, chances = zip(*(drawn(augment, batch) for batch in train_batches), strict=True)
         system = TrainingSystem(
             model,
             [
@@ -165,7 +165,37 @@ def hypergradient(
         solution = solver.solve(system, b, carried)
         gradients = [-g for g in system.mixed(solution.tangent)]
         if strengths:
+            # Magnitudes act through the inputs, hard gates through how likely the draw was.
             pulls = system.mixed_by_inputs(solution.direction, solution.tangent)
-            found = torch.autograd.grad(inputs, strengths, pulls, materialize_grads=True)
+            pairs = list(zip(inputs, pulls, strict=True))
+            slopes = system.slopes(solution.tangent)
+            for chance, slope, batch in zip(chances, slopes, train_batches, strict=True):
+                if chance is not None:
+                    gain = advantage(slope, processes.labels(batch).target)
+                    pairs.append((chance, gain[processes.rows(chance)]))
+            outputs, weights = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+            found = torch.autograd.grad(outputs, strengths, weights, materialize_grads=True)
             gradients += [-processes.summed(g) for g in found]
     return Hypergradient(gradients, value, hard, solution, predicted)
+
+
+def advantage(slopes: Tensor, target: Tensor) -> Tensor:
+    """Each example's slope less what the others would have it be: a mean of theirs, mostly of its class.
+
+    What is subtracted does not depend on the example's own gates, so times the gradient of their log
+    probability this is without bias the derivative by their probability, with less noise than the
+    slopes alone (Williams, "Simple Statistical Gradient-Following Algorithms", 1992).
+
+    Parameters
+    ----------
+    slopes : Tensor
+        What each example adds to <dL/dtheta, q>, shape ``(n,)``.
+    target : Tensor
+        Class indices ``(n,)``.
+    """
+    known = target.clamp(min=0)
+    others = (slopes.sum() - slopes) / max(len(slopes) - 1, 1)
+    size = int(known.max()) + 1
+    total = slopes.new_zeros(size).index_add(0, known, slopes)[known] - slopes
+    count = torch.bincount(known, minlength=size)[known] - 1
+    return slopes - (total + others) / (count + 1)

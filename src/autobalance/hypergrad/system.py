@@ -200,6 +200,11 @@ class TrainingSystem:
             )
         )
 
+    def slopes(self, tangent: Tensor) -> list[Tensor]:
+        """What each example adds to <dL/dtheta, q> for u = J q, ``(n,)`` for each batch."""
+        parts = zip(self.batches, self._split(tangent), strict=True)
+        return [batch.slopes(u) / len(self.batches) for batch, u in parts]
+
     def mixed_by_inputs(self, vector: Tensor, tangent: Tensor) -> list[Tensor]:
         r"""d/dx <dL/dtheta, q>, by a central difference along q, one tensor for each batch's inputs.
 
@@ -288,6 +293,10 @@ class _BatchSystem:
     def gradient_along(self, tangent: Tensor) -> Tensor:
         """<dL/df, u>, differentiable in alpha."""
         return (self._at()[1] * tangent).sum()
+
+    def slopes(self, tangent: Tensor) -> Tensor:
+        """<dL/df, u> example by example, ``(n,)``."""
+        return (self._at()[1] * tangent).sum(dim=1).detach()
 
     def pull(self, tangent: Tensor) -> Tensor:
         """J' (d2L/df2) u, flat."""

@@ -240,7 +240,10 @@ def calibration_sentences(run: Run) -> list[str]:
 
 def cautions(run: Run) -> list[str]:
     """What beside `status.warning` to be careful about, each with a remedy."""
-    found = [few_held_out(run), risen(run), saturated(run), unsettled(run), far_from_prior(run)]
+    found = [
+        few_held_out(run), risen(run), saturated(run), unsettled(run), far_from_prior(run),
+        unjudged_augmentation(run),
+    ]  # fmt: skip
     return [text for text in found if text]
 
 
@@ -368,6 +371,21 @@ def far_from_prior(run: Run) -> str | None:
         f"The search went far from where it is held, or to the edge: {said}. Either the start was wrong "
         "for this objective, which is worth knowing, or validation data mislead it: compare the loss "
         "with its start on test data, or with --search.folds 3."
+    )
+
+
+def unjudged_augmentation(run: Run) -> str | None:
+    """Whether an augmentation was learned that nothing set against none.
+
+    The hypergradient is of a training that has converged: what augmentation costs a shorter one, it does
+    not see.
+    """
+    if not run.policy or run.candidates or run.after:
+        return None
+    return (
+        "The learned augmentation was not set against none. It can hurt, by much where training is short or "
+        "classes are told apart by what it changes: fit with --search.folds 3, which takes it only where "
+        "it is better on held-out data, or compare with --augment none on test data."
     )
 
 
