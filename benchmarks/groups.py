@@ -494,6 +494,8 @@ def main() -> None:
 
 
 def run_all(sets: list[str], methods: list[str], options: argparse.Namespace) -> None:
+    # From the module by its name: a worker can import that, and unpickle no cache of __main__.
+    from groups import guarded
     from joblib import Parallel, delayed
 
     done = {(r["set"], r["split"], r["run"]) for r in read(options.out) if "done" in r}
