@@ -793,6 +793,47 @@ def test_a_column_that_names_the_rows_is_told_of(
 
 # The frontier ---------------------------------------------------------------------------------
 
+
+def test_what_would_mislead_is_refused_or_told_of(
+    sites: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ["--recipe.epochs", "1", "--recipe.min_steps", "40", "--device", "cpu"]
+    fit = ["fit", "data.csv", "--target", "kind", "--groups", "site", "--out", "run", *quick]
+    bound = "balanced_error where deo <= 5"
+    assert main([*fit, "--objective", bound]) == 2
+    assert "The bound is a share, 0.05 for 5 points; got 5." in capsys.readouterr().err
+    assert main(fit) == 0
+    table = Path("data.csv").read_bytes()
+    capsys.readouterr()
+    assert main(["predict", "run", "data.csv", "--out", "data.csv", "--overwrite"]) == 2
+    assert "data.csv is the table itself" in capsys.readouterr().err
+    assert Path("data.csv").read_bytes() == table
+    evaluate = ["evaluate", "run", "data.csv", "--target", "kind", "--groups"]
+    assert main([*evaluate, "kind"]) == 2
+    assert "Target and groups are the same column" in capsys.readouterr().err
+    assert main([*evaluate, "site"]) == 0
+    assert "is the table that run was trained on: these are no test" in capsys.readouterr().err
+    data = pd.read_csv("data.csv")
+    data[data["kind"] != "rare"].to_csv("common.csv", index=False)
+    evaluate[2] = "common.csv"
+    assert main([*evaluate, "site"]) == 0
+    err = capsys.readouterr().err
+    assert "common.csv has no example of rare; means over the classes leave out" in err
+    assert "trained on" not in err
+    # explain knows what was measured since, and still says that nothing was compared.
+    assert main(["explain", "run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "examples of common.csv, its balanced error is" in said
+    assert "One fold cannot say by how much the designed loss beat its start" in said
+
+    def denied(path: Path, content: bytes) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("autobalance.cli.predicting.write_atomically", denied)
+    assert main(["predict", "run", "data.csv", "--out", "new.csv"]) == 2
+    assert "new.csv cannot be read or written: Permission denied." in capsys.readouterr().err
+
+
 SWEEP = [
     "frontier", "data.csv", "--target", "kind", "--groups", "site", "--mixes", "0,0.3,0.6",
     "--recipe.epochs", "2", "--recipe.min_steps", "60", "--device", "cpu", "--out",
@@ -813,7 +854,10 @@ def test_a_frontier_is_written_shown_and_picked_from(
 ) -> None:
     assert main([*SWEEP, "swept", "--max-gap", "1.5"]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err.count("\n") == 1
+    assert "The gap was measured on few: " in err
+    assert "held-out examples of rare in" in err
+    assert "with --search.folds 3, or take --by decisions" in err
     assert {p.name for p in Path("swept").iterdir()} == SWEPT | RUN
     record = json.loads(Path("swept/frontier.json").read_text())
     found = Frontier.from_dict(record)
@@ -869,7 +913,9 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     sweep = [*SWEEP[:at], "--by", "decisions", *SWEEP[at + 2 :]]
     assert main([*sweep, "swept", "--max-gap", "0.1"]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err.count("\n") == 1
+    assert "The gap was measured on few: " in err
+    assert "Leave a margin below the gap you need" in err
     assert {p.name for p in Path("swept").iterdir()} == SWEPT | RUN
     record = json.loads(Path("swept/frontier.json").read_text())
     rows = pd.read_csv("swept/frontier.csv")
@@ -901,7 +947,9 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     capsys.readouterr()
     assert main(["explain", "swept"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Decisions for the balanced_error where deo <= 0.1" in said
+    assert "Decisions for the balanced error with a DEO of at most 0.1" in said
+    assert ("which of" in said) == (kept["drawn_from"] > 1)
+    assert "The gap was measured on few: " in said
     assert f"a balanced error of {100 * kept['main']:.1f}% and a DEO of" in said
     page = Path("swept/report.html").read_text()
     assert "One dot per bound on the gap" in page
@@ -917,7 +965,8 @@ def test_a_gap_that_no_point_keeps_leaves_the_frontier(
     assert main([*SWEEP, "swept", "--max-gap", "0.0"]) == 2
     out, err = capsys.readouterr()
     assert re.search(r"autobalance: No point of the frontier has a gap of at most 0; the low", err)
-    assert err.count("\n") == 1
+    assert err.count("\n") == 2
+    assert "The gap was measured on few: " in err
     assert "logit adjustment by group" in out
     assert {p.name for p in Path("swept").iterdir()} == SWEPT
 
@@ -940,7 +989,10 @@ def test_a_frontier_that_is_stopped_keeps_its_points(
     assert not Path("early").exists()
     stop_at("frontier", "search", 70)
     assert main([*SWEEP, "swept"]) == 130
-    assert capsys.readouterr().err == "autobalance: Interrupted. Kept in swept: 1 of 3 points.\n"
+    assert capsys.readouterr().err == (
+        "autobalance: Interrupted. Kept in swept: 1 of 3 points. A frontier is not continued; fewer --mixes "
+        "take less time.\n"
+    )
     record = json.loads(Path("swept/frontier.json").read_text())
     assert record["status"] == "interrupted"
     assert len(Frontier.from_dict(record).points) == 1
@@ -981,7 +1033,8 @@ def test_a_group_with_nobody_held_out_is_told_of(
     data.drop(rare[2:]).to_csv("data.csv", index=False)
     assert main([*SWEEP, "swept"]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
+    assert "The gap was measured on few: " in lines[2]
     assert "the held-out data has nobody of group islet, whom the gap leaves out" in lines[0]
     assert "the held-out data has nobody of class rare of group south, whom" in lines[1]
 

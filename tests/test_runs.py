@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,15 +120,25 @@ def test_a_half_trained_network_serves_with_a_warning(
         ["evaluate", "run", "data.csv", "--target", "kind"],
     ):
         assert cli.main(command) == 0
-        shown = capsys.readouterr().err
-        assert shown == (
+        first, *others = capsys.readouterr().err.splitlines()
+        assert first == (
             "autobalance: the network of run is half trained: its run was interrupted at step 20 of "
-            "60; continue with `autobalance fit ... --resume`\n"
+            "60; continue with `autobalance fit ... --resume`"
         )
+        trained_on = (
+            "autobalance: data.csv is the table that run was trained on: these are no test errors"
+        )
+        assert others == [trained_on] * (command[0] == "evaluate")
     interrupt("never")
     assert cli.main([*FIT, "--resume"]) == 0
     assert status() == "finished"
+    # The record has the command that begins such a run, and no time that leaves the first part out.
+    record = json.loads(Path("run/result.json").read_text())
+    assert record["command"] == "autobalance " + shlex.join(FIT)
+    assert record["seconds"]["total"] is None
     capsys.readouterr()
+    assert cli.main([*FIT, "--resume"]) == 2
+    assert "The run in run is finished: there is nothing to continue." in capsys.readouterr().err
     assert cli.main(["predict", "run", "data.csv", "--out", "out.csv", "--overwrite"]) == 0
     assert capsys.readouterr().err == ""
 

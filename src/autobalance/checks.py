@@ -124,6 +124,19 @@ def finite_number(name: str, value: float) -> float:
     return value
 
 
+LARGEST_GAP = 2.0
+"""DEO of two classes; above it a bound was meant in percent."""
+
+
+def gap_bound(name: str, bound: float) -> float:
+    """A bound on a gap between groups, as a share."""
+    if not 0.0 <= bound < math.inf:
+        raise InputError(f"{name} must be at least 0; got {bound}. 0.05 is 5 points.")
+    if bound > LARGEST_GAP:
+        raise InputError(f"{name} is a share, 0.05 for 5 points; got {bound}.")
+    return bound
+
+
 def not_negative(name: str, value: float) -> float:
     """Return `value` if it is a finite number of at least 0."""
     if finite_number(name, value) < 0:

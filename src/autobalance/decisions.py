@@ -363,7 +363,8 @@ def cell_posterior(
     recipe, seed, device, progress
         As for `autobalance.search`.
     settings : SearchSettings, optional
-        Whose folds this takes; by default five, so that every example is held out once.
+        Whose folds this takes; by default five, so that every example is held out once, but for a few where a
+        cell does not divide by five.
 
     Returns
     -------

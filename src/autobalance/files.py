@@ -104,6 +104,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     return read_json(folder / RESULT)
 
 
+def run_status(folder: Path) -> str | None:
+    """What ``result.json`` says of the run: "finished", "interrupted", "diverged" or "failed"."""
+    try:
+        return read_record(folder).get("status")
+    except InputError:
+        return None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A mapping from a JSON file; anything else is refused."""
     try:

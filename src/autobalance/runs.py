@@ -30,6 +30,7 @@ from autobalance.files import (
     output_folder,
     read_json,
     read_record,
+    run_status,
     to_json,
     write_together,
 )
@@ -194,14 +195,6 @@ def _check_description(description: dict[str, Any]) -> None:
     columns = description["encoder"]["columns"]
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
         raise TypeError("columns are no list of names")
-
-
-def run_status(folder: Path) -> str | None:
-    """What ``result.json`` says of the run: "finished", "interrupted", "diverged" or "failed"."""
-    try:
-        return read_record(folder).get("status")
-    except InputError:
-        return None
 
 
 def save_run(

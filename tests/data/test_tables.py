@@ -10,7 +10,13 @@ import pandas as pd
 import pytest
 
 from autobalance.checks import InputError
-from autobalance.data.tables import MAX_CATEGORIES, TableEncoder, column, read_table
+from autobalance.data.tables import (
+    MAX_CATEGORIES,
+    TableEncoder,
+    column,
+    mistaken_for_text,
+    read_table,
+)
 
 
 def mixed() -> pd.DataFrame:
@@ -148,3 +154,24 @@ def test_unusable_columns_are_named() -> None:
         TableEncoder().fit(table[[]])
     with pytest.raises(InputError, match="not a table encoder"):
         TableEncoder.from_dict({"format": "other"})
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ([f"2024-01-{1 + i % 28:02d} {i % 24:02d}:00" for i in range(60)], "looks like dates"),
+        ([f"{1 + i % 28}.3.20{i:02d}" for i in range(60)], "looks like dates"),
+        (
+            [*map(str, range(60)), "?", "n.a."],
+            "looks numeric but for '?', 'n.a.', and is taken as text",
+        ),
+        ([f"{i},5" for i in range(60)], "looks like numbers with decimal commas"),
+        ([f"customer {i}" for i in range(60)], None),
+        (["red", "green", "3", "4"] * 20, None),
+        (["1", "2"] * 20, None),
+    ],
+)
+def test_text_that_was_meant_otherwise_is_recognised(texts: list[str], said: str | None) -> None:
+    found = mistaken_for_text(pd.Series([*texts, None]))
+    assert (found is None) == (said is None)
+    assert said is None or found is None or said in found

@@ -14,6 +14,7 @@ from autobalance.cli import main
 from autobalance.report import render_report
 from autobalance.report.explain import as_html, as_text, explanation
 from autobalance.report.record import read_run
+from autobalance.report.text import in_words
 from report.records import make_record
 
 
@@ -90,8 +91,8 @@ def collapsed(record: dict[str, Any]) -> None:
 
 
 def augmented(record: dict[str, Any]) -> None:
-    strengths = {"flip": {"probability": 0.5}}
-    record["search"]["augment"] = {"per_class": {str(k): strengths for k in range(3)}}
+    rows = {str(k): {"flip": {"probability": 0.5}} for k in range(3)}
+    record["search"]["augment"] = {"per_class": rows}
 
 
 def stopped(record: dict[str, Any]) -> None:
@@ -186,8 +187,7 @@ def test_classes_that_gained_and_lost_on_held_out_folds() -> None:
         del candidate["wrong"]
     [_, unknown] = explanation(read_run(record)).classes
     assert "was not measured. It is with --search.folds 3, on held-out data, and by" in unknown
-    [_, swept] = explanation(read_run(record | {"kind": "frontier"})).classes
-    assert "was not measured. It is by `autobalance compare`." in swept
+    [_] = explanation(read_run(record | {"kind": "frontier"})).classes
 
 
 def test_a_class_whose_l_fell_is_favoured() -> None:
@@ -251,6 +251,9 @@ def test_explain_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["explain", str(tmp_path)]) == 0
     assert capsys.readouterr().out == as_text(explanation(read_run(record))) + "\n"
     assert main(["explain", str(tmp_path / "none")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    assert main(["explain", str(tmp_path / "none")]) == 2
     assert "is not a RUN folder: it has no result.json" in capsys.readouterr().err
 
 
@@ -269,3 +272,24 @@ def test_hostile_designs_are_no_error() -> None:
         record["search"]["settings"]["validation_counts"] = value
         assert as_text(explanation(read_run(record)))
     assert np.isfinite(len(as_text(explanation(read_run(quiet())))))
+
+
+def test_a_learned_augmentation_is_described() -> None:
+    record = quiet()
+    augmented(record)
+    record["search"]["augment"]["per_class"]["0"]["flip"]["probability"] = 0.8
+    for row in record["search"]["augment"]["per_class"].values():
+        row["shift_x"] = {"probability": 0.25, "magnitude": 0.4}
+    said = explanation(read_run(record)).story
+    assert (
+        "Training examples are augmented (means over the classes): flip 60.0% of the time; "
+        "shift x 25.0% of the time, by up to 40.0% of its limit." in said
+    )
+
+
+def test_objectives_in_words() -> None:
+    assert (
+        in_words("balanced_error where deo <= 0.05") == "balanced error with a DEO of at most 0.05"
+    )
+    assert in_words("0.5 * worst_class_error + 0.5 * deo") == "0.5 × worst class error + 0.5 × DEO"
+    assert in_words("cvar_error") == "CVaR of the errors"

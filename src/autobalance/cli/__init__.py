@@ -65,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
         return complain("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
         return FAILED
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        return complain(
+            f"{error.filename} cannot be read or written: {error.strerror}. Give another path, or the right "
+            "to use it.",
+            BAD_INPUT,
+        )
     except Exception as error:
         return complain(f"{type(error).__name__}: {error}", FAILED)
 

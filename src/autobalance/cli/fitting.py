@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import warnings
@@ -12,7 +13,7 @@ from jsonargparse import Namespace
 
 from autobalance.checks import InputError, TrainingDiverged, path_of, whole
 from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
-from autobalance.files import checkpoint_files, output_folder
+from autobalance.files import checkpoint_files, output_folder, run_status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +108,7 @@ def run_fit(options: Namespace, command: str) -> int:
             raise other_options(error, out) from None
         finally:
             if hasattr(classifier, "result_"):
-                record = fit_record(classifier, command, status, begun, options)
+                record = fit_record(classifier, _anew(command), status, begun, options)
                 record["progress"] = last and vars(last)
                 if test is not None and status == "finished":
                     record |= _tested(classifier, test, Path(str(options.test)).name)
@@ -123,6 +124,11 @@ def run_fit(options: Namespace, command: str) -> int:
     print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")
     return DONE
+
+
+def _anew(command: str) -> str:
+    """The command that begins the run, for one that goes on with it."""
+    return shlex.join(part for part in shlex.split(command) if part != "--resume")
 
 
 def columns(options: Namespace, path: str | None = None) -> tuple[pd.DataFrame, Any, Any]:
@@ -143,10 +149,15 @@ def columns(options: Namespace, path: str | None = None) -> tuple[pd.DataFrame, 
 
 
 def tell_of_identifiers(features: pd.DataFrame) -> None:
-    """Columns of text that differ in almost every row, as names and dates do, tell nothing."""
+    """Columns of text that are names of rows, dates, or numbers but for a few values: they tell little."""
+    from autobalance.data.tables import mistaken_for_text
+
     for name in features.select_dtypes(exclude="number").columns:
         different = int(features[name].nunique())
-        if different >= IDENTIFIER * len(features) and different >= MANY:
+        mistaken = mistaken_for_text(features[name])
+        if mistaken is not None:
+            print(f"autobalance: column {str(name)!r} {mistaken}", file=sys.stderr)
+        elif different >= IDENTIFIER * len(features) and different >= MANY:
             print(
                 f"autobalance: column {str(name)!r} has {different:,} different values in "
                 f"{len(features):,} rows, of which the most frequent become features. Drop it if it is a "
@@ -157,7 +168,10 @@ def tell_of_identifiers(features: pd.DataFrame) -> None:
 
 def _test_columns(options: Namespace, features: pd.DataFrame) -> tuple[pd.DataFrame, Any, Any]:
     """As `columns`, of the test table: its features are those of the training table."""
-    given, target, groups = columns(options, options.test)
+    try:
+        given, target, groups = columns(options, options.test)
+    except InputError as error:
+        raise InputError(f"--test {options.test}: {error}") from None
     missing = [str(c) for c in features.columns if c not in given.columns]
     if missing:
         raise InputError(
@@ -169,19 +183,26 @@ def _test_columns(options: Namespace, features: pd.DataFrame) -> tuple[pd.DataFr
 def _fit_folder(options: Namespace) -> Path:
     """The RUN folder, where it may be written to."""
     out = path_of("The output", options.out)
-    unfinished = any(path.exists() for path in checkpoint_files(out).values())
     if options.resume and options.overwrite:
         raise InputError("--resume continues a run, --overwrite gives it up. Give one of them.")
+    # One that was stopped before its first checkpoint starts anew, and ends alike.
+    status = run_status(out)
+    unfinished = any(path.exists() for path in checkpoint_files(out).values()) or status in (
+        "interrupted",
+        "failed",
+    )
     if unfinished and not (options.resume or options.overwrite):
         raise InputError(
             f"{out} holds an unfinished run. Add --resume to continue it, or --overwrite to give it up."
         )
     if options.resume and not unfinished:
-        from autobalance.runs import run_status
-
-        # One that was stopped before its first checkpoint starts anew, and ends alike.
-        if run_status(out) not in ("interrupted", "failed"):
-            raise InputError(f"{out} holds no unfinished run. Leave --resume out to start one.")
+        if status is not None:
+            ended = "is finished" if status == "finished" else f"has {status}"
+            raise InputError(
+                f"The run in {out} {ended}: there is nothing to continue. Give --overwrite in place of "
+                "--resume to run it again."
+            )
+        raise InputError(f"{out} holds no unfinished run. Leave --resume out to start one.")
     return output_folder(out, overwrite=options.overwrite or options.resume)
 
 
@@ -194,8 +215,6 @@ def _stopped(
     error: BaseException, out: Path, classifier: AutoBalanceClassifier, written: bool
 ) -> int:
     """Say what is kept of a run that was interrupted or diverged, and how to go on."""
-    from autobalance.runs import run_status
-
     kept = "Nothing was trained yet."
     if written:
         network = "a half-trained network" if hasattr(classifier, "module_") else "no network yet"
@@ -231,6 +250,11 @@ def _row_names(classifier: AutoBalanceClassifier) -> list[str] | None:
     return groups if groups is None or rows == len(groups) else [*groups, "(unknown)"]
 
 
+def _total(begun: float, options: Namespace) -> float | None:
+    """Seconds of the command; of a run that was resumed nobody kept those before."""
+    return None if options.get("resume") else time.perf_counter() - begun
+
+
 def fit_record(
     classifier: AutoBalanceClassifier, command: str, status: str, begun: float, options: Namespace
 ) -> dict[str, Any]:
@@ -247,7 +271,7 @@ def fit_record(
         "evaluation_data": None,
         "methods": {},
         "search": result.to_dict(),
-        "seconds": {"search": result.seconds["wall"], "total": time.perf_counter() - begun},
+        "seconds": {"search": result.seconds["wall"], "total": _total(begun, options)},
         "versions": result.versions,
         "seed": options.seed,
     }

@@ -27,9 +27,11 @@ def run_predict(options: Namespace, command: str) -> int:
         raise InputError(f"{out} exists. Add --overwrite, or give another name.")
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"{out} must end in .csv or .parquet.")
+    if out.exists() and out.samefile(path_of("The table", options.table)):
+        raise InputError(f"{out} is the table itself, which would be lost. Give another name.")
     from autobalance.data.tables import read_table
 
-    classifier = _load(options.run)
+    classifier, _ = _load(options.run)
     predictions = _predictions(classifier, read_table(options.table), options.prior)
     if out.suffix == ".csv":
         content = predictions.to_csv(index=False).encode()
@@ -58,10 +60,13 @@ def run_evaluate(options: Namespace, command: str) -> int:
     from autobalance.data.tables import column, read_table
     from autobalance.terminal import print_report
 
-    classifier = _load(options.run)
+    if options.groups == options.target:
+        raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
+    classifier, record = _load(options.run)
     table = read_table(options.table)
     target = _known(column(table, options.target, "target"), classifier)
     groups = None if options.groups is None else column(table, options.groups, "group")
+    _tell_of_the_data(options, record, target, classifier)
     measured = classifier.evaluate(
         _features(classifier, table), classifier.classes_[target], sensitive_features=groups
     )
@@ -83,6 +88,30 @@ def run_evaluate(options: Namespace, command: str) -> int:
     return DONE
 
 
+def _tell_of_the_data(
+    options: Namespace,
+    record: dict[str, Any],
+    target: np.ndarray,
+    classifier: AutoBalanceClassifier,
+) -> None:
+    """Where errors are of training rows, or means leave classes out."""
+    trained = (record.get("options") or {}).get("table")
+    if isinstance(trained, str) and Path(trained).resolve() == Path(options.table).resolve():
+        print(
+            f"autobalance: {options.table} is the table that {options.run} was trained on: these are no test "
+            "errors",
+            file=sys.stderr,
+        )
+    here = set(target.tolist())
+    absent = [str(c) for i, c in enumerate(classifier.classes_) if i not in here]
+    if absent:
+        print(
+            f"autobalance: {options.table} has no example of {', '.join(absent[:5])}"
+            f"{', ...' if len(absent) > 5 else ''}; means over the classes leave out what is not there",
+            file=sys.stderr,
+        )
+
+
 def _keep(run: str, measured: dict[str, Any], data: str) -> None:
     """Put it into the RUN's report; a folder that cannot be written to keeps the old one."""
     from autobalance.report.folders import save_evaluation
@@ -93,8 +122,8 @@ def _keep(run: str, measured: dict[str, Any], data: str) -> None:
         print(f"autobalance: {run} is left as it is, for {error}", file=sys.stderr)
 
 
-def _load(run: str) -> AutoBalanceClassifier:
-    """The classifier of a RUN; a warning where its network is half trained."""
+def _load(run: str) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
+    """The classifier of a RUN and its record; a warning where the network is half trained."""
     from autobalance.runs import load_run
 
     classifier, record = load_run(run)
@@ -111,7 +140,7 @@ def _load(run: str) -> AutoBalanceClassifier:
             f"autobalance: the network of {run} is half trained: its run {verb}{reached}; {remedy}",
             file=sys.stderr,
         )
-    return classifier
+    return classifier, record
 
 
 def _features(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
@@ -129,6 +158,7 @@ def _known(labels: Any, classifier: AutoBalanceClassifier) -> np.ndarray:
     if unseen:
         raise InputError(
             f"The labels have {len(unseen)} class{'es' * (len(unseen) > 1)} that training lacked: "
-            f"{', '.join(unseen[:5])}. Leave these rows out, or train with them."
+            f"{', '.join(unseen[:5])}; training had {', '.join(list(position)[:5])}"
+            f"{', ...' if len(position) > 5 else ''}. Leave these rows out, or train with them."
         )
     return np.array([position[str(v)] for v in labels])

@@ -10,28 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jsonargparse import Namespace
 
-from autobalance.checks import InputError, TrainingDiverged, whole
+from autobalance.checks import InputError, TrainingDiverged, gap_bound, whole
 from autobalance.cli.fitting import columns, fit_record, remove_checkpoints, tell_of_identifiers
 from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
-from autobalance.files import output_folder, to_json, write_together
+from autobalance.files import output_folder, run_status, to_json, write_together
 
 if TYPE_CHECKING:
     from autobalance.decisions import Decided
     from autobalance.estimator import AutoBalanceClassifier
     from autobalance.sweeping import Baseline, Frontier, FrontierPoint
 
-MOST = 2.0
-"""DEO of two classes; above it a bound was meant in percent."""
 FRONTIER = ("frontier.json", "frontier.csv", "frontier.svg")
 _SHOWN = ("title", "mix", "main", "gap", "constant")  # of a point or baseline, in a report
 
 
 def run_frontier(options: Namespace, command: str) -> int:
     whole("seed", options.seed, least=0)
-    if options.max_gap is not None and not 0.0 <= options.max_gap < float("inf"):
-        raise InputError(f"max_gap must be at least 0; got {options.max_gap}. 0.05 is 5 points.")
-    if options.max_gap is not None and options.max_gap > MOST:
-        raise InputError(f"max_gap is a share, 0.05 for 5 points; got {options.max_gap}.")
+    if options.max_gap is not None:
+        gap_bound("max_gap", options.max_gap)
     mixes = _mixes(options.mixes)
     if options.by == "decisions":
         _check_decisions(options)
@@ -76,6 +72,7 @@ def run_frontier(options: Namespace, command: str) -> int:
         picked = None
         for line in _not_held_out(found, classifier):
             print(f"autobalance: {line}", file=sys.stderr)
+        _tell_of_few(found.settings, classifier, decided=False)
         if options.max_gap is not None:
             try:
                 picked = found.pick(gap=options.max_gap)
@@ -147,6 +144,7 @@ def _decisions(
         "seconds": learned.seconds,
     }
     _write_record(record, out)
+    _tell_of_few(learned.settings, classifier, decided=True)
     print_decisions(points, plain, kept, options.max_gap)
     if kept is not None:
         from autobalance.runs import REPORT, save_run
@@ -247,8 +245,6 @@ def _save_picked(
 
 def _frontier_stopped(error: BaseException, found: Frontier | None, points: int, out: Path) -> int:
     """Keep the points so far, unless a finished frontier is there; say so."""
-    from autobalance.runs import run_status
-
     kept = "No point was found yet."
     if found is not None and found.points:
         old = out / FRONTIER[0]
@@ -260,10 +256,29 @@ def _frontier_stopped(error: BaseException, found: Frontier | None, points: int,
         else:
             status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
             _write_frontier(found, [], out, status)
-            kept = f"Kept in {out}: {len(found.points)} of {points} points."
+            kept = (
+                f"Kept in {out}: {len(found.points)} of {points} points. A frontier is not continued; fewer "
+                "--mixes take less time."
+            )
     if isinstance(error, TrainingDiverged):
         return complain(f"{error} {kept}", FAILED)
     return complain(f"Interrupted. {kept}", INTERRUPTED)
+
+
+def _tell_of_few(
+    settings: dict[str, Any], classifier: AutoBalanceClassifier, *, decided: bool
+) -> None:
+    """Where one example moves the gap by points."""
+    from autobalance.report.explain import few_in_a_cell
+
+    assert classifier.groups_ is not None
+    counts = np.asarray(settings["validation_counts"], dtype=float)
+    classes, groups = (
+        [str(name) for name in names] for names in (classifier.classes_, classifier.groups_)
+    )
+    said = few_in_a_cell(counts, classes, groups, decided=decided)
+    if said is not None:
+        print(f"autobalance: {said}", file=sys.stderr)
 
 
 def _not_held_out(found: Frontier, classifier: AutoBalanceClassifier) -> list[str]:

@@ -144,9 +144,44 @@ def column(
         first = int(np.flatnonzero(values.isna())[0])
         raise InputError(
             f"The {role} column {name!r} has {missing} missing value{'s' * (missing > 1)} (the first in "
-            f"row {first + 1}). {remedy}."
+            f"row {first + 1}). {remedy}. In a CSV empty cells count as missing, and texts such as NA or "
+            "None."
         )
     return values
+
+
+MISTAKEN = 0.8
+"""Share of a column of text that must look like numbers or dates for it to be told of."""
+_LEAST_DIFFERENT = 20
+
+
+def mistaken_for_text(values: pd.Series) -> str | None:
+    """What a column of text looks like, with a remedy, where it seems to be meant for numbers or dates."""
+    texts = values.dropna().astype(str).str.strip()
+    different = texts.drop_duplicates()
+    if len(different) < _LEAST_DIFFERENT:
+        return None
+    sample = different.head(1000)
+    numbers = pd.to_numeric(sample, errors="coerce")
+    if numbers.notna().mean() >= MISTAKEN:
+        others = ", ".join(repr(v) for v in sample[numbers.isna()].head(3))
+        return (
+            f"looks numeric but for {others}, and is taken as text, whose most frequent values become "
+            "features. Replace those by numbers, or by nothing"
+        )
+    if pd.to_numeric(sample.str.replace(",", "."), errors="coerce").notna().mean() >= MISTAKEN:
+        return (
+            "looks like numbers with decimal commas, and is taken as text. Write them with points"
+        )
+    if sample.str.fullmatch(_DATE).mean() >= MISTAKEN:
+        return (
+            "looks like dates, and is taken as text, whose most frequent values become features. Make it "
+            "numbers, such as days since a date, or drop it"
+        )
+    return None
+
+
+_DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?:[ T]\d{1,2}:\d{2}.*)?"
 
 
 class TableEncoder:

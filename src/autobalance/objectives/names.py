@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from autobalance.checks import InputError, one_of
+from autobalance.checks import InputError, gap_bound, one_of
 from autobalance.objectives.aggregates import (
     BalancedError,
     CVaRError,
@@ -91,7 +91,9 @@ def _parsed(text: str) -> Objective:
             raise InputError(
                 f"A bound is written as: objective where gap <= number; got {text!r}."
             ) from None
-        return BoundedGap(main=as_objective(bounded["main"]), gap=gap, bound=bound)
+        return BoundedGap(
+            main=as_objective(bounded["main"]), gap=gap, bound=gap_bound("The bound", bound)
+        )
     if "*" in text:
         parts = []
         for term in text.split("+"):

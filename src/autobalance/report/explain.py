@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -27,6 +28,7 @@ WIDTH = 88
 _SHOWN = 5  # classes named in a sentence
 _ROWS = 10  # of the table in a notebook
 _FEW = 5  # held-out examples, below which an error rate says next to nothing
+_FEW_IN_A_GAP = 50  # below which one example moves a difference of rates by 2 points or more
 _SATURATED = 0.005
 _FALLING = 0.01  # of the objective, from the third quarter of the search to the last
 _GROWING = 1.5  # the hypergradient's norm, last quarter over first
@@ -74,7 +76,7 @@ def explanation(run: Run) -> Explanation:
     first = warning(run)
     return Explanation(
         heading=heading(run, objective_name(run)),
-        story=[*sentences(run), *calibration_sentences(run)],
+        story=[*sentences(run), *augmentation_sentences(run), *calibration_sentences(run)],
         classes=[*favoured(run), *class_changes(run)],
         warnings=[*([] if first is None else [first]), *cautions(run)],
         cost=_cost(run),
@@ -177,11 +179,11 @@ def class_changes(run: Run) -> list[str]:
         )
         lead = f"On the held-out folds, {after} against {before}"
         return [_changes(run, (errors[0], other.n), (errors[1], taken.n), lead)]
-    folds = "with --search.folds 3, on held-out data, and "
     if run.kind == "frontier":  # which has no final choice, with however many folds
-        folds = ""
+        return []
     return [
-        f"Which classes gained and which lost was not measured. It is {folds}by `autobalance compare`."
+        "Which classes gained and which lost was not measured. It is with --search.folds 3, on held-out "
+        "data, and by `autobalance compare`."
     ]
 
 
@@ -222,6 +224,21 @@ def _variance(errors: np.ndarray, n: np.ndarray | None) -> np.ndarray:
     return share * (1 - share) / (n + 4)
 
 
+def augmentation_sentences(run: Run) -> list[str]:
+    """What was learned of the augmentation, means over the classes."""
+    rows = [row for row in run.policy.values() if row]
+    if not rows:
+        return []
+    said = []
+    for name in rows[0]:
+        found = [row[name] for row in rows if name in row]
+        often = np.mean([each["probability"] for each in found])
+        size = [each["magnitude"] for each in found if "magnitude" in each]
+        upto = f", by up to {percent(float(np.mean(size)))} of its limit" if size else ""
+        said.append(f"{name.replace('_', ' ')} {percent(float(often))} of the time{upto}")
+    return [f"Training examples are augmented (means over the classes): {'; '.join(said)}."]
+
+
 def calibration_sentences(run: Run) -> list[str]:
     """How far off the probabilities are."""
     found = run.calibration
@@ -241,8 +258,8 @@ def calibration_sentences(run: Run) -> list[str]:
 def cautions(run: Run) -> list[str]:
     """What beside `status.warning` to be careful about, each with a remedy."""
     found = [
-        few_held_out(run), risen(run), saturated(run), unsettled(run), far_from_prior(run),
-        unjudged_augmentation(run),
+        few_held_out(run), uncertain_gap(run), risen(run), saturated(run), unsettled(run),
+        far_from_prior(run), unjudged_augmentation(run),
     ]  # fmt: skip
     return [text for text in found if text]
 
@@ -278,10 +295,43 @@ def few_held_out(run: Run) -> str | None:
     )
 
 
+def uncertain_gap(run: Run) -> str | None:
+    """Of a frontier: in how small a pair of group and class the gap was measured."""
+    if run.kind != "frontier" or not run.groups:
+        return None
+    counts = array_of(run.settings.get("validation_counts"))
+    if counts is None or counts.ndim != 2:
+        return None
+    return few_in_a_cell(counts, run.classes, run.groups, decided=bool(run.decided))
+
+
+def few_in_a_cell(
+    counts: np.ndarray, classes: Sequence[str], groups: Sequence[str], *, decided: bool
+) -> str | None:
+    """How far one example moves a gap that was measured on so few, with a remedy; or None."""
+    known = np.where(counts > 0, counts, np.inf)
+    g, k = np.unravel_index(int(np.argmin(known)), known.shape)
+    fewest = known[g, k]
+    if not fewest < _FEW_IN_A_GAP:
+        return None
+    remedy = "Leave a margin below the gap you need, or add data of that group"
+    if not decided:
+        remedy = (
+            "Measure it on more rows with --search.folds 3, or take --by decisions, which measures on all of "
+            "them"
+        )
+    return (
+        f"The gap was measured on few: {fewest:.0f} held-out examples of {classes[k]} in {groups[g]}, so "
+        f"that one error more or less there moves it by up to {percent(1.0 / fewest)}. The smallest of "
+        f"several gaps measured so is mostly luck. {remedy}, and evaluate the result on test data."
+    )
+
+
 def risen(run: Run) -> str | None:
     """Whether validation data, which nothing else has judged, say that the search did not help."""
     ends = objective_then_and_now(run)
-    if ends is None or ends[1] - ends[0] <= SAME_ERROR or run.candidates or run.after:
+    compared = run.candidates or (run.before and run.after)
+    if ends is None or ends[1] - ends[0] <= SAME_ERROR or compared:
         return None
     return (
         f"The {objective_name(run)} on validation data rose during the search: the network may be "
@@ -380,7 +430,7 @@ def unjudged_augmentation(run: Run) -> str | None:
     The hypergradient is of a training that has converged: what augmentation costs a shorter one, it does
     not see.
     """
-    if not run.policy or run.candidates or run.after:
+    if not run.policy or run.candidates:
         return None
     return (
         "The learned augmentation was not set against none. It can hurt, by much where training is short or "

@@ -12,6 +12,7 @@ _OBJECTIVES = {
     "BalancedError": "balanced error",
     "WeightedError": "weighted error",
     "WorstError": "worst error",
+    "CVaRError": "CVaR of the errors",
 }
 _OVER = {
     "class": "over classes",

@@ -117,4 +117,7 @@ def _remedy(run: Run) -> str:
 def _resume(run: Run) -> str:
     if not (run.command or "").startswith("autobalance fit"):
         return ""
-    return " The same command with --resume continues it."
+    return (
+        " The same command with --resume continues it, or where it was stopped before its first checkpoint "
+        "starts anew."
+    )

@@ -36,8 +36,28 @@ _SAME_SLOPE = 0.05
 SAME_ERROR = 0.01  # a change of the validation error that is not worth a word
 
 
+_WORDS = {
+    "cvar_error": "CVaR of the errors",
+    "deo": "DEO",
+    "where": "with a",
+    "<=": "of at most",
+    "*": "×",
+}
+
+
 def objective_name(run: Run) -> str:
-    return OBJECTIVES.get(run.objective, (run.objective, ""))[0]
+    return in_words(run.objective)
+
+
+def in_words(objective: str) -> str:
+    """An objective's name, a blend or a bound, as a sentence has it."""
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective][0]
+    parts = [
+        OBJECTIVES[part][0] if part in OBJECTIVES else _WORDS.get(part, part.replace("_", " "))
+        for part in objective.split()
+    ]
+    return " ".join(parts)
 
 
 def sentences(run: Run) -> list[str]:
@@ -48,7 +68,7 @@ def sentences(run: Run) -> list[str]:
     elif not run.candidates and run.search_status != "diverged":
         said.append(_on_validation(run))
     said.append(choice_sentence(run, start_name(run)))
-    if not _measured(run):
+    if not (_measured(run) and run.before):  # test data of one network alone compare nothing
         said.append(one_fold_sentence(run))
     return [text for text in said if text]
 
@@ -86,11 +106,20 @@ def _about_decision(run: Run, taken: dict[str, Any]) -> str:
     )
     for other in run.frontier["baselines"][:1]:
         said += f", its most probable classes {percent(other['main'])} and {percent(other['gap'])}"
-    return f"{said}."
+    worst = taken.get("worst_cell")
+    if worst is not None:
+        said += f"; the worst class within a group errs in {percent(worst)} of cases"
+    said += "."
+    if (taken.get("drawn_from") or 1) > 1:
+        said += (
+            f" For each row it is drawn which of {taken['drawn_from']} rules decides. The draw is a function "
+            "of the features: the same row always gets the same decision, similar ones may not."
+        )
+    return said
 
 
 def _asked(run: Run) -> str:
-    name, meaning = OBJECTIVES.get(run.objective, (run.objective, ""))
+    name, meaning = OBJECTIVES.get(run.objective, (in_words(run.objective), ""))
     goal = f"the {name} ({meaning})" if meaning else name
     most, least = run.order[0], run.order[-1]
     n, totals = run.class_totals.sum(), run.class_totals
