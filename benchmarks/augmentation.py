@@ -66,7 +66,9 @@ def cases(images: Tensor, target: Tensor) -> tuple[dict[str, Callable[[], Any]],
         mix = torch.randn_like(images)
 
         def with_gradient(policy: AugmentationPolicy = policy, mix: Tensor = mix) -> None:
-            value = (policy(images, target) * mix).sum()
+            seen, chance = policy.drawn(images, target)
+            assert chance is not None  # of hard gates
+            value = (seen * mix).sum() + chance.sum()
             torch.autograd.grad(value, list(policy.parameters()))
 
         frozen = policy.frozen()

@@ -271,6 +271,9 @@ def test_hostile_designs_are_no_error() -> None:
         assert as_text(explanation(read_run(record)))
         record["search"]["settings"]["validation_counts"] = value
         assert as_text(explanation(read_run(record)))
+    record = quiet()
+    record["class_counts"] = [-1, 20, 5]
+    assert as_text(explanation(read_run(record)))
     assert np.isfinite(len(as_text(explanation(read_run(quiet())))))
 
 

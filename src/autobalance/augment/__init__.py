@@ -16,7 +16,6 @@ from autobalance.augment.choice import (
     as_augmentation,
     augmented,
     described,
-    drawn,
     frozen,
     restored,
 )
@@ -86,7 +85,6 @@ __all__ = [
     "by_hand",
     "default_policy",
     "described",
-    "drawn",
     "frozen",
     "image_operations",
     "restored",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment import drawn
+from autobalance.augment.choice import drawn
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 from autobalance.distributed import Processes, unwrapped

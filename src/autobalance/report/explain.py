@@ -310,7 +310,7 @@ def few_in_a_cell(
 ) -> str | None:
     """How far one example moves a gap that was measured on so few, with a remedy; or None."""
     known = np.where(counts > 0, counts, np.inf)
-    g, k = np.unravel_index(int(np.argmin(known)), known.shape)
+    g, k = map(int, np.unravel_index(int(np.argmin(known)), known.shape))
     fewest = known[g, k]
     if not fewest < _FEW_IN_A_GAP:
         return None

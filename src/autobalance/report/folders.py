@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, path_of
 from autobalance.files import (
     RESULT,
     check_format,
@@ -29,7 +29,7 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
     InputError
         If the folder is no RUN folder, or a file of it is altered; the message says what it is.
     """
-    folder = Path(folder)
+    folder = path_of("The RUN folder", folder)
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Give the RUN folder of a fit or a demo.")
     if not (folder / RESULT).is_file():

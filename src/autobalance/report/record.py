@@ -410,7 +410,7 @@ def array_of(value: Any) -> np.ndarray | None:
 def _counts(record: dict[str, Any]) -> np.ndarray:
     counts = array_of(record.get("class_counts"))
     if counts is not None and counts.ndim in (1, 2):
-        return np.nan_to_num(np.atleast_2d(counts))
+        return np.maximum(np.nan_to_num(np.atleast_2d(counts)), 0.0)
     names = record.get("class_names")
     if not isinstance(names, list) or not names:
         raise InputError(
