@@ -399,7 +399,8 @@ def test_ctrl_c_after_the_work_is_done_is_ignored(fitted: Path) -> None:
         check=False,
     )
     assert done.returncode == 0
-    [line] = done.stderr.splitlines()
+    [table, line] = done.stderr.splitlines()
+    assert "is the table that run was trained on" in table
     assert line.startswith("autobalance: without --groups nothing is known of the groups")
 
 

@@ -489,6 +489,8 @@ def _frontier(value: Any) -> dict[str, Any]:
             main, gap = (_number(point.get(axis)) for axis in ("main", "gap"))
             if main is not None and gap is not None and label in point:
                 shown = {"main": main, "gap": gap, "constant": point.get("constant") is True}
+                # Of decisions alone.
+                shown |= {key: _number(point.get(key)) for key in ("worst_cell", "drawn_from")}
                 found.append({**shown, label: point[label]})
         return found
 

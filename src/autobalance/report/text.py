@@ -112,15 +112,15 @@ def _about_decision(run: Run, taken: dict[str, Any]) -> str:
     said += "."
     if (taken.get("drawn_from") or 1) > 1:
         said += (
-            f" For each row it is drawn which of {taken['drawn_from']} rules decides. The draw is a function "
-            "of the features: the same row always gets the same decision, similar ones may not."
+            f" For each row it is drawn which of {taken['drawn_from']:.0f} rules decides. The draw is a "
+            "function of the features: the same row always gets the same decision, similar ones may not."
         )
     return said
 
 
 def _asked(run: Run) -> str:
     name, meaning = OBJECTIVES.get(run.objective, (in_words(run.objective), ""))
-    goal = f"the {name} ({meaning})" if meaning else name
+    goal = f"the {name} ({meaning})" if meaning else f"the {name}"
     most, least = run.order[0], run.order[-1]
     n, totals = run.class_totals.sum(), run.class_totals
     sizes = f"{n:,.0f} training examples of {len(run.classes):,} classes"
