@@ -252,8 +252,9 @@ class HierarchicalSpace(DesignSpace):
 
     def values(self) -> dict[str, list[Any]]:
         found = super().values()
-        if isinstance(self.rho, Tensor):
-            found["rho"] = self.rho.detach().clamp(max=self.most_rho).tolist()
+        share = self._share()
+        if isinstance(share, Tensor):
+            found["rho"] = share.detach().tolist()
         return found
 
     def priors(self) -> dict[str, tuple[float, float]]:
