@@ -960,6 +960,21 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_decisions_may_count_groups_alike(sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = SWEEP.index("--mixes")
+    sweep = [*SWEEP[:at], "--by", "decisions", *SWEEP[at + 2 :]]
+    asked = ["swept", "--main", "group_balanced_error", "--max-gap", "0.1"]
+    assert main([*sweep, *asked]) == 0
+    assert "group balanced" in capsys.readouterr().out
+    columns = pd.read_csv("swept/frontier.csv").columns.tolist()
+    assert columns == ["bound", "group_balanced_error", "deo", "constant"]
+    kept = json.loads(Path("swept/result.json").read_text())["frontier"]["kept"]
+    assert main(["explain", "swept"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "for the balanced error over groups and classes with a DEO of at most 0.1" in said
+    assert f"a balanced error over groups and classes of {100 * kept['main']:.1f}%" in said
+
+
 def test_a_gap_that_no_point_keeps_leaves_the_frontier(
     sites: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,35 +51,36 @@ COMMON: dict[str, Any] = {
 
 def test_the_program_finds_what_a_grid_finds() -> None:
     errors = np.random.default_rng(0).uniform(0.1, 0.6, size=(3, 2, 2))
-    mass = np.array([[30.0, 10.0], [20.0, 25.0]])
+    weights = np.array([[0.3, 0.15], [0.2, 0.35]])  # of the cells in the main error
     grid = [np.array([a, b, 100 - a - b]) / 100 for a in range(101) for b in range(101 - a)]
     tables = [np.tensordot(p, errors, axes=1) for p in grid]
     deo = np.array([np.ptp(t, axis=0).sum() for t in tables])
-    main = np.array([((t * mass).sum(axis=0) / mass.sum(axis=0)).mean() for t in tables])
+    main = np.array([(t * weights).sum() for t in tables])
     worst = np.array([t.max() for t in tables])
     for gap in (deo.min() + 0.01, deo.min() + 0.05, deo.max()):
-        found = np.tensordot(_program(errors, mass, float(gap))[0], errors, axes=1)
+        found = np.tensordot(_program(errors, weights, float(gap))[0], errors, axes=1)
         assert np.ptp(found, axis=0).sum() <= gap + 1e-6
-        value = ((found * mass).sum(axis=0) / mass.sum(axis=0)).mean()
+        value = (found * weights).sum()
         best = main[deo <= gap].min()
         assert best - 0.02 <= value <= best + 1e-6
-    found = np.tensordot(_program(errors, mass, None)[0], errors, axes=1)
+    found = np.tensordot(_program(errors, weights, None)[0], errors, axes=1)
     assert worst.min() - 0.01 <= found.max() <= worst.min() + 0.01
 
 
 def test_prices_are_the_derivatives_of_the_optimum() -> None:
     # What a new decision must beat: its errors at the prices, against the level.
     draw = np.random.default_rng(1)
-    errors, mass = draw.uniform(0.1, 0.6, size=(4, 2, 3)), draw.integers(5, 40, (2, 3)) * 1.0
+    errors, weights = draw.uniform(0.1, 0.6, size=(4, 2, 3)), draw.uniform(0.05, 0.4, size=(2, 3))
     for gap in (0.2, None):
-        shares, prices, level = _program(errors, mass, gap)
+        shares, prices, level = _program(errors, weights, gap)
         costs = (prices * errors).sum(axis=(1, 2)) - level
         assert (costs > -1e-9).all()
         np.testing.assert_allclose(costs[shares > 1e-9], 0.0, atol=1e-9)
 
 
+@pytest.mark.parametrize("main", decisions.MAINS)
 @pytest.mark.parametrize("gap", [0.0, 0.05, 0.2, 2.0])
-def test_no_decision_of_x_does_better(gap: float) -> None:
+def test_no_decision_of_x_does_better(gap: float, main: str) -> None:
     # Six kinds of people; all 64 decisions, and all draws between them, by brute force.
     draw = np.random.default_rng(2)
     counts = draw.integers(5, 60, size=(6, 2, 2))  # kind, group, class
@@ -88,8 +89,10 @@ def test_no_decision_of_x_does_better(gap: float) -> None:
         kinds += [kind] * counts[kind, g, k]
         cells += [2 * g + k] * counts[kind, g, k]
     joint = counts / counts.sum(axis=(1, 2), keepdims=True)
-    learned = CellPosterior(nn.Identity(), joint[kinds], np.array(cells), 1.0, {}, 0, {})
-    found = learned.within(gap).held_out
+    learned = CellPosterior(nn.Identity(), joint[kinds], np.array(cells), 1.0, {}, 0, {}, main)
+    decided = learned.within(gap)
+    assert decided.objective.startswith(f"{main} where deo <= ")
+    found = decided.held_out
     mass = counts.sum(axis=0)
     tables = []
     for choice in product((0, 1), repeat=6):
@@ -98,7 +101,8 @@ def test_no_decision_of_x_does_better(gap: float) -> None:
             wrong[g, k] += counts[kind, g, k] * (choice[kind] != k)
         tables.append(wrong / mass)
     every = np.stack(tables)
-    cost = (every * mass / mass.sum(axis=0)).sum(axis=(1, 2)) / 2
+    weights = mass / mass.sum(axis=0) / 2 if main == "balanced_error" else np.full((2, 2), 0.25)
+    cost = (every * weights).sum(axis=(1, 2))
     signed = (every[:, 0] - every[:, 1]).T  # class, decision
     # |difference| of each class by its own variable
     rows = [np.r_[s * signed[j], -np.eye(2)[j]] for j in range(2) for s in (1, -1)]
@@ -108,7 +112,7 @@ def test_no_decision_of_x_does_better(gap: float) -> None:
         A_eq=np.r_[np.ones(64), 0, 0][None], b_eq=[1.0],
     )  # fmt: skip
     assert found.deo <= gap + 0.01
-    assert found.balanced_error == pytest.approx(best.fun, abs=2e-3)
+    assert getattr(found, main) == pytest.approx(best.fun, abs=2e-3)
 
 
 def test_half_the_gap_costs_little_and_holds_on_new_data() -> None:
@@ -127,6 +131,27 @@ def test_half_the_gap_costs_little_and_holds_on_new_data() -> None:
     plain, ours = evaluate_model(free.network, test), evaluate_model(half.network, test)
     assert ours.deo < 0.65 * plain.deo
     assert ours.balanced_error < plain.balanced_error + 0.12
+
+
+def test_groups_count_alike_where_that_is_asked() -> None:
+    # Class and group agree nine times in ten in training, and not at all where the model is used.
+    draw = np.random.default_rng(3)
+
+    def drawn(n: int, agreement: float) -> ArrayData:
+        target = draw.integers(0, 2, n)
+        group = np.where(draw.random(n) < agreement, target, 1 - target)
+        inputs = np.stack([target + draw.normal(size=n), group + 0.1 * draw.normal(size=n)], axis=1)
+        return ArrayData.of(
+            torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(target),
+            groups=torch.from_numpy(group),
+        )  # fmt: skip
+
+    train, even = drawn(3000, 0.9), drawn(6000, 0.5)
+    mixed, alike = (cell_posterior(network, train, main=m, **COMMON) for m in decisions.MAINS)
+    assert alike.main == "group_balanced_error"
+    free = [evaluate_model(learned.within(2.0).network, even) for learned in (mixed, alike)]
+    assert free[1].balanced_error < free[0].balanced_error - 0.05
+    assert free[1].deo < 0.3 * free[0].deo
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e-4, 0.05])
@@ -261,6 +286,8 @@ def test_what_cannot_be_decided_is_refused() -> None:
     data = unfair(300, 0)
     with pytest.raises(InputError, match="two groups"):
         cell_posterior(network, ArrayData.of(data.inputs, data.target))
+    with pytest.raises(InputError, match="balanced_error or group_balanced_error; got 'deo'"):
+        cell_posterior(network, data, main="deo")
     learned = CellPosterior(nn.Identity(), np.full((4, 2, 2), 0.25), np.arange(4), 1.0, {}, 0, {})
     for gap in (-0.1, float("nan")):
         with pytest.raises(InputError, match="gap"):

@@ -6,7 +6,8 @@ most gap has a known form,
 .. math:: \hat y(x) = \arg\max_k \sum_g a_{gk} \, p(k, g \mid x),
 
 drawn, where it must be, between a few such a. Without a bound a_gk = 1 / p(k), which is logit
-adjustment. Under a bound a_gk also holds the price of an error on class k within group g, and that
+adjustment (1 / p(k, g) for the mean error over the cells, of data whose groups are to count alike).
+Under a bound a_gk also holds the price of an error on class k within group g, and that
 can be negative: then an error there is welcome, because the group is served better than the others.
 No weight and no adjustment of a loss says that, so a search over losses ends at the floor which
 `docs/groups.md` describes; these decisions go below it.
@@ -29,7 +30,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, not_negative, whole
+from autobalance.checks import InputError, not_negative, shown, whole
 from autobalance.data.batches import ArrayData
 from autobalance.evaluation import Evaluated
 from autobalance.losses import ParametricCrossEntropy
@@ -45,12 +46,14 @@ LEAST_SHARE = 0.005
 LEAST_GAIN = 1e-5
 """The program is solved when no decision improves it by more."""
 ROUNDS = 200
+MAINS = ("balanced_error", "group_balanced_error")
+"""Errors that decisions can keep low: the mean over the classes, and over the classes within groups."""
 POINTS = 10
 """Of a frontier; decisions for one bound may also be those that the frontier's bounds gave rise to."""
 EXCESS = 10.0
-"""Price of each unit of DEO above the bound: more than any balanced error."""
+"""Price of each unit of DEO above the bound: more than any error."""
 TIE = 0.05
-"""Weight of the balanced error where the worst cell comes first."""
+"""Weight of the main error where the worst cell comes first."""
 
 
 class CellDecision(nn.Module):
@@ -200,6 +203,8 @@ class CellPosterior:
         Of training and of the draws.
     seconds : dict
         "wall" and "cpu" time.
+    main : str
+        The error that decisions keep low: "balanced_error" or "group_balanced_error".
     """
 
     network: nn.Module
@@ -209,12 +214,13 @@ class CellPosterior:
     settings: dict[str, Any]
     seed: int
     seconds: dict[str, float]
+    main: str = "balanced_error"
     _found: dict[float | None, list[_Column]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def within(self, gap: float) -> Decided:
-        """The lowest balanced error with a DEO of at most `gap` on held-out data.
+        """The lowest main error with a DEO of at most `gap` on held-out data.
 
         Leave a margin for new data: a gap is a difference of rates in small cells. On Adult a DEO
         held to 2 points was 3 to 6 on test data.
@@ -232,7 +238,7 @@ class CellPosterior:
         not_negative("gap", gap)
         free, gaps = self._bounds(POINTS)
         if gap >= free.held_out.deo:
-            return replace(free, objective=_bounded(gap))
+            return replace(free, objective=self._bounded(gap))
         return self._best(gap, self._columns([*gaps, gap]))
 
     def with_lowest_worst_cell(self) -> Decided:
@@ -277,6 +283,17 @@ class CellPosterior:
         shape = self.held_out.shape[1:]
         return np.bincount(self.cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
 
+    def _main_weights(self) -> np.ndarray:
+        """What an error in each cell adds to the main error, ``(g, k)``, summing to 1."""
+        mass = self._mass()
+        if self.main == "group_balanced_error":
+            return (mass > 0) / np.count_nonzero(mass)
+        per_class = mass.sum(axis=0)
+        return mass / np.maximum(per_class, 1.0) / np.count_nonzero(per_class)
+
+    def _bounded(self, gap: float) -> str:
+        return f"{self.main} where deo <= {gap:g}"
+
     def _bounds(self, points: int) -> tuple[Decided, list[float]]:
         """The decision without a bound, which is logit adjustment, and bounds from there to 0."""
         [free] = self._solved([float(self.held_out.shape[2])])
@@ -304,9 +321,9 @@ class CellPosterior:
 
         With those of other bounds to begin with, one would stop at once, and worse.
         """
-        mass = self._mass()
+        mass, main = self._mass(), self._main_weights()
         columns: list[_Column] = []
-        prices, level = mass / np.maximum(mass.sum(axis=0), 1.0), np.inf
+        prices, level = main, np.inf
         for _ in range(ROUNDS):
             weights = np.divide(prices, mass, out=np.zeros_like(mass), where=mass > 0)
             rates = self._errors(weights, mass)
@@ -314,16 +331,16 @@ class CellPosterior:
                 break
             columns.append(_Column(weights, rates))
             pool = np.stack([column.errors for column in constant + columns])
-            _, prices, level = _program(pool, mass, gap)
+            _, prices, level = _program(pool, main, gap)
         return columns
 
     def _best(self, gap: float | None, columns: list[_Column]) -> Decided:
         tables = np.stack([column.errors for column in columns])
-        shares, _, _ = _program(tables, self._mass(), gap)
+        shares, _, _ = _program(tables, self._main_weights(), gap)
         used = np.flatnonzero(shares >= LEAST_SHARE)
         p = shares[used] / shares[used].sum()
         errors = np.tensordot(p, tables[used], axes=1)
-        objective = "worst_class_and_group_error" if gap is None else _bounded(gap)
+        objective = "worst_class_and_group_error" if gap is None else self._bounded(gap)
         return self._decided([columns[i].weights for i in used], p.tolist(), errors, objective)
 
     def _decided(
@@ -345,6 +362,7 @@ def cell_posterior(
     model_factory: ModelFactory,
     data: ArrayData,
     *,
+    main: str = "balanced_error",
     recipe: Recipe | None = None,
     settings: SearchSettings | None = None,
     seed: int = 0,
@@ -360,6 +378,10 @@ def cell_posterior(
         with one output per cell.
     data : ArrayData
         With groups, all known.
+    main : str
+        The error to keep low. "balanced_error" is the mean over the classes, each with its groups as in
+        the data; "group_balanced_error" the mean over the classes within groups, for a world in which
+        all groups are alike in number, whatever they are in the data.
     recipe, seed, device, progress
         As for `autobalance.search`.
     settings : SearchSettings, optional
@@ -374,8 +396,8 @@ def cell_posterior(
     Raises
     ------
     InputError
-        If the data has fewer than two groups or some are not known, or the network has no
-        `torch.nn.Linear`.
+        If the data has fewer than two groups or some are not known, the network has no
+        `torch.nn.Linear`, or `main` is another error.
 
     References
     ----------
@@ -385,6 +407,8 @@ def cell_posterior(
     """
     recipe, settings = recipe or Recipe(), settings or SearchSettings(folds=5)
     check_data(data)
+    if main not in MAINS:
+        raise InputError(f"main of decisions must be {' or '.join(MAINS)}; got {shown(main)}.")
     if data.groups is None or (data.num_groups or 1) < 2 or int(data.groups.min()) < 0:
         raise InputError("A bound on a gap needs at least two groups, all known.")
     g, k = int(data.num_groups or 1), data.num_classes
@@ -425,19 +449,16 @@ def cell_posterior(
         },
         seed=seed,
         seconds={"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu},
+        main=main,
     )
 
 
-def _bounded(gap: float) -> str:
-    return f"balanced_error where deo <= {gap:g}"
-
-
 def _program(
-    errors: np.ndarray, mass: np.ndarray, gap: float | None
+    errors: np.ndarray, main: np.ndarray, gap: float | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Shares of m decisions, the price of an error in each cell, and the level a new one must beat.
 
-    With a gap: the lowest balanced error with sum_k (max_g - min_g) at most `gap`, or as little above
+    With a gap: the lowest main error with sum_k (max_g - min_g) at most `gap`, or as little above
     it as these decisions allow. Without: the lowest worst cell. A decision with errors R improves
     the program where ``(prices * R).sum() < level``.
 
@@ -445,19 +466,17 @@ def _program(
     ----------
     errors : ndarray
         R_kg of each decision, shape ``(m, g, k)``.
-    mass : ndarray
-        Held-out examples, shape ``(g, k)``.
+    main : ndarray
+        What an error in each cell adds to the main error, shape ``(g, k)``; 0 where nobody is held out.
     gap : float or None
         The bound.
     """
     m, _, k = errors.shape
-    per_class = mass.sum(axis=0)
-    balanced = mass / np.maximum(per_class, 1.0) / np.count_nonzero(per_class)
-    cells = np.argwhere(mass > 0)
+    cells = np.argwhere(main > 0)
     # Variables: the shares (m), then each class's highest (k) and lowest (k) error and the excess;
     # or the worst cell's error.
     if gap is None:
-        balanced = TIE * balanced
+        main = TIE * main
         bounds = [(1.0, m, cell) for cell in cells]
         further = np.array([1.0])
     else:
@@ -472,14 +491,14 @@ def _program(
         rows = np.r_[rows, [np.r_[np.zeros(m), np.ones(k), -np.ones(k), -1.0]]]
         limits = np.r_[limits, gap]
     done = linprog(
-        np.r_[(errors * balanced).sum(axis=(1, 2)), further],
+        np.r_[(errors * main).sum(axis=(1, 2)), further],
         A_ub=rows,
         b_ub=limits,
         A_eq=np.r_[np.ones(m), np.zeros(len(further))][None],
         b_eq=[1.0],
     )
     assert done.status == 0  # the excess makes every gap possible
-    prices = balanced.copy()
+    prices = main.copy()
     for (sign, _, (i, j)), marginal in zip(bounds, done.ineqlin.marginals, strict=False):
         prices[i, j] -= sign * marginal
     return np.clip(done.x[:m], 0.0, None), prices, float(done.eqlin.marginals[0])

@@ -393,7 +393,13 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def cell_posterior(
-        self, X: Any, y: Any, *, sensitive_features: Any, sample_weight: Any = None
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sensitive_features: Any,
+        sample_weight: Any = None,
+        main: str = "balanced_error",
     ) -> CellPosterior:
         """Learn p(class, group | x), for decisions under a bound on the gap between groups.
 
@@ -404,6 +410,9 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X, y, sensitive_features, sample_weight
             As for `fit`; groups are needed, all known.
+        main : str
+            "balanced_error", or "group_balanced_error" for a world in which all groups are alike in
+            number.
 
         Returns
         -------
@@ -416,6 +425,7 @@ class AutoBalanceClassifier(ClassifierMixin, BaseEstimator):
         return cell_posterior(
             self._factory(data),
             data,
+            main=main,
             recipe=self.recipe,
             seed=_seed(self.random_state),
             device=self.device,

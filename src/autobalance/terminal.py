@@ -226,11 +226,12 @@ def print_frontier(
 def print_decisions(
     points: Sequence[Decided],
     plain: Decided,
+    main: str,
     kept: Decided | None = None,
     bound: float | None = None,
 ) -> None:
     """The decisions by falling gap, then cross-entropy's; which is picked, for a gap of at most `bound`."""
-    table = _frontier_table("decision", "balanced_error", "deo", "worst class of a group")
+    table = _frontier_table("decision", main, "deo", "worst class of a group")
     rows = sorted(
         [*((p, "") for p in points), *([] if kept is None else [(kept, "picked")])],
         key=lambda row: -row[0].held_out.deo,
@@ -243,7 +244,7 @@ def print_decisions(
         drawn = max(drawn, parts)
         table.add_row(
             "cross-entropy" if decided is plain else f"gap at most {_percent(held.deo)}",
-            _percent(held.balanced_error),
+            _percent(getattr(held, main)),
             _percent(held.deo),
             _percent(held.worst_class_and_group_error),
             ", ".join(filter(None, [note, f"drawn from {parts}" if parts > 1 else ""])),

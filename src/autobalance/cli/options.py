@@ -233,7 +233,7 @@ def command_parser() -> ArgumentParser:
         type=Literal["losses", "decisions"],
         default="losses",
         help="losses, designed for mixes of the two; or decisions from one network's p(class, group | "
-        "x), which reach smaller gaps, for balanced_error and deo",
+        "x), which reach smaller gaps, for balanced_error or group_balanced_error and deo",
     )
     sweep.add_argument(
         "--mixes",

@@ -96,13 +96,15 @@ def run_frontier(options: Namespace, command: str) -> int:
 
 
 def _check_decisions(options: Namespace) -> None:
-    """Decisions are for one objective and one gap, and for groups that are all known."""
-    for name, only in (("main", "balanced_error"), ("gap", "deo"), ("missing_groups", "refused")):
+    """Decisions are for two objectives and one gap, and for groups that are all known."""
+    from autobalance.decisions import MAINS
+
+    for name, possible in (("main", MAINS), ("gap", ("deo",)), ("missing_groups", ("refused",))):
         given = getattr(options, name)
-        if given != only:
+        if given not in possible:
             raise InputError(
-                f"--by decisions is for --{name.replace('_', '-')} {only}; got {given}. "
-                "Use --by losses."
+                f"--by decisions is for --{name.replace('_', '-')} {' or '.join(possible)}; "
+                f"got {given}. Use --by losses."
             )
     if options.mixes is not None:
         raise InputError(
@@ -122,7 +124,7 @@ def _decisions(
     from autobalance.terminal import print_decisions
 
     try:
-        learned = classifier.cell_posterior(**data)
+        learned = classifier.cell_posterior(**data, main=options.main)
     except TrainingDiverged as error:
         return complain(f"{error} No point was found yet.", FAILED)
     except KeyboardInterrupt:
@@ -136,8 +138,8 @@ def _decisions(
         "by": "bound",
         "main": options.main,
         "gap": options.gap,
-        "points": [_point(p, "bound") for p in points],
-        "baselines": [_point(plain, "title", "Cross-entropy")],
+        "points": [_point(p, options.main, "bound") for p in points],
+        "baselines": [_point(plain, options.main, "title", "Cross-entropy")],
         "training_runs": learned.training_runs,
         "settings": learned.settings,
         "seed": learned.seed,
@@ -145,7 +147,7 @@ def _decisions(
     }
     _write_record(record, out)
     _tell_of_few(learned.settings, classifier, decided=True)
-    print_decisions(points, plain, kept, options.max_gap)
+    print_decisions(points, plain, options.main, kept, options.max_gap)
     if kept is not None:
         from autobalance.runs import REPORT, save_run
 
@@ -153,7 +155,7 @@ def _decisions(
         run = fit_record(classifier, command, "finished", begun, options)
         run["kind"] = "frontier"
         run["objective"] = kept.objective
-        taken = _point(kept, "bound")
+        taken = _point(kept, options.main, "bound")
         shown = sorted([taken, *record["points"]], key=lambda p: -p["gap"])
         run["frontier"] = {
             **{key: record[key] for key in ("by", "main", "gap", "baselines")},
@@ -168,11 +170,11 @@ def _decisions(
     return DONE
 
 
-def _point(decided: Decided, by: str, name: str | None = None) -> dict[str, Any]:
+def _point(decided: Decided, main: str, by: str, name: str | None = None) -> dict[str, Any]:
     held = decided.held_out
     return {
         by: held.deo if name is None else name,
-        "main": held.balanced_error,
+        "main": getattr(held, main),
         "gap": held.deo,
         "worst_cell": held.worst_class_and_group_error,
         "constant": bool(np.nanmax(held.class_errors) > 1 - 1e-9),

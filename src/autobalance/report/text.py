@@ -99,9 +99,11 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _about_decision(run: Run, taken: dict[str, Any]) -> str:
+    main = run.frontier["main"]
+    name, _ = OBJECTIVES.get(main, (in_words(main), ""))
     said = (
         "One network was trained by cross-entropy for the probability of each class and group; no "
-        "group is needed to predict. On held-out examples its decisions have a balanced error of "
+        f"group is needed to predict. On held-out examples its decisions have a {name} of "
         f"{percent(taken['main'])} and a DEO of {percent(taken['gap'])}"
     )
     for other in run.frontier["baselines"][:1]:
