@@ -21,8 +21,11 @@ rows is then trained on all training rows. Of the textures, whose test set has e
 training rows do not, the error on held-out rows is `group_balanced_error`, which counts groups alike: on the
 test set the two are the same.
 
+"autobalance" are decisions from p(class, group | x) under bounds on DEO (`cell_posterior`), "autobalance_losses" a
+frontier of designed losses, "autobalance_worst_cell" the decisions with the lowest worst cell.
+
 "ceiling" is no method: the decisions whose prices are found on the test rows themselves, from the network
-of "autobalance_posterior". Nothing that decides by this network's p(class, group | x) can do better there.
+of "autobalance". Nothing that decides by this network's p(class, group | x) can do better there.
 
 --noise draws, for every split there is, errors of a classifier whose true rates are the same in all
 groups (group-wise logit adjustment's over the classes), and gives the DEO that such a one would measure
@@ -216,7 +219,7 @@ def _swept(split: Split) -> Frontier:
     return swept
 
 
-def _posterior(split: Split) -> Iterator[Point]:
+def _decisions(split: Split) -> Iterator[Point]:
     """Decisions from one network's p(class, group | x), under bounds from none to 0.
 
     Their errors are those expected over draws, as the reduction's are; then what prices found on the test
@@ -230,11 +233,11 @@ def _posterior(split: Split) -> Iterator[Point]:
     decisions = {f"point {i}": d for i, d in enumerate(learned.frontier())}
     for name, found in decisions.items():
         yield Point(
-            "autobalance_posterior", name, expected(found.network, split.test),
+            "autobalance", name, expected(found.network, split.test),
             (getattr(found.held_out, split.main), found.held_out.deo),
         )  # fmt: skip
     worst = learned.with_lowest_worst_cell().network
-    yield Point("autobalance_posterior_worst", "", expected(worst, split.test))
+    yield Point("autobalance_worst_cell", "", expected(worst, split.test))
     for name, found in {
         f"point {i}": d for i, d in enumerate(ceiling(learned, split.test))
     }.items():
@@ -267,7 +270,7 @@ def _frontier(split: Split) -> Iterator[Point]:
             continue
         model = task.train(point.loss, recipe=task.recipe)
         yield Point(
-            "autobalance", f"mix {point.mix:g}", evaluate_model(model, split.test),
+            "autobalance_losses", f"mix {point.mix:g}", evaluate_model(model, split.test),
             (point.main, point.gap),
         )  # fmt: skip
 
@@ -293,13 +296,13 @@ RUNS: dict[str, Callable[[Split], Iterator[Point]]] = {
     "group_dro": _loss("group_dro"),
     "threshold_optimizer": _thresholds,
     "exponentiated_gradient": _reduction,
-    "autobalance": _frontier,
-    "autobalance_posterior": _posterior,
-    "autobalance_bound": _searched("autobalance_bound", f"balanced_error where deo <= {BOUND}"),
-    "autobalance_worst": _searched("autobalance_worst", "worst_class_and_group_error"),
+    "autobalance": _decisions,
+    "autobalance_losses": _frontier,
+    "autobalance_losses_bound": _searched("autobalance_losses_bound", f"balanced_error where deo <= {BOUND}"),
+    "autobalance_losses_worst": _searched("autobalance_losses_worst", "worst_class_and_group_error"),
 }
 """By what is asked for; "losses" is cross-entropy, logit adjustment and the group-wise one."""
-OURS = ("autobalance", "autobalance_posterior")
+OURS = ("autobalance", "autobalance_losses")
 NOT_FOR_IMAGES = {"threshold_optimizer", "exponentiated_gradient"}
 
 

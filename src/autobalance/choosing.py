@@ -24,6 +24,8 @@ from autobalance.training import (
 )
 
 DRAWS = 2000
+NOISE = 2.0
+"""Standard errors by which one fold must speak against a learned augmentation to have it dropped."""
 START = "start"
 Outcomes = dict[str, list[Tensor]]
 """By candidate and fold, the classes predicted, or where only that is known (bool) which are wrong."""
@@ -175,23 +177,26 @@ def choose(
 ) -> tuple[list[Candidate], str]:
     """The candidates and the name of the best; without all folds' outcomes none, and "designed".
 
-    Parameters are those of `compare`, with `cells` fold by fold.
+    Parameters are those of `compare`, with `cells` fold by fold. One fold is too small to choose by the
+    lower number: the designed loss stays unless its start is better by two standard errors.
     """
-    if not outcomes or any(len(runs) < len(cells) for runs in outcomes.values()):
+    if losses.keys() != outcomes.keys() or any(len(r) < len(cells) for r in outcomes.values()):
         return [], "designed"
     candidates = compare(losses, outcomes, torch.cat(list(cells)).cpu(), shape, objective, seed)
-    return candidates, best(candidates).name
+    return candidates, best(candidates, NOISE if len(cells) == 1 else 0.0).name
 
 
-def best(candidates: Sequence[Candidate]) -> Candidate:
+def best(candidates: Sequence[Candidate], leniency: float = 0.0) -> Candidate:
     """The candidate of the lowest objective; the start, unless another is better than it.
 
-    One whose network predicts a single class is out, unless all are: a gap of 0 is easily won so.
+    With leniency another may be worse than the start by so many standard errors. One whose network predicts
+    a single class is out, unless all are: a gap of 0 is easily won so.
     """
     start = next(c for c in candidates if c.name == START)
     sound = [c for c in candidates if not c.collapsed] or list(candidates)
-    lowest = min(sound, key=lambda c: c.objective)
-    return start if start in sound and lowest.difference >= 0 else lowest
+    lowest = min(sound, key=lambda c: c.objective - leniency * c.standard_error)
+    worse = lowest.difference >= leniency * lowest.standard_error
+    return start if start in sound and worse else lowest
 
 
 def _standard_error(

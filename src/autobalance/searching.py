@@ -300,7 +300,7 @@ class SearchRun:
             self.load_state_dict(state)
 
     def run(self, progress: ProgressListener | None, log: RunLog | None = None) -> None:
-        """Algorithm 1 up to, and without, retraining; then the final choice, with folds."""
+        """Algorithm 1 up to, and without, retraining; then the final choice, where there is one."""
         log = log or RunLog(None)
         while self.done < self.total and not self.stopped:
             losses = [fold.lower.step(self.loss) for fold in self.folds]
@@ -317,8 +317,10 @@ class SearchRun:
                 progress(
                     Progress(phase, self.done, self.total, upper.hard_objective if upper else None)
                 )
-        if len(self.folds) > 1 and self.settings.choose:
+        if self._chooses():
             space, augment = self._designed()
+            if len(self.folds) == 1:  # the network searched with stands for the designed loss
+                self.outcomes.setdefault("designed", [p for p, _ in self.predict_held_out()])
             train_candidates(
                 self.model_factory,
                 self.splits,
@@ -419,7 +421,8 @@ class SearchRun:
         shape = (held.num_groups or 1, held.num_classes)
         candidates, choice = choose(losses, self.outcomes, cells, shape, self.objective, self.seed)
         kind = type(space.inner if isinstance(space, WithUnknownGroup) else space)
-        chosen_runs = sum(len(runs) for runs in self.outcomes.values())
+        trained = [name for name in self.outcomes if len(self.folds) > 1 or name != "designed"]
+        chosen_runs = sum(len(self.outcomes[name]) for name in trained)
         return SearchResult(
             loss=losses[choice],
             start=self.start,
@@ -489,6 +492,11 @@ class SearchRun:
                 p.copy_(torch.stack(places).mean(dim=0))
         return space, frozen(augment)
 
+    def _chooses(self) -> bool:
+        """With folds; with one only whether what an augmentation learned is kept."""
+        several = len(self.folds) > 1
+        return self.settings.choose and (several or isinstance(self.augment, AugmentationPolicy))
+
     def _augments(self, designed: nn.Module | None) -> dict[str, nn.Module | None]:
         """How each candidate's training batches are augmented, by the candidate's name.
 
@@ -500,11 +508,10 @@ class SearchRun:
 
     def _losses(self, designed: DesignSpace) -> dict[str, ParametricCrossEntropy]:
         """The candidates of the final choice, by name."""
-        return {
-            "designed": TunableCrossEntropy(designed).frozen().cpu(),
-            "start": self.start,
-            "cross_entropy": ParametricCrossEntropy.cross_entropy(),
-        }
+        losses = {"designed": TunableCrossEntropy(designed).frozen().cpu(), "start": self.start}
+        if len(self.folds) > 1:
+            losses["cross_entropy"] = ParametricCrossEntropy.cross_entropy()
+        return losses
 
     def _upper_step(self) -> UpperStep:
         for fold in self.folds:  # no upper step on a network that has diverged

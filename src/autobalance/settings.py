@@ -105,7 +105,8 @@ class SearchSettings:
     choose : bool
         Whether, with two or more folds, the designed loss, its start and cross-entropy are then
         trained on every fold, and the best on held-out data is the result. So n folds cost 4 n
-        training runs, and n without.
+        training runs, and n without. With one fold and an augmentation learned, whether the start is trained
+        once, without augmentation, and is the result if it is better by two standard errors.
     warmup : float
         Share of the lower steps with the starting loss held fixed, in [0, 1).
     every : int

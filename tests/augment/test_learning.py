@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,40 @@ def test_the_final_choice_has_candidates_without_what_was_learned(monkeypatch: A
     assert isinstance(seen["designed"], Augmentation)
     assert seen["start"] is seen["cross_entropy"] is None
     assert (result.augment is None) == (result.choice != "designed")
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0.1, True), (8.0, False)])
+def test_one_fold_says_whether_what_was_learned_is_kept(limit: float, kept: bool) -> None:
+    def noise(inputs: Tensor, counts: Any) -> AugmentationPolicy:
+        options: Any = {"probability": 0.99, "magnitude": 0.99}
+        return AugmentationPolicy(counts, [GaussianNoise(limit)], **options)
+
+    data = blobs((400, 200, 100), spread=0.5)
+    settings = SearchSettings(every=3, warmup=0.4, lr=1e-6)
+    result = quick(data, augment=noise, settings=settings)
+    assert [c.name for c in result.candidates] == ["designed", "start"]
+    assert result.choice == ("designed" if kept else "start")
+    assert (result.augment is not None) == kept
+    # The network searched with is the designed loss's; the start's alone is trained for this.
+    assert result.training_runs == 2.0
+    designed, _ = result.candidates
+    assert result.held_out is not None and designed.wrong == result.held_out.wrong
+    assert kept == (designed.difference < 2.0 * designed.standard_error)
+    without = quick(data, augment=noise, settings=replace(settings, choose=False))
+    assert (without.candidates, without.choice, without.training_runs) == ([], "designed", 1.0)
+    assert without.augment is not None
+
+
+def test_a_killed_choice_continues_to_the_same_bits(tmp_path: Path) -> None:
+    def kill(progress: Progress) -> None:
+        if progress.phase == "choose":
+            raise RuntimeError
+
+    whole = quick(augment="personalised")
+    path = tmp_path / "state"
+    with pytest.raises(RuntimeError):
+        quick(augment="personalised", checkpoint=path, progress=kill)
+    assert comparable(quick(augment="personalised", checkpoint=path)) == comparable(whole)
 
 
 class Recorded(nn.Module):

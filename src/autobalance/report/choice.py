@@ -1,4 +1,4 @@
-"""What held-out data says of the loss: the final choice over folds, in words."""
+"""What held-out data says of the loss: the final choice, in words."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def choice_sentence(run: Run, start: str) -> str | None:
     if designed is None or designed.difference is None or taken is None:
         return None
     of = f"its start, {start}" if start != UNNAMED else "its start"
+    if run.folds == 1:  # where augmentation was learned
+        verdict = "so the start was taken, and no augmentation"
+        if taken.name == "designed":
+            verdict = "so both were kept: the start would have to be better by two standard errors"
+        return (
+            f"On held-out data the designed loss with the augmentation learned was {_signed(designed)} points "
+            f"from {of}, without augmentation ({_errors(run, designed)}), {verdict}."
+        )
     if taken.name == "designed":
         return (
             f"On held-out folds the designed loss was {_gap(designed)} points better than {of} "

@@ -170,14 +170,14 @@ def class_changes(run: Run) -> list[str]:
         lead = f"{where}, {in_sentence(run.after.title)} against {in_sentence(run.before.title)}"
         ends = (run.before.errors, run.before.n), (run.after.errors, run.after.n)
         return [_changes(run, *ends, lead)]
-    taken = run.candidate(run.choice)
-    other = run.candidate("cross_entropy" if run.choice == "start" else "start")
+    taken, other = run.candidate(run.choice), run.other
     errors = [None if c is None else c.errors for c in (other, taken)]
     if taken and other and errors[0] is not None and errors[1] is not None:
         after, before = (
             in_sentence(candidate_title(c.name, start_name(run))) for c in (taken, other)
         )
-        lead = f"On the held-out folds, {after} against {before}"
+        where = "held-out data" if run.folds == 1 else "the held-out folds"
+        lead = f"On {where}, {after} against {before}"
         return [_changes(run, (errors[0], other.n), (errors[1], taken.n), lead)]
     if run.kind == "frontier":  # which has no final choice, with however many folds
         return []
@@ -434,8 +434,8 @@ def unjudged_augmentation(run: Run) -> str | None:
         return None
     return (
         "The learned augmentation was not set against none. It can hurt, by much where training is short or "
-        "classes are told apart by what it changes: fit with --search.folds 3, which takes it only where "
-        "it is better on held-out data, or compare with --augment none on test data."
+        "classes are told apart by what it changes: leave --search.choose at true, which drops it where "
+        "held-out data speak against it, or compare with --augment none on test data."
     )
 
 

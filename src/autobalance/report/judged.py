@@ -93,10 +93,9 @@ def _on_folds(run: Run) -> Judged | None:
     found = {c.name: _as_method(run, c) for c in run.candidates if c.errors is not None}
     if run.choice not in found:
         return None
-    other = "cross_entropy" if run.choice == "start" else "start"
-    folds = f"{run.folds} folds" if run.folds else "folds"
-    data = f"what the {folds} of the final choice held out"
-    return Judged("folds", data, list(found.values()), found.get(other), found[run.choice])
+    other = None if run.other is None else found.get(run.other.name)
+    data = f"what the {run.in_folds} of the final choice held out"
+    return Judged("folds", data, list(found.values()), other, found[run.choice])
 
 
 def _by_the_search(run: Run) -> Judged | None:

@@ -278,6 +278,19 @@ class Run:
     def candidate(self, name: str) -> Candidate | None:
         return next((c for c in self.candidates if c.name == name), None)
 
+    @property
+    def other(self) -> Candidate | None:
+        """What the candidate taken is shown against: the start, or for the start another."""
+        names = ["cross_entropy", "designed"] if self.choice == "start" else ["start"]
+        return next((c for c in map(self.candidate, names) if c is not None), None)
+
+    @property
+    def in_folds(self) -> str:
+        """How many splits the final choice was on, in words."""
+        if self.folds is None:
+            return "folds"
+        return "one split" if self.folds == 1 else f"{self.folds} folds"
+
     def method(self, name: str) -> Method | None:
         return next((m for m in self.methods if m.name == name), None)
 

@@ -125,9 +125,11 @@ def choice_table(run: Run) -> Table | None:
                 Cell("taken" if c.name == run.choice else ""),
             ]
         )
-    folds = f"{run.folds} folds" if run.folds else "folds"
+    trained = f"Each loss trained anew on each of the {run.in_folds}"
+    if run.folds == 1:
+        trained = "The designed loss and augmentation by the network of the search, the start trained anew without"
     caption = (
-        f"Each loss trained anew on each of the {folds}; errors ({objective_name(run)}, 0-1) on all "
+        f"{trained}; errors ({objective_name(run)}, 0-1) on all "
         "examples held out; the lowest in bold. Difference to the start in percentage points ± its "
         "standard error; below 0 is better. The same held-out examples guided the search, which "
         "flatters the designed loss a little."
