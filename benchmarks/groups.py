@@ -21,8 +21,9 @@ rows is then trained on all training rows. Of the textures, whose test set has e
 training rows do not, the error on held-out rows is `group_balanced_error`, which counts groups alike: on the
 test set the two are the same.
 
-"autobalance" are decisions from p(class, group | x) under bounds on DEO (`cell_posterior`), "autobalance_losses" a
-frontier of designed losses, "autobalance_worst_cell" the decisions with the lowest worst cell.
+"autobalance" are decisions from p(class, group | x) under bounds on DEO (`cell_posterior`),
+"autobalance_losses" a frontier of designed losses, "autobalance_worst_cell" the decisions with the lowest
+worst cell.
 
 "ceiling" is no method: the decisions whose prices are found on the test rows themselves, from the network
 of "autobalance". Nothing that decides by this network's p(class, group | x) can do better there.
@@ -298,8 +299,12 @@ RUNS: dict[str, Callable[[Split], Iterator[Point]]] = {
     "exponentiated_gradient": _reduction,
     "autobalance": _decisions,
     "autobalance_losses": _frontier,
-    "autobalance_losses_bound": _searched("autobalance_losses_bound", f"balanced_error where deo <= {BOUND}"),
-    "autobalance_losses_worst": _searched("autobalance_losses_worst", "worst_class_and_group_error"),
+    "autobalance_losses_bound": _searched(
+        "autobalance_losses_bound", f"balanced_error where deo <= {BOUND}"
+    ),
+    "autobalance_losses_worst": _searched(
+        "autobalance_losses_worst", "worst_class_and_group_error"
+    ),
 }
 """By what is asked for; "losses" is cross-entropy, logit adjustment and the group-wise one."""
 OURS = ("autobalance", "autobalance_losses")

@@ -167,7 +167,8 @@ def test_one_fold_says_whether_what_was_learned_is_kept(limit: float, kept: bool
     # The network searched with is the designed loss's; the start's alone is trained for this.
     assert result.training_runs == 2.0
     designed, _ = result.candidates
-    assert result.held_out is not None and designed.wrong == result.held_out.wrong
+    assert result.held_out is not None
+    assert designed.wrong == result.held_out.wrong
     assert kept == (designed.difference < 2.0 * designed.standard_error)
     without = quick(data, augment=noise, settings=replace(settings, choose=False))
     assert (without.candidates, without.choice, without.training_runs) == ([], "designed", 1.0)

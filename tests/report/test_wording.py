@@ -157,6 +157,25 @@ def test_cross_entropy_may_win() -> None:
     assert "plain cross-entropy did best (−10.0 ± 0.5 points against the start" in text
 
 
+@pytest.mark.parametrize(
+    ("choice", "gap", "verdict"),
+    [
+        ("designed", 0.008, "so both were kept: the start would have to be better by two standard"),
+        ("start", 0.12, "so the start was taken, and no augmentation."),
+    ],
+)
+def test_one_fold_says_whether_augmentation_was_kept(choice: str, gap: float, verdict: str) -> None:
+    record = with_choice(choice, gap)
+    del record["search"]["candidates"][2]
+    record["search"]["settings"]["search"] = {"folds": 1}
+    text = page_text(record)
+    assert f"without augmentation, was +{100 * gap:.1f} ± 0.5 points (held-out error" in text
+    assert verdict in text
+    assert "by the search's network, the start trained anew without" in text
+    assert "would measure it" not in text
+    assert "1 folds" not in text
+
+
 def test_one_fold_is_said_to_measure_nothing() -> None:
     assert "--search.folds 3 would measure it" in page_text(fit_record())
     assert "--search.folds 3" not in page_text(make_record())

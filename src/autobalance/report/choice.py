@@ -29,8 +29,9 @@ def choice_sentence(run: Run, start: str) -> str | None:
         if taken.name == "designed":
             verdict = "so both were kept: the start would have to be better by two standard errors"
         return (
-            f"On held-out data the designed loss with the augmentation learned was {_signed(designed)} points "
-            f"from {of}, without augmentation ({_errors(run, designed)}), {verdict}."
+            "On held-out data the error of the designed loss with the augmentation learned, less that of "
+            f"{of}, without augmentation, was {_signed(designed)} points "
+            f"({_errors(run, designed)}), {verdict}."
         )
     if taken.name == "designed":
         return (

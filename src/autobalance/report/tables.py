@@ -127,7 +127,7 @@ def choice_table(run: Run) -> Table | None:
         )
     trained = f"Each loss trained anew on each of the {run.in_folds}"
     if run.folds == 1:
-        trained = "The designed loss and augmentation by the network of the search, the start trained anew without"
+        trained = "The designed loss and augmentation by the search's network, the start trained anew without"
     caption = (
         f"{trained}; errors ({objective_name(run)}, 0-1) on all "
         "examples held out; the lowest in bold. Difference to the start in percentage points ± its "
