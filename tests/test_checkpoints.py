@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from autobalance.checkpoints import (
     set_random_state,
 )
 from autobalance.checks import InputError
+from autobalance.training import Checkpoint
 
 IDENTITY = {
     "kind": "search", "seed": 3, "recipe": {"lr": 0.1}, "shapes": {"0.weight": [3, 2]},
@@ -174,6 +176,24 @@ def test_the_random_state_comes_back() -> None:
         first = torch.rand(3)
         set_random_state(saved)
         assert torch.equal(torch.rand(3), first)
+
+
+def test_each_process_goes_on_with_draws_of_its_own(tmp_path: Path) -> None:
+    """The state is the first process's; the others must not drop the same units from then on."""
+
+    def at(rank: int) -> Checkpoint:
+        processes: Any = SimpleNamespace(rank=rank)
+        return Checkpoint(tmp_path / "state", dict, lambda: {"done": 1}, processes)
+
+    torch.manual_seed(5)
+    at(0).save()
+    expected, drawn = torch.rand(4), []
+    for rank in range(3):
+        assert at(rank).load() == {"done": 1}
+        drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], expected)
+    assert not torch.equal(drawn[1], drawn[0])
+    assert not torch.equal(drawn[2], drawn[1])
 
 
 def test_a_fingerprint_sees_values_shapes_types_and_absence() -> None:

@@ -381,6 +381,21 @@ def test_looking_at_losses_seldom_ends_it_with_the_same_result(
     assert found[0] == found[1]
 
 
+def test_the_upper_level_is_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autobalance.hypergrad import implicit
+
+    seen: list[torch.dtype] = []
+    original = implicit.call
+
+    def spy(*args: Any, **options: Any) -> Tensor:
+        seen.append(original(*args, **options).dtype)
+        return original(*args, **options)
+
+    monkeypatch.setattr(implicit, "call", spy)
+    quick(precision="bf16-mixed")
+    assert set(seen) == {torch.float32}
+
+
 def test_bfloat16_finds_about_the_same_loss() -> None:
     full, mixed = quick(), quick(precision="bf16-mixed")
     a, b = full.loss.additive, mixed.loss.additive
@@ -541,6 +556,15 @@ def test_a_start_that_is_better_is_kept() -> None:
     assert result.choice == "start"
     assert result.loss.to_dict() == result.start.to_dict()
     assert result.candidates[0].difference > 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16])
+def test_inputs_of_another_dtype_are_named(dtype: torch.dtype) -> None:
+    images = torch.zeros(60, 1, 8, 8, dtype=dtype)
+    data = ArrayData.of(images, torch.arange(60) % 3)
+    factory = lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))  # noqa: E731
+    with pytest.raises(InputError, match=rf"inputs of {dtype}, its weights are of torch.float32: "):
+        quick(data, factory=factory)
 
 
 def test_with_one_fold_there_is_no_choice() -> None:

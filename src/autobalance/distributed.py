@@ -8,7 +8,7 @@ size of the weights is reduced.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,14 +76,15 @@ class Processes:
         begin = sum(self._sizes(own)[: self.rank])
         return slice(begin, begin + len(own))
 
-    def union(self, own: Tensor) -> Tensor:
+    def union(self, own: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """Rows of all processes, in their order; this one's with their graph, the others' without.
 
-        The processes may bring different numbers of rows, and the same of everything else.
+        The processes may bring different numbers of rows, `sizes`, and the same of everything else. Where
+        these are not given the processes tell each other, for which a GPU must be waited.
         """
         if self.group is None:
             return own
-        sizes = self._sizes(own)
+        sizes = self._sizes(own) if sizes is None else sizes
         padded = own.detach().new_zeros((max(sizes), *own.shape[1:]))
         padded[: len(own)] = own.detach()
         parts = [torch.empty_like(padded) for _ in sizes]
@@ -92,14 +93,14 @@ class Processes:
         rows[self.rank] = own
         return torch.cat(rows)
 
-    def labels(self, batch: Batch) -> Batch:
+    def labels(self, batch: Batch, sizes: Sequence[int] | None = None) -> Batch:
         """The batch with its own inputs and the union's labels, groups and weights."""
         if self.group is None:
             return batch
         return replace(
             batch,
             **{
-                name: None if value is None else self.union(value)
+                name: None if value is None else self.union(value, sizes)
                 for name in ("target", "groups", "sample_weight")
                 for value in [getattr(batch, name)]
             },
@@ -109,6 +110,10 @@ class Processes:
         """Of a batch's indices, the same in all processes, those that this one takes."""
         return index[self.rank :: self.size]
 
+    def sizes(self, examples: int) -> list[int]:
+        """How many each process takes of a batch of so many, by `share`."""
+        return [len(range(rank, examples, self.size)) for rank in range(self.size)]
+
     def summed(self, own: Tensor) -> Tensor:
         """The sum over processes, without a graph."""
         if self.group is None:
@@ -116,6 +121,17 @@ class Processes:
         total = own.detach().clone()
         dist.all_reduce(total, group=self.group)
         return total
+
+    def agree(self, model: nn.Module) -> None:
+        """Give all processes the first one's buffers: BatchNorm's statistics are of the rows that each saw.
+
+        To be called by all at the same place.
+        """
+        if self.group is None:
+            return
+        first = dist.get_global_rank(self.group, 0)
+        for buffer in model.buffers():
+            dist.broadcast(buffer, first, group=self.group)
 
     def _sizes(self, own: Tensor) -> list[int]:
         """Rows of each process."""
@@ -197,21 +213,26 @@ def synchronised(model: nn.Module, processes: Processes) -> Iterator[None]:
 
 def _batch_norm_of_all(layer: nn.SyncBatchNorm, processes: Processes) -> Any:
     def forward(inputs: Tensor) -> Tensor:
-        axes = [0, *range(2, inputs.ndim)]
+        given, axes = inputs.dtype, [0, *range(2, inputs.ndim)]
         shape = [1, -1, *[1] * (inputs.ndim - 2)]
+        if given in (torch.bfloat16, torch.float16):  # which hold no count of a few hundred
+            inputs = inputs.float()
         if layer.training or layer.running_mean is None:
-            count = inputs.numel() // inputs.shape[1]
-            ones = torch.full_like(inputs[:1].flatten()[:1], count)
-            sums = torch.cat([inputs.sum(axes), inputs.square().sum(axes)])
-            total = processes.summed(ones)
-            mean, square = (_Summed.apply(sums, processes) / total).chunk(2)  # type: ignore[operator]
-            variance = square - mean.square()
+            count = inputs.new_tensor([inputs.numel() // inputs.shape[1]])
+            total = processes.summed(count)
+
+            def over_all(values: Tensor) -> Tensor:
+                return _Summed.apply(values.sum(axes), processes) / total  # type: ignore[operator]
+
+            mean = over_all(inputs)
+            # Not the mean square less the squared mean, which loses all digits where the mean is large.
+            variance = over_all((inputs - mean.view(shape)).square())
         else:
             mean, variance = layer.running_mean, layer.running_var
         assert variance is not None
         scaled = (inputs - mean.view(shape)) * (variance + layer.eps).rsqrt().view(shape)
         if layer.weight is not None:
             scaled = scaled * layer.weight.view(shape) + layer.bias.view(shape)
-        return scaled
+        return scaled.to(given)
 
     return forward

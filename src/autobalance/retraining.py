@@ -168,6 +168,7 @@ def retrain(
             raise
         except KeyboardInterrupt:
             raise Interrupted(lower.result()) from None
+        lower.processes.agree(lower.module)
         saved.save()
     return lower.result()
 

@@ -367,6 +367,7 @@ class SearchRun:
         """By each fold's network, now: the classes predicted, and logits thinned out by `thinning`."""
         found = []
         for fold in self.folds:
+            fold.lower.processes.agree(fold.lower.module)
             logits = predict_logits(fold.lower.module, fold.validation.inputs)
             found.append((logits.argmax(dim=1), logits[:: self._thinning()].clone()))
         return found

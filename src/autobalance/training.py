@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +199,7 @@ class Checkpoint:
         state: Callable[[], dict[str, Any]],
         processes: Processes = ALONE,
     ) -> None:
-        self.writes = processes.rank == 0
+        self.rank, self.writes = processes.rank, processes.rank == 0
         self.path = None if path is None else _writable(path)
         self.identity = identity() if self.path else {}
         self.state = state
@@ -211,6 +211,10 @@ class Checkpoint:
             return None
         saved = load_checkpoint(self.path, self.identity)
         set_random_state(saved["random"])
+        if (
+            not self.writes
+        ):  # the state is the first process's, whose draws must not be all others' too
+            torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
         return saved["state"]
 
     def save_if_due(self) -> None:
@@ -383,10 +387,14 @@ class LowerLevel:
         batch = self._batch(index)
         with torch.no_grad():
             inputs = augmented(self.augment, batch)
-        logits = logits_of(self.network, inputs)
+        try:
+            logits = logits_of(self.network, inputs)
+        except RuntimeError as error:
+            raise _other_dtype(inputs, self._weights, error) or error from None
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
-        whole, logits = self.processes.labels(batch), self.processes.union(logits)
+        sizes = self.processes.sizes(len(index))
+        whole, logits = self.processes.labels(batch, sizes), self.processes.union(logits, sizes)
         value = loss(logits, whole.target, groups=whole.groups, sample_weight=whole.sample_weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(value * self.processes.size)  # DDP takes the mean over processes
@@ -510,6 +518,18 @@ def predict_logits(model: nn.Module, inputs: Tensor, batch_size: int = 1024) -> 
         for module, training in modes:
             module.training = training
     return torch.cat(parts)
+
+
+def _other_dtype(inputs: Any, weights: Sequence[Tensor], error: RuntimeError) -> InputError | None:
+    """What torch's error means where inputs and weights differ in dtype; None where they do not."""
+    expected = weights[0].dtype
+    if not isinstance(inputs, Tensor) or inputs.dtype == expected or "type" not in str(error):
+        return None
+    return InputError(
+        f"The network cannot take inputs of {inputs.dtype}, its weights are of {expected}: "
+        f"{str(error).splitlines()[0]}. Convert them, inputs.float(), or let the network do it first; "
+        "autobalance.networks.FromBytes does for images of bytes."
+    )
 
 
 def _check_logits(logits: Any, batch: Batch, num_classes: int) -> None:

@@ -610,6 +610,12 @@ def test_a_missing_file_says_where_it_comes_from(tmp_path: Path) -> None:
         load_problem(definition, 0, None)
 
 
+def test_a_network_that_does_not_import_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    definition = replace(definition_of("letter-lt-10"), network={"path": "no_such_module.net"})
+    with pytest.raises(InputError, match=r"letter-lt-10: no_such_module\.net cannot be imported"):
+        load_problem(definition, 0, tmp_path)  # where there is no table
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

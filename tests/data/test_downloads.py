@@ -91,6 +91,20 @@ def test_a_download_that_broke_off_goes_on(server: Server, tmp_path: Path, range
     assert not (tmp_path / "data.tar.gz.part").exists()
 
 
+def test_two_at_once_get_one_file_once(server: Server, tmp_path: Path) -> None:
+    found: list[Path] = []
+    get = lambda: found.append(fetch(at(server), tmp_path))  # noqa: E731
+    both = [threading.Thread(target=get) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(30)
+    assert len(found) == 2
+    assert found[0].read_bytes() == CONTENT
+    assert len(server.seen) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["data.tar.gz"]
+
+
 def test_a_part_that_is_all_there_only_takes_its_name(server: Server, tmp_path: Path) -> None:
     (tmp_path / "data.tar.gz.part").write_bytes(CONTENT)
     assert fetch(at(server), tmp_path).read_bytes() == CONTENT

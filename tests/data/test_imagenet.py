@@ -31,7 +31,7 @@ def write(folder: Path, listed: list[list[str]], root: str = "", flat: bool = Fa
     for name, part in zip(LISTS, listed, strict=True):
         (folder / name).write_text("\n".join(part) + "\n")
         for line in part:
-            path = line.rpartition(" ")[0]
+            path = line.split()[0]
             if flat and path.startswith("val/"):
                 path = f"val/{path.rpartition('/')[2]}"
             picture(folder / root / path, 60)
@@ -59,6 +59,17 @@ def test_the_lists_are_read(tmp_path: Path, root: str, flat: bool) -> None:
         (images / name).rename(lists / name)
     check(imagenet_lt(images, lists=lists, size=8))
     assert [len(p) for p in imagenet_lt(images, lists=lists, limit=2)] == [2, 2, 2]
+
+
+def test_a_tab_separates_too_and_names_may_be_of_another_encoding(tmp_path: Path) -> None:
+    write(tmp_path, [[line.replace(" ", "\t") for line in part] for part in lines()])
+    listed = tmp_path / LISTS[0]
+    odd = b"train/n01440764/caf\xe9.JPEG\t0\n"
+    listed.write_bytes(listed.read_bytes() + odd)
+    with pytest.raises(InputError, match="caf"):
+        imagenet_lt(tmp_path, size=8)  # which is not there
+    with pytest.warns(UserWarning, match="caf"):
+        check(imagenet_lt(tmp_path, size=8, allowed_missing=1))
 
 
 def test_missing_images_are_named_or_left_out(tmp_path: Path) -> None:

@@ -234,6 +234,8 @@ def test_bad_images_can_be_left_out(seven: Photographs, monkeypatch: pytest.Monk
     assert len(good.load()) == 5
     with pytest.raises(InputError, match="allowed must be at least 0"):
         seven.readable(allowed=-1)
+    with pytest.raises(InputError, match="2 of 2 images"):
+        seven.subset([1, 5]).readable(allowed=9)
 
 
 def test_sixteen_bits_are_scaled_to_eight_and_more_refused(tmp_path: Path) -> None:

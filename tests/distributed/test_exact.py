@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autobalance.checks import InputError
-from autobalance.distributed import Processes
+from autobalance.distributed import Processes, _batch_norm_of_all
 from distributed.workers import CASES
 
 TESTS = Path(__file__).parents[1]
@@ -49,6 +49,20 @@ def test_together_equals_alone(results: list[dict[str, Any]], name: str) -> None
         found = result[name]["together"]
         assert torch.equal(found, results[0][name]["together"])  # or the processes drift apart
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_norm_of_all_keeps_its_digits(dtype: torch.dtype) -> None:
+    """Many values, which bfloat16 cannot count, far from zero, where squares lose the variance."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = (100.0 + torch.randn(43, 3, 31, 31, generator=generator)).to(dtype)
+    layer = nn.SyncBatchNorm(3)
+    expected = nn.functional.batch_norm(inputs.double(), None, None, training=True)
+    found = _batch_norm_of_all(layer, Processes())(inputs)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.double(), expected, rtol=0.01, atol=0.02 if dtype == torch.bfloat16 else 1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["FullyShardedDataParallel", "FSDPModule"])

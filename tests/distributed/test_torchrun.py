@@ -40,6 +40,15 @@ def test_two_processes_find_the_loss_that_one_finds(tmp_path: Path) -> None:
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
 
 
+def test_processes_with_batchnorm_end_with_the_same_choice_and_network(tmp_path: Path) -> None:
+    """Each sees other rows, so that their statistics differ until they agree."""
+    run(torchrun("--nproc-per-node=2", str(TESTS / "distributed" / "agreeing.py"), str(tmp_path)))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first == second
+    assert len(first["candidates"]) == 3
+    assert first["again"] == first["model"]  # from the checkpoint at the end
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_a_new_one_goes_on(tmp_path: Path) -> None:
     checkpoint = tmp_path / "state.safetensors"

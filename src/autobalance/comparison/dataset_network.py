@@ -26,6 +26,7 @@ from autobalance.networks import (
 from autobalance.training import ModelFactory
 
 _OURS = ("path", "normalize", "new_head")
+_BY_NAME = ("table", "linear", "cnn", "resnet32")
 
 
 def network_of(
@@ -40,6 +41,23 @@ def network_of(
     """
     factory = _factory(definition, shape, num_classes)
     return partial(_on_bytes, factory) if definition.as_bytes and len(shape) == 3 else factory
+
+
+def check_importable(definition: DatasetDefinition) -> None:
+    """Refuse a network or a backbone that does not import, before any row is read.
+
+    Raises
+    ------
+    InputError
+        As `network_of` would.
+    """
+    for network in (definition.network, definition.backbone):
+        path = network.get("path") if isinstance(network, Mapping) else network
+        if isinstance(path, str) and path not in _BY_NAME:
+            try:
+                imported(path)
+            except InputError as error:
+                raise InputError(f"{definition.name}: {error}") from None
 
 
 def backbone_of(definition: Mapping[str, Any]) -> nn.Module:

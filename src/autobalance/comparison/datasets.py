@@ -87,10 +87,11 @@ def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | No
         If a file or column is missing, the data is not of the declared kind, or a class or group
         is left without training rows.
     """
-    from autobalance.comparison.dataset_network import network_of
+    from autobalance.comparison.dataset_network import check_importable, network_of
     from autobalance.data.batches import ArrayData
 
     whole("seed", seed, least=0)
+    check_importable(definition)
     rows = read_rows(definition, data)
     target, class_names = _classes(definition, rows)
     groups, group_names = _groups(definition, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -75,6 +77,30 @@ def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path
             pass
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}. Give another folder.") from None
+    with _alone(path):
+        # Another process, such as torchrun's next one, may have finished it meanwhile.
+        return path if path.exists() else _received(file, part, path, timeout)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While no other process of this machine is here for the same file; on Windows at once."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock = path.with_name(path.name + ".lock")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def _received(file: Published, part: Path, path: Path, timeout: float) -> Path:
     _receive(file, part, timeout)
     if _md5(part) != file.md5:
         part.unlink()

@@ -117,11 +117,12 @@ def _published(path: str, flat: bool) -> str:
 def _listed(path: Path) -> tuple[list[str], np.ndarray]:
     """Paths and class indices ``(n,)`` of a list."""
     paths, target = [], []
-    with path.open(encoding="utf-8") as stream:
+    # As the published readers split; a byte that is no UTF-8 stays what it is in a file's name.
+    with path.open(encoding="utf-8", errors="surrogateescape") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
-            name, _, label = line.strip().rpartition(" ")
+            name, label = (*line.rsplit(maxsplit=1), "")[:2]
             if not name or not label.isdecimal():
                 raise InputError(
                     f"{path}, line {number}: expected a path and a class number, such as "

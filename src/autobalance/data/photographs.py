@@ -123,7 +123,7 @@ class Photographs:
                     bad[i] = found
         if not bad:
             return self
-        if len(bad) > allowed:
+        if len(bad) > allowed or len(bad) == len(self):
             raise InputError(self._complaint(list(bad.values()), of=len(self)))
         warnings.warn(self._complaint(list(bad.values()), of=len(self), out=True), stacklevel=2)
         return self.subset([i for i in range(len(self)) if i not in bad])

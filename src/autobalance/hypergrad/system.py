@@ -90,9 +90,11 @@ def call(
         # Convolutions follow their input's layout; this one is faster in all our passes.
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with synchronised(model, processes):
-        return logits_of(
+        logits = logits_of(
             lambda *a, **k: functional_call(model, {**parameters, **buffers}, a, k), inputs
         )
+    # Autocast's logits are half precision; what follows, the upper level, is not.
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def logits_of(network: Callable[..., Any], inputs: Any) -> Tensor:
