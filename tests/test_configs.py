@@ -66,7 +66,9 @@ def test_the_published_procedure_stands_beside_ours(name: str) -> None:
     assert {"cross_entropy", "logit_adjustment", "vs", "autobalance"} <= set(whole.methods)
     assert PUBLISHED & set(whole.methods)
     assert whole.recipe.optimizer == "sgd"
-    assert (whole.recipe.momentum, whole.search.warmup) == (0.9, 0.4)
+    # The released code's: from epoch 40 of 150 on, and from 120 of 300 for CIFAR.
+    expected = 0.27 if name in ("imagenet_lt", "inaturalist18") else 0.4
+    assert (whole.recipe.momentum, whole.search.warmup) == (0.9, expected)
 
 
 def test_both_cifars_have_one_recipe() -> None:

@@ -191,6 +191,23 @@ def test_what_a_frontier_has_solved_is_not_solved_again(monkeypatch: pytest.Monk
     assert 4 < len(solved) < alone / 2
 
 
+def test_no_decision_of_a_frontier_is_better_within_the_bound() -> None:
+    # A network that is wrong about its own probabilities: logit adjustment of it is no best decision.
+    draw = np.random.default_rng(4)
+    cells = draw.integers(0, 4, 400)
+    said = draw.dirichlet(np.ones(4), 400) + 0.6 * np.eye(4)[cells]
+    said = (said * [3.0, 1.0, 1.0, 1.0]) ** 2
+    said = (said / said.sum(axis=1, keepdims=True)).reshape(-1, 2, 2)
+    learned = CellPosterior(nn.Identity(), said, cells, 1.0, {}, 0, {})
+    points = [point.held_out for point in learned.frontier()]
+    assert points[0].balanced_error > min(p.balanced_error for p in points) + 0.01
+    for gap in (0.1, points[0].deo, points[0].deo + 0.1, 1.9):
+        found = learned.within(gap).held_out
+        assert found.deo <= gap + 0.01
+        possible = [p.balanced_error for p in points if p.deo <= gap]
+        assert found.balanced_error <= min(possible) + 1e-3
+
+
 def test_the_worst_cell_and_the_frontier() -> None:
     learned = cell_posterior(network, unfair(3000, 0, groups=3), **COMMON)
     points = [point.held_out for point in learned.frontier(5)]

@@ -228,7 +228,8 @@ class CellPosterior:
         Parameters
         ----------
         gap : float
-            In [0, k], see `autobalance.metrics.deo`.
+            In [0, k], see `autobalance.metrics.deo`. From k on there is no bound, and this is logit
+            adjustment.
 
         Raises
         ------
@@ -237,7 +238,7 @@ class CellPosterior:
         """
         not_negative("gap", gap)
         free, gaps = self._bounds(POINTS)
-        if gap >= free.held_out.deo:
+        if gap >= self.held_out.shape[2]:
             return replace(free, objective=self._bounded(gap))
         return self._best(gap, self._columns([*gaps, gap]))
 
@@ -247,6 +248,9 @@ class CellPosterior:
 
     def frontier(self, points: int = POINTS) -> list[Decided]:
         """Decisions from no bound on DEO down to 0, by falling DEO.
+
+        The first is logit adjustment. Of a network that is wrong about its probabilities, others can be better in
+        both; `within` does not take it then.
 
         Parameters
         ----------
