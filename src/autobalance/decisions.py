@@ -249,8 +249,8 @@ class CellPosterior:
     def frontier(self, points: int = POINTS) -> list[Decided]:
         """Decisions from no bound on DEO down to 0, by falling DEO.
 
-        The first is logit adjustment. Of a network that is wrong about its probabilities, others can be better in
-        both; `within` does not take it then.
+        The first is logit adjustment. Of a network that is wrong about its probabilities, others can be
+        better in both; `within` does not take it then.
 
         Parameters
         ----------
