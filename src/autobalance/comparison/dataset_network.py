@@ -51,7 +51,8 @@ def check_importable(definition: DatasetDefinition) -> None:
     InputError
         As `network_of` would.
     """
-    for network in (definition.network, definition.backbone):
+    backbone = None if definition.layout == "embeddings" else definition.backbone  # refused later
+    for network in (definition.network, backbone):
         path = network.get("path") if isinstance(network, Mapping) else network
         if isinstance(path, str) and path not in _BY_NAME:
             try:
