@@ -131,6 +131,25 @@ class Lower:
 
     def train_fully(self, tolerance: float = 1e-11) -> float:
         """Train to a gradient norm below 1e-8 (and as far below as it goes); its norm."""
+        self._descend()
+        for _ in range(5):  # off a saddle, along its steepest way down
+            values, directions = torch.linalg.eigh(self.curvature())
+            if values[0] > 0:
+                break
+            self._move(-0.1 * directions[:, 0])
+            self._descend()
+        for _ in range(10):
+            if float(self.gradient().norm()) < tolerance:
+                break
+            self.inverse = self._positive_inverse()
+            self._move(self.inverse @ self.gradient())
+        self.inverse = self._positive_inverse()
+        norm = float(self.gradient().norm())
+        if norm >= 1e-8:
+            raise RuntimeError(f"The lower level stopped at a gradient norm of {norm:.1e}.")
+        return norm
+
+    def _descend(self) -> None:
         optimizer = torch.optim.LBFGS(
             self.weights,
             max_iter=5000,
@@ -147,16 +166,6 @@ class Lower:
             return float(value.detach())
 
         optimizer.step(closure)
-        for _ in range(10):
-            if float(self.gradient().norm()) < tolerance:
-                break
-            self.inverse = self._positive_inverse()
-            self._move(self.inverse @ self.gradient())
-        self.inverse = self._positive_inverse()
-        norm = float(self.gradient().norm())
-        if norm >= 1e-8:
-            raise RuntimeError(f"The lower level stopped at a gradient norm of {norm:.1e}.")
-        return norm
 
     def retrain(self, tolerance: float = 1e-11) -> None:
         """From an optimum near by, with the curvature found there."""

@@ -317,7 +317,7 @@ def test_groups(tmp_path: Path) -> None:
     assert set(numbers) == {"compas_race"}
     assert set(numbers["compas_race"]) == {"methods", "hypervolume"}
     methods = numbers["compas_race"]["methods"]
-    own = {"autobalance", "autobalance_equal"}
+    own = {"autobalance", "autobalance_equal", "autobalance_worst_cell", "ceiling"}
     assert set(methods) == own | {"cross_entropy", "logit_adjustment", "group_logit_adjustment"}
     for values in methods.values():
         assert set(values) == {"balanced", "worst", "deo"}
