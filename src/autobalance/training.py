@@ -199,7 +199,7 @@ class Checkpoint:
         state: Callable[[], dict[str, Any]],
         processes: Processes = ALONE,
     ) -> None:
-        self.rank, self.writes = processes.rank, processes.rank == 0
+        self.rank = processes.rank
         self.path = None if path is None else _writable(path)
         self.identity = identity() if self.path else {}
         self.state = state
@@ -211,22 +211,20 @@ class Checkpoint:
             return None
         saved = load_checkpoint(self.path, self.identity)
         set_random_state(saved["random"])
-        if (
-            not self.writes
-        ):  # the state is the first process's, whose draws must not be all others' too
+        if self.rank > 0:  # the state is the first process's, whose draws are not for all
             torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
         return saved["state"]
 
     def save_if_due(self) -> None:
         if (
             self.path is not None
-            and self.writes
+            and self.rank == 0
             and time.monotonic() - self._last >= CHECKPOINT_SECONDS
         ):
             self.save()
 
     def save(self) -> None:
-        if self.path is not None and self.writes:
+        if self.path is not None and self.rank == 0:
             tree = {"state": self.state(), "random": random_state()}
             save_checkpoint(self.path, tree, self.identity)
             self._last = time.monotonic()
@@ -390,7 +388,10 @@ class LowerLevel:
         try:
             logits = logits_of(self.network, inputs)
         except RuntimeError as error:
-            raise _other_dtype(inputs, self._weights, error) or error from None
+            refused = _other_dtype(inputs, self._weights, error)
+            if refused is None:
+                raise
+            raise refused from None
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
         sizes = self.processes.sizes(len(index))

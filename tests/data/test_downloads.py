@@ -93,7 +93,10 @@ def test_a_download_that_broke_off_goes_on(server: Server, tmp_path: Path, range
 
 def test_two_at_once_get_one_file_once(server: Server, tmp_path: Path) -> None:
     found: list[Path] = []
-    get = lambda: found.append(fetch(at(server), tmp_path))  # noqa: E731
+
+    def get() -> None:
+        found.append(fetch(at(server), tmp_path))
+
     both = [threading.Thread(target=get) for _ in range(2)]
     for one in both:
         one.start()

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from autobalance.checks import InputError
-from autobalance.comparison.dataset_definitions import DatasetDefinition
+from autobalance.comparison.dataset_definitions import NETWORKS, DatasetDefinition
 from autobalance.networks import (
     FromBytes,
     Normalize,
@@ -26,7 +26,6 @@ from autobalance.networks import (
 from autobalance.training import ModelFactory
 
 _OURS = ("path", "normalize", "new_head")
-_BY_NAME = ("table", "linear", "cnn", "resnet32")
 
 
 def network_of(
@@ -44,21 +43,20 @@ def network_of(
 
 
 def check_importable(definition: DatasetDefinition) -> None:
-    """Refuse a network or a backbone that does not import, before any row is read.
+    """Refuse a network that does not import, before any row is read.
 
     Raises
     ------
     InputError
         As `network_of` would.
     """
-    backbone = None if definition.layout == "embeddings" else definition.backbone  # refused later
-    for network in (definition.network, backbone):
-        path = network.get("path") if isinstance(network, Mapping) else network
-        if isinstance(path, str) and path not in _BY_NAME:
-            try:
-                imported(path)
-            except InputError as error:
-                raise InputError(f"{definition.name}: {error}") from None
+    network = definition.network
+    path = network["path"] if isinstance(network, Mapping) else network
+    if path not in NETWORKS:
+        try:
+            imported(path)
+        except InputError as error:
+            raise InputError(f"{definition.name}: {error}") from None
 
 
 def backbone_of(definition: Mapping[str, Any]) -> nn.Module:
@@ -88,7 +86,7 @@ def _factory(
         return partial(TableNetwork, num_features, num_classes)
     if name == "linear":
         return partial(nn.Linear, num_features, num_classes)
-    if name not in ("cnn", "resnet32"):
+    if name not in NETWORKS:
         return _imported(definition, {"path": name}, offered)
     if len(shape) != 3:
         raise InputError(

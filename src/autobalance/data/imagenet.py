@@ -122,13 +122,13 @@ def _listed(path: Path) -> tuple[list[str], np.ndarray]:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
-            name, label = (*line.rsplit(maxsplit=1), "")[:2]
+            *name, label = line.strip().rsplit(maxsplit=1)
             if not name or not label.isdecimal():
                 raise InputError(
                     f"{path}, line {number}: expected a path and a class number, such as "
                     f"'train/n01440764/x.JPEG 0'; got {line.strip()[:80]!r}. Get it from {SOURCE}."
                 )
-            paths.append(name.strip())
+            paths.append(name[0])
             target.append(int(label))
     if not paths:
         raise InputError(f"{path} is empty. Get it from {SOURCE}.")

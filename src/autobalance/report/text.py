@@ -99,12 +99,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _about_decision(run: Run, taken: dict[str, Any]) -> str:
-    main = run.frontier["main"]
-    name, _ = OBJECTIVES.get(main, (in_words(main), ""))
     said = (
         "One network was trained by cross-entropy for the probability of each class and group; no "
-        f"group is needed to predict. On held-out examples its decisions have a {name} of "
-        f"{percent(taken['main'])} and a DEO of {percent(taken['gap'])}"
+        f"group is needed to predict. On held-out examples its decisions have a "
+        f"{in_words(run.frontier['main'])} of {percent(taken['main'])} and a DEO of {percent(taken['gap'])}"
     )
     for other in run.frontier["baselines"][:1]:
         said += f", its most probable classes {percent(other['main'])} and {percent(other['gap'])}"
