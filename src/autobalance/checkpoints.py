@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -119,7 +119,13 @@ def load_checkpoint(path: str | Path, identity: dict[str, Any]) -> dict[Any, Any
     return _unpack(header["tree"], tensors)
 
 
-def fingerprint(*tensors: Tensor | None) -> str:
+class Digested(Protocol):
+    """What is no tensor but can tell itself from others, such as inputs in files."""
+
+    def digest(self) -> str: ...
+
+
+def fingerprint(*tensors: Tensor | Digested | None) -> str:
     """Digest of the tensors' values, shapes and types."""
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -173,9 +179,9 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor | None) -> Iterator[bytes | memoryview]:
-    if tensor is None:
-        yield b"none"
+def _bytes(tensor: Tensor | Digested | None) -> Iterator[bytes | memoryview]:
+    if not isinstance(tensor, Tensor):
+        yield b"none" if tensor is None else tensor.digest().encode()
         return
     yield f"{tensor.dtype}{tuple(tensor.shape)}".encode()
     yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

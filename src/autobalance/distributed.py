@@ -8,6 +8,7 @@ size of the weights is reduced.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -150,6 +151,20 @@ def first_process() -> bool:
     """Whether this is the first of all processes, or the only one."""
     started = dist.is_available() and dist.is_initialized()
     return not started or dist.get_rank() == 0
+
+
+def processes_started() -> int:
+    """How many processes `torchrun` (or `fabric run`) started to train together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def said_by_first(value: Any) -> Any:
+    """What the first process has, for all, where the processes know of each other; it is pickled."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

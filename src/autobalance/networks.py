@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autobalance.checks import InputError
+from autobalance.checks import InputError, whole
 from autobalance.losses.published import last_linear, new_layer_like
 
 SMALLEST_IMAGE = 7
@@ -232,6 +232,25 @@ def by_path(path: str, *arguments: Any, **settings: Any) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} built no torch.nn.Module, but {type(network).__name__}.")
     return network
+
+
+class CentralCrop(nn.Module):
+    """The central ``size x size`` pixels of images ``(n, c, h, w)``; smaller sides stay as they are.
+
+    For networks that train on random crops, see `autobalance.augment.ResizedCrop`, and predict on whole
+    images that are somewhat larger: ``torch.nn.Sequential(CentralCrop(224), network)``.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = whole("size", size, least=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, left = (max(0, (side - self.size) // 2) for side in x.shape[-2:])
+        return x[..., top : top + self.size, left : left + self.size]
+
+    def extra_repr(self) -> str:
+        return str(self.size)
 
 
 class FromBytes(nn.Module):

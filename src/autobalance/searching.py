@@ -26,7 +26,7 @@ from autobalance.calibration import Calibration, class_masses, fit_temperature, 
 from autobalance.checkpoints import fingerprint
 from autobalance.checks import InputError, TrainingDiverged, instance
 from autobalance.choosing import Outcomes, choose, train_candidates
-from autobalance.data.batches import ArrayData, BalancedBatches, concatenated, moved
+from autobalance.data.batches import ArrayData, BalancedBatches, concatenated
 from autobalance.data.splits import stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.loggers import MetricLogger, RunLog
@@ -56,6 +56,8 @@ from autobalance.tuner import DEFAULT_SOLVER, LossTuner, UpperStep, free_paramet
 from autobalance.watching import Watch
 
 MAX_SKIPPED = 5
+SHOWN = 256
+"""Inputs that an augmentation is built for, where they are in files."""
 
 
 def search(
@@ -234,7 +236,8 @@ class SearchRun:
             design = WithUnknownGroup(design)
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
-        self.augment = as_augmentation(augment, data.inputs, data.counts(), fabric.device)
+        shown = data.inputs if isinstance(data.inputs, Tensor) else data.inputs[slice(SHOWN)]
+        self.augment = as_augmentation(augment, shown, data.counts(), fabric.device)
         self.splits = splits_of(data, validation, settings, seed)
         self.folds = [
             _fold(
@@ -521,7 +524,7 @@ class SearchRun:
         for i, fold in enumerate(self.folds):
             batches = list(fold.lower.recent)
             index = fold.lower.processes.share(next(fold.draws))
-            held = fold.validation.batch(moved(index, fold.validation.target.device))
+            held = fold.validation.batch(index)
             with fold.lower.fabric.autocast():
                 results.append(
                     self.tuner.hypergradient(

@@ -21,6 +21,9 @@ from autobalance.checks import (
     zero_to_one,
 )
 
+Precision = Literal["32-true", "bf16-mixed"]
+"""Of passes through the network. In bf16-mixed weights, losses and the upper level stay float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -41,13 +41,13 @@ from autobalance.data.batches import (
     Batch,
     ResampledBatches,
     ShuffledBatches,
-    moved,
 )
-from autobalance.distributed import ALONE, Processes
+from autobalance.data.stored import StoredRows
+from autobalance.distributed import ALONE, Processes, processes_started
 from autobalance.hypergrad.system import logits_of
 from autobalance.losses import last_linear
 from autobalance.losses.modules import check_width
-from autobalance.settings import Recipe, SearchSettings
+from autobalance.settings import Precision, Recipe, SearchSettings
 
 ModelFactory = Callable[[], nn.Module]
 CHECKPOINT_SECONDS = 30.0
@@ -56,8 +56,6 @@ CHECK_EVERY = 20
 
 Phase = Literal["warm-up", "search", "choose", "retrain"]
 Sampling = Literal["shuffled", "balanced"]
-Precision = Literal["32-true", "bf16-mixed"]
-"""Of passes through the network. In bf16-mixed weights, losses and the upper level stay float32."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
     if (colon and not index.isdigit()) or len(device) > 20:
         raise InputError(f"device must be auto, cpu, cuda, cuda:1 or mps; got {shown(device)}.")
     devices: Any = [int(index)] if index.isdigit() else 1
-    world = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    world = processes_started()
     try:
         if world == 1:
             return Fabric(accelerator=kind, devices=devices, precision=precision)
@@ -442,7 +440,7 @@ class LowerLevel:
         return self.recipe.lr_factor(max(0, self.done - 1), self.total)
 
     def _batch(self, index: Tensor) -> Batch:
-        return self.data.batch(moved(self.processes.share(index), self.data.target.device))
+        return self.data.batch(self.processes.share(index))
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the training elsewhere, beside the global random state; checked first."""
@@ -508,7 +506,7 @@ def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> nn.Parame
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
+def predict_logits(model: nn.Module, inputs: Tensor | StoredRows, batch_size: int = 1024) -> Tensor:
     """Raw logits in evaluation mode, shape ``(n, k)``, on the CPU; the mode comes back."""
     modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -8,6 +8,7 @@ its margin, as the designed loss does; see `spherical` for where the two are the
 from autobalance.augment.baselines import (
     KorniaAugmentation,
     NoAugmentation,
+    ResizedCrop,
     StandardAugmentation,
     by_hand,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "NoAugmentation",
     "Noise",
     "Operation",
+    "ResizedCrop",
     "Rotation",
     "Samples",
     "Saturation",

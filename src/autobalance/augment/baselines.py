@@ -6,7 +6,7 @@ learned for all classes is `AugmentationPolicy` with ``personalised=False``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from autobalance.augment.drawing import (
 from autobalance.augment.fixed import Augmentation
 from autobalance.augment.images import Flip, image_operations
 from autobalance.augment.operations import Operation
-from autobalance.checks import InputError, one_of, whole
+from autobalance.checks import InputError, one_of, whole, zero_to_one
 
 
 class NoAugmentation(nn.Module):
@@ -78,6 +78,74 @@ class StandardAugmentation(nn.Module):
         return f"padding={self.padding}, flip={self.flip}"
 
 
+class ResizedCrop(nn.Module):
+    """Crops of any size and shape scaled to one size, flips and colours: the recipe for ImageNet.
+
+    That of Szegedy et al. (2015), by Kornia, whose images of one channel pass as grey ones of three.
+
+    Parameters
+    ----------
+    size : int
+        Height and width of what the network trains on. It must take the inputs' own size, too, on which it
+        predicts: `autobalance.networks.CentralCrop` before it cuts them to `size`.
+    scale : (float, float)
+        Least and largest share of the image's area, in (0, 1].
+    ratio : (float, float)
+        Least and largest width over height, above 0.
+    flip : bool
+        Whether to exchange left and right of every other image.
+    colour : float
+        Brightness, contrast and saturation change by factors in 1 - colour to 1 + colour, in any order; in
+        [0, 1], 0 for no change.
+    value_range : tuple
+        As for `AugmentationPolicy`.
+
+    Raises
+    ------
+    InputError
+        If Kornia is not installed, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (0.75, 4 / 3),
+        flip: bool = True,
+        colour: float = 0.0,
+        value_range: Any = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.size = whole("size", size, least=1)
+        self.scale, self.ratio = _interval("scale", scale), _interval("ratio", ratio)
+        if self.scale[1] > 1.0:
+            raise InputError(f"scale must lie in (0, 1]; got {tuple(scale)}.")
+        self.flip, self.colour = flip, zero_to_one("colour", colour)
+        self.draw = Draw(value_range=checked_range(value_range))
+        kornia = _kornia("Crops of any size")
+        both = (self.size, self.size)
+        self.steps = nn.Sequential(
+            kornia.RandomResizedCrop(
+                both, scale=self.scale, ratio=self.ratio, cropping_mode="resample"
+            )
+        )
+        if flip:
+            self.steps.append(kornia.RandomHorizontalFlip(0.5))
+        if colour:
+            self.steps.append(kornia.ColorJitter(colour, colour, colour))
+
+    def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
+        checked_inputs(inputs, (Flip(),), self.draw)
+        return _by_kornia(self.steps, inputs, self.draw)
+
+    def extra_repr(self) -> str:
+        return (
+            f"size={self.size}, scale={self.scale}, ratio={self.ratio}, flip={self.flip}, "
+            f"colour={self.colour}"
+        )
+
+
 class KorniaAugmentation(nn.Module):
     """TrivialAugment or RandAugment as Kornia has them, for images.
 
@@ -115,29 +183,48 @@ class KorniaAugmentation(nn.Module):
         self.name = one_of("name", name, ("trivial", "random"))
         self.share = whole("share", share, least=1)
         self.draw = Draw(value_range=checked_range(value_range))
-        try:
-            from kornia.augmentation.auto import RandAugment, TrivialAugment
-        except ImportError:
-            raise InputError(
-                "TrivialAugment and RandAugment need Kornia. Install it: "
-                "pip install 'autobalance[vision]'."
-            ) from None
+        auto = _kornia("TrivialAugment and RandAugment").auto
         if name == "trivial":
-            self.kornia = TrivialAugment()
+            self.kornia = auto.TrivialAugment()
         elif not 1 <= whole("m", m, least=1) <= 29:
             raise InputError(f"m must lie in 1..29, RandAugment's scale; got {m}.")
         else:
-            self.kornia = RandAugment(whole("n", n, least=1), m)
+            self.kornia = auto.RandAugment(whole("n", n, least=1), m)
         self.requires_grad_(False)  # Kornia's probabilities are parameters, which do not learn
 
     def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
         checked_inputs(inputs, (Flip(),), self.draw)
-        channels = inputs.shape[1]
-        x = to_unit(inputs, self.draw).clamp(0.0, 1.0).expand(-1, 3, -1, -1)
-        x = torch.cat([self.kornia(part) for part in x.split(self.share)]) if len(x) else x
-        if channels == 1:
-            x = x.mean(dim=1, keepdim=True)
-        return from_unit(x.clamp(0.0, 1.0), self.draw).to(inputs.dtype)
+
+        def in_parts(x: Tensor) -> Tensor:
+            return torch.cat([self.kornia(part) for part in x.split(self.share)]) if len(x) else x
+
+        return _by_kornia(in_parts, inputs, self.draw)
+
+
+def _kornia(what: str) -> Any:
+    try:
+        import kornia.augmentation.auto
+    except ImportError:
+        raise InputError(
+            f"{what} need Kornia. Install it: pip install 'autobalance[vision]'."
+        ) from None
+    return kornia.augmentation
+
+
+def _by_kornia(operation: Callable[[Tensor], Tensor], inputs: Tensor, draw: Draw) -> Tensor:
+    """An operation on images of three channels in [0, 1], on any images."""
+    x = operation(to_unit(inputs, draw).clamp(0.0, 1.0).expand(-1, 3, -1, -1))
+    if inputs.shape[1] == 1:
+        x = x.mean(dim=1, keepdim=True)
+    return from_unit(x.clamp(0.0, 1.0), draw).to(inputs.dtype)
+
+
+def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:
+    if len(values) != 2 or not 0.0 < values[0] <= values[1]:
+        raise InputError(
+            f"{name} must be two numbers above 0, the least and the largest; got {values!r}."
+        )
+    return float(values[0]), float(values[1])
 
 
 def by_hand(

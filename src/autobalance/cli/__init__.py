@@ -45,6 +45,9 @@ _COMMANDS = {
     "run": run_compare,
 }
 
+_TOGETHER = ("compare", "run")
+"""Commands that all processes of torchrun run together."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
@@ -55,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parsed = command_parser().parse_args(arguments)
         command = parsed.subcommand
-        _check_alone()
+        if command not in _TOGETHER:
+            _check_alone()
         return _COMMANDS[command](parsed[command], shlex.join(["autobalance", *arguments]))
     except BadUse as error:
         return complain(explained(error, arguments, _COMMANDS), BAD_INPUT)
@@ -80,8 +84,8 @@ def _check_alone() -> None:
     processes = os.environ.get("WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else "1"
     if processes != "1":
         raise InputError(
-            f"The command line runs as one process, not as the {processes} of torchrun. Call search and "
-            "retrain from a script of your own, which torchrun starts as it is."
+            f"Of the commands only compare (run) can be started by torchrun, here as {processes} processes. "
+            "For your own data call search and retrain from a script, which torchrun starts as it is."
         )
 
 

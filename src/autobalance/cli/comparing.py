@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
@@ -37,7 +39,11 @@ def run_compare(options: Namespace, command: str) -> int:
     failed: list[dict[str, Any]] = []
     keys: list[Key] = []
     if not options.summary:
-        failed, keys = _run_cells(options, configuration, store)
+        from autobalance.distributed import first_process
+
+        failed, keys = _run_cells(options, configuration, store, out)
+        if not first_process():  # of torchrun's, the first alone writes and tells
+            return DONE
     found = []
     if options.summary or any(r["status"] == "finished" for r in store.cells()):
         found = summaries(store, configuration.objectives)
@@ -53,7 +59,7 @@ def run_compare(options: Namespace, command: str) -> int:
 
 
 def _run_cells(
-    options: Namespace, configuration: Configuration, store: Store
+    options: Namespace, configuration: Configuration, store: Store, out: Path
 ) -> tuple[list[dict[str, Any]], list[Key]]:
     """Run what is not finished; the cells that failed, and the keys of all."""
     from autobalance.comparison.cells import cells_of
@@ -63,7 +69,8 @@ def _run_cells(
     from autobalance.terminal import CellProgress
 
     data = options.data or os.environ.get("AUTOBALANCE_DATA")
-    cells = cells_of(configuration, data, options.device)
+    checkpoints = str(out / "checkpoints")
+    cells = cells_of(configuration, data, options.device, checkpoints)
     for reason, methods in foreseen(waiting_cells(cells, store, options.again)).items():
         print(
             f"autobalance: {listed(methods)} will fail: {reason}. Mend that first, or let the others "
@@ -86,6 +93,8 @@ def _run_cells(
             kept = f"{finished} of {len(cells)} cells are kept in {store.path}"
             print(f"autobalance: {kept}; the same command goes on from there.", file=sys.stderr)
             raise
+    with suppress(OSError):  # what failed or was stopped may have left something
+        (out / "checkpoints").rmdir()
     wanted = [cell.key for cell in cells]
     failed = [r for r in store.cells() if r["status"] == "failed" and key_of(r) in wanted]
     return failed, wanted

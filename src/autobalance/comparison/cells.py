@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,15 @@ from autobalance.checks import InputError
 from autobalance.comparison.configuration import Configuration, Head, resolved
 from autobalance.comparison.dataset_definitions import DatasetDefinition
 from autobalance.comparison.datasets import Problem, load_problem
-from autobalance.comparison.methods import METHODS, Method, Task, augmentation_of
+from autobalance.comparison.methods import (
+    METHODS,
+    Computing,
+    Method,
+    Task,
+    augmentation_of,
+)
 from autobalance.comparison.store import Key
+from autobalance.distributed import first_process, processes_started
 from autobalance.files import to_json
 from autobalance.losses import COSINE_SCALE, with_normalized_head
 from autobalance.metrics import classification_report
@@ -29,9 +38,15 @@ from autobalance.settings import Recipe, SearchSettings
 from autobalance.training import ModelFactory, make_fabric, predict_logits
 
 # Of a definition, what does not change a result.
-_TELLS_NOTHING = ("family", "half", "source")
+_TELLS_NOTHING = ("family", "half", "source", "store")
 # What earlier releases did not have counts only where it is used, so that their results stay.
-_LATER = {"options": {}, "as_bytes": False, "backbone": None}
+_LATER = {
+    "options": {},
+    "as_bytes": False,
+    "backbone": None,
+    "allowed_broken": 0,
+    "validation": "held_out",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +65,8 @@ class Cell:
     device: str
     augment: Mapping[str, Any] | None = None
     head: Head = "linear"
+    computing: Computing = field(default_factory=Computing)
+    checkpoints: str | None = None
 
     @property
     def key(self) -> Key:
@@ -76,6 +93,8 @@ class Cell:
             parts["augment"] = dict(self.augment)
         if self.head != "linear":
             parts["head"] = self.head
+        if self.computing != Computing():
+            parts["computing"] = asdict(self.computing)
         parts["recipe"] = asdict(self.recipe)
         parts["objectives"] = sorted(self.objectives)
         method = METHODS.get(self.method)
@@ -93,7 +112,9 @@ class Cell:
         return hashlib.sha256(to_json(parts).encode()).hexdigest()[:16]
 
 
-def cells_of(configuration: Configuration, data: str | None, device: str) -> list[Cell]:
+def cells_of(
+    configuration: Configuration, data: str | None, device: str, checkpoints: str | None = None
+) -> list[Cell]:
     """All cells, dataset by dataset and seed by seed.
 
     Parameters
@@ -104,7 +125,14 @@ def cells_of(configuration: Configuration, data: str | None, device: str) -> lis
         The data folder. Without one, definitions of the user's own lead from the configuration's.
     device : str
         As for `search`.
+    checkpoints : str, optional
+        A folder for the state of cells that run; what a finished cell kept there is removed.
     """
+    computing = Computing(
+        precision=configuration.precision,
+        channels_last=configuration.channels_last,
+        compiled=configuration.compiled,
+    )
     cells = []
     for dataset in configuration.datasets:
         packaged = isinstance(dataset, str)
@@ -129,6 +157,8 @@ def cells_of(configuration: Configuration, data: str | None, device: str) -> lis
                         device=device,
                         augment=configuration.augment,
                         head=configuration.head,
+                        computing=computing,
+                        checkpoints=checkpoints,
                     )
                     for aim in aims
                 ]
@@ -165,6 +195,8 @@ def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
             record |= {"family": definition.family, "half": definition.half}
             record |= _trained_and_evaluated(cell, method, definition)
         except Exception as error:  # whatever it is, the other cells go on
+            if processes_started() > 1 and not isinstance(error, InputError):
+                raise  # or the other processes would wait for this one
             reason = " ".join(str(error).split()) or type(error).__name__
             if not isinstance(error, InputError):
                 reason = f"{type(error).__name__}: {reason}"
@@ -175,7 +207,8 @@ def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
 def _trained_and_evaluated(
     cell: Cell, method: Method, definition: DatasetDefinition
 ) -> dict[str, Any]:
-    problem = load_problem(definition, cell.seed, cell.data)
+    kept = None if cell.checkpoints is None else Path(cell.checkpoints) / cell.identity()
+    problem = load_problem(definition, cell.seed, cell.data, cell.device)
     counts = np.atleast_2d(problem.train.counts()).sum(axis=0)
     goals = {name: objective_of(name, counts) for name in cell.objectives}
     task = Task(
@@ -188,12 +221,23 @@ def _trained_and_evaluated(
         device=cell.device,
         tuning_runs=cell.tuning_runs,
         augment=augmentation_of(cell.augment, as_bytes=definition.as_bytes),
+        validation=problem.validation,
+        computing=cell.computing,
+        checkpoints=kept,
     )
+    resumed = kept is not None and kept.is_dir()
     wall, cpu = time.perf_counter(), time.process_time()
     trained = method.run(task)
-    seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    seconds: dict[str, Any] = {
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+    }
+    if resumed:
+        seconds["resumed"] = True  # so these are of the last part only
     model = trained.model.to(make_fabric(cell.device).device)
     wrong = predict_logits(model, problem.train.inputs).argmax(dim=1)
+    if kept is not None and first_process():
+        shutil.rmtree(kept, ignore_errors=True)
     return {
         "status": "finished",
         **_evaluated(model, problem, goals),

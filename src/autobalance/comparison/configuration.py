@@ -17,7 +17,7 @@ from autobalance.comparison.dataset_definitions import (
     packaged_definitions,
     read_definitions,
 )
-from autobalance.settings import Recipe, SearchSettings
+from autobalance.settings import Precision, Recipe, SearchSettings
 
 Head = Literal["linear", "cosine"]
 DEFAULT_METHODS = (
@@ -33,6 +33,7 @@ AUGMENTATIONS = {
     "standard": ("padding", "flip"),
     "trivial": ("share",),
     "random": ("n", "m", "share"),
+    "resized_crop": ("size", "scale", "ratio", "flip", "colour"),
 }
 """What `augment` may name, and the options of each."""
 
@@ -59,11 +60,17 @@ class Configuration:
     augment : mapping, optional
         How all methods augment images in training, but for those that name an augmentation of
         their own: ``{"name": "standard", "padding": 4, "flip": True}`` for random crops and flips,
-        "trivial" (`share`) and "random" (`n`, `m`, `share`) for TrivialAugment and RandAugment; see
-        `autobalance.augment`. In YAML the name alone will do.
+        "resized_crop" (`size`, `scale`, `ratio`, `flip`, `colour`) for crops of any size as networks
+        are trained with on ImageNet, "trivial" (`share`) and "random" (`n`, `m`, `share`) for
+        TrivialAugment and RandAugment; see `autobalance.augment`. In YAML the name alone will do.
     head : {"linear", "cosine"}
         The last layer of every network: its own, or in its place a cosine classifier, see
         `autobalance.with_normalized_head`. LDAM always has one, as published.
+    precision : {"32-true", "bf16-mixed"}
+        Of passes through networks, as for `search`.
+    channels_last, compiled : bool
+        Whether convolutions' weights lie so, and whether networks train by `torch.compile`; on a GPU
+        both can be faster.
     tuning_runs : int
         Training runs that a tuned method spends before it retrains.
     subsets : mapping
@@ -85,6 +92,9 @@ class Configuration:
     search: SearchSettings = field(default_factory=SearchSettings)
     augment: Mapping[str, Any] | None = None
     head: Head = "linear"
+    precision: Precision = "32-true"
+    channels_last: bool = False
+    compiled: bool = False
     tuning_runs: int = 8
     subsets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     folder: str | None = None
@@ -106,6 +116,10 @@ class Configuration:
                 raise InputError(f"{key} names {twice[0]} twice. Name each once.")
         whole("tuning_runs", self.tuning_runs, least=2)
         one_of("head", self.head, get_args(Head))
+        one_of("precision", self.precision, get_args(Precision))
+        for key in ("channels_last", "compiled"):
+            if not isinstance(getattr(self, key), bool):
+                raise InputError(f"{key} must be true or false; got {shown(getattr(self, key))}.")
         if self.augment is not None:
             _check_augment(self.augment)
 

@@ -20,8 +20,8 @@ _CIFAR, _LONG_TAIL = ("download",), ("download", "imbalance", "profile", "seed")
 LAYOUTS = {
     "fashion": ("padding",),
     "fashion-textures": (),
-    "waterbirds": (),
-    "celeba": (),
+    "waterbirds": ("allowed_missing",),
+    "celeba": ("allowed_missing",),
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "cifar10_lt": _LONG_TAIL,
@@ -31,8 +31,17 @@ LAYOUTS = {
     "class_folders": ("square",),
     "image_table": ("allowed_missing", "folder", "path", "square"),
     "embeddings": ("inputs",),
+    "hugging_face": ("inputs", "square"),
 }
 """Layouts of what `path` names, and the options of their readers."""
+PHOTOGRAPHS = (
+    "waterbirds", "celeba", "imagenet_lt", "inaturalist_2018", "class_folders", "image_table",
+)  # fmt: skip
+"""Layouts of image files, which are decoded."""
+WITH_VALIDATION = ("waterbirds", "celeba", "imagenet_lt")
+"""Layouts with a validation part besides the test set."""
+PROFILES = {"exponential": (), "pareto": ("power",), "step": ("minority",)}
+"""What `long_tail` may be drawn to, and the options of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +62,28 @@ class DatasetDefinition:
         group "background"); "waterbirds" (target "bird", group "place") and "celeba" (target
         "hair", group "sex") the photographs of `autobalance.data.waterbirds` and `.celeba`; "cifar10",
         "cifar100", "cifar10_lt", "cifar100_lt", "imagenet_lt" and "inaturalist_2018" (target "class")
-        what the readers of `autobalance.data` of these names read. Validation parts are left out,
-        but iNaturalist's is the test set. Without one: "class_folders" (target "class"),
-        "image_table", a file whose columns are named by `target` and `groups`, and "embeddings", a
-        file likewise, for the readers `class_folders`, `image_table` and `read_embeddings`.
+        what the readers of `autobalance.data` of these names read; iNaturalist's validation images
+        are the test set. Without one: "class_folders" (target "class"), "image_table", a file whose
+        columns are named by `target` and `groups`, "embeddings", a file likewise, and "hugging_face", a
+        folder that ``Dataset.save_to_disk`` wrote, for the readers `class_folders`, `image_table`,
+        `read_embeddings` and `from_hugging_face`.
     options : mapping
         Of that reader, such as ``{imbalance: 100}`` for "cifar10_lt", whose draw does not depend on
         the comparison's seed; see `LAYOUTS`. A path among them leads from the data folder.
     image_size : int
         Height and width that photographs are scaled to. CIFAR's stay 32 x 32.
     limit : int, optional
-        At most so many photographs are decoded for training, and as many for testing, whatever the
-        seed: for memory.
+        At most so many photographs of each part are decoded, whatever the seed: for memory.
+    allowed_broken : int
+        At most so many photographs that cannot be decoded are left out.
+    store : str, optional
+        A folder, in the data folder unless it is absolute, where photographs are kept decoded. They
+        are read from there as they are needed, so that neither memory nor a GPU has to hold them, and
+        decoded once for all cells and commands. With `as_bytes`.
+    validation : {"held_out", "published"}
+        What methods that search or tune are guided by: rows of the training set that each holds out
+        itself; or the validation part that a layout comes with ("waterbirds", "celeba",
+        "imagenet_lt"), on which no network is then trained. "held_out" does not use that part.
     target : str
         Column, or array, of the classes.
     test_path : str, optional
@@ -93,7 +112,8 @@ class DatasetDefinition:
         Classes of fewer members, over all rows, are merged: see `merged_classes`.
     long_tail : mapping, optional
         ``{"largest": n, "imbalance": r}``: training rows are drawn to the exponential profile,
-        the first class in sorted order being the largest.
+        the first class in sorted order being the largest. With ``"profile": "pareto"`` (and
+        `power`) or ``"step"`` (and `minority`) to another of `autobalance.data.longtail`.
     test_fraction : float
         Share of each class's members that is for testing, in (0, 1), rounded, but at least one
         on either side; a class of one member stays in training. With `split_by`, of the values of
@@ -113,8 +133,10 @@ class DatasetDefinition:
         `num_features`, `num_classes`, `channels` and `size` as far as it has parameters of these
         names. In a mapping, ``{path: torchvision.models.resnet50, weights: null}``, the other keys
         are arguments of its own, but for `normalize`, true or ``{mean: [...], std: [...]}``, which
-        puts `autobalance.networks.Normalize` first, and `new_head`, true for a pretrained network,
-        which is built with the classes that it has and gets a last linear layer for these.
+        puts `autobalance.networks.Normalize` first; `crop`, pixels to which
+        `autobalance.networks.CentralCrop` cuts images before that; and `new_head`, true for a
+        pretrained network, which is built with the classes that it has and gets a last linear layer
+        for these.
     recipe : mapping
         What differs from the comparison's `Recipe`.
     family : str
@@ -137,6 +159,9 @@ class DatasetDefinition:
     options: Mapping[str, Any] = field(default_factory=dict)
     image_size: int = 64
     limit: int | None = None
+    allowed_broken: int = 0
+    store: str | None = None
+    validation: Literal["held_out", "published"] = "held_out"
     test_path: str | None = None
     groups: tuple[str, ...] = ()
     split_by: str | None = None
@@ -148,7 +173,7 @@ class DatasetDefinition:
     inputs: str = "X"
     class_names: str | None = None
     merge_below: int = 0
-    long_tail: Mapping[str, float] | None = None
+    long_tail: Mapping[str, Any] | None = None
     test_fraction: float = 0.5
     train_size: int | None = None
     test_size: int | None = None
@@ -167,7 +192,7 @@ class DatasetDefinition:
         for key in ("inputs", "family", "source"):
             if not isinstance(getattr(self, key), str):
                 raise InputError(f"{self._key(key)} must be a text; got {getattr(self, key)!r}.")
-        for key in ("test_path", "split_by", "text", "class_names"):
+        for key in ("test_path", "split_by", "text", "class_names", "store"):
             if not isinstance(getattr(self, key), (str, type(None))):
                 raise InputError(f"{self._key(key)} must be a text; got {getattr(self, key)!r}.")
         for key in ("groups", "drop", "features", "columns"):
@@ -181,6 +206,7 @@ class DatasetDefinition:
         whole(self._key("merge_below"), self.merge_below, least=0)
         whole(self._key("vocabulary"), self.vocabulary, least=1)
         whole(self._key("image_size"), self.image_size, least=1)
+        whole(self._key("allowed_broken"), self.allowed_broken, least=0)
         self._check_layout()
         for key in ("train_size", "test_size", "limit"):
             if getattr(self, key) is not None:
@@ -217,6 +243,20 @@ class DatasetDefinition:
                 f"{self._key('as_bytes')} must be true or false; got {self.as_bytes!r}."
             )
 
+        one_of(self._key("validation"), self.validation, ("held_out", "published"))
+        if self.validation == "published" and self.layout not in WITH_VALIDATION:
+            raise InputError(
+                f"{self._key('validation')}: the layout {self.layout} comes with no validation part; "
+                f"these do: {', '.join(WITH_VALIDATION)}. Leave it out."
+            )
+        if self.store is not None and not self.as_bytes:
+            raise InputError(f"{self._key('store')} keeps images as bytes. Add as_bytes: true.")
+        if self.store is not None and self.layout not in PHOTOGRAPHS:
+            raise InputError(
+                f"{self._key('store')} is for photographs, the layouts {', '.join(PHOTOGRAPHS)}. "
+                "Leave it out."
+            )
+
     def _check_networks(self) -> None:
         if isinstance(self.network, str):
             if not set(":.") & set(self.network):
@@ -248,19 +288,28 @@ class DatasetDefinition:
                 f"{self._key(key)}: normalize must be true, false or {{mean: [...], std: [...]}}; "
                 f"got {normalize!r}."
             )
+        if value.get("crop") is not None:
+            whole(f"{self._key(key)}: crop", value["crop"], least=1)
         if not isinstance(new_head, bool):
             raise InputError(f"{self._key(key)}: new_head must be true or false; got {new_head!r}.")
 
     def _check_long_tail(self) -> None:
         if self.long_tail is None:
             return
-        expected = {"largest", "imbalance"}
-        if not isinstance(self.long_tail, Mapping) or set(self.long_tail) != expected:
+        tail = self.long_tail if isinstance(self.long_tail, Mapping) else {}
+        profile = tail.get("profile", "exponential")
+        own = PROFILES.get(profile, ()) if isinstance(profile, str) else ()
+        if not {"largest", "imbalance"} <= set(tail) <= {"largest", "imbalance", "profile", *own}:
             raise InputError(
-                f"{self._key('long_tail')} must be {{largest: rows, imbalance: ratio}}; got "
-                f"{self.long_tail!r}."
+                f"{self._key('long_tail')} must be {{largest: rows, imbalance: ratio}}, perhaps with "
+                f"profile (pareto with power, step with minority); got {self.long_tail!r}."
             )
-        whole(self._key("largest"), self.long_tail["largest"], least=1)  # type: ignore[arg-type]
+        one_of(self._key("profile"), profile, PROFILES)
+        whole(self._key("largest"), tail["largest"], least=1)
+        if "power" in tail:
+            positive(self._key("power"), tail["power"])
+        if "minority" in tail:
+            fraction(self._key("minority"), tail["minority"])
         if positive(self._key("imbalance"), self.long_tail["imbalance"]) < 1:
             raise InputError(f"{self._key('imbalance')} must be 1 or more.")
         if self.train_size is not None:

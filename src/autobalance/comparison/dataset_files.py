@@ -18,12 +18,15 @@ from autobalance.comparison.dataset_readers import FILES, READERS, Request, Rows
 if TYPE_CHECKING:
     import pandas as pd
 
+    from autobalance.data.stored import StoredRows
+
 __all__ = ["Rows", "read_rows"]
 
 DATA_FOLDER = "Name the data folder by --data DIR or the environment variable AUTOBALANCE_DATA"
 
 
-def read_rows(definition: DatasetDefinition, data: str | Path | None) -> Rows:
+def read_rows(definition: DatasetDefinition, data: str | Path | None, device: str) -> Rows:
+    """All rows that a definition names; a backbone turns images into features on the device."""
     paths = []
     for name in filter(None, (definition.path, definition.test_path)):
         path = _found(definition, name, data)
@@ -45,6 +48,10 @@ def read_rows(definition: DatasetDefinition, data: str | Path | None) -> Rows:
                 "limit": definition.limit,
                 "options": options,
                 "backbone": definition.backbone,
+                "allowed_broken": definition.allowed_broken,
+                "store": _store(definition, data),
+                "published": definition.validation == "published",
+                "device": device,
             }
         ),
     )
@@ -53,6 +60,13 @@ def read_rows(definition: DatasetDefinition, data: str | Path | None) -> Rows:
     except InputError as error:
         where = "" if str(error).startswith(f"{definition.name}: ") else f"{definition.name}: "
         raise InputError(f"{where}{error}") from None
+
+
+def _store(definition: DatasetDefinition, data: str | Path | None) -> str | None:
+    """The folder of decoded photographs, which need not be there."""
+    if definition.store is None:
+        return None
+    return str(Path(data or "").expanduser() / Path(definition.store).expanduser())
 
 
 def _found(definition: DatasetDefinition, name: str, data: str | Path | None) -> Path:
@@ -95,12 +109,22 @@ def _read(paths: tuple[tuple[Path, int, int], ...], form: Form) -> Rows:
     if first.inputs is not None and second.inputs is not None:
         if first.inputs.shape[1:] != second.inputs.shape[1:]:
             raise InputError(f"{paths[0][0].name} and {paths[1][0].name} differ in input shape.")
-        joined = np.concatenate([first.inputs, second.inputs])
+        joined = _joined(first.inputs, second.inputs)
     absent = [c for c in first.table.columns if c not in second.table.columns]
     if absent:
         raise InputError(f"{paths[1][0]} lacks the column {absent[0]!r} of {paths[0][0].name}.")
     table = pd.concat([first.table, second.table[list(first.table.columns)]], ignore_index=True)
     return Rows(table, joined, len(second.table), first.names)
+
+
+def _joined(
+    first: np.ndarray | StoredRows, second: np.ndarray | StoredRows
+) -> np.ndarray | StoredRows:
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return np.concatenate([first, second])
+    assert not isinstance(first, np.ndarray)
+    assert not isinstance(second, np.ndarray)
+    return first.joined(second)
 
 
 def _read_one(path: Path, form: Form) -> Rows:

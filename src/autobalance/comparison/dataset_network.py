@@ -13,6 +13,7 @@ from torch import nn
 from autobalance.checks import InputError
 from autobalance.comparison.dataset_definitions import NETWORKS, DatasetDefinition
 from autobalance.networks import (
+    CentralCrop,
     FromBytes,
     Normalize,
     ResNet32,
@@ -25,7 +26,7 @@ from autobalance.networks import (
 )
 from autobalance.training import ModelFactory
 
-_OURS = ("path", "normalize", "new_head")
+_OURS = ("path", "normalize", "new_head", "crop")
 
 
 def network_of(
@@ -69,7 +70,7 @@ def backbone_of(definition: Mapping[str, Any]) -> nn.Module:
     """
     given = {key: value for key, value in definition.items() if key not in _OURS}
     network = without_head(by_path(definition["path"], **given))
-    return _normalized(network, definition.get("normalize", False))
+    return _prepared(network, definition.get("normalize", False), definition.get("crop"))
 
 
 def _factory(
@@ -110,7 +111,8 @@ def _imported(
         given = _accepted(path, imported(path), offered, own)
     except InputError as error:
         raise InputError(f"{definition.name}: {error}") from None
-    return partial(_built, path, given, network.get("normalize", False), num_classes)
+    before = network.get("normalize", False), network.get("crop")
+    return partial(_built, path, given, before, num_classes)
 
 
 def _accepted(
@@ -141,17 +143,20 @@ def _accepted(
     return given
 
 
-def _built(path: str, given: dict[str, Any], normalize: Any, num_classes: int | None) -> nn.Module:
+def _built(
+    path: str, given: dict[str, Any], before: tuple[Any, int | None], num_classes: int | None
+) -> nn.Module:
     network = by_path(path, **given)
     if num_classes is not None:
         network = with_new_head(network, num_classes)
-    return _normalized(network, normalize)
+    return _prepared(network, *before)
 
 
-def _normalized(network: nn.Module, normalize: Any) -> nn.Module:
-    if not normalize:
-        return network
-    return nn.Sequential(Normalize(**normalize) if normalize is not True else Normalize(), network)
+def _prepared(network: nn.Module, normalize: Any, crop: int | None) -> nn.Module:
+    before: list[nn.Module] = [] if crop is None else [CentralCrop(crop)]
+    if normalize:
+        before.append(Normalize(**normalize) if normalize is not True else Normalize())
+    return nn.Sequential(*before, network) if before else network
 
 
 def _on_bytes(factory: ModelFactory) -> nn.Module:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +17,20 @@ from autobalance.checks import InputError, whole
 if TYPE_CHECKING:
     import pandas as pd
 
+    from autobalance.data.batches import ArrayData
     from autobalance.data.photographs import Photographs
+    from autobalance.data.stored import StoredRows
 
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a dataset, the given test set's last, `given` of them."""
+    """All rows of a dataset, `validation` of them a given validation set's and `given` a test set's, last."""
 
     table: pd.DataFrame
-    inputs: np.ndarray | None = None
+    inputs: np.ndarray | StoredRows | None = None
     given: int = 0
     names: np.ndarray | None = None
+    validation: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Request:
     limit: int | None
     options: Mapping[str, Any]
     backbone: Mapping[str, Any] | None
+    allowed_broken: int = 0
+    store: str | None = None
+    published: bool = False
+    device: str = "cpu"
 
     def group(self) -> str | None:
         if len(self.groups) > 1:
@@ -74,22 +83,22 @@ def _textures(folder: Path, request: Request) -> Rows:
 def _waterbirds(folder: Path, request: Request) -> Rows:
     from autobalance.data.waterbirds import waterbirds
 
-    parts = waterbirds(folder, size=request.size, limit=request.limit)
-    return _photographs([parts.train, parts.test], request, "bird", "place")
+    parts = waterbirds(folder, size=request.size, limit=request.limit, **request.options)
+    return _photographs(parts, request, "bird", "place")
 
 
 def _celeba(folder: Path, request: Request) -> Rows:
     from autobalance.data.celeba import celeba
 
-    parts = celeba(folder, size=request.size, limit=request.limit)
-    return _photographs([parts.train, parts.test], request, "hair", "sex")
+    parts = celeba(folder, size=request.size, limit=request.limit, **request.options)
+    return _photographs(parts, request, "hair", "sex")
 
 
 def _imagenet_lt(folder: Path, request: Request) -> Rows:
     from autobalance.data.imagenet import imagenet_lt
 
     parts = imagenet_lt(folder, size=request.size, limit=request.limit, **request.options)
-    return _photographs([parts.train, parts.test], request)
+    return _photographs(parts, request)
 
 
 def _inaturalist(folder: Path, request: Request) -> Rows:
@@ -133,6 +142,16 @@ def _cifar(reader: str) -> Callable[[Path, Request], Rows]:
     return read
 
 
+def _hugging_face(folder: Path, request: Request) -> Rows:
+    from autobalance.data.huggingface import from_hugging_face
+
+    group = request.group()
+    data, names, sets = from_hugging_face(
+        folder, target=request.target, groups=group, size=request.size, **request.options
+    )
+    return _labelled(data, names, sets, request)
+
+
 def _embeddings(path: Path, request: Request) -> Rows:
     from autobalance.data.embeddings import read_embeddings
 
@@ -143,10 +162,7 @@ def _embeddings(path: Path, request: Request) -> Rows:
     data, names, sets = read_embeddings(
         path, target=request.target, groups=group, **request.options
     )
-    table = {request.target: np.array(names)[data.target.numpy()]}
-    if group is not None and data.groups is not None:
-        table[group] = np.array(sets)[data.groups.numpy()]
-    return _rows(table, data.inputs.numpy(), request)
+    return _labelled(data, names, sets, request)
 
 
 READERS: Mapping[str, Callable[[Path, Request], Rows]] = {
@@ -163,6 +179,7 @@ READERS: Mapping[str, Callable[[Path, Request], Rows]] = {
     "class_folders": _class_folders,
     "image_table": _image_table,
     "embeddings": _embeddings,
+    "hugging_face": _hugging_face,
 }
 """By the layout's name; each from what `path` names."""
 FILES = ("image_table", "embeddings")
@@ -170,25 +187,65 @@ FILES = ("image_table", "embeddings")
 
 
 def _photographs(
-    sides: Sequence[Photographs], request: Request, target: str = "class", group: str = ""
+    parts: Sequence[Photographs], request: Request, target: str = "class", group: str = ""
 ) -> Rows:
-    """Photographs with a table of their labels; the second of two sides is the given test set."""
-    table = {target: np.concatenate([np.array(_distinct(s.class_names))[s.target] for s in sides])}
-    groups = [np.array(s.group_names)[s.groups] for s in sides if s.groups is not None]
-    if groups:
-        table[group] = np.concatenate(groups)
-    if request.backbone is None:
-        inputs = np.concatenate([side.pixels() for side in sides])
+    """Photographs with a table of their labels; of several parts the last is the given test set.
+
+    The middle one of three is for validation, where that is asked for.
+    """
+    from autobalance.data.photographs import Photographs
+    from autobalance.data.stored import StoredRows
+
+    if len(parts) == 3 and not request.published:
+        parts = [parts[0], parts[2]]
+    names = np.array(_distinct(parts[0].class_names))
+    allowed = request.allowed_broken
+    if request.store is not None:
+        sides = [_stored(part, Path(request.store), allowed) for part in parts]
+        stored = [side.inputs for side in sides if isinstance(side.inputs, StoredRows)]
+        inputs = reduce(StoredRows.joined, stored)
     else:
-        inputs = np.concatenate([_features(request.backbone, side) for side in sides])
-    return Rows(_table(table), inputs, given=len(sides[1]) if len(sides) > 1 else 0)
+        sides = [part.readable(allowed=allowed) for part in parts] if allowed else list(parts)
+        joined = reduce(Photographs.joined, sides)
+        inputs = joined.pixels() if request.backbone is None else _features(request, joined)
+    table = {target: np.concatenate([names[np.asarray(side.target)] for side in sides])}
+    if sides[0].groups is not None:
+        sets = np.array(parts[0].group_names)
+        table[group] = np.concatenate([sets[np.asarray(side.groups)] for side in sides])
+    return Rows(
+        _table(table),
+        inputs,
+        given=len(sides[-1]) if len(sides) > 1 else 0,
+        validation=len(sides[1]) if len(sides) == 3 else 0,
+    )
+
+
+def _stored(part: Photographs, folder: Path, allowed: int) -> ArrayData:
+    """A part decoded into a file of the folder, which tells on a terminal how far it is."""
+    path = folder / f"{part.identity}.npy"
+
+    def told(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\rDecoding into {path}: {done} of {total} images", end=end, file=sys.stderr)
+
+    return part.stored(path, allowed=allowed, progress=told)
+
+
+def _labelled(data: ArrayData, names: Sequence[str], sets: Sequence[str], request: Request) -> Rows:
+    """What the readers of one's own files return, whose columns the request names."""
+    table = {request.target: np.array(names)[data.target.numpy()]}
+    group = request.group()
+    if group is not None and data.groups is not None:
+        table[group] = np.array(sets)[data.groups.numpy()]
+    return _rows(table, data.in_memory().numpy(), request)
 
 
 def _rows(
     table: Mapping[str, np.ndarray], images: np.ndarray, request: Request, given: int = 0
 ) -> Rows:
     if request.backbone is not None:
-        images = _features(request.backbone, images)
+        images = _features(request, images)
     return Rows(_table(table), images, given)
 
 
@@ -198,8 +255,8 @@ def _table(columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(dict(columns))
 
 
-def _features(backbone: Mapping[str, Any], images: Any) -> np.ndarray:
-    """Features ``(n, d)`` of photographs or of arrays of images."""
+def _features(request: Request, images: Any) -> np.ndarray:
+    """The backbone's features ``(n, d)`` of photographs or of arrays of images."""
     from torch import nn
 
     from autobalance.comparison.dataset_network import backbone_of
@@ -208,7 +265,9 @@ def _features(backbone: Mapping[str, Any], images: Any) -> np.ndarray:
 
     if isinstance(images, np.ndarray):
         images = images if images.ndim == 4 else images[:, None]
-    return extract_features(nn.Sequential(FromBytes(), backbone_of(backbone)), images).numpy()
+    assert request.backbone is not None
+    backbone = nn.Sequential(FromBytes(), backbone_of(request.backbone))
+    return extract_features(backbone, images, device=request.device).numpy()
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,8 +19,8 @@ def division(
     cells: np.ndarray,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted row numbers of training and of testing."""
-    from autobalance.data.longtail import exponential_counts, sample_by_class
+    """Sorted row numbers of training and of testing; those of a given validation set are in neither."""
+    from autobalance.data.longtail import sample_by_class
     from autobalance.data.tables import column
 
     n = len(rows.table)
@@ -31,15 +32,11 @@ def division(
             values = column(rows.table, definition.split_by, "split_by").to_numpy()
             _, units = np.unique(values, return_inverse=True)
         held = held_out(cells, units, definition.test_fraction, generator)
-    train, test = np.flatnonzero(~held), np.flatnonzero(held)
+    train, test = np.flatnonzero(~held)[: n - rows.given - rows.validation], np.flatnonzero(held)
     if len(test) == 0:
         raise InputError(f"{definition.name}: no class has two members, so none can be tested.")
     if definition.long_tail is not None:
-        counts = exponential_counts(
-            int(target.max()) + 1,
-            int(definition.long_tail["largest"]),
-            float(definition.long_tail["imbalance"]),
-        )
+        counts = _tail(definition.long_tail, int(target.max()) + 1)
         try:
             train = train[sample_by_class(target[train], counts, generator)]
         except InputError as error:
@@ -48,6 +45,15 @@ def division(
             ) from None
     train = _capped(definition, "train_size", train, cells, generator)
     return train, _capped(definition, "test_size", test, cells, generator)
+
+
+def _tail(tail: Mapping[str, Any], num_classes: int) -> np.ndarray:
+    """Training rows of each class, shape ``(k,)``."""
+    from autobalance.data.longtail import PROFILES
+
+    counts: Any = PROFILES[tail.get("profile", "exponential")]
+    own = {key: float(tail[key]) for key in ("power", "minority") if key in tail}
+    return counts(num_classes, int(tail["largest"]), float(tail["imbalance"]), **own)
 
 
 def held_out(

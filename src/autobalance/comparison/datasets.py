@@ -5,7 +5,7 @@ The split depends on the definition and the seed only, so that all methods meet 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from autobalance.data.batches import ArrayData
+    from autobalance.data.stored import StoredRows
     from autobalance.training import ModelFactory
 
 __all__ = [
@@ -50,6 +51,8 @@ class Problem:
         Of the dataset.
     train, test : ArrayData
         Numbered alike.
+    validation : ArrayData or None
+        The published part, where the definition asks for it.
     class_names : tuple of str
         By class index.
     group_names : tuple of str or None
@@ -67,9 +70,12 @@ class Problem:
     group_names: tuple[str, ...] | None
     network: ModelFactory
     recipe: Mapping[str, Any]
+    validation: ArrayData | None = None
 
 
-def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | None) -> Problem:
+def load_problem(
+    definition: DatasetDefinition, seed: int, data: str | Path | None, device: str = "cpu"
+) -> Problem:
     """One dataset, divided and encoded as the seed says.
 
     Parameters
@@ -80,6 +86,8 @@ def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | No
         Decides which rows are drawn for training and testing, at least 0.
     data : path or None
         The data folder; None will do where the definition's paths are absolute.
+    device : str
+        Where a backbone makes features, as for `search`.
 
     Raises
     ------
@@ -92,7 +100,7 @@ def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | No
 
     whole("seed", seed, least=0)
     check_importable(definition)
-    rows = read_rows(definition, data)
+    rows = read_rows(definition, data, device)
     target, class_names = _classes(definition, rows)
     groups, group_names = _groups(definition, rows)
     cells = target if groups is None else groups * len(class_names) + target
@@ -100,7 +108,10 @@ def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | No
     _check_present(definition.name, "class", target[train], class_names)
     if groups is not None and group_names is not None:
         _check_present(definition.name, "group", groups[train], group_names)
-    encoded = _encoded(definition, rows, train, test)
+    parts = [train, test]
+    if rows.validation:
+        end = len(rows.table) - rows.given
+        parts.append(np.arange(end - rows.validation, end))
     sides = [
         ArrayData.of(
             inputs,
@@ -109,7 +120,7 @@ def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | No
             num_classes=len(class_names),
             num_groups=None if group_names is None else len(group_names),
         )
-        for inputs, index in zip(encoded, (train, test), strict=True)
+        for inputs, index in zip(_encoded(definition, rows, parts), parts, strict=True)
     ]
     return Problem(
         name=definition.name,
@@ -119,6 +130,7 @@ def load_problem(definition: DatasetDefinition, seed: int, data: str | Path | No
         group_names=group_names,
         network=network_of(definition, tuple(sides[0].inputs.shape[1:]), len(class_names)),
         recipe=dict(definition.recipe),
+        validation=sides[2] if len(sides) == 3 else None,
     )
 
 
@@ -216,30 +228,33 @@ def _check_present(name: str, what: str, index: np.ndarray, names: tuple[str, ..
 
 
 def _encoded(
-    definition: DatasetDefinition, rows: Rows, train: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs of training and testing, float32 or bytes; encoders see the training rows only."""
+    definition: DatasetDefinition, rows: Rows, parts: Sequence[np.ndarray]
+) -> list[np.ndarray | StoredRows]:
+    """Inputs of each part, float32 or bytes; encoders see the first one's rows only, those of training."""
     import pandas as pd
 
+    from autobalance.data.stored import StoredRows
     from autobalance.data.tables import TableEncoder
 
-    if definition.as_bytes and (rows.inputs is None or rows.inputs.dtype != np.uint8):
+    images = rows.inputs
+    if isinstance(images, StoredRows):
+        return [images.subset(part) for part in parts]
+    if definition.as_bytes and (images is None or images.dtype != np.uint8):
         raise InputError(
             f"{definition.name}: as_bytes is for images of bytes, which these inputs are not. "
             "Leave it out."
         )
 
     if definition.text is not None:
-        return _weights_of_terms(definition, rows, train, test)
-    if rows.inputs is None:
+        return _weights_of_terms(definition, rows, parts)
+    if images is None:
         table = _features(definition, rows.table)
-    elif rows.inputs.ndim == 2:
-        width = rows.inputs.shape[1]
-        table = pd.DataFrame(rows.inputs, columns=[f"x{i}" for i in range(width)])
+    elif images.ndim == 2:
+        table = pd.DataFrame(images, columns=[f"x{i}" for i in range(images.shape[1])])
     else:
-        return _pixels(definition, rows.inputs[train]), _pixels(definition, rows.inputs[test])
-    encoder = TableEncoder().fit(table.iloc[train])
-    return encoder.transform(table.iloc[train]), encoder.transform(table.iloc[test])
+        return [_pixels(definition, images[part]) for part in parts]
+    encoder = TableEncoder().fit(table.iloc[parts[0]])
+    return [encoder.transform(table.iloc[part]) for part in parts]
 
 
 def _features(definition: DatasetDefinition, table: pd.DataFrame) -> pd.DataFrame:
@@ -255,8 +270,8 @@ def _features(definition: DatasetDefinition, table: pd.DataFrame) -> pd.DataFram
 
 
 def _weights_of_terms(
-    definition: DatasetDefinition, rows: Rows, train: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    definition: DatasetDefinition, rows: Rows, parts: Sequence[np.ndarray]
+) -> list[np.ndarray | StoredRows]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     from autobalance.data.tables import column
@@ -265,11 +280,11 @@ def _weights_of_terms(
     make: Any = TfidfVectorizer  # its dtype is annotated as float64 alone
     encoder = make(max_features=definition.vocabulary, sublinear_tf=True, dtype=np.float32)
     try:
-        fitted: Any = encoder.fit_transform(texts.iloc[train])
+        fitted: Any = encoder.fit_transform(texts.iloc[parts[0]])
     except ValueError as error:  # no term at all
         raise InputError(f"{definition.name}: {definition.text!r} is no text: {error}.") from None
-    tested: Any = encoder.transform(texts.iloc[test])
-    return fitted.toarray(), tested.toarray()
+    others: list[Any] = [encoder.transform(texts.iloc[part]) for part in parts[1:]]
+    return [weights.toarray() for weights in (fitted, *others)]
 
 
 def _pixels(definition: DatasetDefinition, images: np.ndarray) -> np.ndarray:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment import AugmentChoice, KorniaAugmentation, StandardAugmentation, described
+from autobalance.augment import (
+    AugmentChoice,
+    KorniaAugmentation,
+    ResizedCrop,
+    StandardAugmentation,
+    described,
+)
 from autobalance.checks import InputError
 from autobalance.data.batches import ArrayData
+from autobalance.distributed import unwrapped
 from autobalance.heads import extract_features, retrain_head, search_head
 from autobalance.hypergrad import Neumann
 from autobalance.losses import (
@@ -29,7 +38,7 @@ from autobalance.networks import FromBytes
 from autobalance.objectives import BalancedError, CrossEntropyRisk, Objective
 from autobalance.retraining import retrain
 from autobalance.searching import search, splits_of
-from autobalance.settings import Recipe, SearchSettings
+from autobalance.settings import Precision, Recipe, SearchSettings
 from autobalance.spaces import (
     ClassSpace,
     ClusterSpace,
@@ -41,6 +50,38 @@ from autobalance.training import FixedLoss, ModelFactory, predict_logits
 from autobalance.tunable import TunableCrossEntropy
 
 Kind = Literal["published", "tuned", "ours"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """How networks are computed: what speeds them up on a GPU.
+
+    Attributes
+    ----------
+    precision : {"32-true", "bf16-mixed"}
+        As for `search`.
+    channels_last : bool
+        Whether weights of convolutions lie so, and with them what they compute.
+    compiled : bool
+        Whether networks train by `torch.compile`. Upper steps and predictions do not use it.
+    """
+
+    precision: Precision = "32-true"
+    channels_last: bool = False
+    compiled: bool = False
+
+    def prepared(self, network: ModelFactory) -> ModelFactory:
+        """Builds the networks for it."""
+        if not (self.channels_last or self.compiled):
+            return network
+
+        def build() -> nn.Module:
+            made = network()
+            if self.channels_last:
+                made = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return torch.compile(made) if self.compiled else made  # type: ignore[return-value]
+
+        return build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +102,13 @@ class Task:
         Training runs that a tuned method spends before it retrains.
     augment : nn.Module, optional
         What augments the training batches of every method that has no augmentation of its own.
+    validation : ArrayData, optional
+        A given validation set, in place of what methods hold out of `data`.
+    computing : Computing
+        How networks are computed.
+    checkpoints : Path, optional
+        A folder for the state of each training run, in their order; a task that is run again goes on from
+        there.
     """
 
     network: ModelFactory
@@ -72,6 +120,10 @@ class Task:
     device: str = "cpu"
     tuning_runs: int = 8
     augment: nn.Module | None = None
+    validation: ArrayData | None = None
+    computing: Computing = field(default_factory=Computing)
+    checkpoints: Path | None = None
+    _begun: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -87,11 +139,28 @@ class Task:
         common = {
             "recipe": recipe,
             "seed": self.seed,
-            "device": self.device,
             "augment": self.augment,
+            **self.where(),
         }
-        network = options.pop("network", self.network)
-        return retrain(network, data or self.data, loss, **{**common, **options})
+        network = self.computing.prepared(options.pop("network", self.network))
+        return unwrapped(retrain(network, data or self.data, loss, **{**common, **options}))
+
+    def where(self) -> dict[str, Any]:
+        """Options that `search` and `retrain` share: for the next of this task's training runs."""
+        run = next(self._begun)
+        return {
+            "device": self.device,
+            "precision": self.computing.precision,
+            "checkpoint": None
+            if self.checkpoints is None
+            else self.checkpoints / f"{run}.checkpoint",
+        }
+
+    def split(self) -> tuple[ArrayData, ArrayData]:
+        """What a search with one fold and this seed trains on, and what it holds out."""
+        one_fold = replace(self.settings, folds=1)
+        [split] = splits_of(self.data, self.validation, one_fold, self.seed)
+        return split
 
 
 @dataclass(frozen=True)
@@ -158,6 +227,8 @@ def augmentation_of(
     options = {key: value for key, value in record.items() if key != "name"}
     if record["name"] == "standard":
         augment: nn.Module = StandardAugmentation(**options)
+    elif record["name"] == "resized_crop":
+        augment = ResizedCrop(**options)
     else:
         augment = KorniaAugmentation(record["name"], **options)
     return OnBytes(augment) if as_bytes else augment
@@ -218,7 +289,7 @@ def _head_retraining(task: Task) -> Trained:
     model = task.train(ParametricCrossEntropy.cross_entropy())
     name, old = last_linear(model)
     if not name:  # there is no layer before it
-        features = task.data.inputs.flatten(1)
+        features = task.data.in_memory().flatten(1)
     else:
         model.set_submodule(name, nn.Identity())
         features = extract_features(model, task.data.inputs, device=task.device)
@@ -259,6 +330,7 @@ def _designed_head(task: Task) -> Trained:
     """An exact search; of the settings `validation_fraction` and `folds` apply."""
     result = search_head(
         task.data,
+        validation=task.validation,
         objective=task.objective,
         folds=task.settings.folds,
         validation_fraction=task.settings.validation_fraction,
@@ -298,8 +370,7 @@ def _tuned(
             sampler: Any = optuna.samplers.GridSampler({name: grid}, seed=task.seed)
         else:
             sampler = optuna.samplers.TPESampler(seed=task.seed, n_startup_trials=runs // 2)
-        one_fold = replace(task.settings, folds=1)
-        [(split, validation)] = splits_of(task.data, None, one_fold, task.seed)
+        split, validation = task.split()
         counts = np.atleast_2d(split.counts()).sum(axis=0)
 
         def error(trial: optuna.Trial) -> float:
@@ -351,13 +422,14 @@ def _search_and_retrain(
         # in the details, not between the lines of a comparison
         warnings.filterwarnings("ignore", "At the end of the search", UserWarning)
         result = search(
-            task.network,
+            task.computing.prepared(task.network),
             task.data,
+            validation=task.validation,
             objective=objective,
             recipe=recipe,
             settings=settings,
             seed=task.seed,
-            device=task.device,
+            **task.where(),
             **options,
         )
     details = {

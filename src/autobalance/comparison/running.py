@@ -7,17 +7,21 @@ import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from importlib.util import find_spec
-from multiprocessing import current_process
+from multiprocessing import Manager, current_process
 from typing import Any
 
 import joblib
+import torch
 
 from autobalance.checks import InputError
 from autobalance.comparison.cells import Cell, run_cell
 from autobalance.comparison.methods import METHODS
 from autobalance.comparison.store import Store
+from autobalance.distributed import first_process, processes_started, said_by_first
+from autobalance.training import make_fabric
 
 _EXTRAS = {"optuna": "compare", "kornia": "vision"}
 _UNFIT = {
@@ -47,7 +51,9 @@ def run_cells(
     store : Store
         Where records go, written by this process only.
     jobs : int
-        How many at a time; 1 runs them in this process.
+        How many at a time; 1 runs them in this process. With device "cuda" they take turns on all GPUs
+        of this machine, each cell on one. Under torchrun, where all processes train each network
+        together, 1.
     backend : str, optional
         By default processes on this machine; "ray", or "dask" and others of joblib's, run them
         where that library's cluster is, which must be able to read the data folder.
@@ -61,16 +67,28 @@ def run_cells(
     Raises
     ------
     InputError
-        If the backend is not known or unfit, or its library is not installed.
+        If the backend is not known or unfit, or its library is not installed, or cells are to run side by
+        side under torchrun.
     """
+    together = processes_started() > 1
+    if together and (jobs > 1 or backend is not None):
+        raise InputError(
+            "Under torchrun all processes run each cell together. Leave --jobs and --backend out, or start "
+            "without torchrun: --jobs then spreads the cells over the GPUs of this machine."
+        )
     waiting = waiting_cells(cells, store, again)
+    if together and cells:
+        make_fabric(cells[0].device)  # the processes find each other
+        waiting = said_by_first(waiting)
     done = len(cells) - len(waiting)
     with _backend(backend), warnings.catch_warnings():
         # joblib's advice to whoever stops it, which Ctrl-C does.
         warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed")
         for record in _records(waiting, jobs, threads, backend):
-            store.append(record)
             done += 1
+            if not first_process():
+                continue
+            store.append(record)
             if progress:
                 progress(done, len(cells), record)
 
@@ -123,18 +141,39 @@ def _records(
         for cell in cells:
             yield run_cell(cell, threads)
         return
-    tasks = (joblib.delayed(_in_worker)(cell, threads) for cell in cells)
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    records: Any = parallel(tasks)
-    yield from records
+    with _devices(cells, jobs, backend) as devices:
+        tasks = (joblib.delayed(_in_worker)(cell, threads, devices) for cell in cells)
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+        records: Any = parallel(tasks)
+        yield from records
 
 
-def _in_worker(cell: Cell, threads: int) -> dict[str, Any]:
+@contextmanager
+def _devices(cells: Sequence[Cell], jobs: int, backend: str | None) -> Iterator[Any]:
+    """A queue of the GPUs that no cell is on, each as often as cells may share it; None where all is one."""
+    gpus = torch.cuda.device_count()
+    if backend is not None or gpus < 2 or not all(cell.device == "cuda" for cell in cells):
+        yield None
+        return
+    with Manager() as manager:
+        free = manager.Queue()
+        for i in range(jobs):
+            free.put(f"cuda:{i % gpus}")
+        yield free
+
+
+def _in_worker(cell: Cell, threads: int, devices: Any = None) -> dict[str, Any]:
     if current_process().name != "MainProcess":
         # Ctrl-C reaches all processes of a terminal; this one alone would answer with a traceback.
         with suppress(ValueError):  # not in the process's main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return run_cell(cell, threads)
+    if devices is None:
+        return run_cell(cell, threads)
+    device = devices.get()
+    try:
+        return run_cell(replace(cell, device=device), threads)
+    finally:
+        devices.put(device)
 
 
 def _by_ray(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ Readers, by what there is:
 - a dataset of Hugging Face: `from_hugging_face`
 - embeddings in Parquet or .npz: `read_embeddings`
 
+`Photographs.stored` decodes images into a file once, whose rows, `StoredRows`, are read as they are needed.
 `long_tailed` draws a long-tailed part of any of them; `BalancedSampler` keeps classes and groups even in
 loaders of your own.
 """
@@ -27,6 +28,7 @@ _HOME = {
     "CIFAR": "cifar",
     "Labelled": "labels",
     "Photographs": "photographs",
+    "StoredRows": "stored",
     "cifar10": "cifar",
     "cifar100": "cifar",
     "cifar100_lt": "cifar",

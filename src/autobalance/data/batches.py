@@ -1,4 +1,4 @@
-"""Examples in memory, batches of them, and the streams that draw batches."""
+"""Labelled examples, batches of them, and the streams that draw batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autobalance.checks import InputError, one_of, same_length, shown, whole
 from autobalance.data.splits import members_by_cell
+from autobalance.data.stored import StoredRows
 
 MissingGroups = Literal["refused", "unknown"]
 UNKNOWN = -1
@@ -81,14 +82,14 @@ def as_batches(batches: Any, adapter: Callable[[Any], Batch] = as_batch) -> list
 
 @dataclass(frozen=True)
 class ArrayData:
-    """Labelled examples held in memory.
+    """Labelled examples, held in memory, or their inputs in files.
 
     Build it with `ArrayData.of`, which checks and converts.
 
     Attributes
     ----------
-    inputs : Tensor
-        Shape ``(n, ...)``.
+    inputs : Tensor or StoredRows
+        Shape ``(n, ...)``. Those in files are read batch by batch, and stay there on any device.
     target : Tensor
         Class indices in ``0..num_classes-1``, shape ``(n,)``.
     num_classes : int
@@ -101,7 +102,7 @@ class ArrayData:
         Non-negative weights, shape ``(n,)``.
     """
 
-    inputs: Tensor
+    inputs: Tensor | StoredRows
     target: Tensor
     num_classes: int
     groups: Tensor | None = None
@@ -120,7 +121,7 @@ class ArrayData:
         num_groups: int | None = None,
         missing_groups: MissingGroups = "refused",
     ) -> ArrayData:
-        """Check arrays or tensors and hold them as tensors.
+        """Check arrays or tensors and hold them as tensors; `StoredRows` are taken as they are.
 
         With ``missing_groups="unknown"`` an example's group may be -1, not known. Such examples
         train the network; no objective counts them.
@@ -132,7 +133,8 @@ class ArrayData:
             are not whole numbers from 0, or a weight is negative.
         """
         same_length(inputs=inputs, target=target, groups=groups, sample_weight=sample_weight)
-        x = finite("inputs", as_tensor("inputs", inputs))
+        stored = isinstance(inputs, StoredRows)
+        x = inputs if stored else finite("inputs", as_tensor("inputs", inputs))
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
         y = indices("target", target)
@@ -193,22 +195,39 @@ class ArrayData:
         return self.groups * self.num_classes + self.target
 
     def batch(self, index: Tensor) -> Batch:
-        return Batch(
-            self.inputs[index],
-            self.target[index],
-            None if self.groups is None else self.groups[index],
-            None if self.sample_weight is None else self.sample_weight[index],
-        )
+        """The examples of these numbers ``(m,)``, which lie best on the CPU, where the labels lie."""
+        device = self.target.device
+        part = self._labels(moved(index, device))
+        if isinstance(self.inputs, StoredRows):
+            return Batch(moved(self.inputs[index], device), **part)
+        return Batch(self.inputs[moved(index, device)], **part)
 
     def subset(self, index: Tensor) -> ArrayData:
-        part = self.batch(index)
-        return replace(
-            self,
-            inputs=part.inputs,
-            target=part.target,
-            groups=part.groups,
-            sample_weight=part.sample_weight,
-        )
+        if isinstance(self.inputs, StoredRows):
+            return replace(self, inputs=self.inputs.subset(index.cpu()), **self._labels(index))
+        return replace(self, inputs=self.inputs[index], **self._labels(index))
+
+    def _labels(self, index: Tensor) -> dict[str, Any]:
+        return {
+            name: None if value is None else value[index]
+            for name in ("target", "groups", "sample_weight")
+            for value in [getattr(self, name)]
+        }
+
+    def in_memory(self) -> Tensor:
+        """The inputs where they are a tensor.
+
+        Raises
+        ------
+        InputError
+            If they are in files.
+        """
+        if isinstance(self.inputs, StoredRows):
+            raise InputError(
+                f"This works on inputs in memory, but these {len(self)} are in files. Extract features "
+                "first, extract_features(backbone, data.inputs), or load them."
+            )
+        return self.inputs
 
     def to(self, device: torch.device) -> ArrayData:
         moved = {
@@ -219,11 +238,11 @@ class ArrayData:
         return replace(self, **moved)
 
 
-def moved(index: Tensor, device: torch.device) -> Tensor:
-    """Indices on a device. Those for a GPU go by pinned memory, so that nothing waits for it."""
-    if device.type != "cuda" or index.device.type != "cpu":
-        return index.to(device)
-    return index.pin_memory().to(device, non_blocking=True)
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. One for a GPU goes by pinned memory, so that nothing waits for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
@@ -260,11 +279,21 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
             )
     return replace(
         first,
-        inputs=torch.cat([first.inputs, second.inputs]),
+        inputs=_inputs_of_both(first.inputs, second.inputs),
         target=torch.cat([first.target, second.target]),
         groups=joined(first.groups, second.groups),
         sample_weight=joined(first.sample_weight, second.sample_weight),
     )
+
+
+def _inputs_of_both(first: Tensor | StoredRows, second: Tensor | StoredRows) -> Tensor | StoredRows:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        raise InputError(
+            "Training and validation inputs must both be in memory, or both in files. Store both."
+        )
+    return first.joined(second)
 
 
 class ShuffledBatches(Iterator[Tensor]):

@@ -76,13 +76,13 @@ def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path
             pass
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}. Give another folder.") from None
-    with _alone(path):
+    with alone(path):
         # Another process, such as torchrun's next one, may have finished it meanwhile.
         return path if path.exists() else _received(file, part, path, timeout)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """While no other process of this machine is here for the same file; on Windows at once."""
     try:
         import fcntl

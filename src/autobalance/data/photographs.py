@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
 
-from autobalance.checks import InputError, whole
+from autobalance.checks import InputError, path_of, whole
 from autobalance.data.batches import ArrayData, Batch
+from autobalance.data.stored import Part, StoredRows, written
 from autobalance.data.tables import column
 
 if TYPE_CHECKING:
@@ -35,9 +39,9 @@ READ_TOGETHER = 256
 class Photographs:
     """Image files with classes and, maybe, groups; nothing is decoded before it is asked for.
 
-    So a set that is larger than the memory is an index of files, of which a part is loaded, or
-    which a frozen network turns into features (`extract_features` takes it as it is). Decoding
-    runs in as many threads as torch uses.
+    So a set that is larger than the memory is an index of files, of which a part is loaded, which
+    is decoded once into a file to train on (`stored`), or which a frozen network turns into features
+    (`extract_features` takes it as it is). Decoding runs on all processors that this process may use.
 
     Attributes
     ----------
@@ -68,6 +72,17 @@ class Photographs:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def identity(self) -> str:
+        """Of the images' pixels, by their files' paths and how they are scaled; 16 digits.
+
+        It stays as it is when the folder of all images is moved.
+        """
+        root = os.path.commonpath([*{path.parent for path in self.files}])
+        names = [os.path.relpath(path, root) for path in self.files]
+        told = "\0".join([str(self.size), str(self.square), *names])
+        return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def counts(self) -> np.ndarray:
         """Images per class ``(k,)``, or per group and class ``(g, k)`` where there are groups."""
@@ -121,12 +136,7 @@ class Photographs:
             for i, found in enumerate(self._each(part), start):
                 if isinstance(found, str):
                     bad[i] = found
-        if not bad:
-            return self
-        if len(bad) > allowed or len(bad) == len(self):
-            raise InputError(self._complaint(list(bad.values()), of=len(self)))
-        warnings.warn(self._complaint(list(bad.values()), of=len(self), out=True), stacklevel=2)
-        return self.subset([i for i in range(len(self)) if i not in bad])
+        return self._kept(bad, allowed)
 
     def pixels(self) -> np.ndarray:
         """All images, shape ``(n, 3, size, size)``, uint8: a quarter of what `load` takes.
@@ -154,6 +164,48 @@ class Photographs:
         for part, decoded in self._parts(READ_TOGETHER):
             np.divide(decoded, np.float32(255.0), out=inputs[part])
         return self.with_inputs(inputs)
+
+    def stored(
+        self,
+        path: str | Path,
+        *,
+        allowed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> ArrayData:
+        """All images decoded into one file, as bytes, and read from there as they are needed.
+
+        It takes ``3 * n * size * size`` bytes on the disk and none in memory. The file is written once;
+        where decoding was broken off, the next call goes on. The network must take images of bytes:
+        `autobalance.networks.FromBytes` scales them to [0, 1].
+
+        Parameters
+        ----------
+        path : path
+            The file, such as ``decoded/train.npy``. Remove it when images have been replaced: only their
+            paths, number and size are compared.
+        allowed : int
+            At most so many images may be missing or broken; they are left out with a warning.
+        progress : callable, optional
+            Told how many images of all are decoded, now and then.
+
+        Raises
+        ------
+        InputError
+            As for `readable`; if the file holds other images, or the disk has no room for it.
+        """
+        whole("allowed", allowed, least=0)
+        path = path_of("The file of decoded images", path).expanduser()
+
+        def parts(start: int) -> Iterator[Part]:
+            for part, pixels, bad in self._read(READ_TOGETHER, start):
+                yield pixels, bad
+                if progress is not None:
+                    progress(min(part.stop, len(self)), len(self))
+
+        shape = (len(self), 3, self.size, self.size)
+        bad = written(path, identity=self.identity, shape=shape, parts=parts)
+        good = np.delete(np.arange(len(self)), list(bad))
+        return self._kept(bad, allowed).with_inputs(StoredRows([path], good))
 
     def with_inputs(self, inputs: Any) -> ArrayData:
         """These inputs ``(n, ...)``, such as features of the images, with the images' labels.
@@ -189,24 +241,51 @@ class Photographs:
                 None if self.groups is None else torch.from_numpy(self.groups[part]),
             )
 
+    def joined(self, other: Photographs) -> Photographs:
+        """These images and then the other ones, of the same classes, groups and size."""
+        return replace(
+            self,
+            files=(*self.files, *other.files),
+            target=np.concatenate([self.target, other.target]),
+            groups=None
+            if self.groups is None or other.groups is None
+            else np.concatenate([self.groups, other.groups]),
+        )
+
+    def _kept(self, bad: Mapping[int, str], allowed: int) -> Photographs:
+        """Without those that cannot be used, of which so many are allowed."""
+        if not bad:
+            return self
+        if len(bad) > allowed or len(bad) == len(self):
+            raise InputError(self._complaint(list(bad.values()), of=len(self)))
+        warnings.warn(self._complaint(list(bad.values()), of=len(self), out=True), stacklevel=3)
+        return self.subset([i for i in range(len(self)) if i not in bad])
+
     def _cells(self, groups: np.ndarray) -> np.ndarray:
         return groups * len(self.class_names) + self.target
 
     def _parts(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
         """Slices of `size` images and their pixels; the unusable ones of a slice are told at once."""
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
+        for part, pixels, bad in self._read(size):
+            if bad:
+                raise InputError(self._complaint(list(bad.values()), of=len(pixels)))
+            yield part, pixels
+
+    def _read(
+        self, size: int, start: int = 0
+    ) -> Iterator[tuple[slice, np.ndarray, dict[int, str]]]:
+        """Slices from an image on, their pixels, and which of them cannot be used; those are black."""
+        for begin in range(start, len(self), size):
+            part = slice(begin, begin + size)
             files = self.files[part]
-            pixels = np.empty((len(files), 3, self.size, self.size), dtype=np.uint8)
-            bad = []
+            pixels = np.zeros((len(files), 3, self.size, self.size), dtype=np.uint8)
+            bad = {}
             for i, found in enumerate(self._each(files)):
                 if isinstance(found, str):
-                    bad.append(found)
+                    bad[begin + i] = found
                 else:
                     pixels[i] = found
-            if bad:
-                raise InputError(self._complaint(bad, of=len(files)))
-            yield part, pixels
+            yield part, pixels, bad
 
     def _each(self, files: tuple[Path, ...]) -> Iterator[np.ndarray | str]:
         """The pixels of each file, or what is wrong with it."""
@@ -214,7 +293,7 @@ class Photographs:
             return
         pillow()
         arguments = files, repeat(self.size), repeat(self.square)
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        with ThreadPoolExecutor(joblib.cpu_count()) as pool:
             yield from pool.map(_decoded, *arguments)
 
     def _complaint(self, bad: list[str], *, of: int, out: bool = False) -> str:

@@ -201,7 +201,7 @@ def exponentiated_gradient(
         raise InputError(f"share must lie in (0, 1]; got {share}.")
     whole("max_iter", max_iter, least=1)
     inputs, target, groups = (
-        _array(t) for t in (task.data.inputs, task.data.target, _groups(task))
+        _array(t) for t in (task.data.in_memory(), task.data.target, _groups(task))
     )
     if inputs.ndim != 2:
         raise InputError(
@@ -306,7 +306,7 @@ class _Mixture:
     reduction: ExponentiatedGradient
 
     def __call__(self, data: ArrayData) -> np.ndarray:
-        inputs = _array(data.inputs)
+        inputs = _array(data.in_memory())
         ones = np.zeros(len(data))
         for index, weight in self.reduction.weights_.items():
             if weight > 0:

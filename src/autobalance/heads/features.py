@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autobalance.checks import InputError, instance, whole
 from autobalance.data.batches import as_tensor
 from autobalance.data.photographs import Photographs
+from autobalance.data.stored import StoredRows
 from autobalance.hypergrad.system import borrowed
 from autobalance.training import make_fabric
 
@@ -31,8 +32,8 @@ def extract_features(
     ----------
     backbone : nn.Module
         From inputs ``(n, ...)`` to features ``(n, d)`` or ``(n, ...)``, which are flattened.
-    inputs : Tensor, array or Photographs
-        Shape ``(n, ...)``, n at least 1. Of `Photographs` only a batch is in memory at a time;
+    inputs : Tensor, array, Photographs or StoredRows
+        Shape ``(n, ...)``, n at least 1. Of the latter two only a batch is in memory at a time;
         ``photographs.with_inputs(features)`` then adds the labels.
     batch_size : int
         Examples per pass.
@@ -52,7 +53,8 @@ def extract_features(
     """
     whole("batch_size", batch_size, least=1)
     instance("backbone", backbone, nn.Module)
-    examples = inputs if isinstance(inputs, Photographs) else as_tensor("inputs", inputs)
+    read_later = isinstance(inputs, (Photographs, StoredRows))
+    examples = inputs if read_later else as_tensor("inputs", inputs)
     if len(examples) == 0:
         raise InputError("There is no example to extract features from: the inputs are empty.")
     target = make_fabric(device).device
@@ -75,7 +77,7 @@ def extract_features(
     return features
 
 
-def _batches(examples: Tensor | Photographs, size: int) -> Iterator[Tensor]:
+def _batches(examples: Tensor | Photographs | StoredRows, size: int) -> Iterator[Tensor]:
     if isinstance(examples, Photographs):
         return (batch.inputs for batch in examples.batches(size))
     return iter(examples.split(size))

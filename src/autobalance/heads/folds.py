@@ -25,7 +25,7 @@ class Standardised:
 
     def problem(self, weight_decay: float, held: Tensor | None = None) -> HeadProblem:
         """The lower level on all rows but those `held` out."""
-        features = self.data.inputs
+        features = self.data.in_memory()
         weight = self.data.sample_weight
         weight = features.new_ones(len(features)) if weight is None else weight.to(features)
         if held is not None:
@@ -69,11 +69,11 @@ def standardised(
         raise InputError(
             "Heads take no unknown groups (-1). Leave these examples out: data.with_known_groups()."
         )
-    features = as_floating(data.inputs.flatten(1))
+    features = as_floating(data.in_memory().flatten(1))
     if validation is not None:
         # Without features first, which only checks that both belong together.
         labels = concatenated(_labels(data), _labels(validation))
-        features = torch.cat([features, validation.inputs.flatten(1).to(features)])
+        features = torch.cat([features, validation.in_memory().flatten(1).to(features)])
     elif order is not None:
         labels = replace(data, inputs=data.target).subset(order)
         features = features[order]
