@@ -78,15 +78,42 @@ def test_a_limit_holds_for_each_part(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_missing_folder_or_image_says_where_to_get_it(tmp_path: Path) -> None:
-    source = r"from https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
-    with pytest.raises(InputError, match=rf"metadata.csv is not there. Get Waterbirds {source}"):
+SOURCE = r"from https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
+
+
+def test_a_missing_folder_or_its_metadata_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"The folder .*/absent of Waterbirds is not there. Give"):
         waterbirds(tmp_path / "absent")
+    (tmp_path / "birds").mkdir()
+    with pytest.raises(
+        InputError, match=rf"metadata.csv is not there; it has: birds. Get Waterbirds {SOURCE}"
+    ):
+        waterbirds(tmp_path)
+
+
+def test_a_folder_may_start_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "birds", metadata())
+    assert len(waterbirds("~/birds").train) == 8
+
+
+def test_missing_images_are_named_or_left_out_before_the_limit(tmp_path: Path) -> None:
     folder = write(tmp_path, metadata())
-    next(folder.glob("*/Bird_0003.jpg")).unlink()
-    train = waterbirds(folder).train
-    with pytest.raises(InputError, match=rf"Bird_0003.jpg is not there. Get it again {source}"):
-        train.load()
+    for row in (3, 9):  # of training and of validation: each part may miss one
+        next(folder.glob(f"*/Bird_000{row}.jpg")).unlink()
+    with pytest.raises(
+        InputError,
+        match=rf"metadata.csv names 1 of 8 images .*Bird_0003.jpg. Check .*{SOURCE}.*missing=1",
+    ):
+        waterbirds(folder)
+    with pytest.warns(UserWarning, match=r"names 1 of . images .*; they are left out") as caught:
+        parts = waterbirds(folder, limit=7, allowed_missing=1)
+    assert [len(part) for part in parts] == [7, 3, 4]
+    assert len(caught) == 2
+    assert caught[0].filename == __file__
+    assert parts.train.load().inputs.shape == (7, 3, 64, 64)
+    with pytest.raises(InputError, match="allowed_missing must be at least 0; got -1"):
+        waterbirds(folder, allowed_missing=-1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autobalance.checks import InputError, whole
+from autobalance.data.listing import contents, folder_of, without_missing
 from autobalance.data.photographs import Photographs, PhotographSplits, numbers, splits
 from autobalance.data.tables import column, read_table
 
@@ -18,7 +19,9 @@ BIRDS = ("landbird", "waterbird")
 PLACES = ("land", "water")
 
 
-def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) -> PhotographSplits:
+def waterbirds(
+    folder: str | Path, *, size: int = 64, limit: int | None = None, allowed_missing: int = 0
+) -> PhotographSplits:
     """Training, validation and test photographs: class is the bird, group is the place.
 
     Parameters
@@ -31,6 +34,8 @@ def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) 
         image is, whatever its shape.
     limit : int, optional
         At most so many images of each part, in proportion to class and place.
+    allowed_missing : int
+        At most so many images of each part may be missing; they are left out with a warning.
 
     Returns
     -------
@@ -40,16 +45,18 @@ def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) 
     Raises
     ------
     InputError
-        If the folder or its metadata is missing, a column is absent or has another value, or a
-        part has no row. A missing image is told when it is read.
+        If the folder, its metadata or more images are missing, a column is absent or has another
+        value, or a part has no row.
     """
     whole("size", size, least=1)
-    folder = Path(folder)
+    folder = folder_of(folder, what="Waterbirds")
     if not (folder / "metadata.csv").is_file() and (folder / FOLDER).is_dir():
         folder = folder / FOLDER
     metadata = folder / "metadata.csv"
     if not metadata.is_file():
-        raise InputError(f"{metadata} is not there. Get Waterbirds from {SOURCE} and unpack it.")
+        raise InputError(
+            f"{metadata} is not there; {contents(folder)}. Get Waterbirds from {SOURCE} and unpack it."
+        )
     table = read_table(metadata)
     everything = Photographs(
         files=tuple(folder / name for name in column(table, "img_filename", "image").astype(str)),
@@ -62,4 +69,8 @@ def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) 
         source=SOURCE,
     )
     split = numbers(table, "split", "split", (0, 1, 2), metadata)
-    return splits(everything, split, limit=limit, where=metadata)
+    parts = []
+    for part in splits(everything, split, limit=None, where=metadata):
+        images = without_missing(part, allowed=allowed_missing, where=metadata)
+        parts.append(images if limit is None else images.limited(limit))
+    return PhotographSplits(*parts)
