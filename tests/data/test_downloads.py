@@ -16,7 +16,7 @@ import pytest
 
 from autobalance.checks import InputError
 from autobalance.data import downloads, fashion
-from autobalance.data.downloads import Published, fetch, unpack
+from autobalance.data.downloads import Published, fetch, fetch_folder, unpack
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -65,8 +65,8 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def at(server: Server, name: str = "data.tar.gz", md5: str = MD5) -> Published:
-    return Published(f"http://127.0.0.1:{server.server_port}/{name}", md5)
+def at(server: Server, name: str = "data.tar.gz", checksum: str = MD5) -> Published:
+    return Published(f"http://127.0.0.1:{server.server_port}/{name}", checksum)
 
 
 def test_a_file_comes_once(server: Server, tmp_path: Path) -> None:
@@ -114,9 +114,18 @@ def test_a_part_that_is_all_there_only_takes_its_name(server: Server, tmp_path: 
 
 
 def test_an_altered_file_is_removed(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is not the published file \(its MD5 .* was removed"):
-        fetch(at(server, md5="0" * 32), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    for algorithm, digits in (("MD5", 32), ("SHA-256", 64)):
+        with pytest.raises(
+            InputError, match=rf"is not the published file \(its {algorithm} is not 00.*was removed"
+        ):
+            fetch(at(server, checksum="0" * digits), tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_longer_checksum_is_sha_256(server: Server, tmp_path: Path) -> None:
+    file = at(server, checksum=hashlib.sha256(CONTENT).hexdigest())
+    assert fetch(file, tmp_path).read_bytes() == CONTENT
+    assert fetch(file, tmp_path).exists()
 
 
 def test_a_part_of_another_file_is_removed(server: Server, tmp_path: Path) -> None:
@@ -227,6 +236,21 @@ def test_a_broken_stream_in_an_archive_is_told(tmp_path: Path) -> None:
     archive.write_bytes(b"no archive")
     with pytest.raises(InputError, match=r"cannot be unpacked: .* Remove it and get it again"):
         unpack(archive, tmp_path / "out")
+
+
+def packed(path: Path) -> Published:
+    return Published(path.as_uri(), hashlib.md5(path.read_bytes()).hexdigest())
+
+
+def test_a_folder_is_fetched_whole_or_not_at_all(tmp_path: Path) -> None:
+    archive = packed(tar(tmp_path / "a.tar.gz", {"d/x": b"1", "readme": b"2"}))
+    out = tmp_path / "out"
+    fetch_folder(archive, out, "d")
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*")) == ["a.tar.gz", "d", "d/x"]
+    fetch_folder(archive, out, "d")
+    with pytest.raises(InputError, match=r"a.tar.gz does not hold the folder e. Get it from file:"):
+        fetch_folder(archive, out, "e")
+    assert not (out / "e").exists()
 
 
 def test_a_place_that_takes_no_file_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from PIL import Image
 
 from autobalance.checks import InputError
+from autobalance.data import waterbirds as module
+from autobalance.data.downloads import Published
 from autobalance.data.waterbirds import FOLDER, waterbirds
 
 
@@ -86,9 +90,30 @@ def test_a_missing_folder_or_its_metadata_is_told(tmp_path: Path) -> None:
         waterbirds(tmp_path / "absent")
     (tmp_path / "birds").mkdir()
     with pytest.raises(
-        InputError, match=rf"metadata.csv is not there; it has: birds. Get Waterbirds {SOURCE}"
+        InputError,
+        match=rf"metadata.csv is not there; it has: birds. Get .* {SOURCE} .*download=True",
     ):
         waterbirds(tmp_path)
+
+
+def test_the_archive_is_downloaded_and_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / FOLDER, metadata())
+    archive = tmp_path / f"{FOLDER}.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(source, FOLDER)
+    checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(module, "ARCHIVE", Published(archive.as_uri(), checksum))
+    mine = tmp_path / "mine"
+    assert waterbirds(mine, size=8, download=True).train.load().inputs.shape == (8, 3, 8, 8)
+    assert sorted(path.name for path in mine.iterdir()) == [FOLDER, archive.name]
+    archive.unlink()
+    (mine / archive.name).unlink()
+    for there in (mine, mine / FOLDER):
+        assert len(waterbirds(there, download=True).test) == 4
+    with pytest.raises(InputError, match=r"cannot be downloaded: .*No such file"):
+        waterbirds(tmp_path / "other", download=True)
 
 
 def test_a_folder_may_start_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

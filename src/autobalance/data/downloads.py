@@ -25,14 +25,25 @@ BROKEN_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Published(NamedTuple):
-    """A file at its public address, with its MD5 as its authors publish it."""
+    """A file at its public address, with its published MD5 or SHA-256 in hexadecimal digits."""
 
     url: str
-    md5: str
+    checksum: str
 
     @property
     def name(self) -> str:
         return self.url.rsplit("/", 1)[1]
+
+    @property
+    def algorithm(self) -> str:
+        return "MD5" if len(self.checksum) == 32 else "SHA-256"
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file there has this checksum."""
+        new = hashlib.md5 if self.algorithm == "MD5" else hashlib.sha256
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: new(usedforsecurity=False))
+        return digest.hexdigest() == self.checksum
 
 
 def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path:
@@ -63,10 +74,10 @@ def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path
     """
     path = Path(folder).expanduser() / file.name
     if path.exists():
-        if _md5(path) != file.md5:
+        if not file.is_at(path):
             raise InputError(
-                f"{path} is there, but is not the published file (its MD5 is not {file.md5}). "
-                "Remove it to have it downloaded again."
+                f"{path} is there, but is not the published file (its {file.algorithm} is not "
+                f"{file.checksum}). Remove it to have it downloaded again."
             )
         return path
     part = path.with_name(path.name + ".part")
@@ -101,14 +112,37 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _received(file: Published, part: Path, path: Path, timeout: float) -> Path:
     _receive(file, part, timeout)
-    if _md5(part) != file.md5:
+    if not file.is_at(part):
         part.unlink()
         raise InputError(
-            f"What came from {file.url} is not the published file (its MD5 is not {file.md5}) and "
-            f"was removed. Try again, or get the file elsewhere and put it at {path}."
+            f"What came from {file.url} is not the published file (its {file.algorithm} is not "
+            f"{file.checksum}) and was removed. Try again, or get the file elsewhere and put it at "
+            f"{path}."
         )
     part.replace(path)
     return path
+
+
+def fetch_folder(archive: Published, folder: Path, name: str) -> None:
+    """Download a .tar.gz archive into a folder and unpack the folder `name` that is in it.
+
+    It is unpacked under another name first, so that one half-unpacked is not taken for all of it.
+
+    Raises
+    ------
+    InputError
+        As for `fetch` and `unpack`, or if there is no such folder in the archive.
+    """
+    path = fetch(archive, folder)
+    with _alone(folder / name):
+        if (folder / name).is_dir():  # by another process meanwhile
+            return
+        unpacked = folder / f"{name}.part"
+        unpack(path, unpacked)
+        if not (unpacked / name).is_dir():
+            raise InputError(f"{path} does not hold the folder {name}. Get it from {archive.url}.")
+        (unpacked / name).replace(folder / name)
+        shutil.rmtree(unpacked)
 
 
 def packed_files(archive: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
@@ -210,8 +244,3 @@ def _unreachable(file: Published, part: Path, reason: str) -> None:
         f"{file.url} cannot be downloaded: {reason}. Where there is no network, download it "
         f"elsewhere and put it at {part.with_suffix('')}."
     ) from None
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -9,18 +9,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from autobalance.checks import InputError, whole
+from autobalance.data.downloads import Published, fetch_folder
 from autobalance.data.listing import contents, folder_of, without_missing
 from autobalance.data.photographs import Photographs, PhotographSplits, numbers, splits
 from autobalance.data.tables import column, read_table
 
 FOLDER = "waterbird_complete95_forest2water2"
-SOURCE = f"https://nlp.stanford.edu/data/dro/{FOLDER}.tar.gz"
+# Its authors publish no checksum; this one is in the public repository GrGrie/Spur_SpLiCE.
+ARCHIVE = Published(
+    f"https://nlp.stanford.edu/data/dro/{FOLDER}.tar.gz",
+    "56c51b77f7d17283ac97003d973e9107e8af9ceebffcb0c8be14d024f846f951",
+)
+SOURCE = ARCHIVE.url
 BIRDS = ("landbird", "waterbird")
 PLACES = ("land", "water")
 
 
 def waterbirds(
-    folder: str | Path, *, size: int = 64, limit: int | None = None, allowed_missing: int = 0
+    folder: str | Path,
+    *,
+    size: int = 64,
+    limit: int | None = None,
+    allowed_missing: int = 0,
+    download: bool = False,
 ) -> PhotographSplits:
     """Training, validation and test photographs: class is the bird, group is the place.
 
@@ -36,6 +47,8 @@ def waterbirds(
         At most so many images of each part, in proportion to class and place.
     allowed_missing : int
         At most so many images of each part may be missing; they are left out with a warning.
+    download : bool
+        Whether the archive is downloaded into the folder and unpacked there where no metadata is.
 
     Returns
     -------
@@ -46,16 +59,22 @@ def waterbirds(
     ------
     InputError
         If the folder, its metadata or more images are missing, a column is absent or has another
-        value, or a part has no row.
+        value, a part has no row, or the download fails.
     """
     whole("size", size, least=1)
-    folder = folder_of(folder, what="Waterbirds")
-    if not (folder / "metadata.csv").is_file() and (folder / FOLDER).is_dir():
-        folder = folder / FOLDER
+    folder = Path(folder).expanduser()
+    if not download:
+        folder_of(folder, what="Waterbirds")
+    if not (folder / "metadata.csv").is_file():
+        if download and not (folder / FOLDER).is_dir():
+            fetch_folder(ARCHIVE, folder, FOLDER)
+        if (folder / FOLDER).is_dir():
+            folder = folder / FOLDER
     metadata = folder / "metadata.csv"
     if not metadata.is_file():
         raise InputError(
-            f"{metadata} is not there; {contents(folder)}. Get Waterbirds from {SOURCE} and unpack it."
+            f"{metadata} is not there; {contents(folder)}. Get Waterbirds from {SOURCE} and unpack "
+            "it, or pass download=True."
         )
     table = read_table(metadata)
     everything = Photographs(
