@@ -141,6 +141,18 @@ def test_missing_files_are_named_counted_and_may_be_allowed(
     assert images.counts().sum() == 5
 
 
+def test_images_in_several_rows_are_told_and_kept(tmp_path: Path, table: pd.DataFrame) -> None:
+    table.loc[6] = ["images/./1.png", 2, "sea"]
+    table.loc[7] = ["images/0.png", 10, "sea"]
+    with pytest.warns(
+        UserWarning,
+        match=r"The table names 2 of 8 images again, the first .*images/1.png. Drop these",
+    ) as caught:
+        images = image_table(table, folder=tmp_path)
+    assert caught[0].filename == __file__
+    assert len(images) == 8
+
+
 def test_many_missing_files_are_cut_short(tmp_path: Path) -> None:
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(30)], "target": np.arange(30) % 2})
     with pytest.raises(

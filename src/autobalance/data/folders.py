@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def image_table(
     Returns
     -------
     Photographs
-        Read when they are needed.
+        Read when they are needed. An image in several rows is told by a warning, and kept.
 
     Raises
     ------
@@ -155,8 +156,17 @@ def image_table(
         cells, sets = numbered(
             column(rows, groups, "group"), group_names, what="group", where=str(where)
         )
+    paths = tuple(base / name for name in files)
+    repeated = pd.Index(paths).duplicated()
+    if repeated.any():
+        warnings.warn(
+            f"{where} names {repeated.sum()} of {len(paths)} images again, the first "
+            f"{paths[int(np.argmax(repeated))]}. Drop these rows, unless they are to weigh more: of a "
+            "split, one may be for training and the same one for testing.",
+            stacklevel=2,
+        )
     images = Photographs(
-        files=tuple(base / name for name in files),
+        files=paths,
         target=classes,
         groups=cells,
         class_names=names,

@@ -11,7 +11,7 @@ import numpy as np
 from autobalance.checks import InputError, whole
 from autobalance.data.downloads import BROKEN_ARCHIVE, Published, fetch, fetch_folder, packed_files
 from autobalance.data.labels import shortened
-from autobalance.data.listing import contents, folder_of, without_missing
+from autobalance.data.listing import all_different, contents, folder_of, without_missing
 from autobalance.data.photographs import Photographs
 
 SOURCE = "https://github.com/visipedia/inat_comp/tree/master/2018"
@@ -59,8 +59,8 @@ def inaturalist_2018(
     ------
     InputError
         If a file or more images are missing, the annotations are of another layout, an annotation
-        names an unknown image or category, an image has none or two, a validation image is of a
-        category without training images, or the download fails.
+        names an unknown image or category, an image has none or two, a validation image is one of
+        the training images or of a category without any, or the download fails.
     """
     whole("size", size, least=1)
     folder = Path(folder).expanduser()
@@ -74,6 +74,11 @@ def inaturalist_2018(
                 f"there, from {SOURCE}, or pass download=True (120 GB)."
             )
         fetch_folder(IMAGES, folder, FOLDER)
+    # Within one part ids tell images apart already.
+    all_different(
+        {record.where: dict.fromkeys(name for name, _ in record.pairs) for record in records},
+        source=SOURCE,
+    )
     ids = sorted({category for _, category in records[0].pairs})
     index = {category: i for i, category in enumerate(ids)}
     parts = []
