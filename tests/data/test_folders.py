@@ -120,6 +120,14 @@ def test_a_table_gives_labels_with_gaps_and_groups(tmp_path: Path, table: pd.Dat
     assert again.groups is None
 
 
+def test_a_table_may_start_from_home(
+    tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table.to_csv(tmp_path / "list.csv", index=False)
+    assert image_table("~/list.csv").files[0] == tmp_path / "images" / "0.png"
+
+
 def test_missing_files_are_named_counted_and_may_be_allowed(
     tmp_path: Path, table: pd.DataFrame
 ) -> None:

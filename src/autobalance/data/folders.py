@@ -144,7 +144,8 @@ def image_table(
         where, rows = Path("The table"), table.reset_index(drop=True)
         base = Path.cwd() if folder is None else folder_of(folder, what="images")
     else:
-        where, rows = Path(table), read_table(table)
+        where = Path(table).expanduser()
+        rows = read_table(where)
         base = where.parent if folder is None else folder_of(folder, what="images")
     files = column(rows, path, "image").astype(str)
     classes, names = numbered(
