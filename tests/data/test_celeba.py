@@ -1,4 +1,4 @@
-"""Tiny folders of CelebA's layouts: as published, as packed by Kaggle, as torchvision has them."""
+"""Tiny folders of CelebA's layouts: as published, and as Kaggle, torchvision and group DRO have them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,21 @@ def published(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("layout", [kaggle, torchvision, published])
+def group_dro(folder: Path) -> Path:
+    kaggle(folder / "data")
+    nested = folder / "data" / "img_align_celeba"
+    (nested / "img_align_celeba").rename(folder / "data" / "images")
+    nested.rmdir()
+    (folder / "data" / "images").rename(nested)
+    return folder
+
+
+def unpacked_in_data(folder: Path) -> Path:
+    kaggle(folder / "data")
+    return folder
+
+
+@pytest.mark.parametrize("layout", [kaggle, torchvision, published, group_dro, unpacked_in_data])
 def test_each_layout_is_read(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
     parts = celeba(layout(tmp_path), size=6)
     assert parts.train.class_names == ("not blond", "blond")
@@ -147,11 +161,34 @@ def test_spoilt_folders_are_refused(
         celeba(folder)
 
 
-def test_a_part_without_rows_and_a_missing_image_are_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_told_and_may_start_from_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=rf"The folder {tmp_path}/faces of CelebA is not there"):
+        celeba("~/faces")
+    torchvision(tmp_path / "faces")
+    assert len(celeba("~/faces").train) == 4
+
+
+def test_missing_images_are_named_or_left_out(tmp_path: Path) -> None:
     folder = torchvision(tmp_path)
-    (folder / "img_align_celeba" / NAMES[4]).unlink()
-    with pytest.raises(InputError, match=rf"000005.jpg is not there. Get it again {SOURCE}"):
-        celeba(folder).test.load()
+    for row in (4, 9):  # of the test and of the validation part: each may miss one
+        (folder / "img_align_celeba" / NAMES[row]).unlink()
+    with pytest.raises(
+        InputError,
+        match=rf"attr_celeba.txt names 1 of 4 images .*000010.jpg. .*{SOURCE}.*missing=1",
+    ):
+        celeba(folder)
+    with pytest.warns(UserWarning, match=r"names 1 of 4 images .*; they are left out") as caught:
+        parts = celeba(folder, allowed_missing=1)
+    assert [len(part) for part in parts] == [4, 3, 3]
+    assert caught[0].filename == __file__
+    assert NAMES[4] not in [path.name for path in parts.test.files]
+
+
+def test_a_part_without_rows_is_refused(tmp_path: Path) -> None:
+    folder = torchvision(tmp_path)
     path = folder / "list_eval_partition.txt"
     path.write_text(path.read_text().replace(" 2", " 1"))
     with pytest.raises(InputError, match=r"has no row of split 2 \(test\)"):

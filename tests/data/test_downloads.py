@@ -10,23 +10,28 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from autobalance.checks import InputError
 from autobalance.data import downloads, fashion
-from autobalance.data.downloads import Published, fetch, unpack
+from autobalance.data.downloads import Published, fetch, fetch_folder, unpack
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `CONTENT`; `cut` ends an answer early, `ranges` allows to continue."""
+    """Serves `CONTENT`; `cut` ends an answer early, `ranges` allows to continue.
+
+    Its length is `told` or not.
+    """
 
     cut: int | None = None
     ranges = True
+    told = True
     seen: list[str | None]  # the Range of each request
 
 
@@ -46,7 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         start = start if self.server.ranges else 0
         body = CONTENT[start:]
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
+        if self.server.told:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: self.server.cut])
 
@@ -65,8 +71,8 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def at(server: Server, name: str = "data.tar.gz", md5: str = MD5) -> Published:
-    return Published(f"http://127.0.0.1:{server.server_port}/{name}", md5)
+def at(server: Server, name: str = "data.tar.gz", checksum: str = MD5) -> Published:
+    return Published(f"http://127.0.0.1:{server.server_port}/{name}", checksum)
 
 
 def test_a_file_comes_once(server: Server, tmp_path: Path) -> None:
@@ -114,9 +120,18 @@ def test_a_part_that_is_all_there_only_takes_its_name(server: Server, tmp_path: 
 
 
 def test_an_altered_file_is_removed(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is not the published file \(its MD5 .* was removed"):
-        fetch(at(server, md5="0" * 32), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    for algorithm, digits in (("MD5", 32), ("SHA-256", 64)):
+        with pytest.raises(
+            InputError, match=rf"is not the published file \(its {algorithm} is not 00.*was removed"
+        ):
+            fetch(at(server, checksum="0" * digits), tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_longer_checksum_is_sha_256(server: Server, tmp_path: Path) -> None:
+    file = at(server, checksum=hashlib.sha256(CONTENT).hexdigest())
+    assert fetch(file, tmp_path).read_bytes() == CONTENT
+    assert fetch(file, tmp_path).exists()
 
 
 def test_a_part_of_another_file_is_removed(server: Server, tmp_path: Path) -> None:
@@ -169,10 +184,90 @@ def test_a_full_disk_is_told(
 
     original = downloads._copy
     monkeypatch.setattr(
-        downloads, "_copy", lambda answer, out, part: original(answer, Full(), part)
+        downloads, "_copy", lambda answer, out, *rest: original(answer, Full(), *rest)
     )
     with pytest.raises(InputError, match=r"No space left on device. Make room, and call again"):
         fetch(at(server), tmp_path)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, size: int, total: int = 10**9) -> None:
+    usage = SimpleNamespace(total=total, free=size)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda folder: usage)
+
+
+def test_a_disk_without_room_is_told_before_anything_comes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 299_999)
+    with pytest.raises(
+        InputError,
+        match=r"To download http.*/data.tar.gz, 300.0 kB are needed in .*, but 300.0 kB are free. "
+        r"Make room, or give another folder",
+    ):
+        fetch(at(server), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    free(monkeypatch, 0, total=0)  # a disk that does not tell its size
+    assert fetch(at(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["continued", "from the start"])
+def test_room_is_needed_for_what_is_still_to_come(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
+) -> None:
+    server.ranges = ranges
+    part = tmp_path / "data.tar.gz.part"
+    part.write_bytes(CONTENT[:299_100])
+    free(monkeypatch, 899)
+    with pytest.raises(InputError, match=r"900 bytes are needed in .*, but 899 bytes are free"):
+        fetch(at(server), tmp_path)
+    assert part.stat().st_size == 299_100
+    free(monkeypatch, 900)
+    assert fetch(at(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_progress_counts_what_an_earlier_call_got(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int | None]] = []
+    fetch(at(server), tmp_path / "at once", progress=lambda *told: calls.append(told))
+    assert calls == [(300_000, 300_000)]  # in less than a second
+    monkeypatch.setattr(downloads, "TOLD_EVERY", 0.0)
+    monkeypatch.setattr(downloads, "BLOCK", 100_000)
+    calls.clear()
+    (tmp_path / "data.tar.gz.part").write_bytes(CONTENT[:50_000])
+    fetch(at(server), tmp_path, progress=lambda *told: calls.append(told))
+    assert calls[0][0] > 50_000
+    assert [received for received, _ in calls] == sorted(received for received, _ in calls)
+    assert calls[-1] == (300_000, 300_000)
+    assert len(calls) > 2
+    calls.clear()
+    fetch(at(server), tmp_path, progress=lambda *told: calls.append(told))
+    assert calls == []  # it is there
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_line_and_nothing_else_does(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, stream in enumerate((io.StringIO(), Terminal())):
+        monkeypatch.setattr("sys.stderr", stream)
+        fetch(at(server), tmp_path / str(number))
+        line = "\r\033[Kdata.tar.gz: 300.0 kB of 300.0 kB\n"
+        assert stream.getvalue() == (line if number else "")
+
+
+def test_an_answer_without_a_length_is_shown_by_what_came(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.told = False
+    monkeypatch.setattr("sys.stderr", Terminal())
+    free(monkeypatch, 0)  # what is needed is not known
+    assert fetch(at(server), tmp_path).read_bytes() == CONTENT
+    assert downloads.sys.stderr.getvalue() == "\r\033[Kdata.tar.gz: 300.0 kB\n"
 
 
 def tar(path: Path, files: dict[str, bytes], *, link: str | None = None) -> Path:
@@ -197,6 +292,23 @@ def test_unpacking_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert (out / "d" / "x").read_bytes() == b"?"
     assert (out / "d" / "e" / "y").read_bytes() == b"22"
     assert sorted(p.name for p in out.rglob("*")) == ["d", "e", "x", "y"]
+
+
+def test_unpacking_needs_room_for_what_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tar(tmp_path / "a.tar.gz", {"x": CONTENT, "y": b"2"})
+    size = archive.stat().st_size
+    free(monkeypatch, 1000)
+    with pytest.raises(
+        InputError, match=r"To unpack .*a.tar.gz, 300.. kB are needed in .*out, but 1.0 kB are free"
+    ):
+        unpack(archive, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out" / "x").write_bytes(CONTENT)
+    assert size - len(CONTENT) < 1000
+    unpack(archive, tmp_path / "out")
+    assert (tmp_path / "out" / "y").read_bytes() == b"2"
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "d/../../escaped"])
@@ -227,6 +339,21 @@ def test_a_broken_stream_in_an_archive_is_told(tmp_path: Path) -> None:
     archive.write_bytes(b"no archive")
     with pytest.raises(InputError, match=r"cannot be unpacked: .* Remove it and get it again"):
         unpack(archive, tmp_path / "out")
+
+
+def packed(path: Path) -> Published:
+    return Published(path.as_uri(), hashlib.md5(path.read_bytes()).hexdigest())
+
+
+def test_a_folder_is_fetched_whole_or_not_at_all(tmp_path: Path) -> None:
+    archive = packed(tar(tmp_path / "a.tar.gz", {"d/x": b"1", "readme": b"2"}))
+    out = tmp_path / "out"
+    fetch_folder(archive, out, "d")
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*")) == ["a.tar.gz", "d", "d/x"]
+    fetch_folder(archive, out, "d")
+    with pytest.raises(InputError, match=r"a.tar.gz does not hold the folder e. Get it from file:"):
+        fetch_folder(archive, out, "e")
+    assert not (out / "e").exists()
 
 
 def test_a_place_that_takes_no_file_is_told(tmp_path: Path) -> None:

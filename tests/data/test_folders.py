@@ -120,6 +120,14 @@ def test_a_table_gives_labels_with_gaps_and_groups(tmp_path: Path, table: pd.Dat
     assert again.groups is None
 
 
+def test_a_table_may_start_from_home(
+    tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table.to_csv(tmp_path / "list.csv", index=False)
+    assert image_table("~/list.csv").files[0] == tmp_path / "images" / "0.png"
+
+
 def test_missing_files_are_named_counted_and_may_be_allowed(
     tmp_path: Path, table: pd.DataFrame
 ) -> None:
@@ -139,6 +147,18 @@ def test_missing_files_are_named_counted_and_may_be_allowed(
     assert [p.name for p in images.files] == ["0.png", "1.png", "2.png", "3.png", "5.png"]
     assert images.target.tolist() == [2, 0, 2, 0, 1]
     assert images.counts().sum() == 5
+
+
+def test_images_in_several_rows_are_told_and_kept(tmp_path: Path, table: pd.DataFrame) -> None:
+    table.loc[6] = ["images/./1.png", 2, "sea"]
+    table.loc[7] = ["images/0.png", 10, "sea"]
+    with pytest.warns(
+        UserWarning,
+        match=r"The table names 2 of 8 images again, the first .*images/1.png. Drop these",
+    ) as caught:
+        images = image_table(table, folder=tmp_path)
+    assert caught[0].filename == __file__
+    assert len(images) == 8
 
 
 def test_many_missing_files_are_cut_short(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from image_files import picture
 
 from autobalance.checks import InputError
+from autobalance.data import imagenet
 from autobalance.data.imagenet import LISTS, imagenet_lt
 from autobalance.data.photographs import PhotographSplits
 
@@ -70,6 +71,62 @@ def test_a_tab_separates_too_and_names_may_be_of_another_encoding(tmp_path: Path
         imagenet_lt(tmp_path, size=8)  # which is not there
     with pytest.warns(UserWarning, match="caf"):
         check(imagenet_lt(tmp_path, size=8, allowed_missing=1))
+
+
+def whole_set(folder: Path) -> Path:
+    """An image of each of 1,000 classes in each list; nothing opens them."""
+    for name, inside in zip(LISTS, ("train", "train", "val"), strict=True):
+        paths = [f"{inside}/n{k:08d}/{name}.JPEG" for k in range(1000)]
+        for path in paths:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).touch()
+        (folder / name).write_text("".join(f"{path} {k}\n" for k, path in enumerate(paths)))
+    return folder
+
+
+def test_lists_of_all_classes_say_where_they_differ_from_the_published_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = whole_set(tmp_path)
+    with pytest.warns(UserWarning, match="the published list has") as caught:
+        assert len(imagenet_lt(folder).train) == 1000
+    assert caught[0].filename == __file__
+    for warning, name, n in zip(caught, LISTS, ("115,846", "20,000", "50,000"), strict=True):
+        text = f"{name} has 1,000 images; the published list has {n}. If it is not your own, it may"
+        assert text in str(warning.message)
+    monkeypatch.setattr(imagenet, "PUBLISHED", (1000, 1000, 1000))
+    imagenet_lt(folder)
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (
+            (0, "train/n01440764/n01440764_1.JPEG 0"),
+            r"LT_train.txt names the image .*n01440764_1.JPEG twice. Take one line out",
+        ),
+        (
+            (0, "train/./n01440764/n01440764_1.JPEG 0"),
+            r"LT_train.txt names the image .*n01440764_1.JPEG twice",
+        ),
+        (
+            (1, "train/n01443537/n01443537_0.JPEG 1"),
+            r"LT_train.txt and .*LT_val.txt both name the image .*n01443537_0.JPEG, but no image",
+        ),
+        (
+            (0, "val/n01440764/ILSVRC2012_val_00000000.JPEG 0"),
+            r"LT_train.txt and .*LT_test.txt both name the image .*val_00000000.JPEG.* from http",
+        ),
+    ],
+)
+@pytest.mark.parametrize("flat", [False, True], ids=["sorted", "as published"])
+def test_an_image_listed_twice_is_refused(
+    tmp_path: Path, add: tuple[int, str], message: str, flat: bool
+) -> None:
+    listed = lines()
+    listed[add[0]].append(add[1])
+    with pytest.raises(InputError, match=message):
+        imagenet_lt(write(tmp_path, listed, flat=flat))
 
 
 def test_missing_images_are_named_or_left_out(tmp_path: Path) -> None:

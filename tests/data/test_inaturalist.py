@@ -118,6 +118,18 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         assert len(inaturalist_2018(tmp_path, allowed_missing=1)[0]) == 4
 
 
+def test_a_training_image_among_the_validation_images_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    held = record(HELD)
+    held["images"][0]["file_name"] = "train_val2018/Aves/5/12.png"
+    (folder / "val2018.json").write_text(json.dumps(held))
+    with pytest.raises(
+        InputError,
+        match=r"train2018.json and .*val2018.json both name the image .*5/12.png, but no",
+    ):
+        inaturalist_2018(folder)
+
+
 def drop(key: str) -> Callable[[dict[str, Any]], Any]:
     return lambda r: r.pop(key)
 

@@ -16,6 +16,7 @@ from autobalance.data.longtail import (
     exponential_counts,
     long_tailed,
     pareto_counts,
+    profile_of,
     sample_by_class,
     step_counts,
 )
@@ -64,6 +65,34 @@ def test_profiles_fall_from_the_largest_and_keep_every_class(
     assert counts[0] == largest
     assert (np.diff(counts) <= 0).all()
     assert counts[-1] == max(1, int(largest / imbalance + 1e-6))
+
+
+def test_a_profile_of_a_record() -> None:
+    record = {"largest": 120, "imbalance": 4, "profile": "pareto", "power": 1}
+    size = record.pop("largest"), record.pop("imbalance")
+    found = profile_of(record.pop("profile"), **record)(4, *size)
+    assert found.tolist() == [120, 60, 40, 30]
+    assert profile_of("step", minority=0.25)(4, 50, 10).tolist() == [50, 50, 50, 5]
+    for name, function in PROFILES.items():
+        assert profile_of(name)(7, 500, 20).tolist() == function(7, 500, 20).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("linear", {}, "profile must be one of exponential, pareto, step; got 'linear'"),
+        (3, {}, "profile must be one of exponential, pareto, step; got 3"),
+        ("exponential", {"power": 3}, "profile exponential has no option 'power'; it has none"),
+        ("pareto", {"minority": 0.5}, "pareto has no option 'minority'; it has only power"),
+        ("step", {"largest": 9}, "step has no option 'largest'; it has only minority"),
+        ("pareto", {"power": -1}, "power must be a finite number above 0; got -1"),
+        ("pareto", {"power": "3"}, "power must be a number; got '3'"),
+        ("step", {"minority": 1}, "minority must lie strictly between 0 and 1; got 1"),
+    ],
+)
+def test_profiles_of_records_refused(name: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        profile_of(name, **options)
 
 
 def test_a_draw_has_the_counts_asked_for_and_follows_the_generator() -> None:

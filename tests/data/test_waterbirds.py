@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from PIL import Image
 
 from autobalance.checks import InputError
+from autobalance.data import waterbirds as module
+from autobalance.data.downloads import Published
 from autobalance.data.waterbirds import FOLDER, waterbirds
 
 
@@ -78,15 +82,63 @@ def test_a_limit_holds_for_each_part(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_missing_folder_or_image_says_where_to_get_it(tmp_path: Path) -> None:
-    source = r"from https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
-    with pytest.raises(InputError, match=rf"metadata.csv is not there. Get Waterbirds {source}"):
+SOURCE = r"from https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
+
+
+def test_a_missing_folder_or_its_metadata_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"The folder .*/absent of Waterbirds is not there. Give"):
         waterbirds(tmp_path / "absent")
+    (tmp_path / "birds").mkdir()
+    with pytest.raises(
+        InputError,
+        match=rf"metadata.csv is not there; it has: birds. Get .* {SOURCE} .*download=True",
+    ):
+        waterbirds(tmp_path)
+
+
+def test_the_archive_is_downloaded_and_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / FOLDER, metadata())
+    archive = tmp_path / f"{FOLDER}.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(source, FOLDER)
+    checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(module, "ARCHIVE", Published(archive.as_uri(), checksum))
+    mine = tmp_path / "mine"
+    assert waterbirds(mine, size=8, download=True).train.load().inputs.shape == (8, 3, 8, 8)
+    assert sorted(path.name for path in mine.iterdir()) == [FOLDER, archive.name]
+    archive.unlink()
+    (mine / archive.name).unlink()
+    for there in (mine, mine / FOLDER):
+        assert len(waterbirds(there, download=True).test) == 4
+    with pytest.raises(InputError, match=r"cannot be downloaded: .*No such file"):
+        waterbirds(tmp_path / "other", download=True)
+
+
+def test_a_folder_may_start_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "birds", metadata())
+    assert len(waterbirds("~/birds").train) == 8
+
+
+def test_missing_images_are_named_or_left_out_before_the_limit(tmp_path: Path) -> None:
     folder = write(tmp_path, metadata())
-    next(folder.glob("*/Bird_0003.jpg")).unlink()
-    train = waterbirds(folder).train
-    with pytest.raises(InputError, match=rf"Bird_0003.jpg is not there. Get it again {source}"):
-        train.load()
+    for row in (3, 9):  # of training and of validation: each part may miss one
+        next(folder.glob(f"*/Bird_000{row}.jpg")).unlink()
+    with pytest.raises(
+        InputError,
+        match=rf"metadata.csv names 1 of 8 images .*Bird_0003.jpg. Check .*{SOURCE}.*missing=1",
+    ):
+        waterbirds(folder)
+    with pytest.warns(UserWarning, match=r"names 1 of . images .*; they are left out") as caught:
+        parts = waterbirds(folder, limit=7, allowed_missing=1)
+    assert [len(part) for part in parts] == [7, 3, 4]
+    assert len(caught) == 2
+    assert caught[0].filename == __file__
+    assert parts.train.load().inputs.shape == (7, 3, 64, 64)
+    with pytest.raises(InputError, match="allowed_missing must be at least 0; got -1"):
+        waterbirds(folder, allowed_missing=-1)
 
 
 @pytest.mark.parametrize(

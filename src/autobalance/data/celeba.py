@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from autobalance.checks import InputError, whole
+from autobalance.data.listing import contents, folder_of, without_missing
 from autobalance.data.photographs import Photographs, PhotographSplits, numbers, splits
 from autobalance.data.tables import column, read_table
 
@@ -21,25 +22,46 @@ TARGET, GROUP = "Blond_Hair", "Male"
 COLOURS = ("not blond", "blond")
 SEXES = ("female", "male")
 
-# As published, as packed by Kaggle and as torchvision lays them out.
-ATTRIBUTES = ("list_attr_celeba.csv", "list_attr_celeba.txt", "Anno/list_attr_celeba.txt")
-PARTITION = ("list_eval_partition.csv", "list_eval_partition.txt", "Eval/list_eval_partition.txt")
-IMAGES = ("img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba")
+# As packed by Kaggle, as torchvision lays them out, as published, and as the code of group DRO does.
+ATTRIBUTES = (
+    "list_attr_celeba.csv",
+    "list_attr_celeba.txt",
+    "Anno/list_attr_celeba.txt",
+    "data/list_attr_celeba.csv",
+)
+PARTITION = (
+    "list_eval_partition.csv",
+    "list_eval_partition.txt",
+    "Eval/list_eval_partition.txt",
+    "data/list_eval_partition.csv",
+)
+IMAGES = (
+    "img_align_celeba/img_align_celeba",
+    "img_align_celeba",
+    "Img/img_align_celeba",
+    "data/img_align_celeba/img_align_celeba",  # Kaggle's archive unpacked there
+    "data/img_align_celeba",
+)
 
 
-def celeba(folder: str | Path, *, size: int = 64, limit: int | None = None) -> PhotographSplits:
+def celeba(
+    folder: str | Path, *, size: int = 64, limit: int | None = None, allowed_missing: int = 0
+) -> PhotographSplits:
     """Training, validation and test photographs: class is Blond_Hair, group is Male.
 
     Parameters
     ----------
     folder : path
         With the lists of attributes and of the partition, as .csv or .txt, and the folder
-        ``img_align_celeba``; in its subfolders Anno, Eval and Img as published will do.
+        ``img_align_celeba``; in its subfolders Anno, Eval and Img, as published, or in ``data``, as
+        the code of group DRO has them, will do.
     size : int
         Height and width, at least 1, that the central square of each 178 x 218 image is scaled to.
     limit : int, optional
         At most so many images of each part, in proportion to class and group. All 202,599 images
         take 10 GB at size 64 if loaded.
+    allowed_missing : int
+        At most so many images of each part may be missing; they are left out with a warning.
 
     Returns
     -------
@@ -49,13 +71,13 @@ def celeba(folder: str | Path, *, size: int = 64, limit: int | None = None) -> P
     Raises
     ------
     InputError
-        If a list or the folder of images is missing, a list lacks a column or an image or has
-        another value, or a part has no row. A missing image is told when it is read.
+        If the folder, a list or more images are missing, a list lacks a column or an image or has
+        another value, or a part has no row.
     """
     whole("size", size, least=1)
-    folder = Path(folder)
+    folder = folder_of(folder, what="CelebA")
     listed, divided = _first(folder, ATTRIBUTES), _first(folder, PARTITION)
-    images = _first(folder, IMAGES)
+    place = _first(folder, IMAGES)
     attributes = _attributes(listed)
     table = pd.DataFrame(
         {
@@ -78,7 +100,7 @@ def celeba(folder: str | Path, *, size: int = 64, limit: int | None = None) -> P
         )
         raise InputError(f"{divided} {which}. Get both lists again from {SOURCE}.")
     everything = Photographs(
-        files=tuple(images / str(name) for name in table["image_id"]),
+        files=tuple(place / str(name) for name in table["image_id"]),
         target=(table[TARGET].to_numpy() > 0).astype(np.int64),
         groups=(table[GROUP].to_numpy() > 0).astype(np.int64),
         class_names=COLOURS,
@@ -87,7 +109,12 @@ def celeba(folder: str | Path, *, size: int = 64, limit: int | None = None) -> P
         square=True,
         source=SOURCE,
     )
-    return splits(everything, split.loc[table["image_id"]].to_numpy(), limit=limit, where=divided)
+    rows = split.loc[table["image_id"]].to_numpy()
+    parts = []
+    for part in splits(everything, rows, limit=None, where=divided):
+        images = without_missing(part, allowed=allowed_missing, where=listed)
+        parts.append(images if limit is None else images.limited(limit))
+    return PhotographSplits(*parts)
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path:
@@ -96,8 +123,8 @@ def _first(folder: Path, names: Sequence[str]) -> Path:
         if (folder / name).exists():
             return folder / name
     raise InputError(
-        f"{folder} has none of {', '.join(names)}. Get CelebA's aligned and cropped images and its "
-        f"lists from {SOURCE}."
+        f"{folder} has none of {', '.join(names)}; {contents(folder)}. Get CelebA's aligned and "
+        f"cropped images and its lists from {SOURCE}."
     )
 
 

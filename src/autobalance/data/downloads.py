@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import math
 import shutil
+import sys
 import tarfile
+import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -20,22 +23,45 @@ from autobalance.checks import InputError
 BLOCK = 1 << 20
 """Bytes read at a time."""
 
+TOLD_EVERY = 1.0
+"""Seconds between two calls of `progress`."""
+
+Told = Callable[[int, int | None], None]
+"""Takes the bytes received, those of earlier calls too, and all there are; None where not told."""
+
 BROKEN_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 """What reading a compressed tar archive raises where it is cut or altered."""
 
 
 class Published(NamedTuple):
-    """A file at its public address, with its MD5 as its authors publish it."""
+    """A file at its public address, with its published MD5 or SHA-256 in hexadecimal digits."""
 
     url: str
-    md5: str
+    checksum: str
 
     @property
     def name(self) -> str:
         return self.url.rsplit("/", 1)[1]
 
+    @property
+    def algorithm(self) -> str:
+        return "MD5" if len(self.checksum) == 32 else "SHA-256"
 
-def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path:
+    def is_at(self, path: Path) -> bool:
+        """Whether the file there has this checksum."""
+        new = hashlib.md5 if self.algorithm == "MD5" else hashlib.sha256
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: new(usedforsecurity=False))
+        return digest.hexdigest() == self.checksum
+
+
+def fetch(
+    file: Published,
+    folder: str | Path,
+    *,
+    timeout: float = 30.0,
+    progress: Told | None = None,
+) -> Path:
     """Download a file into a folder, or find it there, and check it.
 
     The download grows under the name ``NAME.part``; one that broke off is continued by the next
@@ -49,6 +75,10 @@ def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path
         Where to; made if need be.
     timeout : float
         Seconds without an answer after which the server counts as gone.
+    progress : callable, optional
+        ``progress(received, total)`` in bytes, about once per second and at the end; `total` is
+        None where the server does not tell it. By default a line on standard error, where that is
+        a terminal.
 
     Returns
     -------
@@ -58,15 +88,15 @@ def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path
     Raises
     ------
     InputError
-        If there is no network, the server refuses or breaks off, the disk does not take the file,
-        or the checksum is wrong. A file that was there before is not replaced.
+        If there is no network, the server refuses or breaks off, the disk has no room for the file
+        or does not take it, or the checksum is wrong. A file that was there before is not replaced.
     """
     path = Path(folder).expanduser() / file.name
     if path.exists():
-        if _md5(path) != file.md5:
+        if not file.is_at(path):
             raise InputError(
-                f"{path} is there, but is not the published file (its MD5 is not {file.md5}). "
-                "Remove it to have it downloaded again."
+                f"{path} is there, but is not the published file (its {file.algorithm} is not "
+                f"{file.checksum}). Remove it to have it downloaded again."
             )
         return path
     part = path.with_name(path.name + ".part")
@@ -78,7 +108,11 @@ def fetch(file: Published, folder: str | Path, *, timeout: float = 30.0) -> Path
         raise InputError(f"{path} cannot be written: {error}. Give another folder.") from None
     with alone(path):
         # Another process, such as torchrun's next one, may have finished it meanwhile.
-        return path if path.exists() else _received(file, part, path, timeout)
+        if not path.exists():
+            with _line(file.name) if progress is None else nullcontext(progress) as told:
+                _receive(file, part, timeout, told)
+            _checked(file, part, path)
+    return path
 
 
 @contextmanager
@@ -99,16 +133,64 @@ def alone(path: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def _received(file: Published, part: Path, path: Path, timeout: float) -> Path:
-    _receive(file, part, timeout)
-    if _md5(part) != file.md5:
+@contextmanager
+def _line(name: str) -> Iterator[Told]:
+    """Shows progress in a line of standard error that is written again; quiet without a terminal."""
+    shown = False
+
+    def show(received: int, total: int | None) -> None:
+        nonlocal shown
+        if sys.stderr is not None and sys.stderr.isatty():
+            of = "" if total is None else f" of {_amount(total)}"
+            print(f"\r\033[K{name}: {_amount(received)}{of}", end="", file=sys.stderr, flush=True)
+            shown = True
+
+    try:
+        yield show
+    finally:
+        if shown:
+            print(file=sys.stderr)
+
+
+def _amount(size: int) -> str:
+    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= of:
+            return f"{size / of:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _checked(file: Published, part: Path, path: Path) -> None:
+    """Give the part its name if it is the published file, or remove it."""
+    if not file.is_at(part):
         part.unlink()
         raise InputError(
-            f"What came from {file.url} is not the published file (its MD5 is not {file.md5}) and "
-            f"was removed. Try again, or get the file elsewhere and put it at {path}."
+            f"What came from {file.url} is not the published file (its {file.algorithm} is not "
+            f"{file.checksum}) and was removed. Try again, or get the file elsewhere and put it at "
+            f"{path}."
         )
     part.replace(path)
-    return path
+
+
+def fetch_folder(archive: Published, folder: Path, name: str) -> None:
+    """Download a .tar.gz archive into a folder and unpack the folder `name` that is in it.
+
+    It is unpacked under another name first, so that one half-unpacked is not taken for all of it.
+
+    Raises
+    ------
+    InputError
+        As for `fetch` and `unpack`, or if there is no such folder in the archive.
+    """
+    path = fetch(archive, folder)
+    with _alone(folder / name):
+        if (folder / name).is_dir():  # by another process meanwhile
+            return
+        unpacked = folder / f"{name}.part"
+        unpack(path, unpacked)
+        if not (unpacked / name).is_dir():
+            raise InputError(f"{path} does not hold the folder {name}. Get it from {archive.url}.")
+        (unpacked / name).replace(folder / name)
+        shutil.rmtree(unpacked)
 
 
 def packed_files(archive: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
@@ -137,10 +219,15 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises
     ------
     InputError
-        If it is no such archive or is cut, a name in it leads out of the folder, or the disk does
-        not take a file.
+        If it is no such archive or is cut, a name in it leads out of the folder, or the disk has no
+        room for as much as the archive or does not take a file.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        size = archive.stat().st_size
+        if size > _free(folder):  # before files that an earlier call unpacked are counted
+            there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            _need(folder, size - there, f"To unpack {archive}")
         for member, content in packed_files(archive):
             inside = PurePosixPath(member.name)
             if inside.is_absolute() or ".." in inside.parts:
@@ -163,7 +250,22 @@ def unpack(archive: Path, folder: Path) -> None:
         ) from None
 
 
-def _receive(file: Published, part: Path, timeout: float) -> None:
+def _free(folder: Path) -> float:
+    """Bytes that are free on the folder's disk; infinite where it does not tell its size, such as 0."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else math.inf
+
+
+def _need(folder: Path, size: int, what: str) -> None:
+    free = _free(folder)
+    if size > free:
+        raise InputError(
+            f"{what}, {_amount(size)} are needed in {folder}, but {_amount(int(free))} are free. Make "
+            "room, or give another folder."
+        )
+
+
+def _receive(file: Published, part: Path, timeout: float, told: Told) -> None:
     """Append to the part what is not in it yet."""
     have = part.stat().st_size
     request = urllib.request.Request(file.url)
@@ -172,11 +274,15 @@ def _receive(file: Published, part: Path, timeout: float) -> None:
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             continued = getattr(answer, "status", None) == http.client.PARTIAL_CONTENT
-            expected = answer.headers.get("Content-Length")
+            start = have if continued else 0
+            length = answer.headers.get("Content-Length")
+            total = None if length is None else start + int(length)
+            if total is not None:
+                _check_room(file, part, total)
             with part.open("ab" if continued else "wb") as out:
-                received = _copy(answer, out, part)
-        if expected is not None and received < int(expected):
-            raise http.client.IncompleteRead(b"", int(expected) - received)
+                received = _copy(answer, out, part, start, total, told)
+        if total is not None and received < total:
+            raise http.client.IncompleteRead(b"", total - received)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             return  # all of it is there; the checksum tells
@@ -190,8 +296,26 @@ def _receive(file: Published, part: Path, timeout: float) -> None:
         _unreachable(file, part, str(getattr(error, "reason", None) or error))
 
 
-def _copy(answer: http.client.HTTPResponse, out: object, part: Path) -> int:
-    received = 0
+def _check_room(file: Published, part: Path, total: int) -> None:
+    have = part.stat().st_size
+    try:
+        _need(part.parent, total - have, f"To download {file.url}")
+    except InputError:
+        if have == 0:
+            part.unlink()
+        raise
+
+
+def _copy(
+    answer: http.client.HTTPResponse,
+    out: object,
+    part: Path,
+    start: int,
+    total: int | None,
+    told: Told,
+) -> int:
+    """Write what is to come behind the `start` bytes that are there; how many there are then."""
+    received, last = start, time.monotonic()
     while block := answer.read(BLOCK):
         try:
             out.write(block)  # type: ignore[attr-defined]
@@ -200,6 +324,10 @@ def _copy(answer: http.client.HTTPResponse, out: object, part: Path) -> int:
                 f"{part} cannot be written: {error}. Make room, and call again to continue."
             ) from None
         received += len(block)
+        if time.monotonic() - last >= TOLD_EVERY:
+            told(received, total)
+            last = time.monotonic()
+    told(received, total)
     return received
 
 
@@ -210,8 +338,3 @@ def _unreachable(file: Published, part: Path, reason: str) -> None:
         f"{file.url} cannot be downloaded: {reason}. Where there is no network, download it "
         f"elsewhere and put it at {part.with_suffix('')}."
     ) from None
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def image_table(
     Returns
     -------
     Photographs
-        Read when they are needed.
+        Read when they are needed. An image in several rows is told by a warning, and kept.
 
     Raises
     ------
@@ -143,7 +144,8 @@ def image_table(
         where, rows = Path("The table"), table.reset_index(drop=True)
         base = Path.cwd() if folder is None else folder_of(folder, what="images")
     else:
-        where, rows = Path(table), read_table(table)
+        where = Path(table).expanduser()
+        rows = read_table(where)
         base = where.parent if folder is None else folder_of(folder, what="images")
     files = column(rows, path, "image").astype(str)
     classes, names = numbered(
@@ -155,8 +157,17 @@ def image_table(
         cells, sets = numbered(
             column(rows, groups, "group"), group_names, what="group", where=str(where)
         )
+    paths = tuple(base / name for name in files)
+    repeated = pd.Index(paths).duplicated()
+    if repeated.any():
+        warnings.warn(
+            f"{where} names {repeated.sum()} of {len(paths)} images again, the first "
+            f"{paths[int(np.argmax(repeated))]}. Drop these rows, unless they are to weigh more: of a "
+            "split, one may be for training and the same one for testing.",
+            stacklevel=2,
+        )
     images = Photographs(
-        files=tuple(base / name for name in files),
+        files=paths,
         target=classes,
         groups=cells,
         class_names=names,

@@ -6,18 +6,22 @@ the three lists from the authors of ImageNet-LT.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from autobalance.checks import InputError, whole
 from autobalance.data.labels import shortened
-from autobalance.data.listing import contents, folder_of, without_missing
+from autobalance.data.listing import all_different, contents, folder_of, without_missing
 from autobalance.data.photographs import Photographs, PhotographSplits
 
 SOURCE = "https://github.com/zhmiao/OpenLongTailRecognition-OLTR"
 IMAGES = "https://image-net.org"
 LISTS = ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt")
+PUBLISHED, CLASSES = (115_846, 20_000, 50_000), 1_000
+"""Images of each list as published, and classes of each."""
+
 INSIDE = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 """Where the folders train and val are below the folder given: as unpacked, or as Kaggle packs it."""
 
@@ -60,8 +64,9 @@ def imagenet_lt(
     Raises
     ------
     InputError
-        If a folder, a list or more images are missing, a line is not a path and a class, or class
-        numbers have gaps or do not go with the folders.
+        If a folder, a list or more images are missing, a line is not a path and a class, class
+        numbers have gaps or do not go with the folders, or an image is listed twice, in one list
+        or in two. Lists of all 1,000 classes with other numbers of images are told by a warning.
     """
     whole("size", size, least=1)
     folder = folder_of(folder, what="ImageNet")
@@ -82,15 +87,25 @@ def imagenet_lt(
     listed = [_listed(place / name) for name in LISTS]
     names = _class_names(*listed[0], place / LISTS[0])
     flat = not any(entry.is_dir() for entry in _entries(root / "val"))
+    files = [tuple(root / _published(path, flat) for path in paths) for paths, _ in listed]
+    all_different(
+        {place / name: part for name, part in zip(LISTS, files, strict=True)}, source=SOURCE
+    )
     parts = []
-    for name, (paths, target) in zip(LISTS, listed, strict=True):
+    for name, part, (_, target), published in zip(LISTS, files, listed, PUBLISHED, strict=True):
+        if len(names) == CLASSES and len(part) != published:
+            warnings.warn(
+                f"{place / name} has {len(part):,} images; the published list has {published:,}. If it "
+                f"is not your own, it may be cut: get it again from {SOURCE}.",
+                stacklevel=2,
+            )
         if target.max() >= len(names):
             raise InputError(
                 f"{place / name} has class {target.max()}, but {LISTS[0]} only 0 to "
                 f"{len(names) - 1}. Get the lists together, from {SOURCE}."
             )
         images = Photographs(
-            files=tuple(root / _published(path, flat) for path in paths),
+            files=part,
             target=target,
             groups=None,
             class_names=names,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from autobalance.checks import InputError, whole
-from autobalance.data.downloads import BROKEN_ARCHIVE, Published, fetch, packed_files, unpack
+from autobalance.data.downloads import BROKEN_ARCHIVE, Published, fetch, fetch_folder, packed_files
 from autobalance.data.labels import shortened
-from autobalance.data.listing import contents, folder_of, without_missing
+from autobalance.data.listing import all_different, contents, folder_of, without_missing
 from autobalance.data.photographs import Photographs
 
 SOURCE = "https://github.com/visipedia/inat_comp/tree/master/2018"
@@ -59,8 +59,8 @@ def inaturalist_2018(
     ------
     InputError
         If a file or more images are missing, the annotations are of another layout, an annotation
-        names an unknown image or category, an image has none or two, a validation image is of a
-        category without training images, or the download fails.
+        names an unknown image or category, an image has none or two, a validation image is one of
+        the training images or of a category without any, or the download fails.
     """
     whole("size", size, least=1)
     folder = Path(folder).expanduser()
@@ -73,7 +73,12 @@ def inaturalist_2018(
                 f"{folder} lacks the folder {FOLDER}; {contents(folder)}. Unpack {IMAGES.name} "
                 f"there, from {SOURCE}, or pass download=True (120 GB)."
             )
-        _get_images(folder)
+        fetch_folder(IMAGES, folder, FOLDER)
+    # Within one part ids tell images apart already.
+    all_different(
+        {record.where: dict.fromkeys(name for name, _ in record.pairs) for record in records},
+        source=SOURCE,
+    )
     ids = sorted({category for _, category in records[0].pairs})
     index = {category: i for i, category in enumerate(ids)}
     parts = []
@@ -154,14 +159,3 @@ def _annotations(folder: Path, file: Published, download: bool) -> _Annotations:
         raise
     except (OSError, ValueError, *BROKEN_ARCHIVE) as error:
         raise InputError(f"{path} cannot be read: {error}. Get it from {SOURCE}.") from None
-
-
-def _get_images(folder: Path) -> None:
-    """Download and unpack under another name, so that a half-unpacked folder is not taken for all."""
-    archive = fetch(IMAGES, folder)
-    unpacked = folder / f"{FOLDER}.part"
-    unpack(archive, unpacked)
-    if not (unpacked / FOLDER).is_dir():
-        raise InputError(f"{archive} does not hold the folder {FOLDER}. Get it from {SOURCE}.")
-    (unpacked / FOLDER).replace(folder / FOLDER)
-    unpacked.rmdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,39 @@ def contents(folder: Path) -> str:
     """What is in a folder, for the message that something else was expected."""
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     return f"it has: {shortened(names)}" if names else "it is empty"
+
+
+def all_different(lists: Mapping[Path, Iterable[Hashable]], *, source: str) -> None:
+    """Check that no image is in two lists, for training and for testing, or in one list twice.
+
+    Parameters
+    ----------
+    lists : mapping of Path to iterable
+        The file of each list, and the images that it names, as paths or as text.
+    source : str
+        Where to get the lists, for the message.
+
+    Raises
+    ------
+    InputError
+        If an image is; the first is named.
+    """
+    seen: dict[Hashable, Path] = {}
+    for where, images in lists.items():
+        for image in images:
+            before = seen.get(image)
+            if before == where:
+                raise InputError(
+                    f"{where} names the image {image} twice. Take one line out, or get it again from "
+                    f"{source}."
+                )
+            if before is not None:
+                raise InputError(
+                    f"{before} and {where} both name the image {image}, but no image may be in two "
+                    f"parts: tested on what it learned from, a network looks better than it is. Take "
+                    f"it out of one, or get both again from {source}."
+                )
+            seen[image] = where
 
 
 def without_missing(images: Photographs, *, allowed: int, where: Path) -> Photographs:

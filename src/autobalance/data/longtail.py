@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,38 @@ PROFILES: dict[str, Profile] = {
 }
 
 
+def profile_of(name: str, **options: float) -> Profile:
+    """A profile by its name and options, such as those of a configuration.
+
+    Parameters
+    ----------
+    name : {"exponential", "pareto", "step"}
+        Which.
+    options : float
+        ``power`` of `pareto_counts`, ``minority`` of `step_counts`; `exponential_counts` has none.
+
+    Raises
+    ------
+    InputError
+        If there is no such profile, or it has no such option or the option is out of range.
+
+    Examples
+    --------
+    >>> profile_of("step", minority=0.25)(4, 50, 10.0).tolist()
+    [50, 50, 50, 5]
+    """
+    profile = PROFILES[one_of("profile", name, PROFILES)]
+    kinds = inspect.signature(profile).parameters.values()
+    known = [kind.name for kind in kinds if kind.kind is kind.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            has = f"only {', '.join(known)}" if known else "none"
+            raise InputError(f"The profile {name} has no option {option!r}; it has {has}.")
+    chosen = partial(profile, **options)
+    chosen(2, 1, 1.0)  # its checks: a bad option is told here, not at the draw
+    return chosen
+
+
 def long_tailed(
     target: Any,
     imbalance: float,
@@ -94,7 +128,7 @@ def long_tailed(
     imbalance : float
         Largest count over smallest, at least 1.
     profile : {"exponential", "pareto", "step"} or callable
-        Or for example ``partial(pareto_counts, power=2.0)``.
+        Or for example ``profile_of("pareto", power=2.0)``.
     largest : int, optional
         Examples of the largest class. By default as many as the data allows, so that of balanced
         data the largest class keeps all.
@@ -115,7 +149,7 @@ def long_tailed(
     5
     """
     if isinstance(profile, str):
-        profile = PROFILES[one_of("profile", profile, PROFILES)]
+        profile = profile_of(profile)
     if not callable(profile):
         raise InputError(f"profile must be a name or a function; got {type(profile).__name__}.")
     finite_number("imbalance", imbalance)

@@ -9,16 +9,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from autobalance.checks import InputError, whole
+from autobalance.data.downloads import Published, fetch_folder
+from autobalance.data.listing import contents, folder_of, without_missing
 from autobalance.data.photographs import Photographs, PhotographSplits, numbers, splits
 from autobalance.data.tables import column, read_table
 
 FOLDER = "waterbird_complete95_forest2water2"
-SOURCE = f"https://nlp.stanford.edu/data/dro/{FOLDER}.tar.gz"
+# Its authors publish no checksum; this one is in the public repository GrGrie/Spur_SpLiCE.
+ARCHIVE = Published(
+    f"https://nlp.stanford.edu/data/dro/{FOLDER}.tar.gz",
+    "56c51b77f7d17283ac97003d973e9107e8af9ceebffcb0c8be14d024f846f951",
+)
+SOURCE = ARCHIVE.url
 BIRDS = ("landbird", "waterbird")
 PLACES = ("land", "water")
 
 
-def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) -> PhotographSplits:
+def waterbirds(
+    folder: str | Path,
+    *,
+    size: int = 64,
+    limit: int | None = None,
+    allowed_missing: int = 0,
+    download: bool = False,
+) -> PhotographSplits:
     """Training, validation and test photographs: class is the bird, group is the place.
 
     Parameters
@@ -31,6 +45,10 @@ def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) 
         image is, whatever its shape.
     limit : int, optional
         At most so many images of each part, in proportion to class and place.
+    allowed_missing : int
+        At most so many images of each part may be missing; they are left out with a warning.
+    download : bool
+        Whether the archive is downloaded into the folder and unpacked there where no metadata is.
 
     Returns
     -------
@@ -40,16 +58,24 @@ def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) 
     Raises
     ------
     InputError
-        If the folder or its metadata is missing, a column is absent or has another value, or a
-        part has no row. A missing image is told when it is read.
+        If the folder, its metadata or more images are missing, a column is absent or has another
+        value, a part has no row, or the download fails.
     """
     whole("size", size, least=1)
-    folder = Path(folder)
-    if not (folder / "metadata.csv").is_file() and (folder / FOLDER).is_dir():
-        folder = folder / FOLDER
+    folder = Path(folder).expanduser()
+    if not download:
+        folder_of(folder, what="Waterbirds")
+    if not (folder / "metadata.csv").is_file():
+        if download and not (folder / FOLDER).is_dir():
+            fetch_folder(ARCHIVE, folder, FOLDER)
+        if (folder / FOLDER).is_dir():
+            folder = folder / FOLDER
     metadata = folder / "metadata.csv"
     if not metadata.is_file():
-        raise InputError(f"{metadata} is not there. Get Waterbirds from {SOURCE} and unpack it.")
+        raise InputError(
+            f"{metadata} is not there; {contents(folder)}. Get Waterbirds from {SOURCE} and unpack "
+            "it, or pass download=True."
+        )
     table = read_table(metadata)
     everything = Photographs(
         files=tuple(folder / name for name in column(table, "img_filename", "image").astype(str)),
@@ -62,4 +88,8 @@ def waterbirds(folder: str | Path, *, size: int = 64, limit: int | None = None) 
         source=SOURCE,
     )
     split = numbers(table, "split", "split", (0, 1, 2), metadata)
-    return splits(everything, split, limit=limit, where=metadata)
+    parts = []
+    for part in splits(everything, split, limit=None, where=metadata):
+        images = without_missing(part, allowed=allowed_missing, where=metadata)
+        parts.append(images if limit is None else images.limited(limit))
+    return PhotographSplits(*parts)
