@@ -776,7 +776,10 @@ def test_commands_under_torchrun_are_refused(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["fit", "data.csv", "--target", "kind", "--out", "run"]) == 2
-    assert "only compare (run) can be started by torchrun, here as 2 processes" in capsys.readouterr().err
+    assert (
+        "only compare (run) can be started by torchrun, here as 2 processes"
+        in capsys.readouterr().err
+    )
     assert not Path("run").exists()
 
 

@@ -17,13 +17,14 @@ from autobalance.augment import StandardAugmentation
 from autobalance.checks import InputError
 from autobalance.comparison.cells import Cell, cells_of, objective_of, run_cell
 from autobalance.comparison.configuration import Configuration, read_configuration
+from autobalance.comparison.dataset_definitions import DatasetDefinition
 from autobalance.comparison.datasets import load_problem
-from autobalance.comparison.methods import METHODS
+from autobalance.comparison.methods import METHODS, Computing, Task
 from autobalance.comparison.store import Store
 from autobalance.losses import COSINE_SCALE, NormalizedLinear, ParametricCrossEntropy
 from autobalance.objectives import BalancedError, WeightedError
 from autobalance.retraining import retrain
-from autobalance.training import predict_logits
+from autobalance.training import LowerLevel, predict_logits
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_toy(tmp_path_factory.mktemp("data")).parent
     write_images(folder)
     return folder
+
+
+PHOTOGRAPHS = DatasetDefinition(
+    name="toy", path=".", target="bird", layout="waterbirds", network="cnn", as_bytes=True
+)
+
+
+def test_where_photographs_are_kept_is_no_part_of_a_result() -> None:
+    kept = cell(dataset=replace(PHOTOGRAPHS, store="decoded"))
+    assert kept.identity() == cell(dataset=PHOTOGRAPHS).identity()
 
 
 # Identity -------------------------------------------------------------------------------------
@@ -47,10 +58,15 @@ ALWAYS: list[dict[str, Any]] = [
     {"dataset": replace(TOY, backbone={"path": "a.b"})},
     {"augment": {"name": "standard"}},
     {"head": "cosine"},
+    {"computing": Computing(compiled=True)},
+    {"computing": Computing(precision="bf16-mixed")},
+    {"dataset": replace(PHOTOGRAPHS, allowed_broken=1)},
+    {"dataset": replace(PHOTOGRAPHS, validation="published")},
 ]
 NEVER: list[dict[str, Any]] = [
     {"data": "elsewhere"},
     {"device": "cuda"},
+    {"checkpoints": "kept"},
     {"dataset": replace(TOY, family="toys", half="confirm", source="a shelf")},
 ]
 
@@ -135,6 +151,11 @@ def test_cells_go_dataset_by_dataset_and_once_per_objective_where_it_matters() -
         for method, aim in block
     ]
     assert {c.data for c in cells} == {"data"}
+    fast = replace(configuration, precision="bf16-mixed", compiled=True)
+    assert {c.computing for c in cells_of(fast, "data", "cpu")} == {
+        Computing(precision="bf16-mixed", compiled=True)
+    }
+    assert {c.checkpoints for c in cells_of(fast, "data", "cpu", "kept")} == {"kept"}
     assert {c.recipe for c in cells} == {RECIPE}
 
 
@@ -303,6 +324,101 @@ def test_cells_can_be_sent_elsewhere() -> None:
     twin: Cell = pickle.loads(pickle.dumps(one))
     assert twin == one
     assert twin.identity() == one.identity()
+
+
+# How it is computed, and going on -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ldam_drw", "head_retraining", "vs_tuned", "autobalance"])
+def test_networks_are_computed_as_the_comparison_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Each is compiled before it trains, has its weights in channels_last, and passes in bfloat16."""
+    aim = "balanced_error" if METHODS[method].uses_objective else None
+    one = cell(folder, dataset=IMAGES, method=method, objective=aim)
+    compile_, compiled, kinds = torch.compile, [], set()
+
+    def compiled_without_a_compiler(module: nn.Module, **options: Any) -> Any:
+        if not options:  # Fabric compiles what was compiled once more
+            [weight, *_] = [p for p in module.parameters() if p.ndim == 4] or [None]
+            layout = torch.channels_last
+            compiled.append(weight is None or weight.is_contiguous(memory_format=layout))
+            module.register_forward_hook(lambda *run: kinds.add(run[-1].dtype))
+        return compile_(module, **{**options, "backend": "eager"})
+
+    monkeypatch.setattr(torch, "compile", compiled_without_a_compiler)
+    how = Computing(precision="bf16-mixed", channels_last=True, compiled=True)
+    record = run_cell(replace(one, computing=how))
+    assert record["status"] == "finished", record.get("reason")
+    assert all(compiled)
+    # of the final choice each network is made anew: the designed loss, its start, and the result
+    assert (
+        len(compiled)
+        == {"ldam_drw": 1, "head_retraining": 2, "vs_tuned": 3, "autobalance": 2}[method]
+    )
+    assert torch.bfloat16 in kinds
+    simple = run_cell(one)
+    assert record["objectives"]["balanced_error"] == pytest.approx(
+        simple["objectives"]["balanced_error"], abs=0.35
+    )
+
+
+@pytest.mark.parametrize("method", ["vs_tuned", "autobalance", "head_retraining"])
+def test_a_stopped_cell_goes_on_to_the_same_result(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Stopped in its last training run; what it had trained before is not trained again."""
+    aim = "balanced_error" if METHODS[method].uses_objective else None
+    one = cell(folder, method=method, objective=aim, checkpoints=str(tmp_path))
+    expected = told(run_cell(replace(one, checkpoints=None)))
+    monkeypatch.setattr("autobalance.training.CHECKPOINT_SECONDS", 0.0)
+    step, steps = LowerLevel.step, []
+
+    def counted(self: LowerLevel, loss: Any) -> Any:
+        steps.append(self.done)
+        return step(self, loss)
+
+    monkeypatch.setattr(LowerLevel, "step", counted)
+    run_cell(one)
+    every = len(steps)
+    assert list(tmp_path.iterdir()) == []  # nothing is left
+
+    def interrupted(self: LowerLevel, loss: Any) -> Any:
+        if len(steps) == every - 3:
+            raise KeyboardInterrupt
+        return counted(self, loss)
+
+    steps.clear()
+    monkeypatch.setattr(LowerLevel, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(one)
+    steps.clear()
+    monkeypatch.setattr(LowerLevel, "step", counted)
+    record = run_cell(one)
+    assert len(steps) == 3
+    assert told(record) == expected
+    assert record["seconds"]["resumed"] is True
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_given_validation_set_guides_what_searches_and_tunes(folder: Path) -> None:
+    problem = load_problem(TOY, 0, folder)
+    task = Task(
+        network=problem.network,
+        data=problem.train,
+        validation=problem.test,
+        recipe=RECIPE,
+        settings=SEARCH,
+        tuning_runs=2,
+    )
+    train, held = task.split()
+    assert train is problem.train
+    assert torch.equal(held.target, problem.test.target)
+    for method in ("vs_tuned", "autobalance", "autobalance_short", "autobalance_head"):
+        trained = METHODS[method].run(replace(task, settings=replace(SEARCH, every=3)))
+        assert torch.isfinite(predict_logits(trained.model, problem.test.inputs)).all()
+    with pytest.raises(InputError, match="set folds to 1"):
+        METHODS["autobalance"].run(replace(task, settings=replace(SEARCH, folds=2)))
 
 
 # Augmentation and bytes -----------------------------------------------------------------------

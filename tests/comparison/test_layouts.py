@@ -7,7 +7,7 @@ import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,9 @@ from autobalance.checks import InputError
 from autobalance.comparison import dataset_readers
 from autobalance.comparison.dataset_definitions import LAYOUTS, DatasetDefinition
 from autobalance.comparison.datasets import Problem, load_problem
+from autobalance.data import photographs
 from autobalance.data.cifar import cifar10_lt
+from autobalance.data.stored import StoredRows
 from autobalance.networks import FromBytes, Normalize, ResNet32
 from tiny_sets import picture, tiny_cifar
 
@@ -95,6 +97,73 @@ def test_imagenet_lt_with_its_lists_beside_it(tmp_path: Path) -> None:
         load_problem(definition, 0, tmp_path)
 
 
+def test_the_published_validation_part_guides_and_trains_nothing(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    values: dict[str, Any] = {
+        "path": "imagenet",
+        "layout": "imagenet_lt",
+        "options": {"lists": "lists"},
+    }
+    problem = load_problem(define(**values, validation="published"), 0, tmp_path)
+    assert reds(problem) == ([10, 20, 30], [40, 50])
+    assert problem.validation is not None
+    assert problem.validation.counts().tolist() == [1, 0]
+    assert float(problem.validation.inputs[0, 0, 4, 4]) == 0.0
+    assert load_problem(define(**values), 0, tmp_path).validation is None
+    with pytest.raises(
+        InputError, match="layout cifar10 comes with no validation part; these do: wat"
+    ):
+        define(layout="cifar10", validation="published")
+
+
+def test_decoded_photographs_are_kept_and_read_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_imagenet(tmp_path)
+    values: dict[str, Any] = {
+        "path": "imagenet",
+        "layout": "imagenet_lt",
+        "options": {"lists": "lists"},
+    }
+    values |= {"as_bytes": True, "validation": "published"}
+    inside = load_problem(define(**values), 0, tmp_path)
+    outside = load_problem(define(**values, store="decoded"), 0, tmp_path)
+    assert len(list((tmp_path / "decoded").glob("*.npy"))) == 3
+    for name in ("train", "validation", "test"):
+        there, here = getattr(outside, name), getattr(inside, name)
+        assert isinstance(there.inputs, StoredRows)
+        assert torch.equal(there.inputs[slice(0, len(there))], here.inputs)
+        assert torch.equal(there.target, here.target)
+    monkeypatch.setattr(photographs, "_decoded", None)  # would fail
+    again = define(**values, store=str(tmp_path / "decoded"), train_size=2)
+    assert len(load_problem(again, 1, tmp_path).train) == 2
+    with pytest.raises(InputError, match=r"store keeps images as bytes\. Add as_bytes: true"):
+        define(**{**values, "as_bytes": False}, store="decoded")
+    with pytest.raises(InputError, match="store is for photographs, the layouts waterbirds, "):
+        define(layout="cifar10", as_bytes=True, store="decoded")
+
+
+@pytest.mark.parametrize("store", [None, "decoded"])
+def test_broken_photographs_are_left_out_as_far_as_allowed(
+    tmp_path: Path, store: str | None
+) -> None:
+    write_imagenet(tmp_path)
+    (tmp_path / "imagenet/train/a/1.png").write_bytes(b"no image")
+    values: dict[str, Any] = {
+        "path": "imagenet",
+        "layout": "imagenet_lt",
+        "options": {"lists": "lists"},
+    }
+    values |= {"as_bytes": True, "store": store}
+    with pytest.raises(InputError, match=r"small: .*1.png cannot be read"):
+        load_problem(define(**values), 0, tmp_path)
+    with pytest.warns(UserWarning, match="1 of 3 images are left out"):
+        problem = load_problem(define(**values, allowed_broken=1), 0, tmp_path)
+    assert problem.train.inputs[slice(0, 2)][:, 0, 4, 4].tolist() == [10, 30]
+    assert problem.train.target.tolist() == [0, 1]
+    assert problem.test.target.tolist() == [1, 0]
+
+
 def test_inaturalists_validation_part_is_the_test_set(tmp_path: Path) -> None:
     """Two of its species are called alike."""
     species = [{"id": i, "name": name} for i, name in ((3, "Corvus"), (4, "Pica"), (9, "Corvus"))]
@@ -159,6 +228,38 @@ def test_a_table_of_images_with_groups(tmp_path: Path) -> None:
         load_problem(define(**{**values, "groups": ["a", "b"]}), 0, tmp_path)
     with pytest.raises(InputError, match=r"small: .*pictures is a folder, but a CSV or Parquet"):
         load_problem(define(**{**values, "path": "pictures"}), 0, tmp_path)
+
+
+def test_a_dataset_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images, decoded when they are asked for, or of numbers."""
+
+    class Rows(list[dict[str, Any]]):
+        features: ClassVar[dict[str, Any]] = {"image": None, "kind": None, "site": None, "x": None}
+
+        def __getitem__(self, key: Any) -> Any:
+            if isinstance(key, str):
+                return [row[key] for row in self]
+            return super().__getitem__(key)
+
+    rows = Rows(
+        {"image": {"path": str(tmp_path / f"{i}.png"), "bytes": None}, "kind": f"k{i % 2}"}
+        | {"site": "north" if i % 4 < 2 else "south", "x": [float(i), 1.0]}
+        for i in range(16)
+    )
+    for i in range(16):
+        picture(tmp_path / f"{i}.png", 10 * i)
+    datasets = ModuleType("datasets")
+    datasets.__dict__["load_from_disk"] = lambda folder: rows
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    values: dict[str, Any] = {"layout": "hugging_face", "target": "kind", "groups": ["site"]}
+    problem = load_problem(define(**values, as_bytes=True, store="kept"), 0, tmp_path)
+    assert problem.group_names == ("north", "south")
+    assert problem.train.counts().tolist() == [[2, 2], [2, 2]]
+    for part in (problem.train, problem.test):
+        red = part.inputs[slice(0, len(part))][:, 0, 4, 4]
+        assert (red // 10 % 2).tolist() == part.target.tolist()
+    numbers = define(**values, options={"inputs": "x"}, network="linear")
+    assert load_problem(numbers, 0, tmp_path).train.inputs.shape == (8, 2)
 
 
 def test_embeddings(tmp_path: Path) -> None:
@@ -263,6 +364,17 @@ def test_networks_by_name_and_by_path(tmp_path: Path) -> None:
         model = network_of(tmp_path, {"path": path, "normalize": normalize})
         x = torch.rand(2, 3, 4, 4)
         assert torch.equal(model[0](x), expected(x))  # pyright: ignore[reportIndexIssue]
+
+
+@pytest.mark.usefixtures("library")
+def test_images_are_cut_to_what_the_network_is_trained_on(tmp_path: Path) -> None:
+    spec = {"path": "fake_vision.models.small", "crop": 4, "normalize": True}
+    model = network_of(tmp_path, spec)
+    x = torch.rand(2, 3, 7, 4)
+    assert torch.equal(model[0](x), x[:, :, 1:5])  # pyright: ignore[reportIndexIssue]
+    assert isinstance(model[1], Normalize)  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(InputError, match="network: crop must be"):
+        define(layout="cifar10", network={**spec, "crop": 0})
 
 
 @pytest.mark.usefixtures("library")

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from autobalance.checks import InputError
-from autobalance.data.huggingface import from_hugging_face
+from autobalance.data.huggingface import from_hugging_face, hugging_face_images
 
 
 class Rows:
@@ -91,6 +92,43 @@ def test_images_in_other_forms(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(found.data.inputs[:, 0, 0, 0].numpy() * 255, REDS, rtol=1e-6)
 
 
+def test_many_images_are_decoded_as_they_are_needed(tmp_path: Path) -> None:
+    """From their bytes, a broken one being told then; other columns stay undecoded."""
+    read: list[list[str]] = []
+
+    class Undecoded(Rows):
+        def __getitem__(self, key: str | int) -> Any:
+            row = super().__getitem__(key)
+            if not isinstance(key, str):
+                read.append(list(row))
+            return row
+
+        def select_columns(self, names: list[str]) -> Rows:
+            return Undecoded({name: self.columns[name] for name in names})
+
+    cells = [{"bytes": encoded(r), "path": None} for r in REDS]
+    rows = images(cells)
+    lazy = hugging_face_images(Undecoded(rows.columns, label=NAMES), groups="place", size=4)
+    assert len(read) == 1  # whether it is an image
+    in_memory = from_hugging_face(rows, groups="place", size=4).data
+    data = lazy.load()
+    assert torch.equal(data.inputs, in_memory.inputs)
+    assert data.counts().tolist() == in_memory.counts().tolist()
+    assert read == [["image"]] * 5
+    stored = lazy.stored(tmp_path / "all.npy")
+    assert torch.equal(stored.inputs[slice(0, 4)].float() / 255, data.inputs)
+    cells[2]["bytes"] = b"no image"
+    with pytest.warns(
+        UserWarning, match="1 of 4 images are left out: in row 3 of the column 'image'"
+    ):
+        assert len(hugging_face_images(rows, size=4).readable(allowed=1)) == 3
+    vectors = Rows({"image": [[0.5]] * 2, "label": [0, 1]}, label=NAMES)
+    with pytest.raises(
+        InputError, match=r"holds no images\. Read its numbers by from_hugging_face"
+    ):
+        hugging_face_images(vectors)
+
+
 def test_embeddings_and_labels_by_name() -> None:
     rows = Rows({"vector": [[1.0, 2.0], [3.0, 4.0]], "kind": ["b", "a"]})
     found = from_hugging_face(rows, inputs="vector", target="kind")
@@ -134,7 +172,7 @@ def test_a_class_without_an_example_keeps_its_number() -> None:
         (Rows({"image": [[1.0]], "label": [None]}, label=NAMES), {}, "has None in row 1"),
         (Rows({"image": [[1.0], [1.0, 2.0]], "label": [0, 1]}, label=NAMES), {}, "row 2 does not"),
         (Rows({"image": ["text", "b"], "label": [0, 1]}, label=NAMES), {}, "row 1 does not"),
-        (images([picture(1), {"bytes": b"x"}, 1, 2]), {}, "image in row 2 .* cannot be read"),
+        (images([picture(1), {"bytes": b"x"}, 1, 2]), {}, "in row 2 .* cannot be read"),
         (images([picture(1), {"bytes": None, "path": "no.png"}, 1, 2]), {}, "row 2 .*No such file"),
     ],
 )
@@ -155,7 +193,7 @@ def test_a_row_that_does_not_decode_is_named() -> None:
 
     broken = Broken(images().columns, label=NAMES)
     with pytest.raises(
-        InputError, match="Row 3 of the column 'image' cannot be decoded: cannot id"
+        InputError, match="in row 3 of the column 'image' cannot be read: cannot id"
     ):
         from_hugging_face(broken)
 

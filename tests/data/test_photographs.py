@@ -149,7 +149,7 @@ def test_numbers_of_a_column() -> None:
 def test_a_part_without_rows_is_refused(seven: Photographs) -> None:
     split = np.array([0, 0, 2, 2, 0, 0, 0])
     with pytest.raises(InputError, match=r"m.csv has no row of split 1 \(validation\). Get it"):
-        photographs.splits(seven, split, limit=None, where=Path("m.csv"))
+        photographs.splits(seven, split, where=Path("m.csv"))
 
 
 def test_without_groups_there_are_none_anywhere(seven: Photographs) -> None:

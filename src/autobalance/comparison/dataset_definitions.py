@@ -20,7 +20,7 @@ _CIFAR, _LONG_TAIL = ("download",), ("download", "imbalance", "profile", "seed")
 LAYOUTS = {
     "fashion": ("padding",),
     "fashion-textures": (),
-    "waterbirds": ("allowed_missing",),
+    "waterbirds": ("allowed_missing", "download"),
     "celeba": ("allowed_missing",),
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
@@ -31,12 +31,18 @@ LAYOUTS = {
     "class_folders": ("square",),
     "image_table": ("allowed_missing", "folder", "path", "square"),
     "embeddings": ("inputs",),
-    "hugging_face": ("inputs", "square"),
+    "hugging_face": ("image", "inputs", "square"),
 }
 """Layouts of what `path` names, and the options of their readers."""
 PHOTOGRAPHS = (
-    "waterbirds", "celeba", "imagenet_lt", "inaturalist_2018", "class_folders", "image_table",
-)  # fmt: skip
+    "waterbirds",
+    "celeba",
+    "imagenet_lt",
+    "inaturalist_2018",
+    "class_folders",
+    "image_table",
+    "hugging_face",
+)
 """Layouts of image files, which are decoded."""
 WITH_VALIDATION = ("waterbirds", "celeba", "imagenet_lt")
 """Layouts with a validation part besides the test set."""
@@ -66,7 +72,8 @@ class DatasetDefinition:
         are the test set. Without one: "class_folders" (target "class"), "image_table", a file whose
         columns are named by `target` and `groups`, "embeddings", a file likewise, and "hugging_face", a
         folder that ``Dataset.save_to_disk`` wrote, for the readers `class_folders`, `image_table`,
-        `read_embeddings` and `from_hugging_face`.
+        `read_embeddings` and `hugging_face_images` (or `from_hugging_face`, where `inputs` names a
+        column of numbers).
     options : mapping
         Of that reader, such as ``{imbalance: 100}`` for "cifar10_lt", whose draw does not depend on
         the comparison's seed; see `LAYOUTS`. A path among them leads from the data folder.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from autobalance.data.batches import ArrayData
+    from autobalance.data.labels import Labelled
     from autobalance.data.photographs import Photographs
     from autobalance.data.stored import StoredRows
 
@@ -143,13 +144,14 @@ def _cifar(reader: str) -> Callable[[Path, Request], Rows]:
 
 
 def _hugging_face(folder: Path, request: Request) -> Rows:
-    from autobalance.data.huggingface import from_hugging_face
+    from autobalance.data.huggingface import from_hugging_face, hugging_face_images
 
-    group = request.group()
-    data, names, sets = from_hugging_face(
-        folder, target=request.target, groups=group, size=request.size, **request.options
-    )
-    return _labelled(data, names, sets, request)
+    labels: dict[str, Any] = {"target": request.target, "groups": request.group()}
+    if "inputs" in request.options:  # a column of numbers
+        return _labelled(from_hugging_face(folder, **labels, **request.options), request)
+    images = hugging_face_images(folder, size=request.size, **labels, **request.options)
+    limited = images if request.limit is None else images.limited(request.limit)
+    return _photographs([limited], request, request.target, request.group() or "")
 
 
 def _embeddings(path: Path, request: Request) -> Rows:
@@ -158,11 +160,8 @@ def _embeddings(path: Path, request: Request) -> Rows:
     _refuse_folder(path, "a Parquet or .npz file of embeddings")
     if request.backbone is not None:
         raise InputError("embeddings are features already; leave the backbone out.")
-    group = request.group()
-    data, names, sets = read_embeddings(
-        path, target=request.target, groups=group, **request.options
-    )
-    return _labelled(data, names, sets, request)
+    found = read_embeddings(path, target=request.target, groups=request.group(), **request.options)
+    return _labelled(found, request)
 
 
 READERS: Mapping[str, Callable[[Path, Request], Rows]] = {
@@ -232,8 +231,9 @@ def _stored(part: Photographs, folder: Path, allowed: int) -> ArrayData:
     return part.stored(path, allowed=allowed, progress=told)
 
 
-def _labelled(data: ArrayData, names: Sequence[str], sets: Sequence[str], request: Request) -> Rows:
-    """What the readers of one's own files return, whose columns the request names."""
+def _labelled(found: Labelled, request: Request) -> Rows:
+    """Numbers and labels in memory, whose columns the request names."""
+    data, names, sets = found
     table = {request.target: np.array(names)[data.target.numpy()]}
     group = request.group()
     if group is not None and data.groups is not None:

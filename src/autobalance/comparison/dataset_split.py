@@ -49,11 +49,11 @@ def division(
 
 def _tail(tail: Mapping[str, Any], num_classes: int) -> np.ndarray:
     """Training rows of each class, shape ``(k,)``."""
-    from autobalance.data.longtail import PROFILES
+    from autobalance.data.longtail import profile_of
 
-    counts: Any = PROFILES[tail.get("profile", "exponential")]
     own = {key: float(tail[key]) for key in ("power", "minority") if key in tail}
-    return counts(num_classes, int(tail["largest"]), float(tail["imbalance"]), **own)
+    profile = profile_of(tail.get("profile", "exponential"), **own)
+    return profile(num_classes, int(tail["largest"]), float(tail["imbalance"]))
 
 
 def held_out(

@@ -7,7 +7,7 @@ Readers, by what there is:
 - ImageNet-LT: `imagenet_lt`; iNaturalist 2018: `inaturalist_2018`
 - Waterbirds and CelebA, with groups: `autobalance.data.waterbirds`, `autobalance.data.celeba`
 - Fashion-MNIST: `autobalance.data.fashion`
-- a dataset of Hugging Face: `from_hugging_face`
+- a dataset of Hugging Face: `from_hugging_face`, and of many images `hugging_face_images`
 - embeddings in Parquet or .npz: `read_embeddings`
 
 `Photographs.stored` decodes images into a file once, whose rows, `StoredRows`, are read as they are needed.
@@ -35,6 +35,7 @@ _HOME = {
     "cifar10_lt": "cifar",
     "class_folders": "folders",
     "from_hugging_face": "huggingface",
+    "hugging_face_images": "huggingface",
     "image_table": "folders",
     "imagenet_lt": "imagenet",
     "inaturalist_2018": "inaturalist",

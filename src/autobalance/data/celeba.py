@@ -111,7 +111,7 @@ def celeba(
     )
     rows = split.loc[table["image_id"]].to_numpy()
     parts = []
-    for part in splits(everything, rows, limit=None, where=divided):
+    for part in splits(everything, rows, where=divided):
         images = without_missing(part, allowed=allowed_missing, where=listed)
         parts.append(images if limit is None else images.limited(limit))
     return PhotographSplits(*parts)

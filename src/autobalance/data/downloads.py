@@ -182,7 +182,7 @@ def fetch_folder(archive: Published, folder: Path, name: str) -> None:
         As for `fetch` and `unpack`, or if there is no such folder in the archive.
     """
     path = fetch(archive, folder)
-    with _alone(folder / name):
+    with alone(folder / name):
         if (folder / name).is_dir():  # by another process meanwhile
             return
         unpacked = folder / f"{name}.part"

@@ -63,7 +63,7 @@ def original(folder: str | Path, *, download: bool = False) -> tuple[ImageSet, I
         If a file is missing or is not an IDX file, or the download fails; the message says where
         to get it.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if download:
         for file in FILES:
             if not (folder / file.name).exists():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from autobalance.checks import InputError, whole
 from autobalance.data.batches import ArrayData
 from autobalance.data.labels import Labelled, numbered, plural, shortened
-from autobalance.data.photographs import pillow, scaled
+from autobalance.data.photographs import Photographs, pillow, scaled
 
 
 def from_hugging_face(
@@ -38,7 +39,8 @@ def from_hugging_face(
     target, groups : str
         Columns of labels. The names and order of a ``ClassLabel`` are kept.
     size, square
-        How images are scaled, as in `class_folders`; images take ``12 * n * size * size`` bytes.
+        How images are scaled, as in `class_folders`; images take ``12 * n * size * size`` bytes, for
+        larger sets see `hugging_face_images`.
     class_names, group_names : sequence of str, optional
         How to number labels that are no ``ClassLabel``, for test data those of the training data.
 
@@ -55,6 +57,94 @@ def from_hugging_face(
         is needed and not installed.
     """
     whole("size", size, least=1)
+    rows, labels = _read(dataset, inputs, target, groups, class_names, group_names)
+    if _is_image(_cell(rows, inputs, 0)):
+        images = _photographs(rows, inputs, labels, size, square)
+        return Labelled(images.load(), labels.classes, labels.sets)
+    data = ArrayData.of(
+        _vectors(_cells(rows, inputs), inputs, len(rows)),
+        labels.target,
+        groups=labels.groups,
+        num_classes=len(labels.classes),
+        num_groups=len(labels.sets) if labels.sets else None,
+    )
+    return Labelled(data, labels.classes, labels.sets)
+
+
+def hugging_face_images(
+    dataset: Any,
+    *,
+    image: str = "image",
+    target: str = "label",
+    groups: str | None = None,
+    size: int = 224,
+    square: bool = True,
+    class_names: Sequence[str] | None = None,
+    group_names: Sequence[str] | None = None,
+) -> Photographs:
+    """A dataset of images, which are decoded as they are needed: `load`, `stored`, `batches`.
+
+    Parameters are those of `from_hugging_face`, `image` being the column of images.
+
+    Raises
+    ------
+    InputError
+        As there; if the column holds no images. A broken image is told when it is decoded.
+    """
+    whole("size", size, least=1)
+    rows, labels = _read(dataset, image, target, groups, class_names, group_names)
+    if not _is_image(_cell(rows, image, 0)):
+        raise InputError(
+            f"The column {image!r} holds no images. Read its numbers by from_hugging_face."
+        )
+    return _photographs(rows, image, labels, size, square)
+
+
+class _Labels(NamedTuple):
+    """Class and group indices ``(n,)``, and their names."""
+
+    target: np.ndarray
+    classes: tuple[str, ...]
+    groups: np.ndarray | None
+    sets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Image:
+    """One cell of a column of images."""
+
+    rows: Any
+    column: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"in row {self.row + 1} of the column {self.column!r}"
+
+    @property
+    def identity(self) -> str:
+        return f"{getattr(self.rows, '_fingerprint', '')} {self.column} {self.row}"
+
+    def scaled(self, size: int, square: bool) -> np.ndarray:
+        cell, images = self.rows[self.row][self.column], pillow()
+        if isinstance(cell, Mapping):
+            found = cell.get("bytes")
+            image = images.open(BytesIO(found) if found is not None else cell["path"])
+        elif hasattr(cell, "convert"):
+            image = cell
+        else:
+            image = images.fromarray(np.asarray(cell, dtype=np.uint8))
+        return scaled(image, size, square)
+
+
+def _read(
+    dataset: Any,
+    inputs: str,
+    target: str,
+    groups: str | None,
+    class_names: Sequence[str] | None,
+    group_names: Sequence[str] | None,
+) -> tuple[Any, _Labels]:
+    """The rows with their inputs alone, undecoded where that can be, and the labels."""
     if isinstance(dataset, (str, Path)):
         dataset = _from_disk(Path(dataset).expanduser())
     columns = _columns(dataset)
@@ -63,19 +153,32 @@ def from_hugging_face(
             raise InputError(f"The dataset has no column {name!r}; it has: {shortened(columns)}.")
     if len(dataset) == 0:
         raise InputError("The dataset has no row.")
+    if hasattr(dataset, "with_format"):  # as tensors images would lose their kind
+        dataset = dataset.with_format(None)
     y, classes = _labels(dataset, target, class_names, what="class")
     g: np.ndarray | None = None
     sets: tuple[str, ...] = ()
     if groups is not None:
         g, sets = _labels(dataset, groups, group_names, what="group")
-    data = ArrayData.of(
-        _inputs(dataset, inputs, size, square),
-        y,
-        groups=g,
-        num_classes=len(classes),
-        num_groups=len(sets) if sets else None,
+    # Other columns may hold images, too, which are decoded with the row.
+    rows = dataset.select_columns([inputs]) if hasattr(dataset, "select_columns") else dataset
+    feature = dataset.features[inputs]
+    if hasattr(rows, "cast_column") and hasattr(feature, "decode"):
+        rows = rows.cast_column(inputs, type(feature)(decode=False))  # in the threads, not here
+    return rows, _Labels(y, classes, g, sets)
+
+
+def _photographs(rows: Any, column: str, labels: _Labels, size: int, square: bool) -> Photographs:
+    return Photographs(
+        files=tuple(_Image(rows, column, row) for row in range(len(rows))),
+        target=labels.target,
+        groups=labels.groups,
+        class_names=labels.classes,
+        group_names=labels.sets,
+        size=size,
+        square=square,
+        source="",
     )
-    return Labelled(data, classes, sets)
 
 
 def _from_disk(folder: Path) -> Any:
@@ -132,16 +235,6 @@ def _labels(
     return np.array(values, dtype=np.int64), tuple(map(str, declared))
 
 
-def _inputs(dataset: Any, name: str, size: int, square: bool) -> np.ndarray:
-    first = _cell(dataset, name, 0)
-    if not _is_image(first):
-        return _vectors(_cells(dataset, name), name, len(dataset))
-    inputs = np.empty((len(dataset), 3, size, size), dtype=np.float32)
-    for i, cell in enumerate(_cells(dataset, name)):
-        np.divide(_pixels(cell, name, i, size, square), np.float32(255.0), out=inputs[i])
-    return inputs
-
-
 def _cell(dataset: Any, name: str, row: int) -> Any:
     try:
         return dataset[row][name]
@@ -151,35 +244,15 @@ def _cell(dataset: Any, name: str, row: int) -> Any:
         ) from None
 
 
-def _cells(dataset: Any, name: str) -> Iterator[Any]:
-    """One cell at a time: a whole column of decoded images may not fit into memory."""
-    narrow = dataset.select_columns([name]) if hasattr(dataset, "select_columns") else dataset
-    for row in range(len(dataset)):
-        yield _cell(narrow, name, row)
+def _cells(rows: Any, name: str) -> Iterator[Any]:
+    for row in range(len(rows)):
+        yield _cell(rows, name, row)
 
 
 def _is_image(cell: Any) -> bool:
     if isinstance(cell, Mapping):
         return "bytes" in cell or "path" in cell
     return hasattr(cell, "convert") or np.ndim(cell) >= 2
-
-
-def _pixels(cell: Any, name: str, row: int, size: int, square: bool) -> np.ndarray:
-    """An image as it is decoded, encoded, or an array ``(h, w)`` or ``(h, w, c)``, uint8."""
-    images = pillow()
-    try:
-        if isinstance(cell, Mapping):
-            found = cell.get("bytes")
-            image = images.open(BytesIO(found) if found is not None else cell["path"])
-        elif hasattr(cell, "convert"):
-            image = cell
-        else:
-            image = images.fromarray(np.asarray(cell, dtype=np.uint8))
-        return scaled(image, size, square)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds for broken images
-        raise InputError(
-            f"The image in row {row + 1} of the column {name!r} cannot be read: {error}."
-        ) from None
 
 
 def _vectors(cells: Iterator[Any], name: str, n: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def without_missing(images: Photographs, *, allowed: int, where: Path) -> Photog
     return images.subset(np.setdiff1d(np.arange(len(images)), absent))
 
 
-def _absent(files: Sequence[Path]) -> np.ndarray:
+def _absent(files: Sequence[Any]) -> np.ndarray:
     known: dict[str, set[str]] = {}
     missing = []
     for i, path in enumerate(files):

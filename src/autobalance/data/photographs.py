@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import joblib
 import numpy as np
@@ -35,6 +35,19 @@ READ_TOGETHER = 256
 """Images decoded before the next are begun; only these are in memory besides the result."""
 
 
+class ImageSource(Protocol):
+    """An image that is no file of its own, such as a cell of a table; its text names it in messages."""
+
+    @property
+    def identity(self) -> str:
+        """Tells it from others."""
+        ...
+
+    def scaled(self, size: int, square: bool) -> np.ndarray:
+        """As the function `scaled`; raises where it cannot be decoded."""
+        ...
+
+
 @dataclass(frozen=True)
 class Photographs:
     """Image files with classes and, maybe, groups; nothing is decoded before it is asked for.
@@ -45,7 +58,7 @@ class Photographs:
 
     Attributes
     ----------
-    files : tuple of Path
+    files : tuple of Path or ImageSource
         Of n images, in any format that Pillow reads.
     target : ndarray
         Class indices, shape ``(n,)``, int64.
@@ -61,7 +74,7 @@ class Photographs:
         Where the images come from, for the message that one is missing; empty for the user's own.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[Path | ImageSource, ...]
     target: np.ndarray
     groups: np.ndarray | None
     class_names: tuple[str, ...]
@@ -79,8 +92,12 @@ class Photographs:
 
         It stays as it is when the folder of all images is moved.
         """
-        root = os.path.commonpath([*{path.parent for path in self.files}])
-        names = [os.path.relpath(path, root) for path in self.files]
+        folders = {file.parent for file in self.files if isinstance(file, Path)}
+        root = os.path.commonpath([*folders]) if folders else ""
+        names = [
+            os.path.relpath(file, root) if isinstance(file, Path) else file.identity
+            for file in self.files
+        ]
         told = "\0".join([str(self.size), str(self.square), *names])
         return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
@@ -287,7 +304,7 @@ class Photographs:
                     pixels[i] = found
             yield part, pixels, bad
 
-    def _each(self, files: tuple[Path, ...]) -> Iterator[np.ndarray | str]:
+    def _each(self, files: tuple[Path | ImageSource, ...]) -> Iterator[np.ndarray | str]:
         """The pixels of each file, or what is wrong with it."""
         if not files:
             return
@@ -326,17 +343,19 @@ def scaled(image: Image, size: int, square: bool) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((size, size), resampling)).transpose(2, 0, 1)
 
 
-def _decoded(path: Path, size: int, square: bool) -> np.ndarray | str:
-    """One image ``(3, size, size)``, or its path and why it cannot be used."""
-    if not path.is_file():
-        return f"{path} is not there"
+def _decoded(file: Path | ImageSource, size: int, square: bool) -> np.ndarray | str:
+    """One image ``(3, size, size)``, or its name and why it cannot be used."""
+    if isinstance(file, Path) and not file.is_file():
+        return f"{file} is not there"
     try:
-        with pillow().open(path) as image:
+        if not isinstance(file, Path):
+            return file.scaled(size, square)
+        with pillow().open(file) as image:
             return scaled(image, size, square)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen kinds for broken files
-        return f"{path} cannot be read: {str(error) or type(error).__name__}"
+        return f"{file} cannot be read: {str(error) or type(error).__name__}"
 
 
 def pillow() -> Any:
@@ -364,10 +383,8 @@ def _central_square(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def splits(
-    everything: Photographs, split: np.ndarray, *, limit: int | None, where: Path
-) -> PhotographSplits:
-    """The parts that `split` numbers 0, 1 and 2, each limited to `limit` images.
+def splits(everything: Photographs, split: np.ndarray, *, where: Path) -> PhotographSplits:
+    """The parts that `split` numbers 0, 1 and 2.
 
     Raises
     ------
@@ -383,7 +400,7 @@ def splits(
                 f"{everything.source}."
             )
         part = everything.subset(rows)
-        parts.append(part if limit is None else part.limited(limit))
+        parts.append(part)
     return PhotographSplits(*parts)
 
 

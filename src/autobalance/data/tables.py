@@ -31,7 +31,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     InputError
         If the file is missing, empty, without rows or columns, or not of the kind its name says.
     """
-    path = path_of("The table", path)
+    path = path_of("The table", path).expanduser()
     if path.is_dir():
         raise InputError(f"{path} is a folder. Give the path of a CSV or Parquet table.")
     if not path.is_file():

@@ -89,7 +89,7 @@ def waterbirds(
     )
     split = numbers(table, "split", "split", (0, 1, 2), metadata)
     parts = []
-    for part in splits(everything, split, limit=None, where=metadata):
+    for part in splits(everything, split, where=metadata):
         images = without_missing(part, allowed=allowed_missing, where=metadata)
         parts.append(images if limit is None else images.limited(limit))
     return PhotographSplits(*parts)

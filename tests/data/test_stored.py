@@ -1,0 +1,243 @@
+"""Inputs in files: written once, read as they are needed, and the same as in memory."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from autobalance.augment import StandardAugmentation
+from autobalance.checks import InputError
+from autobalance.data import photographs, stored
+from autobalance.data.batches import ArrayData, concatenated
+from autobalance.data.photographs import Photographs
+from autobalance.data.stored import StoredRows
+from autobalance.heads import extract_features, search_head
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.networks import FromBytes, SmallCNN
+from autobalance.retraining import retrain
+from autobalance.searching import search
+from autobalance.settings import Recipe, SearchSettings
+from autobalance.training import predict_logits
+
+RECIPE = Recipe(epochs=1, min_steps=30, batch_size=8, lr=0.02)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Photographs:
+    """Forty of two classes, one being three times as frequent; the rare one is darker."""
+    generator = np.random.default_rng(0)
+    files = []
+    for i in range(40):
+        pixels = generator.integers(0, 100 if i % 4 == 0 else 255, (8, 8, 3), dtype=np.uint8)
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(pixels).save(files[-1])
+    target = (np.arange(40) % 4 == 0).astype(np.int64)
+    return Photographs(tuple(files), target, None, ("pale", "dark"), (), 8, False, "")
+
+
+def network() -> nn.Module:
+    return nn.Sequential(FromBytes(), SmallCNN(2, channels=3, size=(8, 8)))
+
+
+def same(first: Any, second: Any) -> None:
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_rows_are_those_of_the_files_in_any_order(tmp_path: Path) -> None:
+    arrays = [
+        np.arange(12, dtype=np.uint8).reshape(6, 2),
+        np.arange(50, 58, dtype=np.uint8).reshape(4, 2),
+    ]
+    files = [tmp_path / "a.npy", tmp_path / "b.npy"]
+    for file, array in zip(files, arrays, strict=True):
+        np.save(file, array)
+    rows, whole = StoredRows(files), np.concatenate(arrays)
+    assert (rows.shape, rows.ndim, rows.dtype, rows.nbytes) == ((10, 2), 2, torch.uint8, 20)
+    index = torch.tensor([7, 0, 7, 3])
+    assert rows[index].tolist() == whole[[7, 0, 7, 3]].tolist()
+    part = rows.subset(index)
+    assert len(part) == 4
+    assert part[torch.tensor([2, 1])].tolist() == whole[[7, 0]].tolist()
+    assert torch.cat(list(rows.split(4))).tolist() == whole.tolist()
+    again = pickle.loads(pickle.dumps(part))
+    assert again[slice(0, 4)].tolist() == part[slice(0, 4)].tolist()
+    assert len(pickle.dumps(part)) < 1000
+    both = StoredRows(files[:1]).joined(StoredRows(files[1:], [3, 1]))
+    assert both[slice(0, 8)].tolist() == whole[[0, 1, 2, 3, 4, 5, 9, 7]].tolist()
+    assert part.joined(rows)[slice(0, 5)].tolist() == whole[[7, 0, 7, 3, 0]].tolist()
+    assert both.digest() != rows.digest() != part.digest()
+    assert rows.digest() == StoredRows(files).digest()
+
+
+@pytest.mark.parametrize("content", [None, b"no array", np.zeros(3), np.zeros((3, 5), np.uint8)])
+def test_other_files_are_refused(tmp_path: Path, content: Any) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 2), np.uint8))
+    if isinstance(content, bytes):
+        (tmp_path / "b.npy").write_bytes(content)
+    elif content is not None:
+        np.save(tmp_path / "b.npy", content)
+    with pytest.raises(InputError, match=r"b.npy (cannot be read as|must be|has rows of shape)"):
+        StoredRows([tmp_path / "a.npy", tmp_path / "b.npy"])
+
+
+def test_stored_images_are_the_pixels_and_decoded_once(
+    tmp_path: Path, images: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "decoded" / "all.npy", []
+    monkeypatch.setattr(photographs, "READ_TOGETHER", 16)
+    data = images.stored(path, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(16, 40), (32, 40), (40, 40)]
+    assert isinstance(data.inputs, StoredRows)
+    assert torch.equal(data.inputs[slice(0, 40)], torch.from_numpy(images.pixels()))
+    assert data.counts().tolist() == [30, 10]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for file in images.files:
+        assert isinstance(file, Path)
+        file.rename(moved / file.name)
+    there = tuple(moved / Path(str(file)).name for file in images.files)
+    again = Photographs(there, images.target, None, images.class_names, (), 8, False, "")
+    monkeypatch.setattr(photographs, "_decoded", None)  # would fail
+    assert torch.equal(again.stored(path).inputs[torch.arange(40)], data.inputs[torch.arange(40)])
+
+
+def test_writing_goes_on_where_it_broke_off(
+    tmp_path: Path, images: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also over what was written but not noted."""
+    monkeypatch.setattr(photographs, "READ_TOGETHER", 10)
+    path, decode, decoded = tmp_path / "all.npy", photographs._decoded, []
+
+    def counted(file: Any, *arguments: Any) -> Any:
+        decoded.append(file)
+        if len(decoded) == 25:
+            raise KeyboardInterrupt
+        return decode(file, *arguments)
+
+    monkeypatch.setattr(photographs, "_decoded", counted)
+    with pytest.raises(KeyboardInterrupt):
+        images.stored(path)
+    assert not path.exists()
+    assert json.loads((tmp_path / "all.npy.json").read_text())["done"] == 20
+    with (tmp_path / "all.npy.part").open("ab") as out:
+        out.write(b"half a row")
+    decoded.clear()
+    monkeypatch.setattr(photographs, "_decoded", decode)
+    data = images.stored(path)
+    assert torch.equal(data.inputs[slice(0, 40)], torch.from_numpy(images.pixels()))
+
+
+def test_broken_images_are_left_out_as_far_as_allowed(tmp_path: Path, images: Photographs) -> None:
+    """What is allowed may be said after all were decoded."""
+    Path(str(images.files[3])).write_bytes(b"no image")
+    Path(str(images.files[8])).unlink()
+    path = tmp_path / "all.npy"
+    with pytest.raises(InputError, match=r"2 of 40 images cannot be used: .*3.png .*8.png"):
+        images.stored(path, allowed=1)
+    for _ in range(2):  # written now, and found there
+        with pytest.warns(UserWarning, match="2 of 40 images are left out"):
+            data = images.stored(path, allowed=2)
+        kept = np.delete(np.arange(40), [3, 8])
+        assert torch.equal(data.target, torch.from_numpy(images.target[kept]))
+        good = images.subset(kept).pixels()
+        assert torch.equal(data.inputs[slice(0, 38)], torch.from_numpy(good))
+
+
+def test_a_file_of_other_images_is_refused(tmp_path: Path, images: Photographs) -> None:
+    path = tmp_path / "all.npy"
+    images.stored(path)
+    with pytest.raises(InputError, match=r"all.npy holds other images than these"):
+        images.subset(range(30)).stored(path)
+    (tmp_path / "all.npy.json").unlink()
+    with pytest.raises(InputError, match="holds other images"):
+        images.stored(path)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    tmp_path: Path, images: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(stored.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"takes 0.0 GB more, but 0.0 GB are free. Make room"):
+        images.stored(tmp_path / "all.npy")
+    with pytest.raises(InputError, match="Not a directory"):
+        images.stored(tmp_path / "0.png" / "all.npy")
+
+
+def test_search_and_retraining_are_the_same_bits_as_in_memory(
+    tmp_path: Path, images: Photographs
+) -> None:
+    inside = images.with_inputs(torch.from_numpy(images.pixels()))
+    outside = images.stored(tmp_path / "all.npy")
+    settings = SearchSettings(folds=2, every=3, warmup=0.3)
+    common: dict[str, Any] = {"recipe": RECIPE, "device": "cpu"}
+    found = [search(network, data, settings=settings, **common) for data in (inside, outside)]
+    same(found[0].loss, found[1].loss)
+    assert found[0].choice == found[1].choice
+    models = [retrain(network, data, found[0].loss, **common) for data in (inside, outside)]
+    same(*models)
+    logits = [predict_logits(models[0], data.inputs, 7) for data in (inside, outside)]
+    assert torch.equal(*logits)
+
+
+def test_a_run_on_stored_images_resumes_and_refuses_others(
+    tmp_path: Path, images: Photographs
+) -> None:
+    data, loss = images.stored(tmp_path / "all.npy"), ParametricCrossEntropy.cross_entropy()
+    run = partial(retrain, network, recipe=RECIPE, device="cpu", checkpoint=tmp_path / "c")
+    same(run(data, loss), run(data, loss))
+    with pytest.raises(InputError, match="data"):
+        run(data.subset(torch.arange(39)), loss)
+
+
+def test_parts_are_joined_without_being_read(tmp_path: Path, images: Photographs) -> None:
+    data = images.stored(tmp_path / "all.npy")
+    other = images.subset(range(8)).stored(tmp_path / "few.npy")
+    both = concatenated(data.subset(torch.arange(10, 20)), other)
+    assert isinstance(both.inputs, StoredRows)
+    expected = images.pixels()[[*range(10, 20), *range(8)]]
+    assert torch.equal(both.inputs[torch.arange(18)], torch.from_numpy(expected))
+    found = search(
+        network,
+        data,
+        validation=other,
+        recipe=RECIPE,
+        device="cpu",
+        settings=SearchSettings(every=3),
+    )
+    assert found.held_out is not None
+    assert np.sum(found.held_out.predicted) == 8
+    inside = ArrayData.of(torch.from_numpy(images.pixels()), images.target)
+    with pytest.raises(InputError, match="both be in memory, or both in files"):
+        concatenated(data, inside)
+
+
+def test_what_needs_all_inputs_at_once_says_so(tmp_path: Path, images: Photographs) -> None:
+    data = images.stored(tmp_path / "all.npy")
+    with pytest.raises(InputError, match=r"these 40 are in files. Extract features"):
+        search_head(data)
+    features = extract_features(nn.Flatten(), data.inputs, batch_size=7)
+    assert torch.equal(features, torch.from_numpy(images.pixels()).flatten(1).float())
+    with pytest.raises(InputError, match="floating"):
+        search(network, data, augment="shared", recipe=RECIPE, device="cpu")
+
+
+def test_fixed_augmentation_reads_them_as_bytes_scaled(tmp_path: Path, images: Photographs) -> None:
+    class Scaled(nn.Module):
+        def forward(self, inputs: Any, target: Any, groups: Any = None) -> Any:
+            return StandardAugmentation(1)(inputs.float() / 255.0, target, groups)
+
+    loss = ParametricCrossEntropy.cross_entropy()
+    data = images.stored(tmp_path / "all.npy")
+    model = retrain(network, data, loss, augment=Scaled(), recipe=RECIPE, device="cpu")
+    assert torch.isfinite(predict_logits(model, data.inputs)).all()
