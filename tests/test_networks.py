@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from autobalance.checks import InputError
 from autobalance.demo import network
 from autobalance.networks import (
+    CentralCrop,
     FromBytes,
     Normalize,
     ResNet32,
@@ -280,3 +281,13 @@ def test_a_library_that_does_not_fit_torch_is_told_in_one_line(
     assert "\n" not in str(raised.value)
     assert raised.value.__cause__ is None
     assert isinstance(by_path("autobalance.networks.SmallCNN", 3), SmallCNN)
+
+
+def test_central_crops_are_of_whole_pixels_and_leave_smaller_images() -> None:
+    x = torch.arange(49.0).view(1, 1, 7, 7)
+    assert torch.equal(CentralCrop(3)(x), x[..., 2:5, 2:5])
+    assert torch.equal(CentralCrop(4)(x), x[..., 1:5, 1:5])
+    assert torch.equal(CentralCrop(7)(x), x)
+    assert torch.equal(CentralCrop(5)(x[..., :3]), x[..., 1:6, :3])
+    with pytest.raises(InputError, match="size must be at least 1"):
+        CentralCrop(0)

@@ -14,6 +14,7 @@ from autobalance.augment import (
     AugmentationPolicy,
     KorniaAugmentation,
     NoAugmentation,
+    ResizedCrop,
     Rotation,
     StandardAugmentation,
     by_hand,
@@ -24,6 +25,7 @@ from autobalance.checks import InputError
 EACH: dict[str, Callable[..., nn.Module]] = {
     "none": lambda **_: NoAugmentation(),
     "standard": StandardAugmentation,
+    "resized crop": lambda **options: ResizedCrop(8, colour=0.4, **options),
     "trivial": lambda **options: KorniaAugmentation("trivial", **options),
     "random": lambda **options: KorniaAugmentation("random", share=3, **options),
     "by hand": lambda **options: by_hand({0: {"rotation": {}}, 1: {"blur": {}}}, **options),
@@ -89,6 +91,39 @@ def test_standard_pads_with_black_and_can_leave_sides_alone() -> None:
     assert torch.equal(sides(pictures(), torch.zeros(9).long()), pictures())
 
 
+def test_resized_crops_are_parts_of_the_sizes_and_shapes_asked_for() -> None:
+    """Of images whose first channel tells the column and whose second the row, 0 to 1."""
+    torch.manual_seed(0)
+    n, side = 200, 64
+    line = torch.linspace(0.0, 1.0, side)
+    column, row = line.expand(side, side), line[:, None].expand(side, side)
+    x = torch.stack([column, row, torch.full((side, side), 0.5)]).expand(n, -1, -1, -1)
+    found = ResizedCrop(24, scale=(0.2, 0.5), ratio=(0.5, 2.0))(x, torch.zeros(n).long())
+    assert found.shape == (n, 3, 24, 24)
+    assert torch.allclose(found[:, 2], torch.tensor(0.5), atol=1e-5)
+    across = found[:, 0, 12, -1] - found[:, 0, 12, 0]
+    down = found[:, 1, -1, 12] - found[:, 1, 0, 12]
+    turned = across < 0
+    assert 0.3 < float(turned.float().mean()) < 0.7
+    share, shape = across.abs() * down, across.abs() / down
+    assert 0.17 < float(share.min()) < 0.25
+    assert 0.45 < float(share.max()) < 0.53
+    assert 0.45 < float(shape.min()) < 0.6
+    assert 1.7 < float(shape.max()) < 2.15
+    assert float(found[:, 0, 12, 12].std()) > 0.05  # they lie anywhere
+    whole = ResizedCrop(side, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)
+    assert torch.allclose(whole(x, torch.zeros(n).long()), x, atol=1e-4)
+
+
+def test_colours_change_by_example_as_far_as_asked_for() -> None:
+    torch.manual_seed(0)
+    grey = torch.full((300, 3, 4, 4), 0.5)
+    module = ResizedCrop(4, scale=(1.0, 1.0), ratio=(1.0, 1.0), colour=0.4)
+    brightness = module(grey, torch.zeros(300).long()).mean(dim=(1, 2, 3))
+    assert 0.28 < float(brightness.min()) < 0.34
+    assert 0.66 < float(brightness.max()) < 0.72
+
+
 def test_kornia_draws_for_each_example_unless_told_otherwise() -> None:
     """One image nine times: nine draws of one operation each are not all alike."""
     x = pictures(n=1).expand(9, -1, -1, -1)
@@ -132,6 +167,11 @@ def test_by_hand_is_the_inverse_of_per_class() -> None:
         (lambda: by_hand({"a": {"flip": {"probability": 2}}, "b": {}}), "probability must lie in"),
         (lambda: StandardAugmentation(-1), "padding must be at least 0"),
         (lambda: StandardAugmentation()(torch.rand(3, 5), torch.zeros(3)), "are for images"),
+        (lambda: ResizedCrop(0), "size must be at least 1"),
+        (lambda: ResizedCrop(8, scale=(0.5, 1.5)), r"scale must lie in \(0, 1\]; got \(0.5, 1.5\)"),
+        (lambda: ResizedCrop(8, ratio=(2.0, 0.5)), "ratio must be two numbers above 0, the least"),
+        (lambda: ResizedCrop(8, colour=1.5), "colour must"),
+        (lambda: ResizedCrop(8)(torch.rand(3, 5), torch.zeros(3)), "are for images"),
         (lambda: KorniaAugmentation("best"), "name must be one of random, trivial"),
         (lambda: KorniaAugmentation("random", m=30), r"m must lie in 1\.\.29"),
         (lambda: KorniaAugmentation(share=0), "share must be at least 1"),
@@ -146,3 +186,5 @@ def test_without_kornia_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "kornia.augmentation.auto", None)
     with pytest.raises(InputError, match=r"pip install 'autobalance\[vision\]'"):
         KorniaAugmentation()
+    with pytest.raises(InputError, match=r"Crops of any size need Kornia. Install it"):
+        ResizedCrop(8)

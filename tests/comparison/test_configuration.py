@@ -118,7 +118,13 @@ def with_(**changes: Any) -> dict[str, Any]:
         (with_(tuning_runs=1), "tuning_runs must be at least 2; got 1"),
         (with_(tuning_runs="8"), "tuning_runs must be a whole number; got '8'"),
         (with_(head="norm"), "head must be one of cosine, linear; got 'norm'"),
-        (with_(augment="crops"), "augment must be one of random, standard, trivial; got 'crops'"),
+        (
+            with_(augment="crops"),
+            "augment must be one of random, resized_crop, standard, trivial; got 'crops'",
+        ),
+        (with_(precision="16-mixed"), "precision must be one of 32-true, bf16-mixed"),
+        (with_(compiled=1), "compiled must be true or false; got 1"),
+        (with_(channels_last="yes"), "channels_last must be true or false"),
         (with_(augment={"padding": 4}), "augment must be a name, or a mapping with name"),
         (with_(augment=["standard"]), "augment must be a name, or a mapping with name"),
         (

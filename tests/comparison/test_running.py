@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -171,3 +172,55 @@ def test_a_backend_that_is_not_there_is_refused(tmp_path: Path, backend: str) ->
     with pytest.raises(InputError, match=f"There is no backend '{backend}' here .*leave --backend"):
         run_cells([cell(tmp_path)], Store(tmp_path / "cells.jsonl"), backend=backend)
     assert not (tmp_path / "cells.jsonl").exists()
+
+
+# GPUs ---------------------------------------------------------------------------------------------
+
+
+def test_cells_take_the_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that a cell leaves is the next one's; three cells at a time share two."""
+    monkeypatch.setattr(running.torch.cuda, "device_count", lambda: 2)
+    seen: list[str] = []
+    monkeypatch.setattr(running, "run_cell", lambda one, threads: seen.append(one.device))
+    on_gpu = [cell(tmp_path, device="cuda") for _ in range(5)]
+    with running._devices(on_gpu, 3, None) as free:
+        held = [free.get() for _ in range(3)]
+        assert held == ["cuda:0", "cuda:1", "cuda:0"]
+        for device in ("cuda:1", "cuda:0"):
+            free.put(device)
+            running._in_worker(on_gpu[0], 1, free)
+            assert seen[-1] == device
+            assert free.get() == device  # given back
+    for cells, backend in (
+        ([cell(tmp_path)] * 2, None),
+        ([cell(tmp_path, device="cuda:1")] * 2, None),
+        (on_gpu, "dask"),
+    ):
+        with running._devices(cells, 2, backend) as none:
+            assert none is None
+    monkeypatch.setattr(running.torch.cuda, "device_count", lambda: 1)
+    with running._devices(on_gpu, 2, None) as none:
+        assert none is None
+
+
+def test_a_cell_that_fails_gives_its_gpu_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    free: SimpleQueue[str] = SimpleQueue()
+    free.put("cuda:1")
+
+    def failing(one: Cell, threads: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "run_cell", failing)
+    with pytest.raises(KeyboardInterrupt):
+        running._in_worker(cell(device="cuda"), 1, free)
+    assert free.get_nowait() == "cuda:1"
+
+
+def test_side_by_side_is_refused_under_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for options in ({"jobs": 2}, {"backend": "ray"}):
+        with pytest.raises(InputError, match="Under torchrun all processes run each cell together"):
+            run_cells([], Store(tmp_path / "cells.jsonl"), **options)  # pyright: ignore[reportArgumentType]

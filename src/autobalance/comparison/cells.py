@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import shutil
 import time
@@ -187,6 +188,8 @@ def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
         "title": name,
         "kind": None,
     }
+    # Fabric tells of each network that it is to be in bfloat16.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with _threads(threads):
         try:
             method = _method(name)
