@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 
-SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
-"""FSDP's classes of both generations, by name: importing them takes time."""
+SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DTensor"}
+"""FSDP's classes of both generations and its weights', by name: importing them takes time."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ class Processes:
         Raises
         ------
         InputError
-            If the model is sharded, FSDP: its weights have no forward-mode derivative.
+            If a part of the model is sharded, by FSDP or as a DTensor: such weights have no
+            forward-mode derivative.
         """
+        kinds = {type(part) for part in (*model.modules(), *model.parameters())}
+        if SHARDED & {c.__name__ for kind in kinds for c in kind.__mro__}:
+            raise InputError(
+                "Hypergradients need forward-mode derivatives, which sharded weights (FSDP, DTensor) do "
+                "not have. Train with DDP, or search on frozen features; the loss found can then "
+                "train the sharded network."
+            )
         for wrapper in _wrappers(model):
             if isinstance(wrapper, DistributedDataParallel):
                 return cls(wrapper.process_group)
-            if SHARDED & {c.__name__ for c in type(wrapper).__mro__}:
-                raise InputError(
-                    "Hypergradients need forward-mode derivatives, which FSDP's sharded weights do "
-                    "not have. Train with DDP, or search on frozen features; the loss found can "
-                    "then train the sharded network."
-                )
         return cls()
 
     @property
