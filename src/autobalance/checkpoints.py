@@ -50,6 +50,9 @@ class OtherRun(InputError):
         super().__init__(message)
         self.differences = differences
 
+    def __reduce__(self) -> tuple[Any, ...]:  # processes tell each other
+        return type(self), (str(self), self.differences)
+
 
 def save_checkpoint(path: str | Path, state: dict[Any, Any], identity: dict[str, Any]) -> None:
     """Write a run's state, whole or not at all; the previous checkpoint stays until then.

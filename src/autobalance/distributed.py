@@ -8,10 +8,10 @@ size of the weights is reduced.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
+
+T = TypeVar("T")
 
 SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DTensor"}
 """FSDP's classes of both generations and its weights', by name: importing them takes time."""
@@ -123,6 +125,33 @@ class Processes:
         total = own.detach().clone()
         dist.all_reduce(total, group=self.group)
         return total
+
+    def gathered(self, own: Any) -> list[Any]:
+        """Something that can be pickled, of each process. To be called by all at the same place."""
+        found = [own] * self.size
+        if self.group is not None:
+            dist.all_gather_object(found, own, group=self.group)
+        return found
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What a function returns in the first process, where alone it is called, in all of them.
+
+        To be called by all at the same place. An InputError there is raised in all.
+        """
+        if self.group is None:
+            return make()
+        found: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                found = [(make(), None)]
+            except InputError as error:
+                found = [(None, error)]
+        first = dist.get_global_rank(self.group, 0)
+        dist.broadcast_object_list(found, first, group=self.group)
+        [(value, error)] = found
+        if error is not None:
+            raise error
+        return value
 
     def agree(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers: BatchNorm's statistics are of the rows that each saw.

@@ -189,7 +189,8 @@ class Checkpoint:
     state : callable
         Returns the run's state, beside the global random state, which is kept with it.
     processes : Processes
-        Those that train together: the first one writes, all read.
+        Those that train together: the first one writes and reads, for all of them. Where the others'
+        disks are elsewhere they need no file.
     """
 
     def __init__(
@@ -199,32 +200,50 @@ class Checkpoint:
         state: Callable[[], dict[str, Any]],
         processes: Processes = ALONE,
     ) -> None:
-        self.rank = processes.rank
-        self.path = None if path is None else _writable(path)
+        self.processes = processes
+        self.path = processes.of_first(lambda: None if path is None else _writable(path))
         self.identity = identity() if self.path else {}
         self.state = state
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The state of an earlier run, its random state restored; None where there is none."""
+        """The state of an earlier run, its random state restored; None where there is none.
+
+        Raises
+        ------
+        InputError
+            If the file is no checkpoint, or not of this run in each of the processes.
+        """
+        if self.path is None:
+            return None
+        identities = self.processes.gathered(self.identity)
+        saved = self.processes.of_first(lambda: self._read(identities))
+        if saved is None:
+            return None
+        set_random_state(saved["random"])
+        rank = self.processes.rank
+        if rank > 0:  # the state is the first process's, whose draws are not for all
+            torch.manual_seed(int(torch.randint(2**62, ())) + rank)
+        return saved["state"]
+
+    def _read(self, identities: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """What the file holds, which must be of each of these runs; None where there is no file."""
         if self.path is None or not self.path.exists():
             return None
-        saved = load_checkpoint(self.path, self.identity)
-        set_random_state(saved["random"])
-        if self.rank > 0:  # the state is the first process's, whose draws are not for all
-            torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
-        return saved["state"]
+        distinct = [run for i, run in enumerate(identities) if run not in identities[:i]]
+        saved, *_ = [load_checkpoint(self.path, run) for run in distinct]  # each is checked
+        return saved
 
     def save_if_due(self) -> None:
         if (
             self.path is not None
-            and self.rank == 0
+            and self.processes.rank == 0
             and time.monotonic() - self._last >= CHECKPOINT_SECONDS
         ):
             self.save()
 
     def save(self) -> None:
-        if self.path is not None and self.rank == 0:
+        if self.path is not None and self.processes.rank == 0:
             tree = {"state": self.state(), "random": random_state()}
             save_checkpoint(self.path, tree, self.identity)
             self._last = time.monotonic()

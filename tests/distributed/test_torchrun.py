@@ -44,9 +44,13 @@ def test_processes_with_batchnorm_end_with_the_same_choice_and_network(tmp_path:
     """Each sees other rows, so that their statistics differ until they agree."""
     run(torchrun("--nproc-per-node=2", str(TESTS / "distributed" / "agreeing.py"), str(tmp_path)))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first.pop("files") == ["node 0/retrained"]
+    assert second.pop("files") == []
     assert first == second
     assert len(first["candidates"]) == 3
-    assert first["again"] == first["model"]  # from the checkpoint at the end
+    assert first["again"] == first["model"]  # from the checkpoint at the end, which one rank has
+    assert first["other seed"] == {"seed": (2, 3)}
+    assert set(first["other data in the second"]) == {"data"}
 
 
 @pytest.mark.slow
