@@ -153,6 +153,15 @@ class Processes:
             raise error
         return value
 
+    def draw_apart(self, seed: int) -> None:
+        """Let dropout and augmentation differ between processes: seed the global random state by each.
+
+        To be called once all networks are made, whose weights must be the same in every process and
+        those of one process alone.
+        """
+        if self.size > 1:
+            torch.manual_seed(seed + self.rank)
+
     def agree(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers: BatchNorm's statistics are of the rows that each saw.
 

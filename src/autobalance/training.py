@@ -372,8 +372,6 @@ class LowerLevel:
                 f"Each of {self.processes.size} processes needs an example of every batch; a batch "
                 f"has {min(recipe.batch_size, len(data))}. Start fewer, or raise batch_size."
             )
-        if self.processes.size > 1:  # dropout and augmentation differ between processes
-            torch.manual_seed(seed + self.processes.rank)
         self.recent: deque[Batch] = deque(maxlen=remembered)
         self._indices: deque[Tensor] = deque(maxlen=remembered)
         generator = torch.Generator().manual_seed(seed)
