@@ -501,6 +501,38 @@ def test_make_fabric_on_the_cpu() -> None:
     assert make_fabric("cpu").device == torch.device("cpu")
 
 
+def test_an_index_is_refused_where_several_processes_share_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is built; where each has a machine for itself the index counts."""
+    built: list[dict[str, Any]] = []
+
+    class Recording:
+        def __init__(self, **options: Any) -> None:
+            built.append(options)
+
+        def launch(self) -> None: ...
+
+    monkeypatch.setattr(training, "Fabric", Recording)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for local in ("2", None):  # without it all are on this machine
+        if local is None:
+            monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        else:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        with pytest.raises(InputError, match=f'Each of the {local or 4}.*Give device "cuda"'):
+            make_fabric("cuda:1")
+    assert not built
+    make_fabric("cuda")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    make_fabric("cuda:1")
+    assert [(b["devices"], b["num_nodes"]) for b in built] == [(4, 1), ([1], 4)]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    make_fabric("cuda:1")
+    assert (built[-1]["devices"], "strategy" in built[-1]) == ([1], False)
+
+
 def test_whole_numbers_of_numpy_serve_as_data() -> None:
     data = ArrayData.of(np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 3)
     assert isinstance(quick(data=data), nn.Linear)

@@ -121,20 +121,30 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
 
     In a process that `torchrun` (or `fabric run`) started, all of its processes train together, by
     DDP, each on a device of this kind.
+
+    Raises
+    ------
+    InputError
+        If the device is not here, or one is given by its index to several processes of a machine.
     """
     kind, colon, index = instance("device", device, str).partition(":")
     if (colon and not index.isdigit()) or len(device) > 20:
         raise InputError(f"device must be auto, cpu, cuda, cuda:1 or mps; got {shown(device)}.")
     devices: Any = [int(index)] if index.isdigit() else 1
     world = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1
+    if index and local > 1:
+        raise InputError(
+            f'Each of the {local} processes on this machine takes a device of its own; got "{device}" for '
+            f'all. Give device "{kind}", and say which they may take by CUDA_VISIBLE_DEVICES.'
+        )
     try:
         if world == 1:
             return Fabric(accelerator=kind, devices=devices, precision=precision)
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         fabric = Fabric(
             accelerator=kind,
             strategy="ddp",
-            devices=local,
+            devices=devices if index else local,
             num_nodes=world // local,
             precision=precision,
         )
