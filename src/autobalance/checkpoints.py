@@ -132,8 +132,8 @@ def fingerprint(*tensors: Tensor | None) -> str:
 
 
 def random_state() -> dict[str, Any]:
-    """State of torch's global random generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """State of torch's global random generators; of GPUs' only where one is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.random.get_rng_state(), "cuda": cuda}
 
 

@@ -159,12 +159,20 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global random state and give it back as it was."""
+    """Seed the global random state and give it back as it was.
+
+    A run on the CPU starts nothing on a GPU: before CUDA's first use its generators have drawn nothing,
+    and are where the seed of the CPU's puts them.
+    """
     seed_number(seed)
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    started, before = torch.cuda.is_initialized(), torch.initial_seed()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else []):
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if not started:
+                torch.cuda.manual_seed_all(before)
 
 
 def make_optimizer(
