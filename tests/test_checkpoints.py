@@ -182,7 +182,9 @@ def test_each_process_goes_on_with_draws_of_its_own(tmp_path: Path) -> None:
     """The state is the first process's; the others must not drop the same units from then on."""
 
     def at(rank: int) -> Checkpoint:
-        processes: Any = SimpleNamespace(rank=rank)
+        processes: Any = SimpleNamespace(
+            rank=rank, of_first=lambda make: make(), gathered=lambda own: [own]
+        )
         return Checkpoint(tmp_path / "state", dict, lambda: {"done": 1}, processes)
 
     torch.manual_seed(5)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance import training
+from autobalance.checkpoints import random_state
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.data.batches import ArrayData, ResampledBatches, ShuffledBatches
 from autobalance.losses import (
@@ -499,6 +500,64 @@ def test_the_lower_level_keeps_its_last_batches(remembered: int) -> None:
 
 def test_make_fabric_on_the_cpu() -> None:
     assert make_fabric("cpu").device == torch.device("cpu")
+
+
+def test_an_index_is_refused_where_several_processes_share_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is built; where each has a machine for itself the index counts."""
+    built: list[dict[str, Any]] = []
+
+    class Recording:
+        def __init__(self, **options: Any) -> None:
+            built.append(options)
+
+        def launch(self) -> None: ...
+
+    monkeypatch.setattr(training, "Fabric", Recording)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for local in ("2", None):  # without it all are on this machine
+        if local is None:
+            monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        else:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        with pytest.raises(InputError, match=f'Each of the {local or 4}.*Give device "cuda"'):
+            make_fabric("cuda:1")
+    assert not built
+    make_fabric("cuda")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    make_fabric("cuda:1")
+    assert [(b["devices"], b["num_nodes"]) for b in built] == [(4, 1), ([1], 4)]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    make_fabric("cuda:1")
+    assert (built[-1]["devices"], "strategy" in built[-1]) == ([1], False)
+
+
+def test_a_run_on_the_cpu_starts_nothing_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their seed, which torch keeps for later, comes back as well; once they are in use, their states."""
+
+    def started(*_: Any) -> Tensor:
+        raise AssertionError("CUDA was started")
+
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", started)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(11)
+    with seeded(3):
+        assert random_state()["cuda"] == []
+    assert seeds == [11, 3, 11]
+    restored: list[tuple[Tensor, int]] = []
+    states = [torch.tensor(0), torch.tensor(1)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *a: restored.append(a))
+    with seeded(4):
+        assert not restored
+    assert restored == [(states[0], 0), (states[1], 1)]
+    assert seeds == [11, 3, 11, 4]
 
 
 def test_whole_numbers_of_numpy_serve_as_data() -> None:

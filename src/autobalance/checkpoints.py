@@ -50,6 +50,9 @@ class OtherRun(InputError):
         super().__init__(message)
         self.differences = differences
 
+    def __reduce__(self) -> tuple[Any, ...]:  # processes tell each other
+        return type(self), (str(self), self.differences)
+
 
 def save_checkpoint(path: str | Path, state: dict[Any, Any], identity: dict[str, Any]) -> None:
     """Write a run's state, whole or not at all; the previous checkpoint stays until then.
@@ -135,8 +138,8 @@ def fingerprint(*tensors: Tensor | Digested | None) -> str:
 
 
 def random_state() -> dict[str, Any]:
-    """State of torch's global random generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """State of torch's global random generators; of GPUs' only where one is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.random.get_rng_state(), "cuda": cuda}
 
 

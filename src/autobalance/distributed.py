@@ -9,10 +9,10 @@ size of the weights is reduced.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 
-SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
-"""FSDP's classes of both generations, by name: importing them takes time."""
+T = TypeVar("T")
+
+SHARDED = {"FullyShardedDataParallel", "FSDPModule", "DTensor"}
+"""FSDP's classes of both generations and its weights', by name: importing them takes time."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,26 @@ class Processes:
         Raises
         ------
         InputError
-            If the model is sharded, FSDP: its weights have no forward-mode derivative.
+            If a part of the model is sharded, by FSDP or as a DTensor: such weights have no
+            forward-mode derivative.
         """
+        kinds = {type(part) for part in (*model.modules(), *model.parameters())}
+        if SHARDED & {c.__name__ for kind in kinds for c in kind.__mro__}:
+            raise InputError(
+                "Hypergradients need forward-mode derivatives, which sharded weights (FSDP, DTensor) do "
+                "not have. Train with DDP, or search on frozen features; the loss found can then "
+                "train the sharded network."
+            )
         for wrapper in _wrappers(model):
             if isinstance(wrapper, DistributedDataParallel):
                 return cls(wrapper.process_group)
-            if SHARDED & {c.__name__ for c in type(wrapper).__mro__}:
-                raise InputError(
-                    "Hypergradients need forward-mode derivatives, which FSDP's sharded weights do "
-                    "not have. Train with DDP, or search on frozen features; the loss found can "
-                    "then train the sharded network."
-                )
         return cls()
+
+    @classmethod
+    def all(cls) -> Processes:
+        """All that torch.distributed knows of; this one alone where it knows of none."""
+        started = dist.is_available() and dist.is_initialized()
+        return cls(dist.group.WORLD) if started else cls()
 
     @property
     def overlooked(self) -> bool:
@@ -123,6 +133,42 @@ class Processes:
         dist.all_reduce(total, group=self.group)
         return total
 
+    def gathered(self, own: Any) -> list[Any]:
+        """Something that can be pickled, of each process. To be called by all at the same place."""
+        found = [own] * self.size
+        if self.group is not None:
+            dist.all_gather_object(found, own, group=self.group)
+        return found
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What a function returns in the first process, where alone it is called, in all of them.
+
+        To be called by all at the same place. An InputError there is raised in all.
+        """
+        if self.group is None:
+            return make()
+        found: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                found = [(make(), None)]
+            except InputError as error:
+                found = [(None, error)]
+        first = dist.get_global_rank(self.group, 0)
+        dist.broadcast_object_list(found, first, group=self.group)
+        [(value, error)] = found
+        if error is not None:
+            raise error
+        return value
+
+    def draw_apart(self, seed: int) -> None:
+        """Let dropout and augmentation differ between processes: seed the global random state by each.
+
+        To be called once all networks are made, whose weights must be the same in every process and
+        those of one process alone.
+        """
+        if self.size > 1:
+            torch.manual_seed(seed + self.rank)
+
     def agree(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers: BatchNorm's statistics are of the rows that each saw.
 
@@ -156,15 +202,6 @@ def first_process() -> bool:
 def processes_started() -> int:
     """How many processes `torchrun` (or `fabric run`) started to train together; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def said_by_first(value: Any) -> Any:
-    """What the first process has, for all, where the processes know of each other; it is pickled."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    told = [value]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

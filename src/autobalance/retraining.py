@@ -125,6 +125,7 @@ def retrain(
             sampling=sampling,
             augment=None if augment is None else augment.to(fabric.device),
         )
+        lower.processes.draw_apart(seed)
         loss = copy.deepcopy(loss).to(fabric.device)
 
         def identity() -> dict[str, Any]:

@@ -253,6 +253,7 @@ class SearchRun:
             )
             for i, (train, held) in enumerate(self.splits)
         ]
+        self.folds[0].lower.processes.draw_apart(seed)
         self.held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
         self.tuner = self._new_tuner()
         self.total = self.folds[0].lower.total

@@ -119,20 +119,30 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
 
     In a process that `torchrun` (or `fabric run`) started, all of its processes train together, by
     DDP, each on a device of this kind.
+
+    Raises
+    ------
+    InputError
+        If the device is not here, or one is given by its index to several processes of a machine.
     """
     kind, colon, index = instance("device", device, str).partition(":")
     if (colon and not index.isdigit()) or len(device) > 20:
         raise InputError(f"device must be auto, cpu, cuda, cuda:1 or mps; got {shown(device)}.")
     devices: Any = [int(index)] if index.isdigit() else 1
     world = processes_started()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1
+    if index and local > 1:
+        raise InputError(
+            f'Each of the {local} processes on this machine takes a device of its own; got "{device}" for '
+            f'all. Give device "{kind}", and say which they may take by CUDA_VISIBLE_DEVICES.'
+        )
     try:
         if world == 1:
             return Fabric(accelerator=kind, devices=devices, precision=precision)
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         fabric = Fabric(
             accelerator=kind,
             strategy="ddp",
-            devices=local,
+            devices=devices if index else local,
             num_nodes=world // local,
             precision=precision,
         )
@@ -147,12 +157,20 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global random state and give it back as it was."""
+    """Seed the global random state and give it back as it was.
+
+    A run on the CPU starts nothing on a GPU: before CUDA's first use its generators have drawn nothing,
+    and are where the seed of the CPU's puts them.
+    """
     seed_number(seed)
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    started, before = torch.cuda.is_initialized(), torch.initial_seed()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else []):
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if not started:
+                torch.cuda.manual_seed_all(before)
 
 
 def make_optimizer(
@@ -187,7 +205,8 @@ class Checkpoint:
     state : callable
         Returns the run's state, beside the global random state, which is kept with it.
     processes : Processes
-        Those that train together: the first one writes, all read.
+        Those that train together: the first one writes and reads, for all of them. Where the others'
+        disks are elsewhere they need no file.
     """
 
     def __init__(
@@ -197,32 +216,50 @@ class Checkpoint:
         state: Callable[[], dict[str, Any]],
         processes: Processes = ALONE,
     ) -> None:
-        self.rank = processes.rank
-        self.path = None if path is None else _writable(path)
+        self.processes = processes
+        self.path = processes.of_first(lambda: None if path is None else _writable(path))
         self.identity = identity() if self.path else {}
         self.state = state
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The state of an earlier run, its random state restored; None where there is none."""
+        """The state of an earlier run, its random state restored; None where there is none.
+
+        Raises
+        ------
+        InputError
+            If the file is no checkpoint, or not of this run in each of the processes.
+        """
+        if self.path is None:
+            return None
+        identities = self.processes.gathered(self.identity)
+        saved = self.processes.of_first(lambda: self._read(identities))
+        if saved is None:
+            return None
+        set_random_state(saved["random"])
+        rank = self.processes.rank
+        if rank > 0:  # the state is the first process's, whose draws are not for all
+            torch.manual_seed(int(torch.randint(2**62, ())) + rank)
+        return saved["state"]
+
+    def _read(self, identities: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """What the file holds, which must be of each of these runs; None where there is no file."""
         if self.path is None or not self.path.exists():
             return None
-        saved = load_checkpoint(self.path, self.identity)
-        set_random_state(saved["random"])
-        if self.rank > 0:  # the state is the first process's, whose draws are not for all
-            torch.manual_seed(int(torch.randint(2**62, ())) + self.rank)
-        return saved["state"]
+        distinct = [run for i, run in enumerate(identities) if run not in identities[:i]]
+        saved, *_ = [load_checkpoint(self.path, run) for run in distinct]  # each is checked
+        return saved
 
     def save_if_due(self) -> None:
         if (
             self.path is not None
-            and self.rank == 0
+            and self.processes.rank == 0
             and time.monotonic() - self._last >= CHECKPOINT_SECONDS
         ):
             self.save()
 
     def save(self) -> None:
-        if self.path is not None and self.rank == 0:
+        if self.path is not None and self.processes.rank == 0:
             tree = {"state": self.state(), "random": random_state()}
             save_checkpoint(self.path, tree, self.identity)
             self._last = time.monotonic()
@@ -351,8 +388,6 @@ class LowerLevel:
                 f"Each of {self.processes.size} processes needs an example of every batch; a batch "
                 f"has {min(recipe.batch_size, len(data))}. Start fewer, or raise batch_size."
             )
-        if self.processes.size > 1:  # dropout and augmentation differ between processes
-            torch.manual_seed(seed + self.processes.rank)
         self.recent: deque[Batch] = deque(maxlen=remembered)
         self._indices: deque[Tensor] = deque(maxlen=remembered)
         generator = torch.Generator().manual_seed(seed)

@@ -1,15 +1,20 @@
-"""A search with BatchNorm and a final choice, and one continued, for `torchrun`: what each rank ends with."""
+"""A search with BatchNorm and a final choice, and one continued, for `torchrun`: what each rank ends with.
+
+Each rank keeps its checkpoint in a folder of its own, as on nodes without a shared disk.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from autobalance import Recipe, SearchSettings, retrain, search
-from autobalance.checkpoints import fingerprint
+from autobalance.checkpoints import OtherRun, fingerprint
+from autobalance.data import ArrayData
 from helpers import blobs
 
 
@@ -25,22 +30,40 @@ if __name__ == "__main__":
     recipe = Recipe(epochs=1, min_steps=40, batch_size=16, lr=0.05)
     settings = SearchSettings(folds=2, validation_batch_size=16)
     result = search(network, data, recipe=recipe, settings=settings, seed=2, device="cpu")
-    checkpoint = out / "retrained"
-    model = retrain(
-        network, data, result.loss, recipe=recipe, seed=2, device="cpu", checkpoint=checkpoint
-    )
-    torch.distributed.barrier()
-    again = retrain(
-        network, data, result.loss, recipe=recipe, seed=2, device="cpu", checkpoint=checkpoint
-    )
+    rank = torch.distributed.get_rank()
+    checkpoint = out / f"node {rank}" / "retrained"
+
+    def retrained(seed: int, data: ArrayData) -> str:
+        model = retrain(
+            network,
+            data,
+            result.loss,
+            recipe=recipe,
+            seed=seed,
+            device="cpu",
+            checkpoint=checkpoint,
+        )
+        return fingerprint(*model.state_dict().values())
+
+    def refused(seed: int, data: ArrayData) -> dict[str, Any]:
+        try:
+            retrained(seed, data)
+        except OtherRun as error:
+            return error.differences
+        return {}
+
+    model = retrained(2, data)
     torch.save(
         {
             "choice": result.choice,
             "candidates": [(c.objective, c.wrong) for c in result.candidates],
             "held_out": result.held_out and result.held_out.wrong,
             "calibration": repr(result.calibration),
-            "model": fingerprint(*model.state_dict().values()),
-            "again": fingerprint(*again.state_dict().values()),
+            "model": model,
+            "again": retrained(2, data),
+            "other seed": refused(3, data),
+            "other data in the second": refused(2, data if rank == 0 else blobs((60, 30, 13))),
+            "files": [str(p.relative_to(out)) for p in out.glob("node*/*")] if rank == 0 else [],
         },
-        out / f"{torch.distributed.get_rank()}.pt",
+        out / f"{rank}.pt",
     )

@@ -65,6 +65,13 @@ def test_batch_norm_of_all_keeps_its_digits(dtype: torch.dtype) -> None:
     )
 
 
+def test_a_network_sharded_in_part_is_refused(results: list[dict[str, Any]]) -> None:
+    """FSDP of both generations around a child, and a DTensor among the weights."""
+    for result in results:
+        assert set(result["refusals"]) == {"by_fsdp2", "by_fsdp1", "a_weight"}
+        assert all("Train with DDP" in said for said in result["refusals"].values())
+
+
 @pytest.mark.parametrize("name", ["FullyShardedDataParallel", "FSDPModule"])
 def test_a_sharded_network_is_refused(name: str) -> None:
     """By the name of its class, or of one that it derives from."""

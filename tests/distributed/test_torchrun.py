@@ -31,26 +31,32 @@ def run(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_two_processes_find_the_loss_that_one_finds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folds", ["1", "3"])
+def test_two_processes_find_the_loss_that_one_finds(tmp_path: Path, folds: str) -> None:
+    """The networks are in float64, the loss is in float32. Each fold starts at weights of its own."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
-    run([sys.executable, SCRIPT, str(alone)])
-    run(torchrun("--nproc-per-node=2", SCRIPT, str(together)))
+    run([sys.executable, SCRIPT, str(alone), folds])
+    run(torchrun("--nproc-per-node=2", SCRIPT, str(together), folds))
     expected = torch.load(alone / "0.pt")
     for rank in (0, 1):
         found: dict[str, Any] = torch.load(together / f"{rank}.pt")
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6)
 
 
 def test_processes_with_batchnorm_end_with_the_same_choice_and_network(tmp_path: Path) -> None:
     """Each sees other rows, so that their statistics differ until they agree."""
     run(torchrun("--nproc-per-node=2", str(TESTS / "distributed" / "agreeing.py"), str(tmp_path)))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first.pop("files") == ["node 0/retrained"]
+    assert second.pop("files") == []
     assert first == second
     assert len(first["candidates"]) == 3
-    assert first["again"] == first["model"]  # from the checkpoint at the end
+    assert first["again"] == first["model"]  # from the checkpoint at the end, which one rank has
+    assert first["other seed"] == {"seed": (2, 3)}
+    assert set(first["other data in the second"]) == {"data"}
 
 
 COMPARISON = """
@@ -99,7 +105,7 @@ def test_a_comparison_runs_each_cell_in_all_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_a_new_one_goes_on(tmp_path: Path) -> None:
     checkpoint = tmp_path / "state.safetensors"
-    command = torchrun("--nproc-per-node=2", SCRIPT, str(tmp_path), str(checkpoint))
+    command = torchrun("--nproc-per-node=2", SCRIPT, str(tmp_path), "1", str(checkpoint))
     job = subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -10,9 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from autobalance.checks import InputError
 from autobalance.data.batches import Batch
+from autobalance.distributed import Processes
 from autobalance.hypergrad import ConjugateGradient, Identity, SingleLoop, Solver, hypergradient
 from autobalance.hypergrad.system import flatten
 from autobalance.objectives import Objective, as_objective
@@ -155,6 +160,31 @@ def tune(rank: int, world: int) -> dict[str, Any]:
     return results
 
 
+def refusals() -> dict[str, str]:
+    """What is said of networks of which a child alone, or only a weight, is sharded."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def by_fsdp2(model: nn.Sequential) -> None:
+        fully_shard(model[0], mesh=mesh)
+
+    def by_fsdp1(model: nn.Sequential) -> None:
+        model[0] = FullyShardedDataParallel(model[0], device_id=torch.device("cpu"))
+
+    def a_weight(model: nn.Sequential) -> None:
+        weight = distribute_tensor(model[0].weight.detach(), mesh, [Shard(0)])
+        model[0].weight = nn.Parameter(weight)
+
+    said = {}
+    for shard in (by_fsdp2, by_fsdp1, a_weight):
+        model = nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 3))
+        shard(model)
+        try:
+            Processes.of(model)
+        except InputError as error:
+            said[shard.__name__] = str(error)
+    return said
+
+
 def main(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -163,6 +193,7 @@ def main(rank: int, world: int, folder: str) -> None:
     try:
         results = {name: compare(name, rank, world) for name in CASES}
         results["tuner"] = tune(rank, world)
+        results["refusals"] = refusals()
         torch.save(results, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()

@@ -20,7 +20,7 @@ from autobalance.checks import InputError
 from autobalance.comparison.cells import Cell, run_cell
 from autobalance.comparison.methods import METHODS
 from autobalance.comparison.store import Store
-from autobalance.distributed import first_process, processes_started, said_by_first
+from autobalance.distributed import Processes, first_process, processes_started
 from autobalance.training import make_fabric
 
 _EXTRAS = {"optuna": "compare", "kornia": "vision"}
@@ -76,10 +76,9 @@ def run_cells(
             "Under torchrun all processes run each cell together. Leave --jobs and --backend out, or start "
             "without torchrun: --jobs then spreads the cells over the GPUs of this machine."
         )
-    waiting = waiting_cells(cells, store, again)
     if together and cells:
         make_fabric(cells[0].device)  # the processes find each other
-        waiting = said_by_first(waiting)
+    waiting = Processes.all().of_first(lambda: waiting_cells(cells, store, again))
     done = len(cells) - len(waiting)
     with _backend(backend), warnings.catch_warnings():
         # joblib's advice to whoever stops it, which Ctrl-C does.
