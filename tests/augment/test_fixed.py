@@ -122,6 +122,13 @@ def test_colours_change_by_example_as_far_as_asked_for() -> None:
     brightness = module(grey, torch.zeros(300).long()).mean(dim=(1, 2, 3))
     assert 0.28 < float(brightness.min()) < 0.34
     assert 0.66 < float(brightness.max()) < 0.72
+    red = grey * torch.tensor([2.0, 0.0, 0.0])[:, None, None]
+    hues = ResizedCrop(4, scale=(1.0, 1.0), ratio=(1.0, 1.0), hue=0.25)
+    turned = hues(red, torch.zeros(300).long())[:, :, 0, 0]
+    assert torch.allclose(turned.max(dim=1).values, torch.tensor(1.0), atol=1e-5)
+    assert torch.allclose(turned.min(dim=1).values, torch.tensor(0.0), atol=1e-5)
+    assert float(turned[:, 1].max()) > 0.9  # to yellow on the one side
+    assert float(turned[:, 2].max()) > 0.9  # and to magenta on the other
 
 
 def test_kornia_draws_for_each_example_unless_told_otherwise() -> None:
@@ -171,6 +178,7 @@ def test_by_hand_is_the_inverse_of_per_class() -> None:
         (lambda: ResizedCrop(8, scale=(0.5, 1.5)), r"scale must lie in \(0, 1\]; got \(0.5, 1.5\)"),
         (lambda: ResizedCrop(8, ratio=(2.0, 0.5)), "ratio must be two numbers above 0, the least"),
         (lambda: ResizedCrop(8, colour=1.5), "colour must"),
+        (lambda: ResizedCrop(8, hue=0.6), r"hue must lie in \[0, 0.5\]; got 0.6"),
         (lambda: ResizedCrop(8)(torch.rand(3, 5), torch.zeros(3)), "are for images"),
         (lambda: KorniaAugmentation("best"), "name must be one of random, trivial"),
         (lambda: KorniaAugmentation("random", m=30), r"m must lie in 1\.\.29"),

@@ -97,6 +97,8 @@ class ResizedCrop(nn.Module):
     colour : float
         Brightness, contrast and saturation change by factors in 1 - colour to 1 + colour, in any order; in
         [0, 1], 0 for no change.
+    hue : float
+        Hues turn by up to so much of the circle, either way, in [0, 0.5].
     value_range : tuple
         As for `AugmentationPolicy`.
 
@@ -114,6 +116,7 @@ class ResizedCrop(nn.Module):
         ratio: Sequence[float] = (0.75, 4 / 3),
         flip: bool = True,
         colour: float = 0.0,
+        hue: float = 0.0,
         value_range: Any = (0.0, 1.0),
     ) -> None:
         super().__init__()
@@ -121,7 +124,9 @@ class ResizedCrop(nn.Module):
         self.scale, self.ratio = _interval("scale", scale), _interval("ratio", ratio)
         if self.scale[1] > 1.0:
             raise InputError(f"scale must lie in (0, 1]; got {tuple(scale)}.")
-        self.flip, self.colour = flip, zero_to_one("colour", colour)
+        self.flip, self.colour, self.hue = flip, zero_to_one("colour", colour), hue
+        if not 0.0 <= zero_to_one("hue", hue) <= 0.5:
+            raise InputError(f"hue must lie in [0, 0.5]; got {hue}.")
         self.draw = Draw(value_range=checked_range(value_range))
         kornia = _kornia("Crops of any size")
         both = (self.size, self.size)
@@ -132,8 +137,8 @@ class ResizedCrop(nn.Module):
         )
         if flip:
             self.steps.append(kornia.RandomHorizontalFlip(0.5))
-        if colour:
-            self.steps.append(kornia.ColorJitter(colour, colour, colour))
+        if colour or hue:
+            self.steps.append(kornia.ColorJitter(colour, colour, colour, hue))
 
     def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
         checked_inputs(inputs, (Flip(),), self.draw)
@@ -142,7 +147,7 @@ class ResizedCrop(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"size={self.size}, scale={self.scale}, ratio={self.ratio}, flip={self.flip}, "
-            f"colour={self.colour}"
+            f"colour={self.colour}, hue={self.hue}"
         )
 
 

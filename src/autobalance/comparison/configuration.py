@@ -33,7 +33,7 @@ AUGMENTATIONS = {
     "standard": ("padding", "flip"),
     "trivial": ("share",),
     "random": ("n", "m", "share"),
-    "resized_crop": ("size", "scale", "ratio", "flip", "colour"),
+    "resized_crop": ("size", "scale", "ratio", "flip", "colour", "hue"),
 }
 """What `augment` may name, and the options of each."""
 
@@ -60,7 +60,7 @@ class Configuration:
     augment : mapping, optional
         How all methods augment images in training, but for those that name an augmentation of
         their own: ``{"name": "standard", "padding": 4, "flip": True}`` for random crops and flips,
-        "resized_crop" (`size`, `scale`, `ratio`, `flip`, `colour`) for crops of any size as networks
+        "resized_crop" (`size`, `scale`, `ratio`, `flip`, `colour`, `hue`) for crops of any size as networks
         are trained with on ImageNet, "trivial" (`share`) and "random" (`n`, `m`, `share`) for
         TrivialAugment and RandAugment; see `autobalance.augment`. In YAML the name alone will do.
     head : {"linear", "cosine"}
