@@ -184,13 +184,14 @@ class TrainingSystem:
             total += batch.hessian_product(vector) if exact else batch.pull(tangents[-1])
         return total / len(self.batches) + self.shift * vector, torch.cat(tangents)
 
-    def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
-        """The form v' A v, for u = J v; without a reverse pass under Gauss-Newton."""
+    def quadratic(self, vector: Tensor, tangent: Tensor) -> Tensor:
+        """The form v' A v in float64, for u = J v; without a reverse pass under Gauss-Newton."""
         if self.curvature == "hessian":
-            return float(vector @ self.product(vector)[0])
+            return (vector @ self.product(vector)[0]).double()
         parts = zip(self.batches, self._split(tangent), strict=True)
-        curved = sum(float((batch.curved(u) * u).sum()) for batch, u in parts)
-        return curved / len(self.batches) + float((self.shift * vector) @ vector)
+        nothing = vector.new_zeros((), dtype=torch.float64)
+        curved = sum(((batch.curved(u) * u).sum().double() for batch, u in parts), nothing)
+        return curved / len(self.batches) + ((self.shift * vector) @ vector).double()
 
     def mixed(self, tangent: Tensor) -> list[Tensor]:
         """d/dalpha <dL/df, u> for u = J q, one tensor for each of alpha."""
