@@ -124,8 +124,9 @@ def hypergradient(
         model.eval()
         own = call(model, dict(parameters), validation_batch.inputs, processes)
         check_width(own, loss.space.num_classes)
-        validation_batch = processes.labels(validation_batch)
-        logits = processes.union(own)
+        sizes = processes.sizes_of(own)
+        validation_batch = processes.labels(validation_batch, sizes)
+        logits = processes.union(own, sizes)
         given = {
             "groups": validation_batch.groups,
             "sample_weight": validation_batch.sample_weight,
