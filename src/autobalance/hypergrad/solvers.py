@@ -338,6 +338,7 @@ class Nystrom(Solver):
         if norm == 0.0:
             return _zero(system, b)
         generator = torch.Generator().manual_seed(self.seed)
+        # In float64 for all, or float32 weights would have another Omega than float64 ones.
         omega = torch.randn(self.rank, b.numel(), generator=generator, dtype=torch.float64).to(b)
         shift = system.shift + torch.zeros_like(b)
         columns = torch.stack([system.product(row)[0] for row in omega]) - omega * shift
