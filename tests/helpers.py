@@ -260,9 +260,9 @@ class MatrixSystem:
         self.products += 1
         return self.A @ vector, self.J @ vector
 
-    def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
+    def quadratic(self, vector: Tensor, tangent: Tensor) -> Tensor:
         torch.testing.assert_close(tangent, self.J @ vector)
-        return float(vector @ self.A @ vector)
+        return (vector @ self.A @ vector).double()
 
 
 def matrix(eigenvalues: list[float], seed: int = 0) -> Tensor:

@@ -271,7 +271,7 @@ def pull(held: Batch, objective: Any, **given: Any) -> float:
     solution = hypergradient(
         network("mlp"), upper.loss, BalancedError(), images(10), held, solver=Identity()
     ).solution
-    return upper.update([Hypergradient(zeros, 0.0, 0.0, solution, 2)], held).norm
+    return upper.update([Hypergradient(zeros, 0.0, 0.0, solution, 2, finite=True)], held).norm
 
 
 def test_the_prior_counts_for_one_over_the_effective_validation_size_and_a_fiftieth() -> None:

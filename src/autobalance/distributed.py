@@ -82,9 +82,9 @@ class Processes:
     def rank(self) -> int:
         return 0 if self.group is None else dist.get_rank(self.group)
 
-    def rows(self, own: Tensor) -> slice:
-        """Where this process's rows lie in the union."""
-        begin = sum(self._sizes(own)[: self.rank])
+    def rows(self, own: Tensor, sizes: Sequence[int] | None = None) -> slice:
+        """Where this process's rows lie in the union; `sizes` as for `union`."""
+        begin = sum((self.sizes_of(own) if sizes is None else sizes)[: self.rank])
         return slice(begin, begin + len(own))
 
     def union(self, own: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
@@ -95,7 +95,7 @@ class Processes:
         """
         if self.group is None:
             return own
-        sizes = self._sizes(own) if sizes is None else sizes
+        sizes = self.sizes_of(own) if sizes is None else sizes
         padded = own.detach().new_zeros((max(sizes), *own.shape[1:]))
         padded[: len(own)] = own.detach()
         parts = [torch.empty_like(padded) for _ in sizes]
@@ -108,6 +108,7 @@ class Processes:
         """The batch with its own inputs and the union's labels, groups and weights."""
         if self.group is None:
             return batch
+        sizes = self.sizes_of(batch.target) if sizes is None else sizes
         return replace(
             batch,
             **{
@@ -180,14 +181,14 @@ class Processes:
         for buffer in model.buffers():
             dist.broadcast(buffer, first, group=self.group)
 
-    def _sizes(self, own: Tensor) -> list[int]:
-        """Rows of each process."""
+    def sizes_of(self, own: Tensor) -> list[int]:
+        """Rows of each process, which they tell each other; a GPU is waited for."""
         if self.group is None:
             return [len(own)]
         mine = torch.tensor([len(own)], device=own.device)
         found = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(found, mine, group=self.group)
-        return [int(n) for n in found]
+        return torch.cat(found).tolist()
 
 
 ALONE = Processes()

@@ -455,8 +455,8 @@ class LowerLevel:
         if not steps:
             return
         numbers, values, norms = zip(*steps, strict=True)
-        read = torch.stack(values).tolist(), torch.stack(norms).tolist()
-        for step, value, norm in zip(numbers, *read, strict=True):
+        read = torch.stack([*values, *norms]).tolist()
+        for step, value, norm in zip(numbers, read[: len(steps)], read[len(steps) :], strict=True):
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise TrainingDiverged(
                     f"The training loss became non-finite at step {step} of {self.total} "

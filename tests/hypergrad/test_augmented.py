@@ -149,7 +149,7 @@ def test_hard_gates_have_the_derivative_of_the_mean_over_draws() -> None:
     for _ in range(2000):
         seen, log_probability = augment.drawn(batch.inputs, batch.target)
         assert log_probability is not None
-        weights = advantage(slopes(seen), batch.target)
+        weights = advantage(slopes(seen), batch.target, len(COUNTS))
         found = torch.autograd.grad(
             log_probability, list(augment.parameters()), weights, allow_unused=True
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.augment.images import GeometricOperation, warp
-from autobalance.augment.operations import Operation, domain_of
+from autobalance.augment.operations import Operation, constants, domain_of
 from autobalance.checks import InputError, one_of, positive
 
 Gate = Literal["hard", "relaxed"]
@@ -242,11 +242,10 @@ def _strengths(
         gate = (noisy > 0).to(logit.dtype)
         if logit.requires_grad:  # else it may be infinite
             log_probability = (gate * logit - nn.functional.softplus(logit)).sum(dim=1)
-    signed = logit.new_tensor([float(o.signed) for o in operations])
-    limit = logit.new_tensor([o.limit for o in operations])
-    graded = torch.tensor([o.graded for o in operations], device=logit.device)
+    about = [[float(o.signed), o.limit, float(o.graded)] for o in operations]
+    signed, limit, graded = constants(about, logit).unbind(dim=1)
     size = magnitude * limit * (drawn[1] * (1.0 + signed) - signed)
-    return gate * torch.where(graded, size, torch.ones_like(size)), log_probability
+    return gate * torch.where(graded > 0, size, torch.ones_like(size)), log_probability
 
 
 def _applied(operations: Sequence[Operation], x: Tensor, strength: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.augment.operations import Domain, Operation, per_example
+from autobalance.augment.operations import Domain, Operation, constants, per_example
 from autobalance.checks import InputError
 
 LUMA = (0.299, 0.587, 0.114)
@@ -46,7 +46,7 @@ class GeometricOperation(ImageOperation):
 def warp(images: Tensor, matrix: Tensor) -> Tensor:
     """Bilinear affine warp by matrices ``(n, 3, 3)`` in pixels from the centre."""
     height, width = images.shape[-2:]
-    half = matrix.new_tensor([width / 2, height / 2, 1.0])
+    half = constants([width / 2, height / 2, 1.0], matrix)
     # affine_grid counts in half widths and half heights.
     theta = (matrix * half / half[:, None])[:, :2]
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -213,7 +213,7 @@ class Blur(ImageOperation):
     largest: ClassVar[float] = 1.0
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
-        line = inputs.new_tensor(_BLUR)
+        line = constants(_BLUR, inputs)
         planes = inputs.flatten(0, 1).unsqueeze(1)
         planes = F.conv2d(F.pad(planes, (2, 2, 0, 0), mode="replicate"), line.view(1, 1, 1, 5))
         planes = F.conv2d(F.pad(planes, (0, 0, 2, 2), mode="replicate"), line.view(1, 1, 5, 1))

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from autobalance.checks import InputError, positive
+from autobalance.data.batches import moved
 
 Domain = Literal["image", "tensor", "any"]
 
@@ -65,6 +67,11 @@ class Operation(ABC):
 def per_example(strength: Tensor, inputs: Tensor) -> Tensor:
     """``(n,)`` shaped to multiply ``(n, ...)``."""
     return strength.view(-1, *[1] * (inputs.ndim - 1))
+
+
+def constants(values: Any, like: Tensor) -> Tensor:
+    """Numbers of the host in another tensor's dtype, on its device; no GPU is waited for."""
+    return moved(torch.tensor(values, dtype=like.dtype), like.device)
 
 
 def checked_operations(operations: Iterable[Operation]) -> tuple[Operation, ...]:

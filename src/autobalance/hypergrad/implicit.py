@@ -51,6 +51,8 @@ class Hypergradient:
         The solved system, with diagnostics.
     predicted : int
         How many classes the network predicts on the validation batch.
+    finite : bool
+        Whether all gradients are finite, with the direction that a solver may carry on with.
     """
 
     gradients: list[Tensor]
@@ -58,12 +60,7 @@ class Hypergradient:
     hard_objective: float
     solution: Solution
     predicted: int
-
-    @property
-    def finite(self) -> bool:
-        """Whether all is finite, with the direction that a solver may carry on with."""
-        found = [*self.gradients, self.solution.direction]
-        return bool(torch.stack([torch.isfinite(t).all() for t in found]).all())
+    finite: bool
 
 
 def hypergradient(
@@ -127,18 +124,20 @@ def hypergradient(
         model.eval()
         own = call(model, dict(parameters), validation_batch.inputs, processes)
         check_width(own, loss.space.num_classes)
-        validation_batch = processes.labels(validation_batch)
-        logits = processes.union(own)
+        sizes = processes.sizes_of(own)
+        validation_batch = processes.labels(validation_batch, sizes)
+        logits = processes.union(own, sizes)
         given = {
             "groups": validation_batch.groups,
             "sample_weight": validation_batch.sample_weight,
         }
         value = objective(logits, validation_batch.target, **given)
-        hard = objective.hard(logits.detach(), validation_batch.target, **given)
-        predicted = len(logits.detach().argmax(dim=1).unique())
+        hard = objective.hard_value(logits.detach(), validation_batch.target, **given)
+        classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
+        predicted = classes.index_fill(0, logits.detach().argmax(dim=1), 1.0).sum()
         b = processes.summed(flatten(torch.autograd.grad(value, leaves, materialize_grads=True)))
-        value = float(value.detach())
-        del logits, own  # with many classes they count beside what follows
+        numbers = torch.stack([t.detach().double() for t in (value, hard, predicted)])
+        del logits, own, value  # with many classes they count beside what follows
 
     with borrowed(model), torch.enable_grad():
         design = loss.space()
@@ -171,15 +170,19 @@ def hypergradient(
             slopes = system.slopes(solution.tangent)
             for chance, slope, batch in zip(chances, slopes, train_batches, strict=True):
                 if chance is not None:
-                    gain = advantage(slope, processes.labels(batch).target)
+                    labels = processes.labels(batch).target
+                    gain = advantage(slope, labels, loss.space.num_classes)
                     pairs.append((chance, gain[processes.rows(chance)]))
             outputs, weights = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
             found = torch.autograd.grad(outputs, strengths, weights, materialize_grads=True)
             gradients += [-processes.summed(g) for g in found]
-    return Hypergradient(gradients, value, hard, solution, predicted)
+    finite = [torch.isfinite(t).all() for t in (*gradients, solution.direction)]
+    numbers = torch.cat([numbers, torch.stack(finite).all().double().view(1)])
+    value, hard, predicted, all_finite = numbers.tolist()  # one wait for a GPU
+    return Hypergradient(gradients, value, hard, solution, int(predicted), bool(all_finite))
 
 
-def advantage(slopes: Tensor, target: Tensor) -> Tensor:
+def advantage(slopes: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Each example's slope less what the others would have it be: a mean of theirs, mostly of its class.
 
     What is subtracted does not depend on the example's own gates, so times the gradient of their log
@@ -192,10 +195,12 @@ def advantage(slopes: Tensor, target: Tensor) -> Tensor:
         What each example adds to <dL/dtheta, q>, shape ``(n,)``.
     target : Tensor
         Class indices ``(n,)``.
+    num_classes : int
+        k.
     """
     known = target.clamp(min=0)
     others = (slopes.sum() - slopes) / max(len(slopes) - 1, 1)
-    size = int(known.max()) + 1
-    total = slopes.new_zeros(size).index_add(0, known, slopes)[known] - slopes
-    count = torch.bincount(known, minlength=size)[known] - 1
+    empty = slopes.new_zeros(num_classes)
+    total = empty.index_add(0, known, slopes)[known] - slopes
+    count = empty.index_add(0, known, torch.ones_like(slopes))[known] - 1
     return slopes - (total + others) / (count + 1)

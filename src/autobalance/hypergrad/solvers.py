@@ -156,9 +156,10 @@ class SingleLoop(Solver):
         step = length
         if age % self.line_search_every == 0 or relative > RESIDUAL_LIMIT:
             p_tangent = system.tangent(p)
-            curvature = system.quadratic(p, p_tangent)
+            wanted = system.quadratic(p, p_tangent), (residual @ p).double()
+            curvature, slope = torch.stack(wanted).tolist()
             if curvature > 0:
-                step, age = float(residual @ p) / curvature, 0
+                step, age = slope / curvature, 0
                 length = min(step, GROWTH * length) if length > 0 else step
             refined = step * p_tangent
             tangent = refined if tangent is None else tangent + refined
@@ -204,29 +205,28 @@ class ConjugateGradient(Solver):
         not_negative("tolerance", self.tolerance)
 
     def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
-        norm = float(b.norm())
+        norm, own = torch.stack([b.norm(), b @ b]).tolist()  # read together: each waits for a GPU
         if norm == 0.0:
             return _zero(system, b)
         products, extra, restarts = 0, 0.0, 0
         start = _last(carried, b)
         while True:  # until no direction of negative curvature is met
             if start is None:
-                q, tangent, residual = torch.zeros_like(b), None, b.clone()
+                q, tangent, residual, squared = torch.zeros_like(b), None, b, own
             else:
                 applied, tangent = system.product(start)
                 q, residual = start.clone(), b - applied - extra * start
-                products += 1
-            p, squared = residual, float(residual @ residual)
-            indefinite = 0.0
+                products, squared = products + 1, float(residual @ residual)
+            p, indefinite = residual, 0.0
             for _ in range(self.iterations):
                 if squared**0.5 <= self.tolerance * norm:
                     break
                 applied, p_tangent = system.product(p)
                 applied = applied + extra * p
                 products += 1
-                curvature, length = float(p @ applied), float(p @ p)
+                curvature = float(p @ applied)
                 if curvature <= 0:
-                    indefinite = -curvature / length
+                    indefinite = -curvature / float(p @ p)
                     break
                 step = squared / curvature
                 q = q + step * p
@@ -280,24 +280,29 @@ class Neumann(Solver):
         if norm == 0.0:
             return _zero(system, b)
         first = system.product(b)  # the power iteration's, and the series' second term
-        vector, largest = first[0], float(first[0].norm()) / norm
+        vector, length = first[0], float(first[0].norm())
+        largest = length / norm
         for _ in range(1, self.power_iterations):
-            length = float(vector.norm())
             if length == 0.0:
                 break
             vector = system.product(vector / length)[0]
-            largest = max(largest, float(vector.norm()))
+            length = float(vector.norm())
+            largest = max(largest, length)
         step = min(self.max_step, 1.0 / max(largest, 1e-30))
-        q, residual = torch.zeros_like(b), b
+        q, residual, left = torch.zeros_like(b), b, norm
         tangent = torch.zeros_like(first[1])
         for term in range(self.terms):
             applied, residual_tangent = first if term == 0 else system.product(residual)
-            while float((residual - step * applied).norm()) > float(residual.norm()):
+            while True:
+                after = residual - step * applied
+                size = float(after.norm())
+                if not size > left:  # also where it is NaN
+                    break
                 step /= 2
             q, tangent = q + step * residual, tangent + step * residual_tangent
-            residual = residual - step * applied
+            residual, left = after, size
         products = self.terms + self.power_iterations - 1
-        return Solution(q, tangent, float(residual.norm()) / norm, products, "iterations")
+        return Solution(q, tangent, left / norm, products, "iterations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,14 +338,16 @@ class Nystrom(Solver):
         if norm == 0.0:
             return _zero(system, b)
         generator = torch.Generator().manual_seed(self.seed)
+        # In float64 for all, or float32 weights would have another Omega than float64 ones.
         omega = torch.randn(self.rank, b.numel(), generator=generator, dtype=torch.float64).to(b)
         shift = system.shift + torch.zeros_like(b)
         columns = torch.stack([system.product(row)[0] for row in omega]) - omega * shift
         small = omega @ columns.T
         # (D + C W^-1 C')^-1 b = D^-1 b - D^-1 C (W + C' D^-1 C)^-1 C' D^-1 b, D the shift.
         scaled = b / shift
-        core = ((small + small.T) / 2 + (columns / shift) @ columns.T).double().cpu()
-        correction = torch.linalg.pinv(core, hermitian=True) @ (columns @ scaled).double().cpu()
+        core = (small + small.T) / 2 + (columns / shift) @ columns.T
+        both = torch.cat([core, (columns @ scaled)[None]]).double().cpu()  # one wait for a GPU
+        correction = torch.linalg.pinv(both[:-1], hermitian=True) @ both[-1]
         q = scaled - (correction.to(b) @ columns) / shift
         return Solution(q, system.tangent(q), float("nan"), self.rank, "iterations")
 

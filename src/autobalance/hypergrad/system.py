@@ -184,13 +184,14 @@ class TrainingSystem:
             total += batch.hessian_product(vector) if exact else batch.pull(tangents[-1])
         return total / len(self.batches) + self.shift * vector, torch.cat(tangents)
 
-    def quadratic(self, vector: Tensor, tangent: Tensor) -> float:
-        """The form v' A v, for u = J v; without a reverse pass under Gauss-Newton."""
+    def quadratic(self, vector: Tensor, tangent: Tensor) -> Tensor:
+        """The form v' A v in float64, for u = J v; without a reverse pass under Gauss-Newton."""
         if self.curvature == "hessian":
-            return float(vector @ self.product(vector)[0])
+            return (vector @ self.product(vector)[0]).double()
         parts = zip(self.batches, self._split(tangent), strict=True)
-        curved = sum(float((batch.curved(u) * u).sum()) for batch, u in parts)
-        return curved / len(self.batches) + float((self.shift * vector) @ vector)
+        nothing = vector.new_zeros((), dtype=torch.float64)
+        curved = sum(((batch.curved(u) * u).sum().double() for batch, u in parts), nothing)
+        return curved / len(self.batches) + ((self.shift * vector) @ vector).double()
 
     def mixed(self, tangent: Tensor) -> list[Tensor]:
         """d/dalpha <dL/df, u> for u = J q, one tensor for each of alpha."""
@@ -262,6 +263,7 @@ class _BatchSystem:
         self._logits: Tensor | None = None  # this process's, with their graph
         self._gradient: Tensor | None = None  # of the loss, by the weights, with its graph
         self._point: tuple[Tensor, Tensor] | None = None
+        self._sizes: list[int] | None = None  # rows of each process, once they are known
 
     @property
     def size(self) -> int:
@@ -303,7 +305,7 @@ class _BatchSystem:
     def pull(self, tangent: Tensor) -> Tensor:
         """J' (d2L/df2) u, flat."""
         logits = self._graph()
-        curved = self.curved(tangent)[self.processes.rows(logits)]
+        curved = self.curved(tangent)[self.processes.rows(logits, self._sizes)]
         pulled = torch.autograd.grad(
             logits,
             self.leaves,
@@ -317,7 +319,7 @@ class _BatchSystem:
         """(d2L/dtheta2) v by double backward, flat."""
         gradient = self._gradient
         if gradient is None:
-            value = self.loss(self.processes.union(self._graph()))
+            value = self.loss(self._union(self._graph()))
             gradient = flatten(
                 torch.autograd.grad(value, self.leaves, create_graph=True, materialize_grads=True)
             )
@@ -339,7 +341,7 @@ class _BatchSystem:
                 name: p.detach() + signed * t
                 for (name, p), t in zip(self.parameters.items(), directions, strict=True)
             }
-            value = self.loss(self.processes.union(self._call(moved, inputs)))
+            value = self.loss(self._union(self._call(moved, inputs)))
             sides.append(torch.autograd.grad(value, inputs)[0])
         return (sides[0] - sides[1]) / (2 * step)
 
@@ -351,7 +353,7 @@ class _BatchSystem:
             }
             primal, tangent = forward_ad.unpack_dual(self._call(duals))
         self._set_point(primal)
-        return self.processes.union(torch.zeros_like(primal) if tangent is None else tangent)
+        return self._union(torch.zeros_like(primal) if tangent is None else tangent)
 
     def _double_backward(self, directions: list[Tensor]) -> Tensor:
         logits = self._graph()
@@ -362,7 +364,7 @@ class _BatchSystem:
         tangent = torch.autograd.grad(
             pulled, dummy, directions, retain_graph=self.keep_graph, materialize_grads=True
         )[0]
-        return self.processes.union(tangent)
+        return self._union(tangent)
 
     def _graph(self) -> Tensor:
         """Logits with their graph; kept for later products where one batch is all there is."""
@@ -373,6 +375,12 @@ class _BatchSystem:
         if self.keep_graph:
             self._logits = logits
         return logits
+
+    def _union(self, rows: Tensor) -> Tensor:
+        """Rows of all processes."""
+        if self._sizes is None:
+            self._sizes = self.processes.sizes_of(rows)
+        return self.processes.union(rows, self._sizes)
 
     def _call(self, parameters: dict[str, Any], inputs: Any = None) -> Tensor:
         device = self.leaves[0].device
@@ -396,7 +404,7 @@ class _BatchSystem:
 
     def _set_point(self, logits: Tensor) -> None:
         if self._point is None:
-            leaf = self.processes.union(logits.detach()).requires_grad_()
+            leaf = self._union(logits.detach()).requires_grad_()
             gradient = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)[0]
             self._point = leaf, gradient
 

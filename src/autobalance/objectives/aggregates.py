@@ -14,6 +14,11 @@ from autobalance.checks import InputError, array_of_numbers, number, positive, z
 from autobalance.objectives.base import CellObjective
 
 
+def _of_present(risks: Tensor, present: Tensor) -> Tensor:
+    """Risks of the cells present, by their places: a mask makes a GPU wait here and in the backward pass."""
+    return risks[present.nonzero().squeeze(1)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BalancedError(CellObjective):
     """Mean of the cells' errors: over classes, the balanced error."""
@@ -96,9 +101,10 @@ class WorstError(CellObjective):
         return torch.where(present, risks, 0.0).max()
 
     def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
-        if not bool(present.any()):
+        found = _of_present(risks, present)
+        if len(found) == 0:
             return risks.sum()
-        scaled = risks[present] / self.softness
+        scaled = found / self.softness
         return self.softness * (scaled.logsumexp(dim=0) - math.log(len(scaled)))
 
 
@@ -125,9 +131,10 @@ class CVaRError(CellObjective):
             raise InputError(f"fraction must lie in (0, 1]; got {self.fraction}.")
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        if not bool(present.any()):
+        found = _of_present(risks, present)
+        if len(found) == 0:
             return risks.sum()
-        worst = risks[present].sort(descending=True).values
+        worst = found.sort(descending=True).values
         size = max(1.0, self.fraction * len(worst))
         places = torch.arange(len(worst), dtype=risks.dtype, device=risks.device)
         return (worst * (size - places).clamp(0.0, 1.0)).sum() / size
@@ -156,12 +163,14 @@ class QuantileError(CellObjective):
         positive("softness", self.softness)
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        return torch.quantile(risks[present], self.q) if bool(present.any()) else risks.sum()
+        found = _of_present(risks, present)
+        return torch.quantile(found, self.q) if len(found) else risks.sum()
 
     def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
-        value = self.aggregate(risks, present).detach()
-        if not bool(present.any()):
+        found = _of_present(risks.detach(), present)
+        if len(found) == 0:
             return risks.sum()
+        value = torch.quantile(found, self.q)
         x = (risks.detach() - value) / self.softness
         near = F.logsigmoid(x) + F.logsigmoid(-x)  # the logistic density's logarithm
         kernel = torch.softmax(torch.where(present, near, -torch.inf), dim=0)
@@ -176,9 +185,10 @@ class ErrorDeviation(CellObjective):
     """
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        if not bool(present.any()):
+        found = _of_present(risks, present)
+        if len(found) == 0:
             return risks.sum()
-        variance = risks[present].var(correction=0)
+        variance = found.var(correction=0)
         # The square root has no derivative at 0.
         some = variance > 1e-12
         return torch.where(some, torch.where(some, variance, 1.0).sqrt(), 0.0 * variance)

@@ -23,16 +23,19 @@ def group_class_sums(
     groups: Tensor | None,
     num_classes: int,
     sample_weight: Tensor | None = None,
+    rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums of the loss and of the examples' weights per group and class, each of shape ``(g, k)``.
 
-    Without groups g = 1; with them g is one more than the largest index in the batch. Examples of
-    group -1, not known, are left out.
+    Without groups g = 1; with them g is one more than the largest index in the batch, for which a GPU
+    is waited unless `rows` says it. Examples of group -1, not known, are left out.
     """
     num_groups, cell = 1, target
     weight = torch.ones_like(loss) if sample_weight is None else sample_weight.to(loss.dtype)
     if groups is not None and len(groups):
-        lowest, highest = torch.stack(torch.aminmax(groups)).tolist()
+        lowest, highest = -1, (rows or 1) - 1
+        if rows is None:
+            lowest, highest = torch.stack(torch.aminmax(groups)).tolist()
         num_groups = max(1, highest + 1)
         cell = groups * num_classes + target
         if lowest < 0:
@@ -129,7 +132,6 @@ class Objective(ABC):
         loss = self.surrogate(logits, target)
         return group_class_sums(loss, target, groups, logits.shape[1], sample_weight)
 
-    @torch.no_grad()
     def hard(
         self,
         logits: Tensor,
@@ -139,11 +141,21 @@ class Objective(ABC):
         sample_weight: Tensor | None = None,
     ) -> float:
         """The same aggregate of the 0-1 error of ``argmax f``, in [0, 1]."""
+        return float(self.hard_value(logits, target, groups=groups, sample_weight=sample_weight))
+
+    @torch.no_grad()
+    def hard_value(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """As `hard`, float64 on the device: to be read together with other numbers."""
         self._check_groups(groups)
         wrong = (logits.argmax(dim=1) != target).to(torch.float64)
-        return float(
-            self.value(*group_class_sums(wrong, target, groups, logits.shape[1], sample_weight))
-        )
+        return self.value(*group_class_sums(wrong, target, groups, logits.shape[1], sample_weight))
 
     def _check_groups(self, groups: Tensor | None) -> None:
         if self.over != "class" and groups is None:

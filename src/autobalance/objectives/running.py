@@ -58,6 +58,8 @@ class RunningRisks:
         self.decay = decay
         self._smooth, self._hard = _RunningSums(), _RunningSums()
         self._cells: Tensor | None = None  # sizes of those of the step so far
+        self._present: tuple[Tensor, ...] = ()  # where these are above 0
+        self._table: Tensor | None = None  # counts on the device
 
     def __call__(
         self,
@@ -72,11 +74,16 @@ class RunningRisks:
         if self.objective.linear:
             return self.objective.value(total, mass, smoothly=True)
         wrong = (logits.argmax(dim=1) != target).to(total.dtype)
-        hard = group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
+        hard = group_class_sums(
+            wrong, target, groups, logits.shape[1], sample_weight, rows=len(total)
+        )
         finite = total.detach().isfinite()  # of a network that diverged nothing stays
         self._smooth.add(*(torch.where(finite, t, 0.0) for t in (total.detach(), mass)))
         self._hard.add(*(torch.where(finite, t, 0.0) for t in hard))
         self._cells = sizes = self._sizes(groups is not None)
+        self._present = (sizes > 0).nonzero(
+            as_tuple=True
+        )  # a mask would wait for a GPU in each use
         now = self._smooth.risks().requires_grad_()
         with torch.enable_grad():
             value = self.objective.value(self._shrunk(now, sizes), sizes, smoothly=True)
@@ -95,9 +102,9 @@ class RunningRisks:
             sums.fade(self.decay)
         self._cells = None
 
-    def hard(self, *args: Any, **options: Any) -> float:
-        """As `Objective.hard`, of the batch alone."""
-        return self.objective.hard(*args, **options)
+    def hard_value(self, *args: Any, **options: Any) -> Tensor:
+        """As `Objective.hard_value`, of the batch alone."""
+        return self.objective.hard_value(*args, **options)
 
     def state_dict(self) -> dict[str, Any]:
         """Running sums, and what of the objective has adapted."""
@@ -116,7 +123,7 @@ class RunningRisks:
 
     def _shrunk(self, risks: Tensor, sizes: Tensor) -> Tensor:
         """Sums of so many examples as there are in validation, their risks shrunk."""
-        mean = risks[sizes > 0].mean()
+        mean = risks[self._present].mean()
         return sizes * (sizes * risks + self.shrinkage * mean) / (sizes + self.shrinkage)
 
     def _sizes(self, grouped: bool) -> Tensor:
@@ -125,7 +132,9 @@ class RunningRisks:
         assert mass is not None
         if self.counts is None or (grouped and len(self.counts) == 1):
             return mass  # counts per class say nothing of groups
-        table = torch.as_tensor(self.counts, dtype=mass.dtype, device=mass.device)
+        if self._table is None:  # a GPU waits for what comes from the host
+            self._table = torch.as_tensor(self.counts)
+        table = self._table = self._table.to(mass)
         if not grouped:
             table = table.sum(dim=0, keepdim=True)
         return torch.where(mass > 0, _rows(table, len(mass))[: len(mass)], 0.0)
