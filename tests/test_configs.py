@@ -18,7 +18,9 @@ from autobalance.cli import main
 from autobalance.comparison.cells import cells_of, objective_of, run_cell
 from autobalance.comparison.configuration import Configuration, read_configuration, resolved
 from autobalance.comparison.dataset_definitions import LAYOUTS
+from autobalance.comparison.datasets import load_problem
 from autobalance.comparison.methods import METHODS, augmentation_of
+from autobalance.data import photographs
 from autobalance.networks import imported
 from tiny_sets import picture, tiny_cifar
 
@@ -165,3 +167,53 @@ def test_configurations_with_groups_run(tmp_path: Path, name: str) -> None:
         assert record["status"] == "finished", record.get("reason")
         assert record["sizes"] == {"train": 40, "test": 40}
         assert set(record["objectives"]) == set(whole.objectives)
+
+
+def tiny_imagenet(folder: Path) -> None:
+    """Of two classes, 60 and 20; the lists' validation part has 10 and 10 images, the test set 8 and 8."""
+    for name, inside, counts in (
+        ("train", "train", (60, 20)),
+        ("val", "val", (10, 10)),
+        ("test", "val", (8, 8)),
+    ):
+        lines = []
+        for k, n in enumerate(counts):
+            for i in range(n):
+                file = f"{inside}/n0{k}/{name}{i}.png"
+                picture(folder / "imagenet" / file, 60 + 100 * k + i)
+                lines.append(f"{file} {k}")
+        (folder / "ImageNet_LT").mkdir(exist_ok=True)
+        (folder / f"ImageNet_LT/ImageNet_LT_{name}.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("subset", [None, "released"])
+def test_imagenet_lt_runs_on_images_in_files(
+    tmp_path: Path, subset: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the file says but for the sizes and the compiler; each image is decoded once for all cells."""
+    tiny_imagenet(tmp_path)
+    whole = read_configuration(FOLDER / "imagenet_lt.yaml")
+    whole = whole if subset is None else whole.subset(subset)
+    first = resolved(whole.datasets[0])
+    assert isinstance(first.network, dict)
+    small = replace(first, image_size=20, network={**first.network, "crop": 16})
+    recipe = replace(whole.recipe, epochs=1, min_steps=60, batch_size=16)
+    few = replace(
+        whole, datasets=(small,), recipe=recipe, compiled=False,
+        augment={**(whole.augment or {}), "size": 16},
+    )  # fmt: skip
+    assert (few.precision, few.channels_last, whole.compiled) == ("bf16-mixed", True, True)
+    decode, decoded = photographs._decoded, []
+    monkeypatch.setattr(photographs, "_decoded", lambda *a: (decoded.append(a[0]), decode(*a))[1])
+    held = []
+    for cell in cells_of(few, str(tmp_path), "cpu"):
+        record = run_cell(cell)
+        assert record["status"] == "finished", record.get("reason")
+        assert record["sizes"] == {"train": 80, "test": 16}
+        held.append(load_problem(small, 0, tmp_path).validation)
+    assert len(decoded) == len(set(decoded)) == (96 if subset is None else 116)
+    for part in held:
+        assert (None if part is None else part.counts().tolist()) == (
+            None if subset is None else [10, 10]
+        )

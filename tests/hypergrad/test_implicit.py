@@ -22,6 +22,7 @@ from autobalance.hypergrad import (
     SingleLoop,
     Solver,
     hypergradient,
+    implicit,
 )
 from autobalance.hypergrad.system import flatten, unflatten
 from autobalance.objectives import (
@@ -95,6 +96,39 @@ def test_several_training_batches_equal_dense_algebra(name: str) -> None:
     twice = hypergradient(model, loss, BalancedError(), train[:1] * 2, held, **given)
     once = hypergradient(model, loss, BalancedError(), train[0], held, **given)
     torch.testing.assert_close(twice.gradients, once.gradients, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [BalancedError(), WorstError(), BalancedError(over="class_and_group")],
+    ids=["mean", "worst", "groups"],
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_large_validation_batch_passes_in_parts(
+    monkeypatch: pytest.MonkeyPatch, name: str, objective: Objective
+) -> None:
+    """The result is that of the whole, also of objectives that are no means over parts."""
+    model, loss = network(name), class_loss()
+    train, held = images(4), images(15, seed=5)
+    given: Any = {"solver": Exact(damping=0.01), "weight_decay": DECAY}
+    expected = hypergradient(model, loss, objective, train, held, **given)
+    passes: list[int] = []
+    call = implicit.call
+
+    def counted(model: nn.Module, parameters: Any, inputs: Tensor, *others: Any) -> Tensor:
+        passes.append(len(inputs))
+        return call(model, parameters, inputs, *others)
+
+    monkeypatch.setattr(implicit, "call", counted)
+    monkeypatch.setattr(implicit, "WHOLE", 100)  # six images of sixteen pixels
+    found = hypergradient(model, loss, objective, train, held, **given)
+    assert passes == [6, 6, 3] * 2
+    torch.testing.assert_close(found.gradients, expected.gradients, rtol=1e-10, atol=1e-13)
+    assert found.objective == pytest.approx(expected.objective, rel=1e-12)
+    assert found.hard_objective == expected.hard_objective
+    passes.clear()
+    hypergradient(model, loss, objective, images(10), held, **given)
+    assert passes == [10, 5] * 2  # as large as a training batch does no harm
 
 
 @pytest.mark.parametrize(

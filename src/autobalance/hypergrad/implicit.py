@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ from autobalance.hypergrad.system import (
 from autobalance.losses.modules import check_width
 from autobalance.objectives import Objective, RunningRisks
 from autobalance.tunable import TunableCrossEntropy
+
+WHOLE = 1 << 24
+"""Numbers in validation inputs that pass through the network at once, of 111 photographs of 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def hypergradient(
     train_batch : Batch or sequence of Batch
         On the model's device. Products are means over several, at the memory of one.
     validation_batch : Batch
-        On the model's device.
+        On the model's device. Inputs of more than `WHOLE` numbers pass through the network in parts, of
+        no more than that or than a training batch has, so that no large batch needs much memory.
     solver : Solver
         How to solve ``A q = b``.
     weight_decay : float or Tensor
@@ -122,7 +127,11 @@ def hypergradient(
 
     with borrowed(model), torch.enable_grad():
         model.eval()
-        own = call(model, dict(parameters), validation_batch.inputs, processes)
+        parts = _parts(validation_batch.inputs, train_batches)
+        with torch.set_grad_enabled(len(parts) == 1):
+            found = [call(model, dict(parameters), part, processes) for part in parts]
+        # Of several parts the graph begins at the logits, and each is passed once more.
+        own = found[0] if len(parts) == 1 else torch.cat(found).requires_grad_()
         check_width(own, loss.space.num_classes)
         sizes = processes.sizes_of(own)
         validation_batch = processes.labels(validation_batch, sizes)
@@ -135,9 +144,19 @@ def hypergradient(
         hard = objective.hard_value(logits.detach(), validation_batch.target, **given)
         classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
         predicted = classes.index_fill(0, logits.detach().argmax(dim=1), 1.0).sum()
-        b = processes.summed(flatten(torch.autograd.grad(value, leaves, materialize_grads=True)))
+        if len(parts) == 1:
+            b = flatten(torch.autograd.grad(value, leaves, materialize_grads=True))
+        else:
+            [pull] = torch.autograd.grad(value, [own])
+            pulls = zip(parts, pull.split([len(part) for part in parts]), strict=True)
+            b = torch.zeros(
+                sum(p.numel() for p in leaves), dtype=leaves[0].dtype, device=pull.device
+            )
+            for part, by_logits in pulls:
+                b += _pulled(model, parameters, part, by_logits, processes)
+        b = processes.summed(b)
         numbers = torch.stack([t.detach().double() for t in (value, hard, predicted)])
-        del logits, own, value  # with many classes they count beside what follows
+        del found, logits, own, value  # with many classes they count beside what follows
 
     with borrowed(model), torch.enable_grad():
         design = loss.space()
@@ -180,6 +199,30 @@ def hypergradient(
     numbers = torch.cat([numbers, torch.stack(finite).all().double().view(1)])
     value, hard, predicted, all_finite = numbers.tolist()  # one wait for a GPU
     return Hypergradient(gradients, value, hard, solution, int(predicted), bool(all_finite))
+
+
+def _parts(inputs: Any, train_batches: Sequence[Batch]) -> Sequence[Any]:
+    """Validation inputs as they pass through the network, each part in the memory of a training batch."""
+    if not isinstance(inputs, Tensor):
+        return [inputs]
+    trained = [b.inputs.numel() for b in train_batches if isinstance(b.inputs, Tensor)]
+    most = max([WHOLE, *trained])
+    if inputs.numel() <= most:
+        return [inputs]
+    return inputs.split(max(1, most * len(inputs) // inputs.numel()))
+
+
+def _pulled(
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    inputs: Tensor,
+    pull: Tensor,
+    processes: Processes,
+) -> Tensor:
+    """``J^T pull`` for a part's logits, flat."""
+    logits = call(model, dict(parameters), inputs, processes)
+    leaves = list(parameters.values())
+    return flatten(torch.autograd.grad(logits, leaves, pull, materialize_grads=True))
 
 
 def advantage(slopes: Tensor, target: Tensor, num_classes: int) -> Tensor:
