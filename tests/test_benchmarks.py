@@ -174,6 +174,17 @@ def test_scaling(tmp_path: Path) -> None:
     assert all(math.isfinite(axis["slope"]) for axis in numbers.values())
 
 
+def test_stored(tmp_path: Path) -> None:
+    numbers, shown = quick("stored.py", tmp_path)
+    assert numbers["file_bytes"] > 200 * 3 * 256 * 256
+    assert all(
+        numbers[f"{what}_per_{unit}"] > 10
+        for what, unit in (("decoded", "second"), ("read", "cpu_second"), ("copied", "cpu_second"))
+    )
+    assert numbers["bytes_loaded"] - numbers["bytes_reading"] > 0.8 * 200 * 3 * 256 * 256
+    assert "200 images of 256 pixels" in shown
+
+
 @pytest.mark.slow
 def test_large_classes(tmp_path: Path) -> None:
     numbers, _ = quick("large_classes.py", tmp_path)

@@ -127,7 +127,7 @@ def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -
         If the data are of other classes or groups than the augmentation.
     """
     inputs = data.inputs
-    if not isinstance(augment, Augmentation) or not isinstance(inputs, Tensor) or inputs.ndim != 4:
+    if not isinstance(augment, Augmentation) or inputs.ndim != 4:
         return None
     grouped = augment.num_groups is not None
     if augment.num_classes != data.num_classes or (
@@ -158,7 +158,7 @@ def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -
         found = [
             samples(
                 augment,
-                inputs[i : i + 1],
+                inputs[slice(i, i + 1)],
                 data.target[i : i + 1],
                 None if groups is None else groups[i : i + 1],
                 draws=DRAWS,

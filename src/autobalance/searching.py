@@ -22,6 +22,7 @@ from autobalance.augment import (
     described,
     frozen,
 )
+from autobalance.augment.drawing import from_bytes
 from autobalance.calibration import Calibration, class_masses, fit_temperature, thinning
 from autobalance.checkpoints import fingerprint
 from autobalance.checks import InputError, TrainingDiverged, instance
@@ -57,7 +58,7 @@ from autobalance.watching import Watch
 
 MAX_SKIPPED = 5
 SHOWN = 256
-"""Inputs that an augmentation is built for, where they are in files."""
+"""Inputs that an augmentation is built for, where they are in files or bytes."""
 
 
 def search(
@@ -236,8 +237,7 @@ class SearchRun:
             design = WithUnknownGroup(design)
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
-        shown = data.inputs if isinstance(data.inputs, Tensor) else data.inputs[slice(SHOWN)]
-        self.augment = as_augmentation(augment, shown, data.counts(), fabric.device)
+        self.augment = as_augmentation(augment, _shown(data), data.counts(), fabric.device)
         self.splits = splits_of(data, validation, settings, seed)
         self.folds = [
             _fold(
@@ -606,6 +606,13 @@ def splits_of(
             "least 3 in some class. Add data, or train with ParametricCrossEntropy.logit_adjusted."
         )
     return [(data.subset(train), data.subset(held)) for train, held in splits]
+
+
+def _shown(data: ArrayData) -> Tensor:
+    """Inputs as an augmentation meets them."""
+    if isinstance(data.inputs, Tensor) and data.inputs.dtype != torch.uint8:
+        return data.inputs
+    return from_bytes(data.inputs[slice(SHOWN)])
 
 
 def _counts_by_row(data: ArrayData) -> list[Any]:

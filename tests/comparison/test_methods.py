@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autobalance.augment import augmented
 from autobalance.comparison import methods
 from autobalance.comparison.methods import (
     METHODS,
@@ -20,7 +21,7 @@ from autobalance.comparison.methods import (
     augmentation_of,
     published_space,
 )
-from autobalance.data.batches import ArrayData
+from autobalance.data.batches import ArrayData, Batch
 from autobalance.data.splits import stratified_folds
 from autobalance.heads import retrain_head, search_head
 from autobalance.hypergrad import Neumann
@@ -342,6 +343,7 @@ def test_exact_heads_are_those_of_the_library() -> None:
     [
         ({"name": "standard", "padding": 2}, "StandardAugmentation(padding=2, flip=True)"),
         ({"name": "random", "n": 1, "m": 5}, "KorniaAugmentation"),
+        ({"name": "resized_crop", "size": 6, "scale": [0.5, 1.0]}, "ResizedCrop"),
     ],
 )
 def test_augmentations_by_their_record(record: dict[str, Any], shown: str) -> None:
@@ -349,11 +351,9 @@ def test_augmentations_by_their_record(record: dict[str, Any], shown: str) -> No
     assert str(augment).startswith(shown)
     assert augmentation_of(None) is None
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    wrapped = augmentation_of(record, as_bytes=True)
     target = torch.zeros(4, dtype=torch.int64)
     assert augment is not None
-    assert wrapped is not None
     with seeded(0):
         expected = augment(images / 255.0, target)
-    with seeded(0):
-        assert torch.equal(wrapped(images, target), expected)
+    with seeded(0):  # images of bytes are augmented in [0, 1]
+        assert torch.equal(augmented(augment, Batch(images, target)), expected)

@@ -24,6 +24,7 @@ from autobalance.heads import extract_features, search_head
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import FromBytes, SmallCNN
 from autobalance.retraining import retrain
+from autobalance.runs import sample_sheet
 from autobalance.searching import search
 from autobalance.settings import Recipe, SearchSettings
 from autobalance.training import predict_logits
@@ -228,16 +229,25 @@ def test_what_needs_all_inputs_at_once_says_so(tmp_path: Path, images: Photograp
         search_head(data)
     features = extract_features(nn.Flatten(), data.inputs, batch_size=7)
     assert torch.equal(features, torch.from_numpy(images.pixels()).flatten(1).float())
-    with pytest.raises(InputError, match="floating"):
-        search(network, data, augment="shared", recipe=RECIPE, device="cpu")
 
 
-def test_fixed_augmentation_reads_them_as_bytes_scaled(tmp_path: Path, images: Photographs) -> None:
-    class Scaled(nn.Module):
-        def forward(self, inputs: Any, target: Any, groups: Any = None) -> Any:
-            return StandardAugmentation(1)(inputs.float() / 255.0, target, groups)
-
-    loss = ParametricCrossEntropy.cross_entropy()
-    data = images.stored(tmp_path / "all.npy")
-    model = retrain(network, data, loss, augment=Scaled(), recipe=RECIPE, device="cpu")
-    assert torch.isfinite(predict_logits(model, data.inputs)).all()
+@pytest.mark.parametrize("augment", ["shared", StandardAugmentation(1)])
+def test_augmentation_learned_or_fixed_is_that_of_images_in_memory(
+    tmp_path: Path, images: Photographs, augment: Any
+) -> None:
+    """As bytes in a file or in memory, or as floats."""
+    common: dict[str, Any] = {"recipe": RECIPE, "device": "cpu"}
+    settings = SearchSettings(every=3, choose=False)
+    bytes_ = images.with_inputs(torch.from_numpy(images.pixels()))
+    found = [
+        search(network, data, augment=augment, settings=settings, **common)
+        for data in (images.load(), bytes_, images.stored(tmp_path / "all.npy"))
+    ]
+    same(found[1].loss, found[2].loss)
+    for name, value in found[0].loss.state_dict().items():  # scaled by numpy, to the last digit
+        torch.testing.assert_close(found[1].loss.state_dict()[name], value, rtol=1e-3, atol=1e-3)
+    sheets = [sample_sheet(found[0].augment, d) for d in (images.load(), bytes_)]
+    if augment == "shared":
+        assert sheets[0] is not None
+        assert sheets[1] is not None
+        np.testing.assert_allclose(sheets[0].images, sheets[1].images, atol=1e-5)

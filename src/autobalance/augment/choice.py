@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from autobalance.augment.drawing import from_bytes
 from autobalance.augment.fixed import Augmentation
 from autobalance.augment.policy import AugmentationPolicy, default_policy
 from autobalance.checks import InputError
@@ -32,7 +33,7 @@ def as_augmentation(
         `AugmentationPolicy` and else fixed, such as an `Augmentation`; or a function of
         ``(inputs, counts)`` that returns a module. None: no augmentation.
     inputs : Tensor
-        Training inputs.
+        Training inputs, or some of them.
     counts : ndarray
         Training examples per class ``(k,)``, or per group and class ``(g, k)``.
     device : torch.device or str
@@ -66,7 +67,7 @@ def as_augmentation(
 
 
 def augmented(augment: nn.Module | None, batch: Batch) -> Any:
-    """The batch's inputs as the network trains on them.
+    """The batch's inputs as the network trains on them; images of bytes are augmented in [0, 1].
 
     Raises
     ------
@@ -85,9 +86,10 @@ def drawn(augment: nn.Module | None, batch: Batch) -> tuple[Any, Tensor | None]:
             f"An augmentation takes inputs of one tensor; got {type(batch.inputs).__name__}. "
             "Augment in the data loader, or train without augment."
         )
+    inputs = from_bytes(batch.inputs)
     if isinstance(augment, AugmentationPolicy):
-        return augment.drawn(batch.inputs, batch.target, batch.groups)
-    return augment(batch.inputs, batch.target, batch.groups), None
+        return augment.drawn(inputs, batch.target, batch.groups)
+    return augment(inputs, batch.target, batch.groups), None
 
 
 def frozen(augment: nn.Module | None) -> nn.Module | None:

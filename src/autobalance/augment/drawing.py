@@ -81,6 +81,11 @@ def checked_range(value_range: Any) -> ValueRange:
     return tuple(low.tolist()), tuple(high.tolist())
 
 
+def from_bytes(inputs: Tensor) -> Tensor:
+    """Images of bytes as float32 in [0, 1], as `autobalance.networks.FromBytes` does; others as they are."""
+    return inputs.float() / 255.0 if inputs.dtype == torch.uint8 and inputs.ndim == 4 else inputs
+
+
 def checked_inputs(inputs: Any, operations: Sequence[Operation], draw: Draw) -> None:
     """Refuse inputs that the operations are not for, by dtype and shape alone.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.augment.drawing import checked_inputs, to_unit
+from autobalance.augment.drawing import checked_inputs, from_bytes, to_unit
 from autobalance.augment.fixed import Augmentation
 from autobalance.checks import InputError, whole
 
@@ -59,6 +59,7 @@ def samples(
     InputError
         If the inputs are not images.
     """
+    inputs = from_bytes(inputs)
     checked_inputs(inputs, augmentation.operations, augmentation.draw)
     if inputs.ndim != 4:
         raise InputError(f"Samples are of images (n, c, h, w); got {tuple(inputs.shape)}.")

@@ -223,7 +223,7 @@ def _trained_and_evaluated(
         seed=cell.seed,
         device=cell.device,
         tuning_runs=cell.tuning_runs,
-        augment=augmentation_of(cell.augment, as_bytes=definition.as_bytes),
+        augment=augmentation_of(cell.augment),
         validation=problem.validation,
         computing=cell.computing,
         checkpoints=kept,

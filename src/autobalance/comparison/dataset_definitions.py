@@ -129,7 +129,7 @@ class DatasetDefinition:
         At most so many rows, drawn in proportion to the classes (and groups), at least one each.
     as_bytes : bool
         Whether images stay bytes in memory, a quarter of the room; the network then scales each
-        batch to [0, 1]. Augmentation cannot be learned on them.
+        batch to [0, 1].
     backbone : mapping, optional
         A frozen network whose features of the images are the inputs, computed once for all cells
         that one process runs: ``{path: torchvision.models.resnet50, weights: IMAGENET1K_V2,

@@ -34,7 +34,6 @@ from autobalance.losses import (
     new_layer_like,
     with_normalized_head,
 )
-from autobalance.networks import FromBytes
 from autobalance.objectives import BalancedError, CrossEntropyRisk, Objective
 from autobalance.retraining import retrain
 from autobalance.searching import search, splits_of
@@ -200,21 +199,7 @@ class Method:
     needs: Literal["optuna", "kornia"] | None = None
 
 
-class OnBytes(nn.Module):
-    """An augmentation of images in [0, 1], for images of bytes."""
-
-    def __init__(self, augment: nn.Module) -> None:
-        super().__init__()
-        self.scale = FromBytes()
-        self.augment = augment
-
-    def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
-        return self.augment(self.scale(inputs), target, groups)
-
-
-def augmentation_of(
-    record: Mapping[str, Any] | None, *, as_bytes: bool = False
-) -> nn.Module | None:
+def augmentation_of(record: Mapping[str, Any] | None) -> nn.Module | None:
     """The augmentation that a configuration's `augment` describes; None for none.
 
     Raises
@@ -226,12 +211,10 @@ def augmentation_of(
         return None
     options = {key: value for key, value in record.items() if key != "name"}
     if record["name"] == "standard":
-        augment: nn.Module = StandardAugmentation(**options)
-    elif record["name"] == "resized_crop":
-        augment = ResizedCrop(**options)
-    else:
-        augment = KorniaAugmentation(record["name"], **options)
-    return OnBytes(augment) if as_bytes else augment
+        return StandardAugmentation(**options)
+    if record["name"] == "resized_crop":
+        return ResizedCrop(**options)
+    return KorniaAugmentation(record["name"], **options)
 
 
 # One training run -----------------------------------------------------------------------------

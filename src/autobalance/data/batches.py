@@ -195,12 +195,13 @@ class ArrayData:
         return self.groups * self.num_classes + self.target
 
     def batch(self, index: Tensor) -> Batch:
-        """The examples of these numbers ``(m,)``, which lie best on the CPU, where the labels lie."""
+        """The examples of these numbers ``(m,)``, from 0, where the labels lie; give them on the CPU."""
         device = self.target.device
         part = self._labels(moved(index, device))
         if isinstance(self.inputs, StoredRows):
             return Batch(moved(self.inputs[index], device), **part)
-        return Batch(self.inputs[moved(index, device)], **part)
+        # Two to eight times as fast as by brackets on a CPU.
+        return Batch(self.inputs.index_select(0, moved(index, device)), **part)
 
     def subset(self, index: Tensor) -> ArrayData:
         if isinstance(self.inputs, StoredRows):

@@ -81,6 +81,8 @@ class StoredRows:
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """Read rows, ``(m, ...)``, into memory, on the CPU."""
         rows = self.rows[index.cpu().numpy() if isinstance(index, Tensor) else index]
+        if len(self._arrays) == 1:
+            return torch.from_numpy(np.asarray(self._arrays[0][rows]))
         found = np.empty((len(rows), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
         file = np.searchsorted(self._begins, rows, side="right") - 1
         for i, array in enumerate(self._arrays):
