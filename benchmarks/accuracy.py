@@ -42,7 +42,7 @@ from autobalance.hypergrad import (
     Solver,
     hypergradient,
 )
-from autobalance.hypergrad.system import flatten, unflatten
+from autobalance.hypergrad.passes import flatten, unflatten
 from autobalance.objectives import BalancedError, SmoothError
 from autobalance.settings import Recipe
 from autobalance.spaces import HierarchicalSpace

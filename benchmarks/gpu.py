@@ -1,6 +1,6 @@
 """What a search costs on one GPU: images per second, upper steps, memory, and the share of its peak.
 
-    python benchmarks/gpu.py [--quick] [--json FILE] [--data DIR] [--compile] [--channels-last]
+    python benchmarks/gpu.py [--quick] [--json FILE] [--data DIR] [--compile] [--channels-last] [--augment]
     python benchmarks/gpu.py --whole --epochs 100 --batch 128 --precision bf16-mixed
     python benchmarks/gpu.py --table --data DIR --out FOLDER [--subset short] [--jobs 8]
 
@@ -10,7 +10,8 @@ fifth training step, 128 validation images. Both are whole runs of --steps steps
 stand ready, timed by the clock around work that is waited for; they take turns, and a ratio is taken
 within a turn before the median over turns. An upper step is timed between training steps, less
 training alone beside it. Memory is the most that torch's allocator held above what it held before,
-data and optimiser included. The share of the peak counts the network's own multiplications and
+data and optimiser included. With --augment both train on random crops and flips. The share of the peak
+counts the network's own multiplications and
 additions of one step (torch.utils.flop_counter), against the card's dense tensor-core peak: of bfloat16,
 and of TF32, which torch lets convolutions take by default, for 32-true.
 
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +49,7 @@ from measuring import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from autobalance.augment import StandardAugmentation
 from autobalance.cli import main as autobalance
 from autobalance.comparison.configuration import read_configuration, resolved
 from autobalance.comparison.datasets import load_problem
@@ -120,6 +122,10 @@ class Setting:
     batch: int
     compiled: bool
     channels_last: bool
+    augmented: bool = False
+
+    def augment(self) -> nn.Module | None:
+        return StandardAugmentation() if self.augmented else None
 
     def factory(self, channels: int) -> Callable[[], nn.Module]:
         def build() -> nn.Module:
@@ -169,6 +175,7 @@ class Plain:
                 setting.recipe(steps),
                 self.fabric,
                 0,
+                augment=setting.augment(),
             )
         self.loss = ParametricCrossEntropy.cross_entropy().to(self.fabric.device)
         counts = data.counts().clip(min=1)
@@ -204,7 +211,7 @@ class Searching:
             self.run = SearchRun(
                 setting.factory(data.inputs.shape[1]), data, None, BalancedError(), None,
                 setting.recipe(steps), self.settings, DEFAULT_SOLVER, 0, setting.device, None,
-                precision=setting.precision,
+                setting.augment(), precision=setting.precision,
             )  # fmt: skip
 
     def whole(self) -> None:
@@ -284,6 +291,7 @@ def whole(setting: Setting, data: ArrayData, epochs: float) -> dict[str, float]:
         "recipe": recipe,
         "device": setting.device,
         "precision": setting.precision,
+        "augment": setting.augment(),
     }
     loss = ParametricCrossEntropy.cross_entropy()
     plain = setting.seconds(lambda: retrain(factory, data, loss, **common))
@@ -369,6 +377,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--compile", action="store_true", help="networks by torch.compile")
     parser.add_argument("--channels-last", action="store_true", help="weights in channels_last")
+    parser.add_argument("--augment", action="store_true", help="train on crops and flips")
     parser.add_argument("--steps", type=int, help="training steps of a run; default: 200")
     parser.add_argument("--turns", type=int, help="default: 5, with --quick 2")
     parser.add_argument("--data", type=Path, help="the folder that holds fashion_mnist")
@@ -416,7 +425,9 @@ def main() -> int:
     for i, precision in enumerate(given.precision):
         peak = given.peak_tflops[i] if given.peak_tflops else peak_tflops(about["card"], precision)
         for batch in sizes.batches:
-            setting = Setting(device, precision, batch, given.compile, given.channels_last)
+            setting = Setting(
+                device, precision, batch, given.compile, given.channels_last, given.augment
+            )
             name = f"{precision}, batches of {batch}"
             if given.whole:
                 row = {"name": name, **whole(setting, data, given.epochs or 60.0)}
@@ -427,7 +438,7 @@ def main() -> int:
             else:
                 found = measured(setting, data, sizes, None if peak is None else 1e12 * peak)
                 row = {"name": name, "peak_tflops": peak, **found}
-            rows.append({**row, "precision": precision, "batch": batch})
+            rows.append({**row, **asdict(setting)})
     if not given.whole:
         show(rows)
     write_json(given.json, {"environment": about, "rows": rows})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.data.batches import ArrayData, Batch
-from autobalance.hypergrad.system import flatten
+from autobalance.hypergrad.passes import flatten
 from autobalance.objectives import Objective
 from autobalance.spaces import PARTS, ClassSpace
 from autobalance.tunable import TunableCrossEntropy

@@ -19,6 +19,7 @@ from autobalance import training
 from autobalance.checks import InputError, TrainingDiverged
 from autobalance.data.batches import ArrayData, concatenated
 from autobalance.hypergrad import Identity
+from autobalance.hypergrad.passes import Passes
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import BalancedError
 from autobalance.results import SearchResult
@@ -382,16 +383,14 @@ def test_looking_at_losses_seldom_ends_it_with_the_same_result(
 
 
 def test_the_upper_level_is_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autobalance.hypergrad import implicit
-
     seen: list[torch.dtype] = []
-    original = implicit.call
+    original = Passes.__call__
 
     def spy(*args: Any, **options: Any) -> Tensor:
         seen.append(original(*args, **options).dtype)
         return original(*args, **options)
 
-    monkeypatch.setattr(implicit, "call", spy)
+    monkeypatch.setattr(Passes, "__call__", spy)
     quick(precision="bf16-mixed")
     assert set(seen) == {torch.float32}
 

@@ -23,7 +23,7 @@ from autobalance.hypergrad import (
     SingleLoop,
     hypergradient,
 )
-from autobalance.hypergrad.system import flatten
+from autobalance.hypergrad.passes import flatten
 from autobalance.objectives import BalancedError, RunningRisks, SmoothError, WorstError
 from autobalance.spaces import (
     PARTS,

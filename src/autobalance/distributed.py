@@ -246,12 +246,11 @@ class _Summed(torch.autograd.Function):
 
 
 @contextmanager
-def synchronised(model: nn.Module, processes: Processes) -> Iterator[None]:
-    """With SyncBatchNorm layers in operations that can be differentiated twice and forward.
+def synchronised(layers: Sequence[nn.SyncBatchNorm], processes: Processes) -> Iterator[None]:
+    """With these layers in operations that can be differentiated twice and forward.
 
     torch's own has neither rule, and on a CPU no forward pass either.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
     if processes.group is None or not layers:
         yield
         return

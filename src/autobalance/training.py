@@ -44,7 +44,7 @@ from autobalance.data.batches import (
 )
 from autobalance.data.stored import StoredRows
 from autobalance.distributed import ALONE, Processes, processes_started
-from autobalance.hypergrad.system import logits_of
+from autobalance.hypergrad.passes import logits_of
 from autobalance.losses import last_linear
 from autobalance.losses.modules import check_width
 from autobalance.settings import Precision, Recipe, SearchSettings

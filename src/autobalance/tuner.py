@@ -18,7 +18,7 @@ from autobalance.checks import InputError, array_of_numbers, instance, one_of, p
 from autobalance.data.batches import Batch, as_batch, as_batches
 from autobalance.distributed import Processes, first_process
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
-from autobalance.hypergrad.system import trainable
+from autobalance.hypergrad.passes import trainable
 from autobalance.loggers import MetricLogger, RunLog
 from autobalance.objectives import Objective, RunningRisks, as_objective
 from autobalance.spaces import prior_strength

@@ -26,7 +26,7 @@ from autobalance.hypergrad import (
     hypergradient,
     implicit,
 )
-from autobalance.hypergrad.system import flatten
+from autobalance.hypergrad.passes import flatten
 from autobalance.objectives import Objective, as_objective
 from autobalance.spaces import PARTS, ClassSpace
 from autobalance.tunable import TunableCrossEntropy

@@ -14,7 +14,8 @@ from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 from autobalance.hypergrad import Exact, Identity, SingleLoop, Solver, hypergradient, system
 from autobalance.hypergrad.implicit import advantage
-from autobalance.hypergrad.system import TrainingSystem, flatten, unflatten
+from autobalance.hypergrad.passes import borrowed, flatten, unflatten
+from autobalance.hypergrad.system import TrainingSystem
 from autobalance.objectives import BalancedError, SmoothError
 from autobalance.spaces import HierarchicalSpace
 from autobalance.tunable import TunableCrossEntropy
@@ -75,7 +76,7 @@ def test_the_mixed_product_equals_double_backward(name: str, monkeypatch: Any) -
         for x, b in zip(inputs, batches, strict=True)
     ]
     found = TrainingSystem(model, given, [], 0.0)
-    with system.borrowed(model):
+    with borrowed(model):
         pulls = found.mixed_by_inputs(q, found.tangent(q))
     gradient = flatten(torch.autograd.grad(inputs, list(augment.parameters()), pulls))
     assert float((gradient - expected).norm() / expected.norm()) < 1e-5
@@ -138,7 +139,7 @@ def test_hard_gates_have_the_derivative_of_the_mean_over_draws() -> None:
         given = TrainingSystem(
             model, [(inputs, lambda f: loss.at(loss.space(), f, batch.target))], [], 0.0
         )
-        with system.borrowed(model):
+        with borrowed(model):
             return given.slopes(given.tangent(q))[0]
 
     change = slopes(batch.inputs.flip(-1)) - slopes(batch.inputs)

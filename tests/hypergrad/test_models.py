@@ -20,7 +20,7 @@ from autobalance.hypergrad import (
     Solver,
     hypergradient,
 )
-from autobalance.hypergrad.system import flatten
+from autobalance.hypergrad.passes import flatten
 from autobalance.objectives import BalancedError
 from autobalance.tuner import LossTuner
 from helpers import NUM_CLASSES, class_loss, dense_hypergradient

@@ -10,18 +10,14 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from autobalance.checks import InputError
 from autobalance.data.batches import Batch
-from autobalance.hypergrad import TrainingSystem
-from autobalance.hypergrad.system import (
-    LogitLoss,
-    _without_forward_mode,
-    borrowed,
-    call,
-    flatten,
-    trainable,
-    unflatten,
-)
+from autobalance.hypergrad import SingleLoop, TrainingSystem, hypergradient
+from autobalance.hypergrad.passes import Passes, borrowed, flatten, trainable, unflatten
+from autobalance.hypergrad.system import LogitLoss, _without_forward_mode
+from autobalance.objectives import BalancedError
 from autobalance.spaces import PARTS, ClassSpace
 from autobalance.tunable import TunableCrossEntropy
 from helpers import (
@@ -419,11 +415,133 @@ def test_borrowed_gives_modes_and_random_state_back_even_after_an_error() -> Non
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_call_writes_to_no_buffer() -> None:
+def test_passes_write_to_no_buffer() -> None:
     model = network("batch_norm")
     before = {name: b.clone() for name, b in model.named_buffers()}
-    logits = call(model, dict(trainable(model)), images(10).inputs)
+    logits = Passes(model)(trainable(model), images(10).inputs)
     torch.testing.assert_close(logits, forward(model, images(10).inputs)[0], rtol=1e-14, atol=0)
     after = dict(model.named_buffers())
     assert int(before["1.num_batches_tracked"]) == 0
     assert all(torch.equal(after[name], b) for name, b in before.items())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+class Counting(nn.Module):
+    """Writes to buffers, of which two names are one, in every pass; and has a tied weight."""
+
+    seen: Tensor
+    again: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("again", self.seen)
+        self.first = nn.Linear(16, 16, bias=False, dtype=torch.float64)
+        self.second = nn.Linear(16, 16, bias=False, dtype=torch.float64)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(16, affine=False, dtype=torch.float64)
+        self.odd = type("Odd", (nn.BatchNorm1d,), {})(16, dtype=torch.float64)
+        self.last = nn.Linear(16, 4, dtype=torch.float64)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += 1
+        assert self.again is self.seen
+        x = self.second(torch.tanh(self.first(images.flatten(1)))) + self.again
+        return self.last(self.odd(self.norm(x)))
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_passes_of_tied_weights_and_of_buffers_that_are_written(dual: bool) -> None:
+    """The tie moves together; buffers of the network's own start anew in every pass and stay."""
+    torch.manual_seed(0)
+    model, x = Counting(), images(10).inputs
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    passes = Passes(model)
+    assert list(passes.parameters) == list(trainable(model))
+    directions = {name: torch.randn_like(p) for name, p in passes.parameters.items()}
+    if dual:
+        with torch.no_grad(), forward_ad.dual_level():
+            duals = {
+                name: forward_ad.make_dual(p.detach(), directions[name])
+                for name, p in passes.parameters.items()
+            }
+            logits, found = forward_ad.unpack_dual(passes(duals, x, dual=True))
+        moved = [
+            passes({n: p + h * directions[n] for n, p in passes.parameters.items()}, x)
+            for h in (1e-6, -1e-6)
+        ]
+        torch.testing.assert_close(found, (moved[0] - moved[1]) / 2e-6, rtol=1e-6, atol=1e-6)
+    else:
+        logits = passes(passes.parameters, x)
+        assert torch.equal(logits, passes(passes.parameters, x))
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    torch.testing.assert_close(logits.detach(), model(x).detach(), rtol=1e-12, atol=1e-12)
+    assert float(model.seen) == 1.0
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    "frozen", [(), ("1.weight",), ("1.bias",), ("1.weight", "1.bias"), ("0.weight",)]
+)
+@pytest.mark.parametrize("kind", ["images", "rows"])
+def test_batch_norms_short_rule_is_torchs(affine: bool, frozen: tuple[str, ...], kind: str) -> None:
+    """Whatever of weights, bias and input has a direction."""
+    torch.manual_seed(0)
+    first: nn.Module = (
+        nn.Conv2d(1, 3, 3, bias=False) if kind == "images" else nn.Linear(16, 3, bias=False)
+    )
+    norm = (
+        nn.BatchNorm2d(3, affine=affine) if kind == "images" else nn.BatchNorm1d(3, affine=affine)
+    )
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    model = nn.Sequential(first, norm, nn.Tanh()).double()
+    for name in frozen:
+        if affine or name.startswith("0"):
+            model.get_parameter(name).requires_grad_(False)
+    x = images(10).inputs if kind == "images" else images(10).inputs.flatten(1)
+    passes = Passes(model)
+    directions = {name: torch.randn_like(p) for name, p in passes.parameters.items()}
+    found = []
+    for dual in (True, False):
+        with torch.no_grad(), forward_ad.dual_level():
+            duals = {
+                name: forward_ad.make_dual(p.detach(), directions[name])
+                for name, p in passes.parameters.items()
+            }
+            y, tangent = forward_ad.unpack_dual(passes(duals, x, dual=dual))
+            found.append((y, torch.zeros_like(y) if tangent is None else tangent))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+def test_bfloat16_keeps_its_kind_through_the_short_rule() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    )
+    passes, x = Passes(model), images(10).inputs.float()
+    directions = {name: torch.randn_like(p) for name, p in passes.parameters.items()}
+    found = []
+    for mixed in (False, True):
+        with (
+            torch.no_grad(),
+            forward_ad.dual_level(),
+            torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+        ):
+            duals = {
+                name: forward_ad.make_dual(p.detach(), directions[name])
+                for name, p in passes.parameters.items()
+            }
+            found.append(forward_ad.unpack_dual(passes(duals, x, dual=True)).tangent)
+    assert found[1].dtype == torch.float32
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.03
+
+
+def test_a_batch_norm_of_one_row_is_refused_by_the_short_rule_too() -> None:
+    model = nn.Sequential(nn.Linear(16, 3), nn.BatchNorm1d(3), nn.Linear(3, 4)).double()
+    loss = class_loss()
+    held = Batch(images(10).inputs.flatten(1), images(10).target)
+    one = Batch(held.inputs[:1], held.target[:1])
+    with pytest.raises(InputError, match="BatchNorm cannot train on a batch of one example"):
+        hypergradient(model, loss, BalancedError(), one, held, solver=SingleLoop())

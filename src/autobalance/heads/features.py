@@ -13,7 +13,7 @@ from autobalance.checks import InputError, instance, whole
 from autobalance.data.batches import as_tensor
 from autobalance.data.photographs import Photographs
 from autobalance.data.stored import StoredRows
-from autobalance.hypergrad.system import borrowed
+from autobalance.hypergrad.passes import borrowed
 from autobalance.training import make_fabric
 
 ROWS = 4096

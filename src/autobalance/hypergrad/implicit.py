@@ -22,15 +22,9 @@ from autobalance.augment.choice import drawn
 from autobalance.checks import InputError
 from autobalance.data.batches import Batch
 from autobalance.distributed import Processes, unwrapped
+from autobalance.hypergrad.passes import Passes, borrowed, flatten, trainable
 from autobalance.hypergrad.solvers import Carried, Solution, Solver
-from autobalance.hypergrad.system import (
-    LogitLoss,
-    TrainingSystem,
-    borrowed,
-    call,
-    flatten,
-    trainable,
-)
+from autobalance.hypergrad.system import LogitLoss, TrainingSystem
 from autobalance.losses.modules import check_width
 from autobalance.objectives import Objective, RunningRisks
 from autobalance.tunable import TunableCrossEntropy
@@ -117,11 +111,11 @@ def hypergradient(
         batch is too small for BatchNorm.
     """
     processes, model = Processes.of(model), unwrapped(model)
+    passes = Passes(model, processes)
     train_batches = [train_batch] if isinstance(train_batch, Batch) else train_batch
-    parameters = trainable(model)
-    if not parameters:
+    if not passes.parameters:
         raise InputError("The model has no trainable parameter: nothing depends on the loss.")
-    leaves = list(parameters.values())
+    leaves = list(passes.parameters.values())
     free = list(loss.space.parameters())
     strengths = [] if augment is None else list(trainable(augment).values())
 
@@ -129,7 +123,7 @@ def hypergradient(
         model.eval()
         parts = _parts(validation_batch.inputs, train_batches)
         with torch.set_grad_enabled(len(parts) == 1):
-            found = [call(model, dict(parameters), part, processes) for part in parts]
+            found = [passes(passes.parameters, part) for part in parts]
         # Of several parts the graph begins at the logits, and each is passed once more.
         own = found[0] if len(parts) == 1 else torch.cat(found).requires_grad_()
         check_width(own, loss.space.num_classes)
@@ -153,7 +147,7 @@ def hypergradient(
                 sum(p.numel() for p in leaves), dtype=leaves[0].dtype, device=pull.device
             )
             for part, by_logits in pulls:
-                b += _pulled(model, parameters, part, by_logits, processes)
+                b += _pulled(passes, part, by_logits)
         b = processes.summed(b)
         numbers = torch.stack([t.detach().double() for t in (value, hard, predicted)])
         del found, logits, own, value  # with many classes they count beside what follows
@@ -169,7 +163,7 @@ def hypergradient(
 
         inputs, chances = zip(*(drawn(augment, batch) for batch in train_batches), strict=True)
         system = TrainingSystem(
-            model,
+            passes,
             [
                 (x.detach() if strengths else x, logit_loss(batch))
                 for x, batch in zip(inputs, train_batches, strict=True)
@@ -178,7 +172,6 @@ def hypergradient(
             weight_decay + solver.damping,
             curvature=solver.curvature,
             preconditioner=preconditioner,
-            processes=processes,
         )
         solution = solver.solve(system, b, carried)
         gradients = [-g for g in system.mixed(solution.tangent)]
@@ -212,16 +205,10 @@ def _parts(inputs: Any, train_batches: Sequence[Batch]) -> Sequence[Any]:
     return inputs.split(max(1, most * len(inputs) // inputs.numel()))
 
 
-def _pulled(
-    model: nn.Module,
-    parameters: dict[str, Tensor],
-    inputs: Tensor,
-    pull: Tensor,
-    processes: Processes,
-) -> Tensor:
+def _pulled(passes: Passes, inputs: Any, pull: Tensor) -> Tensor:
     """``J^T pull`` for a part's logits, flat."""
-    logits = call(model, dict(parameters), inputs, processes)
-    leaves = list(parameters.values())
+    logits = passes(passes.parameters, inputs)
+    leaves = list(passes.parameters.values())
     return flatten(torch.autograd.grad(logits, leaves, pull, materialize_grads=True))
 
 

@@ -20,21 +20,18 @@ through dL/dx at weights moved along q, by a central difference; see
 
 from __future__ import annotations
 
-import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from autobalance.checks import InputError
-from autobalance.distributed import ALONE, Processes, synchronised
+from autobalance.distributed import ALONE, Processes
+from autobalance.hypergrad.passes import Passes, flatten, unflatten
 
 LogitLoss = Callable[[Tensor], Tensor]
 Curvature = Literal["gauss_newton", "hessian"]
@@ -46,93 +43,13 @@ LOGIT_STEP = 0.3
 _without_forward_mode: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that training moves, by name; tied ones once."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    parts = vector.split([t.numel() for t in like])
-    return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Lend the model out: each module's mode and the random state come back as they were.
-
-    Weights and buffers are not written to by what happens inside: passes go through `call`.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
-        # The fused kernels of attention have neither forward-mode nor second derivatives.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if "torch._dynamo" in sys.modules:  # parts of the model may be compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
-def call(
-    model: nn.Module, parameters: dict[str, Any], inputs: Any, processes: Processes = ALONE
-) -> Tensor:
-    """Logits at these parameters; buffers (BatchNorm's) are updated on copies."""
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
-        # Convolutions follow their input's layout; this one is faster in all our passes.
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with synchronised(model, processes):
-        logits = logits_of(
-            lambda *a, **k: functional_call(model, {**parameters, **buffers}, a, k), inputs
-        )
-    # Autocast's logits are half precision; what follows, the upper level, is not.
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def logits_of(network: Callable[..., Any], inputs: Any) -> Tensor:
-    """Call a network with a tensor, or a mapping of its keyword arguments; its logits.
-
-    A network may return the logits, or an object with an attribute or key "logits".
-
-    Raises
-    ------
-    InputError
-        If a batch is too small for BatchNorm, or the output holds no logits.
-    """
-    try:
-        output: Any = network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InputError(
-            "BatchNorm cannot train on a batch of one example. Use batches of at least two, or "
-            f"drop the last, short one. ({error})"
-        ) from None
-    by_key = isinstance(output, Mapping)
-    logits = output.get("logits") if by_key else getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise InputError(
-            "The network must return logits, or an object with an attribute or key 'logits'; got "
-            f"{type(output).__name__}. Wrap it in a module that does."
-        )
-    return logits
-
-
 class TrainingSystem:
     """Products with A, J and the mixed derivative, all on the same batches, mode and dropout masks.
 
     Parameters
     ----------
-    model : nn.Module
-        In the mode in which it is trained.
+    model : nn.Module or Passes
+        In the mode in which it is trained; with `Passes` their processes are those that count.
     batches : sequence of (inputs, loss)
         Each batch's inputs, and its loss as a function of logits ``(n, k)`` alone, differentiable
         twice. With several processes the inputs are this one's and the loss is of the logits of all.
@@ -152,7 +69,7 @@ class TrainingSystem:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Passes,
         batches: Sequence[tuple[Any, LogitLoss]],
         alpha: Sequence[Tensor],
         shift: float | Tensor,
@@ -161,10 +78,9 @@ class TrainingSystem:
         preconditioner: Tensor | None = None,
         processes: Processes = ALONE,
     ) -> None:
+        passes = model if isinstance(model, Passes) else Passes(model, processes)
         keep = len(batches) == 1
-        self.batches = [
-            _BatchSystem(model, inputs, loss, keep, processes) for inputs, loss in batches
-        ]
+        self.batches = [_BatchSystem(passes, inputs, loss, keep) for inputs, loss in batches]
         self.alpha = list(alpha)
         self.shift = shift
         self.curvature = curvature
@@ -246,18 +162,18 @@ class _BatchSystem:
 
     def __init__(
         self,
-        model: nn.Module,
+        passes: Passes,
         inputs: Any,
         loss: LogitLoss,
         keep_graph: bool,
-        processes: Processes = ALONE,
     ) -> None:
-        self.processes = processes
-        self.model = model
+        self.passes = passes
+        self.processes = passes.processes
+        self.model = passes.model
         self.inputs = inputs
         self.loss = loss
         self.keep_graph = keep_graph
-        self.parameters = trainable(model)
+        self.parameters = passes.parameters
         self.leaves = list(self.parameters.values())
         self._random: tuple[Tensor, Tensor | None] | None = None
         self._logits: Tensor | None = None  # this process's, with their graph
@@ -347,11 +263,14 @@ class _BatchSystem:
 
     def _forward_mode(self, directions: list[Tensor]) -> Tensor:
         with torch.no_grad(), forward_ad.dual_level():
+            # A part of a larger tensor would be copied, each by kernels of its own.
+            own = [torch.empty_like(p) for p in self.leaves]
+            torch._foreach_copy_(own, directions)  # pyright: ignore[reportPrivateImportUsage]
             duals = {
                 name: forward_ad.make_dual(p.detach(), t)
-                for (name, p), t in zip(self.parameters.items(), directions, strict=True)
+                for (name, p), t in zip(self.parameters.items(), own, strict=True)
             }
-            primal, tangent = forward_ad.unpack_dual(self._call(duals))
+            primal, tangent = forward_ad.unpack_dual(self._call(duals, dual=True))
         self._set_point(primal)
         return self._union(torch.zeros_like(primal) if tangent is None else tangent)
 
@@ -370,7 +289,7 @@ class _BatchSystem:
         """Logits with their graph; kept for later products where one batch is all there is."""
         if self._logits is not None:
             return self._logits
-        logits = self._call(dict(self.parameters))
+        logits = self._call(self.parameters)
         self._set_point(logits)
         if self.keep_graph:
             self._logits = logits
@@ -382,7 +301,9 @@ class _BatchSystem:
             self._sizes = self.processes.sizes_of(rows)
         return self.processes.union(rows, self._sizes)
 
-    def _call(self, parameters: dict[str, Any], inputs: Any = None) -> Tensor:
+    def _call(
+        self, parameters: Mapping[str, Tensor], inputs: Any = None, *, dual: bool = False
+    ) -> Tensor:
         device = self.leaves[0].device
         if self._random is None:
             on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -391,9 +312,7 @@ class _BatchSystem:
         if self._random[1] is not None:
             torch.cuda.set_rng_state(self._random[1], device)
         with _unfused() if self.model in _without_forward_mode else nullcontext():
-            return call(
-                self.model, parameters, self.inputs if inputs is None else inputs, self.processes
-            )
+            return self.passes(parameters, self.inputs if inputs is None else inputs, dual=dual)
 
     def _at(self) -> tuple[Tensor, Tensor]:
         """The logits as a leaf of their own, and the loss's gradient there with its graph."""
