@@ -15,6 +15,9 @@ counts the network's own multiplications and
 additions of one step (torch.utils.flop_counter), against the card's dense tensor-core peak: of bfloat16,
 and of TF32, which torch lets convolutions take by default, for 32-true.
 
+"kernels" are the operations of a step that start one (in float32, not compiled): a small network on a
+large card takes as long as it takes to start them.
+
 --whole times `search` and `retrain` from start to end. --table runs benchmarks/fashion_resnet32.yaml.
 Without a GPU everything runs on the CPU at toy sizes, by processor time: only to test the script.
 """
@@ -40,7 +43,9 @@ from typing import Any
 import torch
 from measuring import (
     cpu_seconds,
+    length_of,
     long_tailed_noise,
+    operations,
     options_of,
     peak_bytes,
     prepare,
@@ -234,6 +239,22 @@ def flops(setting: Setting, data: ArrayData) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def kernels(setting: Setting, data: ArrayData) -> dict[str, int]:
+    """How many one training step starts, and one upper step without and with a line search."""
+    plain = Plain(replace(setting, precision="32-true", compiled=False), data, 4)
+    for group in plain.lower.optimizer.param_groups:
+        group["foreach"] = True  # the default on a GPU
+    plain.train_and_upper(2 * length_of(DEFAULT_SOLVER))  # lines are searched more often at first
+    plain.lower.restart(1)
+    plain.lower.step(plain.loss)
+    found = [operations(plain.upper) for _ in range(length_of(DEFAULT_SOLVER))]
+    return {
+        "training_step_kernels": operations(lambda: plain.train(1)),
+        "upper_step_kernels": min(found),
+        "line_search_kernels": max(found),
+    }
+
+
 def measured(
     setting: Setting, data: ArrayData, sizes: Sizes, peak: float | None
 ) -> dict[str, float | None]:
@@ -274,6 +295,7 @@ def measured(
         "search_memory_bytes": search_memory,
         "memory_ratio": search_memory / memory,
         "data_bytes": data.inputs.nbytes,
+        **kernels(setting, data),
         "training_step_flops": train_flops,
         "upper_step_flops": upper_flops,
         "plain_share_of_peak": None if peak is None else train_flops / plain_step / peak,
@@ -354,11 +376,11 @@ def show(rows: list[dict[str, Any]]) -> None:
     wide = max(len(row["name"]) for row in rows)
     print(
         f"{'':{wide}} {'images per second':>21} {'search':>7} {'upper':>6} {'memory, MiB':>15} "
-        f"{'share of peak':>15}"
+        f"{'share of peak':>15} {'kernels':>12}"
     )
     print(
         f"{'':{wide}} {'plain':>10} {'search':>10} {'/plain':>7} {'step':>6} {'plain':>7} {'search':>7} "
-        f"{'plain':>7} {'search':>7}"
+        f"{'plain':>7} {'search':>7} {'plain':>5} {'upper':>6}"
     )
     for row in rows:
         shares = (row["plain_share_of_peak"], row["search_share_of_peak"])
@@ -367,7 +389,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(
             f"{row['name']:{wide}} {row['plain_images_per_second']:10,.0f} "
             f"{row['search_images_per_second']:10,.0f} {row['search_ratio']:7.2f} "
-            f"{row['upper_step_ratio']:6.2f} {memory[0]:7,.0f} {memory[1]:7,.0f} {' '.join(shown)}"
+            f"{row['upper_step_ratio']:6.2f} {memory[0]:7,.0f} {memory[1]:7,.0f} {' '.join(shown)} "
+            f"{row['training_step_kernels']:5} {row['upper_step_kernels']:6}"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autobalance.data.batches import ArrayData, Batch
 from autobalance.data.longtail import exponential_counts
@@ -69,6 +70,34 @@ def peak_bytes(action: Callable[[], Any]) -> int:
         now += event.nbytes()
         most = max(most, now)
     return most
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what starts a kernel on a GPU: all operations but views, allocations and reads of one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        allocates = name.startswith(("empty", "new_empty", "_record_function"))
+        if not (func.is_view or allocates or name in _NO_KERNEL):
+            self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+_NO_KERNEL = {
+    "_local_scalar_dense", "_make_dual", "_unsafe_view", "alias", "detach", "is_same_size", "lift_fresh",
+    "_has_same_storage_numel", "promote_types", "reshape", "as_strided_",
+}  # fmt: skip
+
+
+def operations(action: Callable[[], Any]) -> int:
+    """How many operations that start kernels on a GPU an action consists of; a fused one counts as one."""
+    with _Operations() as counted:
+        action()
+    return counted.number
 
 
 def long_tailed_noise(shape: tuple[int, ...], classes: int, examples: int, seed: int) -> ArrayData:

@@ -94,7 +94,7 @@ def test_gpu_on_a_cpu(
     path = tmp_path / "numbers.json"
     command = ["gpu.py", "--precision", "bf16-mixed", "--peak-tflops", "0.01", "--json", str(path)]
     for extra, row in (
-        (["--channels-last"], gpu.measured),
+        (["--channels-last", "--augment"], gpu.measured),
         (["--whole", "--epochs", "1"], gpu.whole),
     ):
         monkeypatch.setattr(gpu.sys, "argv", [*command, *extra])
@@ -104,6 +104,14 @@ def test_gpu_on_a_cpu(
         assert numbers["environment"]["torch"] == torch.__version__
         [found] = numbers["rows"]
         assert (found.pop("precision"), found.pop("batch")) == ("bf16-mixed", 8)
+        assert (found.pop("device"), found.pop("compiled"), found.pop("augmented")) == (
+            "cpu", False, "--augment" in extra,
+        )  # fmt: skip
+        assert found.pop("channels_last") == ("--channels-last" in extra)
+        if row is gpu.measured:  # what ResNet-32 has; more would make searches dear on a GPU
+            assert found["training_step_kernels"] < 330
+            assert found["upper_step_kernels"] < 1250
+            assert found["line_search_kernels"] < 1650
         assert found.pop("name") == "bf16-mixed, batches of 8"
         assert positive(found)
         if row is gpu.measured:

@@ -154,7 +154,7 @@ def _of_dual_numbers(layer: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
     )
     assert x is not None
     layer._check_input_dim(x)
-    F._verify_batch_size(list(x.shape))
+    F._verify_batch_size(list(x.shape))  # pyright: ignore[reportAttributeAccessIssue]
     normalised = partial(torch.native_batch_norm, running_mean=None, running_var=None)
     normalised = partial(normalised, training=True, momentum=0.0, eps=layer.eps)
     y, mean, scale = normalised(x, weight, bias)
