@@ -115,7 +115,10 @@ def test_definitions_need_no_torch() -> None:
     ("values", "message"),
     [
         ({"tset_path": "x"}, "a: unknown key 'tset_path'. Did you mean test_path"),
-        ({"zzz": 1}, "a: unknown key 'zzz'. Known are: as_bytes, backbone, class_names, "),
+        (
+            {"zzz": 1},
+            "a: unknown key 'zzz'. Known are: allowed_broken, as_bytes, backbone, class_names, ",
+        ),
         ({"recipe": {"epoch": 3}}, "a: recipe: unknown key 'epoch'. Did you mean epochs"),
         ({"recipe": {"epochs": 0}}, "epochs must be a finite number above 0"),
         ({"recipe": 3}, "a: recipe must map settings of Recipe to values"),
@@ -137,10 +140,25 @@ def test_definitions_need_no_torch() -> None:
         ({"backbone": "m.f"}, "a: backbone must be a mapping with path"),
         ({"as_bytes": 1}, "a: as_bytes must be true or false; got 1"),
         ({"as_bytes": True}, "a: as_bytes is for networks on images"),
+        ({"allowed_broken": -1}, "a: allowed_broken must be at least 0"),
+        ({"validation": "given"}, "a: validation must be one of held_out, published; got 'given'"),
+        ({"store": 3}, "a: store must be a text; got 3"),
+        (
+            {"long_tail": {"largest": 9, "imbalance": 3, "profile": "zipf"}},
+            "a: profile must be one of exponential, pareto, step; got 'zipf'",
+        ),
+        (
+            {"long_tail": {"largest": 9, "imbalance": 3, "power": 2}},
+            "a: long_tail must be .* perhaps with profile",
+        ),
+        (
+            {"long_tail": {"largest": 9, "imbalance": 3, "profile": "step", "minority": 1.5}},
+            "a: minority must lie strictly between 0 and 1",
+        ),
         ({"options": 3}, "a: options must map options of the layout fashion to values; got 3"),
         (
-            {"layout": "celeba", "options": {"imbalance": 9}},
-            "a: options: the layout celeba has none",
+            {"layout": "fashion-textures", "options": {"imbalance": 9}},
+            "a: options: the layout fashion-textures has none",
         ),
         ({"options": {"imbalance": 9}}, "a: options: unknown key 'imbalance'. Known are: padding"),
         (
