@@ -177,7 +177,7 @@ def test_missing_images_are_named_or_left_out(tmp_path: Path) -> None:
         (folder / "img_align_celeba" / NAMES[row]).unlink()
     with pytest.raises(
         InputError,
-        match=rf"attr_celeba.txt names 1 of 4 images .*000010.jpg. .*{SOURCE}.*missing=1",
+        match=rf"eval_partition.txt names 1 of 4 images .*000010.jpg. .*{SOURCE}.*missing=1",
     ):
         celeba(folder)
     with pytest.warns(UserWarning, match=r"names 1 of 4 images .*; they are left out") as caught:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from autobalance.checks import InputError
 from autobalance.data import photographs
+from autobalance.data.listing import splits
 from autobalance.data.longtail import long_tailed
 from autobalance.data.photographs import Photographs, numbers
 
@@ -149,7 +150,7 @@ def test_numbers_of_a_column() -> None:
 def test_a_part_without_rows_is_refused(seven: Photographs) -> None:
     split = np.array([0, 0, 2, 2, 0, 0, 0])
     with pytest.raises(InputError, match=r"m.csv has no row of split 1 \(validation\). Get it"):
-        photographs.splits(seven, split, where=Path("m.csv"))
+        splits(seven, split, where=Path("m.csv"), allowed=0, limit=None)
 
 
 def test_without_groups_there_are_none_anywhere(seven: Photographs) -> None:

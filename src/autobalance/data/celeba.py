@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from autobalance.checks import InputError, whole
-from autobalance.data.listing import contents, folder_of, without_missing
-from autobalance.data.photographs import Photographs, PhotographSplits, numbers, splits
+from autobalance.data.listing import contents, folder_of, splits
+from autobalance.data.photographs import Photographs, PhotographSplits, numbers
 from autobalance.data.tables import column, read_table
 
 SOURCE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -110,11 +110,7 @@ def celeba(
         source=SOURCE,
     )
     rows = split.loc[table["image_id"]].to_numpy()
-    parts = []
-    for part in splits(everything, rows, where=divided):
-        images = without_missing(part, allowed=allowed_missing, where=listed)
-        parts.append(images if limit is None else images.limited(limit))
-    return PhotographSplits(*parts)
+    return splits(everything, rows, where=divided, allowed=allowed_missing, limit=limit)
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 
 from autobalance.checks import InputError, whole
 from autobalance.data.labels import shortened
-from autobalance.data.photographs import MOST_NAMED, Photographs
+from autobalance.data.photographs import MOST_NAMED, SPLITS, Photographs, PhotographSplits
 
 
 def folder_of(path: str | Path, *, what: str) -> Path:
@@ -69,7 +69,9 @@ def all_different(lists: Mapping[Path, Iterable[Hashable]], *, source: str) -> N
             seen[image] = where
 
 
-def without_missing(images: Photographs, *, allowed: int, where: Path) -> Photographs:
+def without_missing(
+    images: Photographs, *, allowed: int, where: Path, stacklevel: int = 3
+) -> Photographs:
     """The images whose files are there; each folder is listed once, no file is opened.
 
     Parameters
@@ -80,6 +82,8 @@ def without_missing(images: Photographs, *, allowed: int, where: Path) -> Photog
         At most so many may be missing; they are left out with a warning.
     where : Path
         The list that names them.
+    stacklevel : int
+        Of the warning: 3 where a reader calls, whose caller it names.
 
     Raises
     ------
@@ -99,8 +103,43 @@ def without_missing(images: Photographs, *, allowed: int, where: Path) -> Photog
             f"{text}. Check the folder, get them{again}, or leave them out with "
             f"allowed_missing={len(absent)}."
         )
-    warnings.warn(f"{text}; they are left out.", stacklevel=3)
+    warnings.warn(f"{text}; they are left out.", stacklevel=stacklevel)
     return images.subset(np.setdiff1d(np.arange(len(images)), absent))
+
+
+def splits(
+    everything: Photographs, split: np.ndarray, *, where: Path, allowed: int, limit: int | None
+) -> PhotographSplits:
+    """The parts that `split` numbers 0, 1 and 2, each without missing images and of at most `limit`.
+
+    Parameters
+    ----------
+    everything : Photographs
+        n images.
+    split : ndarray
+        Shape ``(n,)``.
+    where, allowed
+        As for `without_missing`, of each part.
+    limit : int, optional
+        As for `Photographs.limited`.
+
+    Raises
+    ------
+    InputError
+        If a part has no row, or more images are missing.
+    """
+    parts = []
+    for number, name in enumerate(SPLITS):
+        rows = np.flatnonzero(split == number)
+        if len(rows) == 0:
+            raise InputError(
+                f"{where} has no row of split {number} ({name}). Get it again from "
+                f"{everything.source}."
+            )
+        images = everything.subset(rows)
+        part = without_missing(images, allowed=allowed, where=where, stacklevel=4)
+        parts.append(part if limit is None else part.limited(limit))
+    return PhotographSplits(*parts)
 
 
 def _absent(files: Sequence[Any]) -> np.ndarray:

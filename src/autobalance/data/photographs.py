@@ -383,27 +383,6 @@ def _central_square(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def splits(everything: Photographs, split: np.ndarray, *, where: Path) -> PhotographSplits:
-    """The parts that `split` numbers 0, 1 and 2.
-
-    Raises
-    ------
-    InputError
-        If a part has no row.
-    """
-    parts = []
-    for number, name in enumerate(SPLITS):
-        rows = np.flatnonzero(split == number)
-        if len(rows) == 0:
-            raise InputError(
-                f"{where} has no row of split {number} ({name}). Get it again from "
-                f"{everything.source}."
-            )
-        part = everything.subset(rows)
-        parts.append(part)
-    return PhotographSplits(*parts)
-
-
 def numbers(
     table: pd.DataFrame, name: str, role: str, allowed: tuple[int, ...], where: Path
 ) -> np.ndarray:

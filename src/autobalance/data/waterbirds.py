@@ -10,8 +10,8 @@ from pathlib import Path
 
 from autobalance.checks import InputError, whole
 from autobalance.data.downloads import Published, fetch_folder
-from autobalance.data.listing import contents, folder_of, without_missing
-from autobalance.data.photographs import Photographs, PhotographSplits, numbers, splits
+from autobalance.data.listing import contents, folder_of, splits
+from autobalance.data.photographs import Photographs, PhotographSplits, numbers
 from autobalance.data.tables import column, read_table
 
 FOLDER = "waterbird_complete95_forest2water2"
@@ -88,8 +88,4 @@ def waterbirds(
         source=SOURCE,
     )
     split = numbers(table, "split", "split", (0, 1, 2), metadata)
-    parts = []
-    for part in splits(everything, split, where=metadata):
-        images = without_missing(part, allowed=allowed_missing, where=metadata)
-        parts.append(images if limit is None else images.limited(limit))
-    return PhotographSplits(*parts)
+    return splits(everything, split, where=metadata, allowed=allowed_missing, limit=limit)
