@@ -394,7 +394,8 @@ class LowerLevel:
         if one_of("sampling", sampling, ("shuffled", "balanced")) == "balanced":
             self._stream = ResampledBatches(data.cells(), recipe.batch_size, generator)
         else:
-            self._stream = ShuffledBatches(len(data), recipe.batch_size, generator)
+            place = data.inputs.device if isinstance(data.inputs, Tensor) else "cpu"
+            self._stream = ShuffledBatches(len(data), recipe.batch_size, generator, place)
         self._weights = [p for p in module.parameters() if p.requires_grad]
         self._check_every = check_interval(fabric.device)
         self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, loss and gradient's norm

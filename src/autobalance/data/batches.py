@@ -195,7 +195,10 @@ class ArrayData:
         return self.groups * self.num_classes + self.target
 
     def batch(self, index: Tensor) -> Batch:
-        """The examples of these numbers ``(m,)``, from 0, where the labels lie; give them on the CPU."""
+        """The examples of these numbers ``(m,)``, from 0, where the labels lie.
+
+        Numbers for inputs in files lie best on the CPU.
+        """
         device = self.target.device
         part = self._labels(moved(index, device))
         if isinstance(self.inputs, StoredRows):
@@ -301,17 +304,24 @@ class ShuffledBatches(Iterator[Tensor]):
     """Endless stream of index batches, each of exactly ``min(size, examples)``.
 
     One permutation follows the other and a batch may span two of them, so that no batch is
-    short: a short last batch would be noisy, and of a single example unfit for BatchNorm.
+    short: a short last batch would be noisy, and of a single example unfit for BatchNorm. On a GPU
+    a permutation is sent there as a whole.
     """
 
-    def __init__(self, examples: int, size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        examples: int,
+        size: int,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.examples, self.size, self.generator = examples, min(size, examples), generator
-        self.left = torch.empty(0, dtype=torch.int64)
+        self.left = torch.empty(0, dtype=torch.int64, device=device)
 
     def __next__(self) -> Tensor:
         while len(self.left) < self.size:
             more = torch.randperm(self.examples, generator=self.generator)
-            self.left = torch.cat([self.left, more])
+            self.left = torch.cat([self.left, moved(more, self.left.device)])
         batch, self.left = self.left[: self.size], self.left[self.size :]
         return batch
 
@@ -320,7 +330,7 @@ class ShuffledBatches(Iterator[Tensor]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
-        self.left = state["left"]
+        self.left = state["left"].to(self.left.device)
 
 
 class ResampledBatches(Iterator[Tensor]):
