@@ -196,8 +196,9 @@ ALONE = Processes()
 
 def first_process() -> bool:
     """Whether this is the first of all processes, or the only one."""
-    started = dist.is_available() and dist.is_initialized()
-    return not started or dist.get_rank() == 0
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return processes_started() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def processes_started() -> int:

@@ -176,6 +176,7 @@ def test_by_hand_is_the_inverse_of_per_class() -> None:
         (lambda: StandardAugmentation()(torch.rand(3, 5), torch.zeros(3)), "are for images"),
         (lambda: ResizedCrop(0), "size must be at least 1"),
         (lambda: ResizedCrop(8, scale=(0.5, 1.5)), r"scale must lie in \(0, 1\]; got \(0.5, 1.5\)"),
+        (lambda: ResizedCrop(8, scale=0.5), "scale must be two numbers, the least and the largest"),
         (lambda: ResizedCrop(8, ratio=(2.0, 0.5)), "ratio must be two numbers above 0, the least"),
         (lambda: ResizedCrop(8, colour=1.5), "colour must"),
         (lambda: ResizedCrop(8, hue=0.6), r"hue must lie in \[0, 0.5\]; got 0.6"),

@@ -20,6 +20,7 @@ from autobalance.comparison.configuration import Configuration, read_configurati
 from autobalance.comparison.dataset_definitions import DatasetDefinition
 from autobalance.comparison.datasets import load_problem
 from autobalance.comparison.methods import METHODS, Computing, Task
+from autobalance.comparison.running import run_cells
 from autobalance.comparison.store import Store
 from autobalance.losses import COSINE_SCALE, NormalizedLinear, ParametricCrossEntropy
 from autobalance.objectives import BalancedError, WeightedError
@@ -379,9 +380,10 @@ def test_a_stopped_cell_goes_on_to_the_same_result(
         return step(self, loss)
 
     monkeypatch.setattr(LowerLevel, "step", counted)
-    run_cell(one)
+    run_cells([one], Store(tmp_path / "first" / "cells.jsonl"))
     every = len(steps)
-    assert list(tmp_path.iterdir()) == []  # nothing is left
+    assert one.state is not None
+    assert not one.state.exists()  # nothing is left
 
     def interrupted(self: LowerLevel, loss: Any) -> Any:
         if len(steps) == every - 3:
@@ -398,7 +400,12 @@ def test_a_stopped_cell_goes_on_to_the_same_result(
     assert len(steps) == 3
     assert told(record) == expected
     assert record["seconds"]["resumed"] is True
-    assert list(tmp_path.iterdir()) == []
+    store = Store(tmp_path / "cells.jsonl")
+    assert one.state.is_dir()  # until there is a record
+    run_cells([one], store)
+    assert len(steps) == 3
+    assert told(store.cells()[0]) == expected
+    assert not one.state.exists()
 
 
 def test_a_given_validation_set_guides_what_searches_and_tunes(folder: Path) -> None:
@@ -503,3 +510,11 @@ def test_what_augmentation_cannot_take(folder: Path) -> None:
     assert "m must lie in 1..29" in run_cell(bad)["reason"]
     table = cell(folder, dataset=replace(TOY, as_bytes=True, network="cnn"))
     assert "toy: as_bytes is for images of bytes" in run_cell(table)["reason"]
+
+
+def test_crops_of_another_size_than_the_built_in_network_are_refused(folder: Path) -> None:
+    crops = {"name": "resized_crop", "size": 6}
+    reason = run_cell(cell(folder, dataset=IMAGES, augment=crops))["reason"]
+    assert "augment crops to 6 x 6, but the network cnn is made for the images' own 8 x 8" in reason
+    fitting = run_cell(cell(folder, dataset=IMAGES, augment={**crops, "size": 8}))
+    assert fitting["status"] == "finished", fitting.get("reason")

@@ -125,6 +125,8 @@ def with_(**changes: Any) -> dict[str, Any]:
         (with_(precision="16-mixed"), "precision must be one of 32-true, bf16-mixed"),
         (with_(compiled=1), "compiled must be true or false; got 1"),
         (with_(channels_last="yes"), "channels_last must be true or false"),
+        (with_(augment="resized_crop"), "augment: resized_crop needs size, the pixels"),
+        (with_(augment={"name": "standard", "flip": "no"}), "augment: flip must be true or false"),
         (with_(augment={"padding": 4}), "augment must be a name, or a mapping with name"),
         (with_(augment=["standard"]), "augment must be a name, or a mapping with name"),
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -224,3 +226,65 @@ def test_side_by_side_is_refused_under_torchrun(
     for options in ({"jobs": 2}, {"backend": "ray"}):
         with pytest.raises(InputError, match="Under torchrun all processes run each cell together"):
             run_cells([], Store(tmp_path / "cells.jsonl"), **options)  # pyright: ignore[reportArgumentType]
+
+
+# What is interrupted ------------------------------------------------------------------------------
+
+
+def test_a_second_command_on_the_same_results_is_refused(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    store = Store(tmp_path / "out" / "cells.jsonl")
+    with store.alone(), pytest.raises(InputError, match=r"Another command is writing .*out\. Wait"):
+        run_cells(some(tmp_path), Store(store.path))
+    run_cells([cell(tmp_path)], store)
+    assert len(store.cells()) == 1
+
+
+def test_what_a_killed_command_left_of_finished_cells_is_removed(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    one = cell(tmp_path, checkpoints=str(tmp_path / "checkpoints"))
+    store = Store(tmp_path / "cells.jsonl")
+    run_cells([one], store)
+    assert one.state is not None
+    one.state.mkdir(parents=True)
+    run_cells([one], store)
+    assert not one.state.exists()
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    (tmp_path / "toy.yaml").write_text(
+        "datasets: [{name: toy, path: toy.csv, target: kind, drop: [site]}]\n"
+        "methods: [cross_entropy]\nseeds: 8\nrecipe: {epochs: 1, min_steps: 2000000}\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "autobalance",
+        "run",
+        str(tmp_path / "toy.yaml"),
+        "--jobs",
+        "2",
+    ]
+    job = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/checkpoints/*/*")):  # both cells train
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    workers = [int(pid) for pid in children.read_text().split()]
+    assert len(workers) >= 2
+    job.kill()
+    job.wait()
+    while any(_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline + 30
+        time.sleep(0.2)
+    assert list(tmp_path.glob("out/checkpoints/*/*"))  # for the next command
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

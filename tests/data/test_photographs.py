@@ -205,7 +205,7 @@ def test_several_bad_images_are_named_together(seven: Photographs) -> None:
     seven.files[4].write_bytes(b"not an image")
     match = (
         r"2 of 7 images cannot be used: .*1.jpg is not there; .*4.jpg cannot be read: .*Get them "
-        r"again from https://example.org, or leave them out with readable\(allowed=2\)"
+        r"again from https://example.org, or leave them out: readable\(allowed=2\), stored"
     )
     for read in (seven.pixels, seven.load, seven.readable, lambda: seven.readable(allowed=1)):
         with pytest.raises(InputError, match=match):

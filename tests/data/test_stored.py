@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from autobalance.augment import StandardAugmentation
 from autobalance.checks import InputError
 from autobalance.data import photographs, stored
 from autobalance.data.batches import ArrayData, concatenated
+from autobalance.data.longtail import long_tailed
 from autobalance.data.photographs import Photographs
 from autobalance.data.stored import StoredRows
 from autobalance.heads import extract_features, search_head
@@ -169,7 +171,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 ) -> None:
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(stored.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match=r"takes 0.0 GB more, but 0.0 GB are free. Make room"):
+    with pytest.raises(InputError, match=r"takes 7.7 kB more, but 100 bytes are free. Make room"):
         images.stored(tmp_path / "all.npy")
     with pytest.raises(InputError, match="Not a directory"):
         images.stored(tmp_path / "0.png" / "all.npy")
@@ -251,3 +253,61 @@ def test_augmentation_learned_or_fixed_is_that_of_images_in_memory(
         assert sheets[0] is not None
         assert sheets[1] is not None
         np.testing.assert_allclose(sheets[0].images, sheets[1].images, atol=1e-5)
+
+
+def test_sets_of_like_names_are_told_apart(tmp_path: Path) -> None:
+    """Also where their files are of one length, as those of bitmaps are."""
+    parts = []
+    for part, grey in (("train", 10), ("test", 200)):
+        (tmp_path / part).mkdir()
+        files = tuple(tmp_path / part / f"{i}.bmp" for i in range(5))
+        for file in files:
+            Image.new("RGB", (8, 8), (grey,) * 3).save(file)
+        parts.append(Photographs(files, np.arange(5) % 2, None, ("a", "b"), (), 8, False, ""))
+    assert parts[0].identity != parts[1].identity
+    assert parts[0].identity != replace(parts[0], size=4).identity
+    parts[0].stored(tmp_path / "all.npy")
+    with pytest.raises(InputError, match="holds other images than these, or they have changed"):
+        parts[1].stored(tmp_path / "all.npy")
+    before = parts[0].identity
+    parts[0].files[2].rename(tmp_path / "gone")  # type: ignore[union-attr]
+    assert parts[0].identity != before
+
+
+def test_what_the_disk_lost_of_a_broken_off_file_is_written_again(
+    tmp_path: Path, images: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photographs, "READ_TOGETHER", 10)
+    path, decode = tmp_path / "all.npy", photographs._decoded
+
+    def broken(file: Any, *arguments: Any) -> Any:
+        if file == images.files[25]:
+            raise KeyboardInterrupt
+        return decode(file, *arguments)
+
+    monkeypatch.setattr(photographs, "_decoded", broken)
+    with pytest.raises(KeyboardInterrupt):
+        images.stored(path)
+    monkeypatch.setattr(photographs, "_decoded", decode)
+    part = tmp_path / "all.npy.part"
+    part.write_bytes(part.read_bytes()[: -14 * 3 * 8 * 8 - 5])  # of twenty rows five are left whole
+    data = images.stored(path)
+    assert torch.equal(data.inputs[slice(0, 40)], torch.from_numpy(images.pixels()))
+
+
+def test_a_class_that_loses_all_its_images_is_named(tmp_path: Path, images: Photographs) -> None:
+    part = images.subset([0, 1, 2, 3])  # one is dark
+    Path(str(images.files[0])).unlink()
+    with pytest.warns(
+        UserWarning, match=r"1 of 4 images are left out: .*No image is left of 'dark'\."
+    ):
+        part.readable(allowed=1)
+
+
+def test_rows_by_arrays_and_features_of_data(tmp_path: Path, images: Photographs) -> None:
+    data = images.stored(tmp_path / "all.npy")
+    assert len(data.subset(long_tailed(images.target, 3.0))) == 40
+    assert torch.equal(
+        extract_features(nn.Flatten(), data), extract_features(nn.Flatten(), data.inputs)
+    )
+    assert repr(data.inputs).startswith("StoredRows((40, 3, 8, 8), torch.uint8, of ")

@@ -225,7 +225,10 @@ def _by_kornia(operation: Callable[[Tensor], Tensor], inputs: Tensor, draw: Draw
 
 
 def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:
-    if len(values) != 2 or not 0.0 < values[0] <= values[1]:
+    pair = isinstance(values, Sequence) and len(values) == 2
+    if not pair or not all(isinstance(v, (int, float)) for v in values):
+        raise InputError(f"{name} must be two numbers, the least and the largest; got {values!r}.")
+    if not 0.0 < values[0] <= values[1]:
         raise InputError(
             f"{name} must be two numbers above 0, the least and the largest; got {values!r}."
         )

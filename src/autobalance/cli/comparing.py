@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from autobalance.checks import one_of, path_of, whole
+from autobalance.checks import InputError, one_of, path_of, whole
 from autobalance.cli.options import DONE, FAILED, complain
 from autobalance.files import write_atomically
 
@@ -63,15 +63,23 @@ def _run_cells(
 ) -> tuple[list[dict[str, Any]], list[Key]]:
     """Run what is not finished; the cells that failed, and the keys of all."""
     from autobalance.comparison.cells import cells_of
+    from autobalance.comparison.methods import augmentation_of
     from autobalance.comparison.reporting import listed
     from autobalance.comparison.running import foreseen, run_cells, waiting_cells
     from autobalance.comparison.store import key_of
+    from autobalance.distributed import first_process
     from autobalance.terminal import CellProgress
 
+    if configuration.augment is not None:
+        try:
+            augmentation_of(configuration.augment)
+        except InputError as error:  # now, and not by each cell
+            raise InputError(f"augment: {error}") from None
     data = options.data or os.environ.get("AUTOBALANCE_DATA")
     checkpoints = str(out / "checkpoints")
     cells = cells_of(configuration, data, options.device, checkpoints)
-    for reason, methods in foreseen(waiting_cells(cells, store, options.again)).items():
+    hindered = foreseen(waiting_cells(cells, store, options.again)) if first_process() else {}
+    for reason, methods in hindered.items():
         print(
             f"autobalance: {listed(methods)} will fail: {reason}. Mend that first, or let the others "
             "run; the same command then runs what failed",
@@ -91,7 +99,8 @@ def _run_cells(
         except KeyboardInterrupt:
             finished = sum(store.finished(cell.key, cell.identity()) for cell in cells)
             kept = f"{finished} of {len(cells)} cells are kept in {store.path}"
-            print(f"autobalance: {kept}; the same command goes on from there.", file=sys.stderr)
+            if first_process():
+                print(f"autobalance: {kept}; the same command goes on from there.", file=sys.stderr)
             raise
     with suppress(OSError):  # what failed or was stopped may have left something
         (out / "checkpoints").rmdir()

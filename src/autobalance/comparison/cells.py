@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import shutil
+import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -74,6 +75,11 @@ class Cell:
         name = self.dataset if isinstance(self.dataset, str) else self.dataset.name
         return name, self.method, self.objective, self.seed
 
+    @property
+    def state(self) -> Path | None:
+        """The folder of its training runs' checkpoints; whoever keeps its record then removes it."""
+        return None if self.checkpoints is None else Path(self.checkpoints) / self.identity()
+
     def identity(self) -> str:
         """A digest of everything that determines the result, but for the data's own bytes.
 
@@ -127,7 +133,7 @@ def cells_of(
     device : str
         As for `search`.
     checkpoints : str, optional
-        A folder for the state of cells that run; what a finished cell kept there is removed.
+        A folder for the state of cells that run.
     """
     computing = Computing(
         precision=configuration.precision,
@@ -210,8 +216,10 @@ def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
 def _trained_and_evaluated(
     cell: Cell, method: Method, definition: DatasetDefinition
 ) -> dict[str, Any]:
-    kept = None if cell.checkpoints is None else Path(cell.checkpoints) / cell.identity()
-    problem = load_problem(definition, cell.seed, cell.data, cell.device)
+    kept = cell.state
+    with _said(definition.name):
+        problem = load_problem(definition, cell.seed, cell.data, cell.device)
+    _check_sizes(cell, definition, problem)
     counts = np.atleast_2d(problem.train.counts()).sum(axis=0)
     goals = {name: objective_of(name, counts) for name in cell.objectives}
     task = Task(
@@ -239,8 +247,6 @@ def _trained_and_evaluated(
         seconds["resumed"] = True  # so these are of the last part only
     model = trained.model.to(make_fabric(cell.device).device)
     wrong = predict_logits(model, problem.train.inputs).argmax(dim=1)
-    if kept is not None and first_process():
-        shutil.rmtree(kept, ignore_errors=True)
     return {
         "status": "finished",
         **_evaluated(model, problem, goals),
@@ -252,6 +258,30 @@ def _trained_and_evaluated(
         "sizes": {"train": len(problem.train), "test": len(problem.test)},
         "class_counts": counts.tolist(),
     }
+
+
+@contextmanager
+def _said(name: str) -> Iterator[None]:
+    """Warnings as lines of standard error that name the dataset."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    if first_process():
+        meant = [w for w in caught if issubclass(w.category, UserWarning)]
+        for text in dict.fromkeys(str(w.message) for w in meant):
+            print(f"autobalance: {name}: {text}", file=sys.stderr)
+
+
+def _check_sizes(cell: Cell, definition: DatasetDefinition, problem: Problem) -> None:
+    """Refuse crops of another size than the built-in network for images is made for."""
+    shape = tuple(problem.train.inputs.shape[2:])
+    if definition.network == "cnn" and cell.augment and cell.augment["name"] == "resized_crop":
+        size = cell.augment["size"]
+        if shape != (size, size):
+            raise InputError(
+                f"augment crops to {size} x {size}, but the network cnn is made for the images' own "
+                f"{shape[0]} x {shape[1]}. Make both alike (size, image_size), or take resnet32."
+            )
 
 
 def _with_head(network: ModelFactory, head: Head) -> ModelFactory:

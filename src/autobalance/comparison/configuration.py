@@ -62,7 +62,8 @@ class Configuration:
         their own: ``{"name": "standard", "padding": 4, "flip": True}`` for random crops and flips,
         "resized_crop" (`size`, `scale`, `ratio`, `flip`, `colour`, `hue`) for crops of any size as networks
         are trained with on ImageNet, "trivial" (`share`) and "random" (`n`, `m`, `share`) for
-        TrivialAugment and RandAugment; see `autobalance.augment`. In YAML the name alone will do.
+        TrivialAugment and RandAugment; see `autobalance.augment`. In YAML the name alone will do where no
+        option is needed.
     head : {"linear", "cosine"}
         The last layer of every network: its own, or in its place a cosine classifier, see
         `autobalance.with_normalized_head`. LDAM always has one, as published.
@@ -176,9 +177,9 @@ def read_configuration(path: str | Path) -> Configuration:
         for name in subsets:
             configuration.subset(name)
     except (TypeError, ValueError) as error:
-        reason = str(error).removesuffix(".")
-        where = "" if str(path) in reason else f"{path}: "
-        raise InputError(f"{where}{reason}.") from None
+        where = "" if str(path) in str(error) else f"{path}: "
+        end = "" if str(error).endswith((".", "?")) else "."
+        raise InputError(f"{where}{error}{end}") from None
     return configuration
 
 
@@ -227,6 +228,10 @@ def _check_augment(value: Any) -> None:
             raise InputError(
                 f"augment: unknown option {key!r} of {value['name']}. Known are: {', '.join(known)}."
             )
+    if value["name"] == "resized_crop" and "size" not in value:
+        raise InputError("augment: resized_crop needs size, the pixels that networks train on.")
+    if not isinstance(value.get("flip", True), bool):
+        raise InputError(f"augment: flip must be true or false; got {shown(value['flip'])}.")
 
 
 def _record(kind: type, value: Any, where: str) -> Any:

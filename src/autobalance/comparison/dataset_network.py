@@ -82,6 +82,8 @@ def _factory(
         offered |= {"channels": shape[0], "size": shape[1:]}
     name = definition.network
     if isinstance(name, Mapping):
+        if len(shape) == 3 and name.get("crop") is not None:  # what it is going to see
+            offered["size"] = tuple(min(side, name["crop"]) for side in shape[1:])
         return _imported(definition, name, offered)
     if name == "table":
         return partial(TableNetwork, num_features, num_classes)

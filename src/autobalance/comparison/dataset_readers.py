@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,6 +182,8 @@ READERS: Mapping[str, Callable[[Path, Request], Rows]] = {
     "hugging_face": _hugging_face,
 }
 """By the layout's name; each from what `path` names."""
+TELL_SECONDS = 10.0
+"""Between two lines on how far the decoding of images is."""
 FILES = ("image_table", "embeddings")
 """Layouts of files rather than folders."""
 
@@ -220,13 +223,14 @@ def _photographs(
 
 
 def _stored(part: Photographs, folder: Path, allowed: int) -> ArrayData:
-    """A part decoded into a file of the folder, which tells on a terminal how far it is."""
-    path = folder / f"{part.identity}.npy"
+    """A part decoded into a file of the folder, which tells now and then how far it is."""
+    path, last = folder / f"{part.identity}.npy", time.monotonic()
 
     def told(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\rDecoding into {path}: {done} of {total} images", end=end, file=sys.stderr)
+        nonlocal last
+        if time.monotonic() - last >= TELL_SECONDS:
+            last = time.monotonic()
+            print(f"autobalance: {done} of {total} images decoded into {path}", file=sys.stderr)
 
     return part.stored(path, allowed=allowed, progress=told)
 

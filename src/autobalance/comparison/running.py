@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from multiprocessing import Manager, current_process
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -78,9 +83,24 @@ def run_cells(
         )
     if together and cells:
         make_fabric(cells[0].device)  # the processes find each other
+    writing = store.alone() if first_process() else nullcontext()
+    with _backend(backend), writing:
+        _run(cells, store, jobs, backend, threads, again, progress)
+
+
+def _run(
+    cells: Sequence[Cell],
+    store: Store,
+    jobs: int,
+    backend: str | None,
+    threads: int,
+    again: Sequence[str],
+    progress: Listener | None,
+) -> None:
     waiting = Processes.all().of_first(lambda: waiting_cells(cells, store, again))
     done = len(cells) - len(waiting)
-    with _backend(backend), warnings.catch_warnings():
+    states = {cell.identity(): cell.state for cell in cells}
+    with warnings.catch_warnings():
         # joblib's advice to whoever stops it, which Ctrl-C does.
         warnings.filterwarnings("ignore", r"\d+ tasks which were still being processed")
         for record in _records(waiting, jobs, threads, backend):
@@ -88,8 +108,20 @@ def run_cells(
             if not first_process():
                 continue
             store.append(record)
+            if record["status"] == "finished":
+                _remove(states[record["identity"]])
             if progress:
                 progress(done, len(cells), record)
+
+    if first_process():
+        for cell in cells:  # what an earlier command had no time to remove
+            if store.finished(cell.key, cell.identity()):
+                _remove(cell.state)
+
+
+def _remove(state: Path | None) -> None:
+    if state is not None:
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def waiting_cells(cells: Sequence[Cell], store: Store, again: Sequence[str] = ()) -> list[Cell]:
@@ -115,7 +147,11 @@ def _hindrance(cell: Cell) -> str | None:
     method = METHODS.get(cell.method)
     if method is None:
         return "there is no such method"
-    augmented = cell.augment is not None and cell.augment.get("name") in ("trivial", "random")
+    augmented = cell.augment is not None and cell.augment.get("name") in (
+        "trivial",
+        "random",
+        "resized_crop",
+    )
     for package in (method.needs, "kornia" if augmented else None):
         if package is not None and not _installed(package):
             extra = _EXTRAS[package]
@@ -166,6 +202,7 @@ def _in_worker(cell: Cell, threads: int, devices: Any = None) -> dict[str, Any]:
         # Ctrl-C reaches all processes of a terminal; this one alone would answer with a traceback.
         with suppress(ValueError):  # not in the process's main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _end_with_parent(os.getppid())
     if devices is None:
         return run_cell(cell, threads)
     device = devices.get()
@@ -173,6 +210,18 @@ def _in_worker(cell: Cell, threads: int, devices: Any = None) -> dict[str, Any]:
         return run_cell(replace(cell, device=device), threads)
     finally:
         devices.put(device)
+
+
+@cache
+def _end_with_parent(parent: int) -> None:
+    """End this process when its parent has been killed, which leaves nobody to take the records."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _by_ray(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,35 @@ class Store:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this process may append; on Windows nobody is kept from it.
+
+        Raises
+        ------
+        InputError
+            If another process of this machine is here.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise InputError(
+                f"Another command is writing results into {self.path.parent}. Wait for it, or give "
+                "another --out."
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(folder)
 
     def finished(self, key: Key, identity: str) -> bool:
         """Whether the last record of the key is of a finished cell with this identity."""

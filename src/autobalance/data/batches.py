@@ -206,7 +206,9 @@ class ArrayData:
         # Two to eight times as fast as by brackets on a CPU.
         return Batch(self.inputs.index_select(0, moved(index, device)), **part)
 
-    def subset(self, index: Tensor) -> ArrayData:
+    def subset(self, index: Any) -> ArrayData:
+        """The examples of these numbers, a tensor or an array ``(m,)``."""
+        index = torch.as_tensor(index)
         if isinstance(self.inputs, StoredRows):
             return replace(self, inputs=self.inputs.subset(index.cpu()), **self._labels(index))
         return replace(self, inputs=self.inputs[index], **self._labels(index))

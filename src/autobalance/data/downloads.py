@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.client
 import math
+import os
 import shutil
 import sys
 import tarfile
@@ -124,13 +125,20 @@ def alone(path: Path) -> Iterator[None]:
         yield
         return
     lock = path.with_name(path.name + ".lock")
-    with lock.open("w") as held:
+    while True:
+        held = lock.open("w")
         fcntl.flock(held, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()
+        # The one before removes its lock: who has waited for that one takes the new one, as others do.
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(held.fileno()), lock.stat()):
+                break
+        held.close()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        held.close()
 
 
 @contextmanager
@@ -141,8 +149,8 @@ def _line(name: str) -> Iterator[Told]:
     def show(received: int, total: int | None) -> None:
         nonlocal shown
         if sys.stderr is not None and sys.stderr.isatty():
-            of = "" if total is None else f" of {_amount(total)}"
-            print(f"\r\033[K{name}: {_amount(received)}{of}", end="", file=sys.stderr, flush=True)
+            of = "" if total is None else f" of {amount(total)}"
+            print(f"\r\033[K{name}: {amount(received)}{of}", end="", file=sys.stderr, flush=True)
             shown = True
 
     try:
@@ -152,7 +160,8 @@ def _line(name: str) -> Iterator[Told]:
             print(file=sys.stderr)
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """Bytes in words."""
     for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= of:
             return f"{size / of:.1f} {unit}"
@@ -260,7 +269,7 @@ def _need(folder: Path, size: int, what: str) -> None:
     free = _free(folder)
     if size > free:
         raise InputError(
-            f"{what}, {_amount(size)} are needed in {folder}, but {_amount(int(free))} are free. Make "
+            f"{what}, {amount(size)} are needed in {folder}, but {amount(int(free))} are free. Make "
             "room, or give another folder."
         )
 

@@ -31,6 +31,9 @@ SPLITS = ("train", "validation", "test")
 MOST_NAMED = 10
 """So many of the images that cannot be used are named; the others are counted."""
 
+SAMPLED = 64
+"""So many files are read to tell a set of images from others."""
+
 READ_TOGETHER = 256
 """Images decoded before the next are begun; only these are in memory besides the result."""
 
@@ -88,18 +91,26 @@ class Photographs:
 
     @property
     def identity(self) -> str:
-        """Of the images' pixels, by their files' paths and how they are scaled; 16 digits.
+        """Of the images' pixels, 16 digits: by their files' paths and sizes, the contents of `SAMPLED` of
+        them, and how they are scaled.
 
         It stays as it is when the folder of all images is moved.
         """
         folders = {file.parent for file in self.files if isinstance(file, Path)}
         root = os.path.commonpath([*folders]) if folders else ""
-        names = [
-            os.path.relpath(file, root) if isinstance(file, Path) else file.identity
-            for file in self.files
-        ]
-        told = "\0".join([str(self.size), str(self.square), *names])
-        return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        told = [str(self.size), str(self.square)]
+        for file in self.files:
+            if isinstance(file, Path):
+                told += [os.path.relpath(file, root), str(_bytes_of(file))]
+            else:
+                told.append(file.identity)
+        digest = hashlib.sha256("\0".join(told).encode("utf-8", "surrogateescape"))
+        # Parts of a set often have files of like names: numbers, by class.
+        for i in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(np.int64)):
+            file = self.files[i]
+            if isinstance(file, Path) and _bytes_of(file) >= 0:
+                digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
 
     def counts(self) -> np.ndarray:
         """Images per class ``(k,)``, or per group and class ``(g, k)`` where there are groups."""
@@ -198,8 +209,8 @@ class Photographs:
         Parameters
         ----------
         path : path
-            The file, such as ``decoded/train.npy``. Remove it when images have been replaced: only their
-            paths, number and size are compared.
+            The file, such as ``decoded/train.npy``; ``train.npy.json`` beside it tells of which images it
+            is. Where images have been replaced it is refused: remove it.
         allowed : int
             At most so many images may be missing or broken; they are left out with a warning.
         progress : callable, optional
@@ -275,8 +286,13 @@ class Photographs:
             return self
         if len(bad) > allowed or len(bad) == len(self):
             raise InputError(self._complaint(list(bad.values()), of=len(self)))
-        warnings.warn(self._complaint(list(bad.values()), of=len(self), out=True), stacklevel=3)
-        return self.subset([i for i in range(len(self)) if i not in bad])
+        kept = self.subset([i for i in range(len(self)) if i not in bad])
+        lost = np.setdiff1d(self.target, kept.target)
+        without = f" No image is left of {self.class_names[lost[0]]!r}" if len(lost) else ""
+        more = f" and {len(lost) - 1} other classes" if len(lost) > 1 else ""
+        text = self._complaint(list(bad.values()), of=len(self), out=True)
+        warnings.warn(f"{text}{without}{more}{'.' if without else ''}", stacklevel=3)
+        return kept
 
     def _cells(self, groups: np.ndarray) -> np.ndarray:
         return groups * len(self.class_names) + self.target
@@ -314,15 +330,17 @@ class Photographs:
             yield from pool.map(_decoded, *arguments)
 
     def _complaint(self, bad: list[str], *, of: int, out: bool = False) -> str:
-        again = f"Get {{}} again from {self.source}" if self.source else "Replace {}"
-        if len(bad) == 1 and not out:
-            return f"The image {bad[0]}. {again.format('it')}."
         named = "; ".join(bad[:MOST_NAMED]) + ("; ..." if len(bad) > MOST_NAMED else "")
         if out:
             return f"{len(bad)} of {of} images are left out: {named}."
+        one = len(bad) == 1
+        them = "it" if one else "them"
+        again = f"Get {them} again from {self.source}" if self.source else f"Replace {them}"
+        said = f"The image {named}" if one else f"{len(bad)} of {of} images cannot be used: {named}"
+        n = len(bad)
         return (
-            f"{len(bad)} of {of} images cannot be used: {named}. {again.format('them')}, or leave "
-            f"them out with readable(allowed={len(bad)})."
+            f"{said}. {again}, or leave {them} out: readable(allowed={n}), stored(..., allowed={n}), or "
+            f"allowed_broken: {n} in a comparison."
         )
 
 
@@ -356,6 +374,14 @@ def _decoded(file: Path | ImageSource, size: int, square: bool) -> np.ndarray | 
         raise
     except Exception as error:  # Pillow's decoders raise a dozen kinds for broken files
         return f"{file} cannot be read: {str(error) or type(error).__name__}"
+
+
+def _bytes_of(file: Path) -> int:
+    """Of a file; -1 where there is none."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
 
 
 def pillow() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autobalance.checks import InputError
-from autobalance.data.downloads import alone
+from autobalance.data.downloads import alone, amount
 from autobalance.files import write_atomically
 
 SAMPLED = 64
@@ -58,6 +59,10 @@ class StoredRows:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.files, self.rows)
+
+    def __repr__(self) -> str:
+        named = ", ".join(str(file) for file in self.files)
+        return f"StoredRows({tuple(self.shape)}, {self.dtype}, of {named})"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,8 +153,8 @@ def written(
             return _written(path, identity, shape, parts)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written: {error}. Make room or name another folder, and call again to "
-            "go on."
+            f"{path} cannot be written: {error}. Name another folder, or make it possible and call again "
+            "to go on."
         ) from None
 
 
@@ -162,17 +167,21 @@ def _written(
     told = _notes(path)
     row = int(np.prod(shape[1:]))
     done, bad = 0, {}
-    if told.get("identity") == identity and growing.exists():
-        done, bad = told["done"], _numbered(told["bad"])
+    begun = told.get("identity") == identity and growing.exists()
     header = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), np.uint8))
-    with growing.open("r+b" if done else "wb") as out:
+    with growing.open("r+b" if begun else "wb") as out:
+        there = out.seek(0, os.SEEK_END)
+        out.seek(0)
         np.lib.format.write_array_header_1_0(out, {**header, "shape": shape})
+        if begun:  # as far as it really got to the disk
+            done = max(0, min(int(told["done"]), (there - out.tell()) // row))
+            bad = {i: why for i, why in _numbered(told).items() if i < done}
         out.truncate(out.seek(out.tell() + done * row))
         needed, free = (shape[0] - done) * row, shutil.disk_usage(path.parent).free
         if needed > free:
             raise InputError(
-                f"{path} takes {needed / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are free. Make room, "
-                "name another folder, or take a smaller size."
+                f"{path} takes {amount(needed)} more, but {amount(free)} are free. Make room, name "
+                "another folder, or take a smaller size."
             )
         for rows, found in parts(done):
             out.write(np.ascontiguousarray(rows).data)
@@ -180,6 +189,7 @@ def _written(
             done, bad = done + len(rows), {**bad, **found}
             record = {"identity": identity, "done": done, "bad": bad}
             write_atomically(_beside(path), json.dumps(record).encode())
+        os.fsync(out.fileno())
     growing.replace(path)
     return bad
 
@@ -188,10 +198,10 @@ def _as_wanted(path: Path, identity: str) -> dict[int, str]:
     told = _notes(path)
     if told.get("identity") != identity:
         raise InputError(
-            f"{path} holds other images than these, or of another size. Remove it, or name another "
-            "file."
+            f"{path} holds other images than these, or they have changed, or {_beside(path).name} is not "
+            "beside it. Remove it, or name another file."
         )
-    return _numbered(told["bad"])
+    return _numbered(told)
 
 
 def _beside(path: Path) -> Path:
@@ -205,16 +215,18 @@ def _notes(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _numbered(bad: Mapping[str, str]) -> dict[int, str]:
-    """What JSON made texts of."""
-    return {int(row): reason for row, reason in bad.items()}
+def _numbered(told: Mapping[str, Any]) -> dict[int, str]:
+    """The rows that are not good, whose numbers JSON made texts of."""
+    return {int(row): reason for row, reason in told.get("bad", {}).items()}
 
 
 def _mapped(file: Path) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file} cannot be read as a .npy array: {error}.") from None
+        raise InputError(
+            f"{file} cannot be read as a .npy array: {error}. Remove it to have it written again."
+        ) from None
     if not isinstance(array, np.ndarray) or array.ndim < 2:
         raise InputError(f"{file} must be a .npy array of rows, shape (n, ...).")
     return array

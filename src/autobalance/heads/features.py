@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.checks import InputError, instance, whole
-from autobalance.data.batches import as_tensor
+from autobalance.data.batches import ArrayData, as_tensor
 from autobalance.data.photographs import Photographs
 from autobalance.data.stored import StoredRows
 from autobalance.hypergrad.passes import borrowed
@@ -32,7 +32,7 @@ def extract_features(
     ----------
     backbone : nn.Module
         From inputs ``(n, ...)`` to features ``(n, d)`` or ``(n, ...)``, which are flattened.
-    inputs : Tensor, array, Photographs or StoredRows
+    inputs : Tensor, array, ArrayData, Photographs or StoredRows
         Shape ``(n, ...)``, n at least 1. Of the latter two only a batch is in memory at a time;
         ``photographs.with_inputs(features)`` then adds the labels.
     batch_size : int
@@ -53,6 +53,7 @@ def extract_features(
     """
     whole("batch_size", batch_size, least=1)
     instance("backbone", backbone, nn.Module)
+    inputs = inputs.inputs if isinstance(inputs, ArrayData) else inputs
     read_later = isinstance(inputs, (Photographs, StoredRows))
     examples = inputs if read_later else as_tensor("inputs", inputs)
     if len(examples) == 0:
