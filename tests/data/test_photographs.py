@@ -264,3 +264,9 @@ def test_without_pillow_the_index_works_and_reading_says_what_to_do(
     assert seven.counts().sum() == 7
     with pytest.raises(InputError, match=r"Pillow, which is not installed.*autobalance\[vision\]"):
         seven.pixels()
+
+
+def test_where_no_image_is_good_none_can_be_left_out(tmp_path: Path) -> None:
+    bad = of([tmp_path / "0.jpg", tmp_path / "1.jpg"])
+    with pytest.raises(InputError, match=r"2 of 2 images .* from https://example.org; there is no"):
+        bad.readable(allowed=2)

@@ -338,6 +338,8 @@ class Photographs:
         again = f"Get {them} again from {self.source}" if self.source else f"Replace {them}"
         said = f"The image {named}" if one else f"{len(bad)} of {of} images cannot be used: {named}"
         n = len(bad)
+        if n == len(self):
+            return f"{said}. {again}; there is no other."
         return (
             f"{said}. {again}, or leave {them} out: readable(allowed={n}), stored(..., allowed={n}), or "
             f"allowed_broken: {n} in a comparison."
