@@ -58,6 +58,7 @@ from autobalance.augment import StandardAugmentation
 from autobalance.cli import main as autobalance
 from autobalance.comparison.configuration import read_configuration, resolved
 from autobalance.comparison.datasets import load_problem
+from autobalance.comparison.methods import Computing
 from autobalance.data.batches import ArrayData
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import ResNet32
@@ -133,13 +134,8 @@ class Setting:
         return StandardAugmentation() if self.augmented else None
 
     def factory(self, channels: int) -> Callable[[], nn.Module]:
-        def build() -> nn.Module:
-            network: nn.Module = ResNet32(CLASSES, channels=channels)
-            if self.channels_last:
-                network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            return torch.compile(network) if self.compiled else network  # type: ignore[return-value]
-
-        return build
+        how = Computing(channels_last=self.channels_last, compiled=self.compiled)
+        return how.prepared(lambda: ResNet32(CLASSES, channels=channels))
 
     def recipe(self, steps: int) -> Recipe:
         return Recipe(epochs=1e-6, min_steps=steps, batch_size=self.batch)

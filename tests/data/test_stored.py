@@ -17,7 +17,7 @@ from torch import nn
 
 from autobalance.augment import StandardAugmentation
 from autobalance.checks import InputError
-from autobalance.data import photographs, stored
+from autobalance.data import downloads, photographs
 from autobalance.data.batches import ArrayData, concatenated
 from autobalance.data.longtail import long_tailed
 from autobalance.data.photographs import Photographs
@@ -169,8 +169,8 @@ def test_a_file_of_other_images_is_refused(tmp_path: Path, images: Photographs) 
 def test_a_disk_without_room_is_told_before_anything_is_written(
     tmp_path: Path, images: Photographs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(stored.shutil, "disk_usage", lambda _: usage)
+    usage = type("Usage", (), {"total": 1000, "free": 100})
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match=r"takes 7.7 kB more, but 100 bytes are free. Make room"):
         images.stored(tmp_path / "all.npy")
     with pytest.raises(InputError, match="Not a directory"):

@@ -81,10 +81,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check_alone() -> None:
     """Commands write files and talk to a terminal; under torchrun each process would."""
-    processes = os.environ.get("WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else "1"
-    if processes != "1":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return  # without importing torch
+    from autobalance.distributed import processes_started
+
+    if processes_started() > 1:
         raise InputError(
-            f"Of the commands only compare (run) can be started by torchrun, here as {processes} processes. "
+            "Of the commands only compare (run) can be started by torchrun, here as "
+            f"{processes_started()} processes. "
             "For your own data call search and retrain from a script, which torchrun starts as it is."
         )
 

@@ -234,7 +234,7 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         size = archive.stat().st_size
-        if size > _free(folder):  # before files that an earlier call unpacked are counted
+        if size > free_bytes(folder):  # before files that an earlier call unpacked are counted
             there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             _need(folder, size - there, f"To unpack {archive}")
         for member, content in packed_files(archive):
@@ -259,14 +259,14 @@ def unpack(archive: Path, folder: Path) -> None:
         ) from None
 
 
-def _free(folder: Path) -> float:
+def free_bytes(folder: Path) -> float:
     """Bytes that are free on the folder's disk; infinite where it does not tell its size, such as 0."""
     usage = shutil.disk_usage(folder)
     return usage.free if usage.total else math.inf
 
 
 def _need(folder: Path, size: int, what: str) -> None:
-    free = _free(folder)
+    free = free_bytes(folder)
     if size > free:
         raise InputError(
             f"{what}, {amount(size)} are needed in {folder}, but {amount(int(free))} are free. Make "

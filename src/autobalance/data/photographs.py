@@ -19,7 +19,7 @@ import torch
 
 from autobalance.checks import InputError, path_of, whole
 from autobalance.data.batches import ArrayData, Batch
-from autobalance.data.stored import Part, StoredRows, written
+from autobalance.data.stored import Part, StoredRows, sampled, written
 from autobalance.data.tables import column
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ SPLITS = ("train", "validation", "test")
 
 MOST_NAMED = 10
 """So many of the images that cannot be used are named; the others are counted."""
-
-SAMPLED = 64
-"""So many files are read to tell a set of images from others."""
 
 READ_TOGETHER = 256
 """Images decoded before the next are begun; only these are in memory besides the result."""
@@ -106,7 +103,7 @@ class Photographs:
                 told.append(file.identity)
         digest = hashlib.sha256("\0".join(told).encode("utf-8", "surrogateescape"))
         # Parts of a set often have files of like names: numbers, by class.
-        for i in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(np.int64)):
+        for i in sampled(len(self)):
             file = self.files[i]
             if isinstance(file, Path) and _bytes_of(file) >= 0:
                 digest.update(file.read_bytes())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,19 @@ import torch
 from torch import Tensor
 
 from autobalance.checks import InputError
-from autobalance.data.downloads import alone, amount
+from autobalance.data.downloads import alone, amount, free_bytes
 from autobalance.files import write_atomically
 
 SAMPLED = 64
-"""Rows, evenly spaced, that tell one file from another."""
+"""Rows or files, evenly spaced, that tell one set from another."""
 
 Part = tuple[np.ndarray, Mapping[int, str]]
 """Consecutive rows, and by number within the whole those that are not good, with the reason."""
+
+
+def sampled(n: int) -> np.ndarray:
+    """At most `SAMPLED` numbers below n, evenly spaced, each once."""
+    return np.unique(np.linspace(0, n - 1, min(SAMPLED, n)).astype(np.int64))
 
 
 class StoredRows:
@@ -116,8 +120,7 @@ class StoredRows:
         digest = hashlib.sha256(self.rows.tobytes())
         for array in self._arrays:
             digest.update(f"{array.shape} {array.dtype}".encode())
-            sampled = np.linspace(0, len(array) - 1, min(SAMPLED, len(array))).astype(np.int64)
-            digest.update(array[sampled].tobytes())
+            digest.update(array[sampled(len(array))].tobytes())
         return digest.hexdigest()
 
 
@@ -177,10 +180,10 @@ def _written(
             done = max(0, min(int(told["done"]), (there - out.tell()) // row))
             bad = {i: why for i, why in _numbered(told).items() if i < done}
         out.truncate(out.seek(out.tell() + done * row))
-        needed, free = (shape[0] - done) * row, shutil.disk_usage(path.parent).free
+        needed, free = (shape[0] - done) * row, free_bytes(path.parent)
         if needed > free:
             raise InputError(
-                f"{path} takes {amount(needed)} more, but {amount(free)} are free. Make room, name "
+                f"{path} takes {amount(needed)} more, but {amount(int(free))} are free. Make room, name "
                 "another folder, or take a smaller size."
             )
         for rows, found in parts(done):
