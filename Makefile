@@ -5,10 +5,10 @@ BIN := .venv/bin
 
 install: .venv/.installed
 
-# One full environment: the package, its extras and the test tools, pinned.
-.venv/.installed: pyproject.toml constraints.txt
+# One full environment: both distributions, their extras and the test tools, pinned.
+.venv/.installed: pyproject.toml bench/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e ./bench
 	touch $@
 
 demo: install
@@ -17,9 +17,11 @@ demo: install
 # Two workers of one thread each: small networks gain nothing from more threads.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	cd bench && OMP_NUM_THREADS=1 ../$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu"
+	cd bench && OMP_NUM_THREADS=1 ../$(BIN)/python -m pytest -n 2 -m "not gpu"
 	$(MAKE) wheel oldest newest
 
 lint: install

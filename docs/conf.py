@@ -86,9 +86,9 @@ nb_merge_streams = True
 
 # Links to files outside docs/ that have a page here; on the code host they lead to the file.
 PAGES_OF_FILES = {
-    "](../benchmarks/results/BENCHMARKS.md": "](suite.md",
-    "](../benchmarks/results/objectives/BENCHMARKS.md": "](suite_objectives.md",
-    "](../benchmarks/results/cosine/BENCHMARKS.md": "](suite_cosine.md",
+    "](../bench/results/BENCHMARKS.md": "](suite.md",
+    "](../bench/results/objectives/BENCHMARKS.md": "](suite_objectives.md",
+    "](../bench/results/cosine/BENCHMARKS.md": "](suite_cosine.md",
 }
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 from sklearn.metrics import balanced_accuracy_score, recall_score, zero_one_loss
 
 from autobalance import ArrayData, AutoBalanceClassifier, ParametricCrossEntropy, Recipe, retrain
-from autobalance.metrics import classification_report
+from autobalance.bilevel.lower_level import predict_logits
 from autobalance.networks import TableNetwork
-from autobalance.training import predict_logits
+from autobalance.records.metrics import classification_report
 
 try:
     from fairlearn.metrics import MetricFrame, count

@@ -13,13 +13,13 @@ import argparse
 from typing import Any
 
 import numpy as np
-import sklearn
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.metrics import balanced_accuracy_score, make_scorer
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+import sklearn
 from autobalance import AutoBalanceClassifier, Recipe
 from autobalance.data.adult import adult_sample
 

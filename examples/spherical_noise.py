@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.augment import SphericalNoise
 from autobalance.augment.spherical import loss_margins, noise_radii, separation
+from autobalance.augment.tensors import SphericalNoise
 
 DELTA = (3.0, 1.0)
 COPIES = 40

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import autobalance
-from autobalance.hypergrad import (
+from autobalance.hypergrad.implicit import hypergradient
+from autobalance.hypergrad.solvers import (
     ConjugateGradient,
     Exact,
     Identity,
@@ -26,35 +27,29 @@ from autobalance.hypergrad import (
     Nystrom,
     SingleLoop,
     Solver,
-    hypergradient,
 )
-from autobalance.losses import (
+from autobalance.losses.modules import ParametricCrossEntropy
+from autobalance.losses.parametric import LossParameters
+from autobalance.losses.published import (
     DeferredLoss,
     FocalLoss,
     GroupDROLoss,
     LDAMLoss,
-    LossParameters,
     NormalizedLinear,
-    ParametricCrossEntropy,
 )
-from autobalance.objectives import (
+from autobalance.objectives.aggregates import (
     BalancedError,
-    Blend,
-    BoundedGap,
-    CrossEntropyRisk,
     CVaRError,
     ErrorDeviation,
-    Objective,
-    OddsGap,
-    OpportunityGap,
-    ParityGap,
     QuantileError,
-    SmoothError,
-    Surrogate,
     WeightedError,
     WorstError,
 )
-from autobalance.spaces import (
+from autobalance.objectives.base import Objective
+from autobalance.objectives.combined import Blend, BoundedGap
+from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
+from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
+from autobalance.spaces.spaces import (
     PARTS,
     ClassSpace,
     ClusterSpace,
@@ -63,7 +58,7 @@ from autobalance.spaces import (
     HierarchicalSpace,
     WithUnknownGroup,
 )
-from autobalance.tunable import TunableCrossEntropy
+from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import images
 
 COUNTS = [12, 6, 3, 2]

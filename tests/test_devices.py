@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-from autobalance import training
-from autobalance.augment import ResizedCrop, StandardAugmentation
-from autobalance.comparison.methods import Computing
+from autobalance.bilevel import lower_level as training
+from autobalance.bilevel.driver import search
+from autobalance.bilevel.lower_level import LowerLevel, make_fabric, predict_logits, seeded
+from autobalance.bilevel.retraining import retrain
 from autobalance.data.batches import ArrayData
 from autobalance.data.stored import StoredRows
-from autobalance.heads import extract_features, search_head
-from autobalance.losses import ParametricCrossEntropy
+from autobalance.heads.features import extract_features
+from autobalance.heads.search import search_head
+from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.networks import FromBytes, SmallCNN
-from autobalance.retraining import retrain
-from autobalance.searching import search
-from autobalance.settings import Recipe, SearchSettings
-from autobalance.training import LowerLevel, make_fabric, predict_logits, seeded
+from autobalance.records.settings import Recipe, SearchSettings
+from autobalance_bench.augmentations import ResizedCrop, StandardAugmentation
+from autobalance_bench.comparison.methods import Computing
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 RECIPE = Recipe(epochs=1, min_steps=60, batch_size=32, lr=0.02)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance import export
-from autobalance.checks import InputError
+from autobalance._validation import InputError
 from autobalance.export import export_model
 from autobalance.networks import TableNetwork
 from helpers import NETWORKS

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError
-from autobalance.demo import network
+from autobalance._validation import InputError
+from autobalance.cli.demo import network
 from autobalance.networks import (
     CentralCrop,
     FromBytes,

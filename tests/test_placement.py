@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.utils import backend_registration
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent / "support"
 
 
 @pytest.mark.skipif(
@@ -20,8 +20,8 @@ TESTS = Path(__file__).parent
 )
 def test_nothing_mixes_devices() -> None:
     """But for the case that does so, by which the pretence shows what it finds."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    command = [sys.executable, "-W", "ignore", str(TESTS / "placement.py")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
+    command = [sys.executable, "-W", "ignore", str(SUPPORT / "placement.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     failed = json.loads(done.stdout)
     assert "two devices, cpu and pretend:0" in failed.pop("mixed")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, instance, path_of
-from autobalance.data.batches import as_tensor
-from autobalance.files import write_atomically
+from autobalance._validation import InputError, instance, path_of
+from autobalance.data import as_tensor
+from autobalance.records import write_atomically
 
 _TOLERANCE = 1e-4
 SUFFIXES = (".pt2", ".onnx")
@@ -27,7 +27,7 @@ def export_model(model: nn.Module, example: Any, path: str | Path) -> Path:
     A ``.pt2`` file, by `torch.export`, is read by ``torch.export.load(path).module()``; an
     ``.onnx`` file by ONNX Runtime and others, its input is named "inputs", its output "logits".
     What is exported are the raw logits of the network in evaluation mode. The loss is no part of
-    it: predictions are their argmax; for probabilities see `autobalance.calibration`.
+    it: predictions are their argmax; for probabilities see `autobalance.calibration.temperature`.
 
     Parameters
     ----------

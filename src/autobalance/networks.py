@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autobalance.checks import InputError, whole
-from autobalance.losses.published import last_linear, new_layer_like
+from autobalance._validation import InputError, whole
+from autobalance.losses import last_linear, new_layer_like
 
 SMALLEST_IMAGE = 7
 """Height and width below which `SmallCNN` has nothing left to flatten."""

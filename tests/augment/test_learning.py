@@ -24,21 +24,17 @@ from autobalance import (
     TunableCrossEntropy,
     retrain,
     search,
-    training,
 )
-from autobalance.augment import (
-    Augmentation,
-    AugmentationPolicy,
-    GaussianNoise,
-    KorniaAugmentation,
-    StandardAugmentation,
-    as_augmentation,
-    default_policy,
-)
-from autobalance.checks import InputError
+from autobalance._validation import InputError
+from autobalance.augment.augmentation import Augmentation
+from autobalance.augment.choice import as_augmentation
+from autobalance.augment.policy import AugmentationPolicy, default_policy
+from autobalance.augment.tensors import GaussianNoise
+from autobalance.bilevel import lower_level as training
+from autobalance.bilevel.lower_level import Progress
 from autobalance.data.batches import ArrayData
 from autobalance.networks import SmallCNN
-from autobalance.training import Progress
+from autobalance_bench.augmentations import KorniaAugmentation, StandardAugmentation
 from helpers import blobs
 
 RECIPE = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
@@ -136,7 +132,7 @@ def test_a_checkpoint_with_another_augmentation_is_refused(tmp_path: Path) -> No
 
 
 def test_the_final_choice_has_candidates_without_what_was_learned(monkeypatch: Any) -> None:
-    from autobalance import searching
+    from autobalance.bilevel import driver as searching
 
     seen: dict[str, Any] = {}
     original = searching.train_candidates

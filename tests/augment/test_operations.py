@@ -14,20 +14,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from autobalance import augment
-from autobalance.augment import (
-    OPERATIONS,
-    Augmentation,
+from autobalance.augment.augmentation import OPERATIONS, Augmentation
+from autobalance.augment.images import (
     Blur,
     Brightness,
     Contrast,
     Cutout,
-    FeatureDropout,
     Flip,
-    GaussianNoise,
     GeometricOperation,
-    Mixup,
     Noise,
-    Operation,
     Rotation,
     Saturation,
     Scale,
@@ -35,8 +30,14 @@ from autobalance.augment import (
     ShearY,
     ShiftX,
     ShiftY,
-    SphericalNoise,
     image_operations,
+)
+from autobalance.augment.operations import Operation
+from autobalance.augment.tensors import (
+    FeatureDropout,
+    GaussianNoise,
+    Mixup,
+    SphericalNoise,
     tensor_operations,
 )
 

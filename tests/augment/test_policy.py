@@ -17,25 +17,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import autobalance
-from autobalance.augment import (
-    OPERATIONS,
-    Augmentation,
-    AugmentationPolicy,
-    Brightness,
-    Flip,
+from autobalance._validation import InputError
+from autobalance.augment.augmentation import OPERATIONS, Augmentation
+from autobalance.augment.images import Brightness, Flip, Rotation, ShiftX, image_operations
+from autobalance.augment.operations import Operation
+from autobalance.augment.policy import AugmentationPolicy, default_policy
+from autobalance.augment.random_draws import row_of
+from autobalance.augment.tensors import (
     GaussianNoise,
     Mixup,
-    Operation,
-    Rotation,
-    ShiftX,
     SphericalNoise,
     TensorOperation,
-    default_policy,
-    image_operations,
     tensor_operations,
 )
-from autobalance.augment.drawing import row_of
-from autobalance.checks import InputError
 from helpers import scatter
 
 COUNTS = [40, 10, 3]

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autobalance._validation import InputError
 from autobalance.augment.spherical import (
     Separation,
     equal_delta,
@@ -19,8 +20,7 @@ from autobalance.augment.spherical import (
     noise_radii,
     separation,
 )
-from autobalance.checks import InputError
-from autobalance.losses import ParametricCrossEntropy
+from autobalance.losses.modules import ParametricCrossEntropy
 
 Pair = tuple[float, float]
 BIAS = 4.0  # as a feature: its step is then 16 times the weights', so that it is nearly free

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autobalance.checks import InputError
+from autobalance._validation import InputError
 from autobalance.data.batches import (
     ArrayData,
     BalancedBatches,

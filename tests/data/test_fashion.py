@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autobalance.checks import InputError
-from autobalance.data import fashion
-from autobalance.data.longtail import exponential_counts
+from autobalance._validation import InputError
+from autobalance_bench.datasets import fashion
+from autobalance_bench.datasets.longtail import exponential_counts
 
 
 def idx(values: np.ndarray) -> bytes:

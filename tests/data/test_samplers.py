@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from autobalance.checks import InputError
-from autobalance.data import BalancedSampler
+from autobalance._validation import InputError
+from autobalance.data.samplers import BalancedSampler
 
 TARGET = np.repeat([0, 1, 2], [60, 12, 3])
 

@@ -15,21 +15,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from autobalance.augment import StandardAugmentation
-from autobalance.checks import InputError
-from autobalance.data import downloads, photographs
+from autobalance._validation import InputError
+from autobalance.bilevel.driver import search
+from autobalance.bilevel.lower_level import predict_logits
+from autobalance.bilevel.retraining import retrain
+from autobalance.cli.run_folder import sample_sheet
 from autobalance.data.batches import ArrayData, concatenated
-from autobalance.data.longtail import long_tailed
-from autobalance.data.photographs import Photographs
 from autobalance.data.stored import StoredRows
-from autobalance.heads import extract_features, search_head
-from autobalance.losses import ParametricCrossEntropy
+from autobalance.heads.features import extract_features
+from autobalance.heads.search import search_head
+from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.networks import FromBytes, SmallCNN
-from autobalance.retraining import retrain
-from autobalance.runs import sample_sheet
-from autobalance.searching import search
-from autobalance.settings import Recipe, SearchSettings
-from autobalance.training import predict_logits
+from autobalance.records.settings import Recipe, SearchSettings
+from autobalance_bench.augmentations import StandardAugmentation
+from autobalance_bench.datasets import downloads, photographs
+from autobalance_bench.datasets.longtail import long_tailed
+from autobalance_bench.datasets.photographs import Photographs
 
 RECIPE = Recipe(epochs=1, min_steps=30, batch_size=8, lr=0.02)
 

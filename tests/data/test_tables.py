@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autobalance.checks import InputError
+from autobalance._validation import InputError
 from autobalance.data.tables import (
     MAX_CATEGORIES,
     TableEncoder,

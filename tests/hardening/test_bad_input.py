@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from entries import BACKBONE, CLASSIFIER, ENTRIES, GENERATED, SKLEARN, Entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autobalance import InputError
+from entries import BACKBONE, CLASSIFIER, ENTRIES, GENERATED, SKLEARN, Entry
 
 CASES = [(entry, name) for entry in ENTRIES for name in entry.bad]
 IDS = [f"{entry.name}-{name}" for entry, name in CASES]

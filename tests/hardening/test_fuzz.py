@@ -28,14 +28,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autobalance import InputError, SearchResult, cli
-from autobalance.checkpoints import load_checkpoint, save_checkpoint
-from autobalance.comparison.configuration import read_configuration
-from autobalance.comparison.store import Store
-from autobalance.data import read_embeddings
+from autobalance.bilevel.checkpoints import load_checkpoint, save_checkpoint
+from autobalance.cli.run_folder import load_run
 from autobalance.data.tables import read_table
-from autobalance.files import read_json
-from autobalance.losses import ParametricCrossEntropy
-from autobalance.runs import load_run
+from autobalance.losses.modules import ParametricCrossEntropy
+from autobalance.records.files import read_json
+from autobalance_bench.comparison.configuration import read_configuration
+from autobalance_bench.comparison.store import Store
+from autobalance_bench.datasets.embeddings import read_embeddings
 
 FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

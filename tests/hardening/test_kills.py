@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from autobalance.comparison.store import Store
-from comparison.toys import write_toy
+from autobalance_bench.comparison.store import Store
+from toys import write_toy
 
 # One process starts torch; each attempt is a child of it, killed by its parent after the seconds
 # that a line on standard input says (0: not at all), and answered by how it ended.
@@ -20,9 +20,11 @@ SERVER = """
 import os, signal, sys, time, json
 import torch
 torch.set_num_threads(1)
-from autobalance import cli, training
-import autobalance.runs, autobalance.terminal, autobalance.estimator, autobalance.sweeping
-import autobalance.comparison.running, autobalance.comparison.reporting
+from autobalance import cli
+from autobalance.bilevel import lower_level as training
+import autobalance.cli.run_folder, autobalance.cli.terminal, autobalance.sklearn.classifier
+import autobalance.bilevel.pareto_frontier
+import autobalance_bench.comparison.running, autobalance_bench.comparison.reporting
 training.CHECKPOINT_SECONDS = 0.05
 for line in sys.stdin:
     seconds, arguments = json.loads(line)

@@ -9,16 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment import AugmentationPolicy, Flip, GaussianNoise, Mixup, SphericalNoise
-from autobalance.checks import InputError
+from autobalance._validation import InputError
+from autobalance.augment.images import Flip
+from autobalance.augment.policy import AugmentationPolicy
+from autobalance.augment.tensors import GaussianNoise, Mixup, SphericalNoise
 from autobalance.data.batches import Batch
-from autobalance.hypergrad import Exact, Identity, SingleLoop, Solver, hypergradient, system
-from autobalance.hypergrad.implicit import advantage
-from autobalance.hypergrad.passes import borrowed, flatten, unflatten
-from autobalance.hypergrad.system import TrainingSystem
-from autobalance.objectives import BalancedError, SmoothError
-from autobalance.spaces import HierarchicalSpace
-from autobalance.tunable import TunableCrossEntropy
+from autobalance.functional.model import borrowed, flatten, unflatten
+from autobalance.hypergrad import curvature
+from autobalance.hypergrad.curvature import TrainingSystem
+from autobalance.hypergrad.implicit import advantage, hypergradient
+from autobalance.hypergrad.solvers import Exact, Identity, SingleLoop, Solver
+from autobalance.objectives.aggregates import BalancedError
+from autobalance.objectives.surrogates import SmoothError
+from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import (
     COUNTS,
     class_loss,
@@ -30,7 +34,7 @@ from helpers import (
     validation_gradient,
     vector,
 )
-from hypergrad.test_implicit import DECAY, SMOOTH, retrained, toy
+from hypergradient_oracle import DECAY, SMOOTH, retrained, toy
 
 SMALL = 1e-4
 OPERATIONS = (GaussianNoise(0.5), Mixup(0.4), SphericalNoise(0.3))
@@ -64,7 +68,7 @@ def by_double_backward(model: nn.Module, augment: Any, batches: list[Batch], q: 
 
 @pytest.mark.parametrize("name", ["mlp", "batch_norm", "dropout", "frozen", "tied"])
 def test_the_mixed_product_equals_double_backward(name: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(system, "LOGIT_STEP", SMALL)
+    monkeypatch.setattr(curvature, "LOGIT_STEP", SMALL)
     model, augment, loss = network(name), Brightened(), class_loss()
     # Of dropout's masks the oracle draws one, for every batch the same.
     batches = [images(10), images(6, seed=7)][: 1 if name == "dropout" else 2]
@@ -95,7 +99,7 @@ def test_the_default_step_gives_about_the_same_direction(solver: Solver) -> None
 
 def test_equals_finite_differences_of_retraining(monkeypatch: Any) -> None:
     """On a strongly convex head: all draws kept, each free parameter of the policy moved."""
-    monkeypatch.setattr(system, "LOGIT_STEP", SMALL)
+    monkeypatch.setattr(curvature, "LOGIT_STEP", SMALL)
     train, held, start = toy(False)
     counts = torch.bincount(train.target).tolist()
     loss = TunableCrossEntropy(HierarchicalSpace(counts).double())

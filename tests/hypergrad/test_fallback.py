@@ -13,16 +13,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autobalance.data.batches import Batch
-from autobalance.hypergrad import (
-    ConjugateGradient,
-    Exact,
-    Nystrom,
-    SingleLoop,
-    Solver,
-    hypergradient,
-)
-from autobalance.hypergrad.passes import flatten
-from autobalance.objectives import BalancedError
+from autobalance.functional.model import flatten
+from autobalance.hypergrad.implicit import hypergradient
+from autobalance.hypergrad.solvers import ConjugateGradient, Exact, Nystrom, SingleLoop, Solver
+from autobalance.objectives.aggregates import BalancedError
 from helpers import NUM_CLASSES, class_loss, dense_hypergradient, images
 
 NOTICE = "no forward-mode derivative; hypergradients use double backward"

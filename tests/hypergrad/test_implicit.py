@@ -10,29 +10,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError
+from autobalance._validation import InputError
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.data.batches import Batch
-from autobalance.hypergrad import (
+from autobalance.functional.model import Passes, flatten, unflatten
+from autobalance.hypergrad import implicit
+from autobalance.hypergrad.implicit import Hypergradient, hypergradient
+from autobalance.hypergrad.solvers import (
     ConjugateGradient,
     Exact,
-    Hypergradient,
     Identity,
     Neumann,
     Nystrom,
     SingleLoop,
     Solver,
-    hypergradient,
-    implicit,
 )
-from autobalance.hypergrad.passes import Passes, flatten, unflatten
-from autobalance.objectives import (
-    BalancedError,
-    CrossEntropyRisk,
-    Objective,
-    SmoothError,
-    WorstError,
-)
-from autobalance.spaces import (
+from autobalance.objectives.aggregates import BalancedError, WorstError
+from autobalance.objectives.base import Objective
+from autobalance.objectives.surrogates import CrossEntropyRisk
+from autobalance.spaces.spaces import (
     PARTS,
     ClassSpace,
     ClusterSpace,
@@ -40,11 +36,9 @@ from autobalance.spaces import (
     GroupSpace,
     HierarchicalSpace,
 )
-from autobalance.tunable import TunableCrossEntropy
-from autobalance.tuner import DEFAULT_SOLVER
+from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import (
     NETWORKS,
-    blobs,
     class_loss,
     dense_hypergradient,
     images,
@@ -54,8 +48,7 @@ from helpers import (
     training_gradient,
     validation_gradient,
 )
-
-DECAY = 0.05
+from hypergradient_oracle import DECAY, SMOOTH, retrained, toy
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -246,52 +239,6 @@ def test_works_where_gradients_are_switched_off_around_it() -> None:
 
 Builder = Callable[[], DesignSpace]
 # At a fixed temperature: a relative one is held fixed, which finite differences would not do.
-SMOOTH = BalancedError(surrogate=SmoothError(temperature=1.0))
-
-
-def retrained(loss: TunableCrossEntropy, train: Batch, start: nn.Module) -> nn.Module:
-    """The lower level's optimum, to a gradient norm below 1e-10."""
-    model = copy.deepcopy(start)
-    weights = list(model.parameters())
-
-    def value() -> Tensor:
-        fit = loss(model(train.inputs), train.target, groups=train.groups)
-        return fit + DECAY / 2 * torch.stack([w.square().sum() for w in weights]).sum()
-
-    optimizer = torch.optim.LBFGS(
-        weights, max_iter=500, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        v = value()
-        v.backward()
-        return float(v.detach())
-
-    optimizer.step(closure)
-    # The line search stops where values no longer tell points apart; Newton's steps do the rest.
-    for _ in range(4):
-        g = flatten(torch.autograd.grad(value(), weights, create_graph=True))
-        if float(g.detach().norm()) < 1e-12:
-            break
-        rows = [flatten(torch.autograd.grad(e, weights, retain_graph=True)) for e in g]
-        step = torch.linalg.solve(torch.stack(rows), g.detach())
-        with torch.no_grad():
-            for w, part in zip(weights, unflatten(step, weights), strict=True):
-                w -= part
-    assert float(flatten(torch.autograd.grad(value(), weights)).norm()) < 1e-10
-    return model
-
-
-def toy(groups: bool) -> tuple[Batch, Batch, nn.Module]:
-    train, held = (
-        Batch(d.inputs.double(), d.target, d.groups)
-        for d in (
-            blobs((40, 12, 5), seed=1, groups=groups),
-            blobs((20, 9, 6), seed=2, groups=groups),
-        )
-    )
-    return train, held, nn.Linear(2, 3).double()
 
 
 CLASSES, BY_GROUP = [40, 12, 5], [[20, 6, 3], [20, 6, 2]]

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autobalance.bilevel.loss_tuner import LossTuner
 from autobalance.data.batches import Batch
-from autobalance.hypergrad import (
+from autobalance.functional.model import flatten
+from autobalance.hypergrad.implicit import hypergradient
+from autobalance.hypergrad.solvers import (
     ConjugateGradient,
     Exact,
     Identity,
     Nystrom,
     SingleLoop,
     Solver,
-    hypergradient,
 )
-from autobalance.hypergrad.passes import flatten
-from autobalance.objectives import BalancedError
-from autobalance.tuner import LossTuner
+from autobalance.objectives.aggregates import BalancedError
 from helpers import NUM_CLASSES, class_loss, dense_hypergradient
 
 

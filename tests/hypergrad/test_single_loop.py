@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError
-from autobalance.hypergrad import Exact, SingleLoop, Solution, TrainingSystem
+from autobalance._validation import InputError
+from autobalance.hypergrad.curvature import TrainingSystem
+from autobalance.hypergrad.solvers import Exact, SingleLoop, Solution
 from helpers import SPECTRUM, MatrixSystem, matrix, vector
 
 PRECONDITIONER = torch.linspace(0.2, 3.0, 6, dtype=torch.float64)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError
-from autobalance.hypergrad import (
+from autobalance._validation import InputError
+from autobalance.hypergrad.curvature import TrainingSystem
+from autobalance.hypergrad.implicit import hypergradient
+from autobalance.hypergrad.solvers import (
     ConjugateGradient,
     Exact,
     Identity,
@@ -20,12 +22,10 @@ from autobalance.hypergrad import (
     Nystrom,
     Solution,
     Solver,
-    TrainingSystem,
-    hypergradient,
 )
-from autobalance.objectives import BalancedError
-from autobalance.spaces import ClassSpace
-from autobalance.tunable import TunableCrossEntropy
+from autobalance.objectives.aggregates import BalancedError
+from autobalance.spaces.spaces import ClassSpace
+from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import (
     COUNTS,
     SPECTRUM,

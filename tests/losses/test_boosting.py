@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from autobalance import GroupSpace, HierarchicalSpace, TunableCrossEntropy
-from autobalance.checks import InputError
-from autobalance.losses import ParametricCrossEntropy
+from autobalance._validation import InputError
+from autobalance.losses.modules import ParametricCrossEntropy
 from helpers import blobs
 
 PARAMS = {"num_leaves": 6, "min_data_in_leaf": 3, "verbosity": -1, "num_threads": 1}

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from autobalance.checks import InputError
-from autobalance.losses import LossParameters, ParametricCrossEntropy, fused, reduced_loss
-from autobalance.spaces import ClassSpace
-from autobalance.tunable import TunableCrossEntropy
+from autobalance._validation import InputError
+from autobalance.losses import fused
+from autobalance.losses.modules import ParametricCrossEntropy, reduced_loss
+from autobalance.losses.parametric import LossParameters
+from autobalance.spaces.spaces import ClassSpace
+from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
 N, K, G = 9, 5, 3
 ALL = ("weight", "additive", "multiplicative")

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError
-from autobalance.losses import (
-    LossParameters,
+from autobalance._validation import InputError
+from autobalance.losses.modules import (
     ParametricCrossEntropy,
     effective_number_weights,
     reduced_loss,
 )
+from autobalance.losses.parametric import LossParameters
 
 COUNTS = [50, 20, 5]
 REDUCTIONS = ["mean", "sum", "none"]

@@ -14,15 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError
-from autobalance.losses import (
+from autobalance._validation import InputError
+from autobalance.losses.modules import ParametricCrossEntropy, effective_number_weights
+from autobalance.losses.published import (
     DeferredLoss,
     FocalLoss,
     GroupDROLoss,
     LDAMLoss,
     NormalizedLinear,
-    ParametricCrossEntropy,
-    effective_number_weights,
     last_linear,
     new_layer_like,
     with_normalized_head,

@@ -15,36 +15,25 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autobalance import metrics
-from autobalance.checks import InputError
-from autobalance.objectives import (
-    GAPS,
-    NAMED,
+from autobalance._validation import InputError
+from autobalance.bilevel.loss_tuner import LossTuner
+from autobalance.objectives.aggregates import (
     BalancedError,
-    Blend,
-    BoundedGap,
-    CellObjective,
-    CrossEntropyRisk,
     CVaRError,
     ErrorDeviation,
-    Gap,
-    Objective,
-    OddsGap,
-    OpportunityGap,
-    Over,
-    ParityGap,
     QuantileError,
-    RunningRisks,
-    SmoothError,
     WeightedError,
     WorstError,
-    as_objective,
-    cells_of,
-    group_class_sums,
 )
-from autobalance.spaces import GroupSpace
-from autobalance.tunable import TunableCrossEntropy
-from autobalance.tuner import LossTuner
+from autobalance.objectives.base import CellObjective, Objective, Over, cells_of, group_class_sums
+from autobalance.objectives.combined import Blend, BoundedGap
+from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
+from autobalance.objectives.registry import GAPS, NAMED, as_objective
+from autobalance.objectives.running_risks import RunningRisks
+from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError
+from autobalance.records import metrics
+from autobalance.spaces.spaces import GroupSpace
+from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
 FIXED = SmoothError(temperature=1.0)
 OVERS: list[Over] = ["class", "group", "class_and_group"]

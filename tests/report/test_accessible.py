@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from autobalance.report import render_report, render_runs
 from autobalance.report.drawing import CELL
-from report.records import Checker, measured_record
+from autobalance.report.html import render_report, render_runs
+from report_records import Checker, measured_record
 
 STYLE = files("autobalance.report").joinpath("style.css").read_text(encoding="utf-8")
 

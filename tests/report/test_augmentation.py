@@ -11,13 +11,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from autobalance.checks import InputError
-from autobalance.report.augmentation import (
-    policy_picture,
-    policy_svg,
-    save_samples,
-    strengths,
-)
+from autobalance._validation import InputError
+from autobalance.report.augmentation import policy_picture, policy_svg, save_samples, strengths
 
 POLICY = {
     "often <a> & $b": {

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autobalance.report import render_report, render_runs
+from autobalance.report.html import render_report, render_runs
 from autobalance.report.samples import Sheet, packed
-from report.records import measured_record
+from report_records import measured_record
 
 pytestmark = pytest.mark.slow
 NAMES = [

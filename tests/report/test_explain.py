@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from autobalance.cli import main
-from autobalance.report import render_report
 from autobalance.report.explain import as_html, as_text, explanation
+from autobalance.report.html import render_report
 from autobalance.report.record import read_run
 from autobalance.report.text import in_words
-from report.records import make_record
+from report_records import make_record
 
 
 def quiet(**given: Any) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from fairlearn.metrics import (
 )
 from sklearn.metrics import balanced_accuracy_score, zero_one_loss
 
-from autobalance.metrics import classification_report, deo
-from autobalance.report import render_report
+from autobalance.records.metrics import classification_report, deo
+from autobalance.report.html import render_report
 from autobalance.report.record import read_run
 from autobalance.report.status import warning
 from autobalance.report.tables import Table, gaps_table, groups_table
-from report.records import make_record
+from report_records import make_record
 
 
 def drawn(classes: int = 2, groups: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import checked, make_record
 from scipy import stats
 
-from autobalance.checks import InputError
-from autobalance.report import render_report, write_report
+from autobalance._validation import InputError
 from autobalance.report.formats import duration
+from autobalance.report.html import render_report, write_report
 from autobalance.report.record import read_run, safe_text
 from autobalance.report.statistics import even_counts, slope, smoothed, wilson
 from autobalance.report.text import sentences
+from report_records import checked, make_record
 
 HOSTILE = [
     "<script>alert(1)</script>",

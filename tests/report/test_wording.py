@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import checked, make_record
 
-from autobalance.report import render_report
 from autobalance.report.formats import duration
+from autobalance.report.html import render_report
 from autobalance.report.readable import readable
 from autobalance.report.record import read_run
 from autobalance.report.tables import choice_table, cost_table, settings_table
 from autobalance.report.text import facts, sentences
+from report_records import checked, make_record
 
 OBJECTIVE = "BalancedError(over='class', surrogate=SmoothError(temperature=None, relative=0.7))"
 

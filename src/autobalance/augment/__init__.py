@@ -5,22 +5,17 @@ on examples of a class, and how strongly. Augmenting a rare class more than a fr
 its margin, as the designed loss does; see `spherical` for where the two are the same.
 """
 
-from autobalance.augment.baselines import (
-    KorniaAugmentation,
-    NoAugmentation,
-    ResizedCrop,
-    StandardAugmentation,
-    by_hand,
-)
+from autobalance.augment.augmentation import OPERATIONS, Augmentation
 from autobalance.augment.choice import (
     AugmentChoice,
     as_augmentation,
     augmented,
     described,
+    drawn,
     frozen,
     restored,
 )
-from autobalance.augment.fixed import OPERATIONS, Augmentation
+from autobalance.augment.example_pictures import Samples, samples
 from autobalance.augment.images import (
     Blur,
     Brightness,
@@ -41,7 +36,14 @@ from autobalance.augment.images import (
 )
 from autobalance.augment.operations import Operation
 from autobalance.augment.policy import AugmentationPolicy, default_policy
-from autobalance.augment.sampling import Samples, samples
+from autobalance.augment.random_draws import (
+    Draw,
+    checked_inputs,
+    checked_range,
+    from_bytes,
+    from_unit,
+    to_unit,
+)
 from autobalance.augment.tensors import (
     FeatureDropout,
     GaussianNoise,
@@ -60,17 +62,15 @@ __all__ = [
     "Brightness",
     "Contrast",
     "Cutout",
+    "Draw",
     "FeatureDropout",
     "Flip",
     "GaussianNoise",
     "GeometricOperation",
     "ImageOperation",
-    "KorniaAugmentation",
     "Mixup",
-    "NoAugmentation",
     "Noise",
     "Operation",
-    "ResizedCrop",
     "Rotation",
     "Samples",
     "Saturation",
@@ -80,16 +80,20 @@ __all__ = [
     "ShiftX",
     "ShiftY",
     "SphericalNoise",
-    "StandardAugmentation",
     "TensorOperation",
     "as_augmentation",
     "augmented",
-    "by_hand",
+    "checked_inputs",
+    "checked_range",
     "default_policy",
     "described",
+    "drawn",
+    "from_bytes",
+    "from_unit",
     "frozen",
     "image_operations",
     "restored",
     "samples",
     "tensor_operations",
+    "to_unit",
 ]

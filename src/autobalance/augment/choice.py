@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment.drawing import from_bytes
-from autobalance.augment.fixed import Augmentation
+from autobalance._validation import InputError
+from autobalance.augment.augmentation import Augmentation
 from autobalance.augment.policy import AugmentationPolicy, default_policy
-from autobalance.checks import InputError
-from autobalance.data.batches import Batch
+from autobalance.augment.random_draws import from_bytes
+from autobalance.data import Batch
 
 PolicyFactory = Callable[[Any, Any], nn.Module]
 AugmentChoice = Literal["personalised", "shared"] | nn.Module | PolicyFactory | None

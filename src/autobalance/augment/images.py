@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autobalance._validation import InputError
 from autobalance.augment.operations import Domain, Operation, constants, per_example
-from autobalance.checks import InputError
 
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in grey, ITU-R BT.601."""

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, positive
-from autobalance.data.batches import moved
+from autobalance._validation import InputError, positive
+from autobalance.data import moved
 
 Domain = Literal["image", "tensor", "any"]
 

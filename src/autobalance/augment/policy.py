@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment.drawing import Draw, apply_operations, checked_values
-from autobalance.augment.fixed import Augmentation, graded_only
+from autobalance._validation import InputError, fraction, positive, shown, whole
+from autobalance.augment.augmentation import Augmentation, graded_only
 from autobalance.augment.images import image_operations
 from autobalance.augment.operations import Operation, checked_operations
+from autobalance.augment.random_draws import Draw, apply_operations, checked_values
 from autobalance.augment.tensors import tensor_operations
-from autobalance.checks import InputError, fraction, positive, shown, whole
-from autobalance.data.batches import as_tensor
+from autobalance.data import as_tensor
 
 
 def _cells(counts: Any) -> np.ndarray:

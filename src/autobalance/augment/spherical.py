@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from autobalance.checks import InputError, positive
+from autobalance._validation import InputError, positive
 
 Pair = tuple[float, float]
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from autobalance._validation import whole
 from autobalance.augment.operations import Domain, Operation, per_example
-from autobalance.checks import whole
 
 
 class TensorOperation(Operation):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
 from autobalance import __version__
-from autobalance.checks import InputError, shown
-from autobalance.settings import Recipe, SearchSettings
+from autobalance._validation import InputError, shown
+from autobalance.cli.plugins import Command
+from autobalance.records import Recipe, SearchSettings
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 # `autobalance.objectives.NAMED`, whose import would load torch.
@@ -52,8 +53,8 @@ class BadUse(SystemExit):
         self.options = options
 
 
-class _Parser(ArgumentParser):
-    """Leaves mistakes to `main`, which says them on one line and not beside the usage."""
+class CommandParser(ArgumentParser):
+    """An argument parser that leaves mistakes to `main`, which reports them on one line."""
 
     def __init__(self, **options: Any) -> None:
         # An abbreviation that works today is another option's, or nobody's, in the next release.
@@ -147,15 +148,15 @@ def training_options(options: Namespace) -> tuple[Recipe, SearchSettings]:
     return Recipe(**options.recipe), SearchSettings(**options.search)
 
 
-def command_parser() -> ArgumentParser:
-    parser = _Parser(
+def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> ArgumentParser:
+    parser = CommandParser(
         prog="autobalance",
         description="Designs the training loss for imbalanced and group-sensitive data.",
         version=__version__,
     )
     commands = parser.add_subcommands(required=True)
 
-    demo = _Parser(description="Design a loss for long-tailed images in the package.")
+    demo = CommandParser(description="Design a loss for long-tailed images in the package.")
     demo.add_argument(
         "--out", type=str, default="demo-run", help="folder for result.json, report.html"
     )
@@ -165,7 +166,7 @@ def command_parser() -> ArgumentParser:
     )
     commands.add_subcommand("demo", demo, help="see it work on real images, in about a minute")
 
-    fit = _Parser(description="Design a loss for a table and train a network with it.")
+    fit = CommandParser(description="Design a loss for a table and train a network with it.")
     fit.add_argument("table", type=str, help="CSV (also .gz, .xz) or Parquet file")
     fit.add_argument("--target", type=str, required=True, help="column with the labels")
     fit.add_argument(
@@ -209,7 +210,9 @@ def command_parser() -> ArgumentParser:
     _add_training(fit)
     commands.add_subcommand("fit", fit, help="design a loss for your table")
 
-    sweep = _Parser(description="Losses along the trade-off of an error and a gap between groups.")
+    sweep = CommandParser(
+        description="Losses along the trade-off of an error and a gap between groups."
+    )
     sweep.add_argument("table", type=str, help="CSV (also .gz, .xz) or Parquet file")
     sweep.add_argument("--target", type=str, required=True, help="column with the labels")
     sweep.add_argument(
@@ -258,7 +261,7 @@ def command_parser() -> ArgumentParser:
     _add_training(sweep)
     commands.add_subcommand("frontier", sweep, help="trade an error for a gap between groups")
 
-    predict = _Parser(description="Predict with a fitted RUN.")
+    predict = CommandParser(description="Predict with a fitted RUN.")
     predict.add_argument("run", type=str, help="RUN folder")
     predict.add_argument("table", type=str, help="CSV or Parquet file with the features")
     predict.add_argument("--out", type=str, required=True, help="CSV or Parquet file to write")
@@ -272,13 +275,13 @@ def command_parser() -> ArgumentParser:
     predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
     commands.add_subcommand("predict", predict, help="predict with a fitted RUN")
 
-    explain = _Parser(
+    explain = CommandParser(
         description="Say what a RUN found, whom it helps, and what to be careful about."
     )
     explain.add_argument("run", type=str, help="RUN folder")
     commands.add_subcommand("explain", explain, help="what a RUN found, in words")
 
-    evaluate = _Parser(description="Evaluate a fitted RUN on labelled data.")
+    evaluate = CommandParser(description="Evaluate a fitted RUN on labelled data.")
     evaluate.add_argument("run", type=str, help="RUN folder")
     evaluate.add_argument("table", type=str, help="CSV or Parquet file with features and labels")
     evaluate.add_argument("--target", type=str, required=True, help="column with the labels")
@@ -286,7 +289,7 @@ def command_parser() -> ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
     commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
 
-    report = _Parser(
+    report = CommandParser(
         description="Write the report of a RUN again, or one page with several side by side."
     )
     report.add_argument("runs", type=str, nargs="+", metavar="RUN", help="RUN folders")
@@ -299,40 +302,12 @@ def command_parser() -> ArgumentParser:
     report.add_argument("--overwrite", action="store_true", help="replace an existing file")
     commands.add_subcommand("report", report, help="the report of one RUN, or of several")
 
-    commands.add_subcommand("compare", _comparison(), help="losses on datasets, over several seeds")
-    commands.add_subcommand("run", _comparison(), help="another name of compare")
+    for name, command in added.items():
+        commands.add_subcommand(name, command.build_parser(CommandParser), help=command.help)
     return parser
 
 
-def _comparison() -> _Parser:
-    compare = _Parser(description="Compare losses on datasets, over several seeds.")
-    compare.add_argument(
-        "config", type=str, help="YAML file that says what: datasets, methods, seeds"
-    )
-    compare.add_argument("--out", type=str, required=True, help="folder of the results; resumed")
-    compare.add_argument("--subset", type=str | None, default=None, help="a subset of the file's")
-    compare.add_argument(
-        "--data",
-        type=str | None,
-        default=None,
-        help="folder of the datasets' files; by default AUTOBALANCE_DATA, or for files of your own "
-        "that of the YAML file",
-    )
-    compare.add_argument("--jobs", type=int, default=1, help="cells at a time")
-    compare.add_argument("--threads", type=int, default=1, help="of torch, per cell")
-    compare.add_argument(
-        "--backend", type=str | None, default=None, help="ray, or one of joblib's, such as dask"
-    )
-    compare.add_argument("--device", type=str, default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
-    compare.add_argument(
-        "--again", type=str, nargs="+", default=[], help="methods to run though they have finished"
-    )
-    compare.add_argument("--summary", action="store_true", help="run nothing, show what there is")
-    compare.add_argument("--json", type=str | None, default=None, help="file for the summary")
-    return compare
-
-
-def _add_missing_groups(parser: _Parser) -> None:
+def _add_missing_groups(parser: CommandParser) -> None:
     parser.add_argument(
         "--missing_groups",
         "--missing-groups",
@@ -342,7 +317,7 @@ def _add_missing_groups(parser: _Parser) -> None:
     )
 
 
-def _add_training(parser: _Parser) -> None:
+def _add_training(parser: CommandParser) -> None:
     """The options of commands that train on a table."""
     parser.add_argument("--seed", type=int, default=0, help="for everything random")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")

@@ -2,7 +2,7 @@
 
 4,000 rows of B. Becker and R. Kohavi, "Adult", UCI Machine Learning Repository, 1996,
 https://doi.org/10.24432/C5XW20, licensed CC BY 4.0. Values are as published, but for "?", which
-is a missing value here. `benchmarks/make_adult_sample.py` drew the rows.
+is a missing value here. `bench/make_adult_sample.py` drew the rows.
 """
 
 from __future__ import annotations

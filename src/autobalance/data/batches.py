@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, one_of, same_length, shown, whole
+from autobalance._validation import InputError, one_of, same_length, shown, whole
 from autobalance.data.splits import members_by_cell
 from autobalance.data.stored import StoredRows
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from autobalance.checks import InputError
+from autobalance._validation import InputError
 from autobalance.data.batches import ArrayData
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from autobalance.checks import InputError, same_length, whole
+from autobalance._validation import InputError, same_length, whole
 from autobalance.data.batches import indices
 from autobalance.data.splits import members_by_cell
 

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError
-from autobalance.data.downloads import alone, amount, free_bytes
-from autobalance.files import write_atomically
+from autobalance._validation import InputError
+from autobalance.records import file_lock, format_bytes, free_bytes, write_atomically
 
 SAMPLED = 64
 """Rows or files, evenly spaced, that tell one set from another."""
@@ -152,7 +151,7 @@ def written(
         return _as_wanted(path, identity)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path):
+        with file_lock(path):
             return _written(path, identity, shape, parts)
     except OSError as error:
         raise InputError(
@@ -183,7 +182,7 @@ def _written(
         needed, free = (shape[0] - done) * row, free_bytes(path.parent)
         if needed > free:
             raise InputError(
-                f"{path} takes {amount(needed)} more, but {amount(int(free))} are free. Make room, name "
+                f"{path} takes {format_bytes(needed)} more, but {format_bytes(int(free))} are free. Make room, name "
                 "another folder, or take a smaller size."
             )
         for rows, found in parts(done):

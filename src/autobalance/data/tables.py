@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from autobalance.checks import InputError, path_of, shown
+from autobalance._validation import InputError, path_of, shown
 
 MISSING = "<missing>"
 MAX_CATEGORIES = 100

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import InputError, instance, whole
-from autobalance.data.batches import ArrayData, as_tensor
-from autobalance.data.photographs import Photographs
-from autobalance.data.stored import StoredRows
-from autobalance.hypergrad.passes import borrowed
-from autobalance.training import make_fabric
+from autobalance._validation import InputError, instance, whole
+from autobalance.bilevel import make_fabric
+from autobalance.data import ArrayData, StoredRows, as_tensor
+from autobalance.functional import borrowed
 
 ROWS = 4096
 
@@ -32,9 +30,8 @@ def extract_features(
     ----------
     backbone : nn.Module
         From inputs ``(n, ...)`` to features ``(n, d)`` or ``(n, ...)``, which are flattened.
-    inputs : Tensor, array, ArrayData, Photographs or StoredRows
-        Shape ``(n, ...)``, n at least 1. Of the latter two only a batch is in memory at a time;
-        ``photographs.with_inputs(features)`` then adds the labels.
+    inputs : Tensor, array, ArrayData or StoredRows
+        Shape ``(n, ...)``, n at least 1. Of rows in files only a batch is in memory at a time.
     batch_size : int
         Examples per pass.
     device : str
@@ -49,12 +46,12 @@ def extract_features(
     ------
     InputError
         If there is no example, an output is not a tensor with one row per example, or a feature
-        is not finite. With `Photographs`, as for their `pixels`.
+        is not finite.
     """
     whole("batch_size", batch_size, least=1)
     instance("backbone", backbone, nn.Module)
     inputs = inputs.inputs if isinstance(inputs, ArrayData) else inputs
-    read_later = isinstance(inputs, (Photographs, StoredRows))
+    read_later = isinstance(inputs, StoredRows)
     examples = inputs if read_later else as_tensor("inputs", inputs)
     if len(examples) == 0:
         raise InputError("There is no example to extract features from: the inputs are empty.")
@@ -78,9 +75,7 @@ def extract_features(
     return features
 
 
-def _batches(examples: Tensor | Photographs | StoredRows, size: int) -> Iterator[Tensor]:
-    if isinstance(examples, Photographs):
-        return (batch.inputs for batch in examples.batches(size))
+def _batches(examples: Tensor | StoredRows, size: int) -> Iterator[Tensor]:
     return iter(examples.split(size))
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError
-from autobalance.data.batches import ArrayData, Batch, concatenated
-from autobalance.data.splits import stratified_folds
+from autobalance._validation import InputError
+from autobalance.data import ArrayData, Batch, concatenated, stratified_folds
 from autobalance.heads.features import Scaling, as_floating
 from autobalance.heads.problem import HeadProblem
-from autobalance.settings import SearchSettings
+from autobalance.records import SearchSettings
 
 
 @dataclass(frozen=True)

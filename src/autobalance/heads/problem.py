@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.checks import TrainingDiverged
-from autobalance.losses.functional import LossParameters, adjusted_logits, target_weight
-from autobalance.losses.modules import reduced_loss
+from autobalance._validation import TrainingDiverged
+from autobalance.losses import LossParameters, adjusted_logits, reduced_loss, target_weight
 
 CHUNK_NUMBERS = 2**18
 """Logits in a chunk: 1 MiB in float32, which stays in a core's cache."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from autobalance.checks import (
+from autobalance._validation import (
     InputError,
     TrainingDiverged,
     fraction,
@@ -19,35 +19,34 @@ from autobalance.checks import (
     positive,
     whole,
 )
-from autobalance.choosing import Outcomes, choose
-from autobalance.data.batches import ArrayData, Batch
-from autobalance.heads.folds import split, standardised
-from autobalance.heads.newton import Minimum, Solved, conjugate_gradients, minimise
-from autobalance.heads.problem import (
-    HeadProblem,
-    KroneckerPreconditioner,
-    accumulate,
-    linear,
-)
-from autobalance.heads.quasinewton import descend
-from autobalance.loggers import MetricLogger, RunLog
-from autobalance.losses.functional import LossParameters
-from autobalance.losses.modules import ParametricCrossEntropy, check_width
-from autobalance.objectives import Objective, as_objective
-from autobalance.results import PathPoint, SearchResult, UpperRecord, extended
-from autobalance.spaces import SpaceFactory, made_space, prior_strength
-from autobalance.training import (
+from autobalance.bilevel import (
     Interrupted,
+    MetricLogger,
+    Outcomes,
+    PathPoint,
     Progress,
     ProgressListener,
+    RunLog,
+    SearchResult,
+    UpperRecord,
     check_data,
     check_options,
+    choose,
+    extended,
     make_fabric,
 )
+from autobalance.data import ArrayData, Batch
+from autobalance.heads.folds import split, standardised
+from autobalance.heads.newton import Minimum, Solved, conjugate_gradients, minimise
+from autobalance.heads.problem import HeadProblem, KroneckerPreconditioner, accumulate, linear
+from autobalance.heads.quasi_newton import descend
+from autobalance.losses import LossParameters, ParametricCrossEntropy, check_width
+from autobalance.objectives import Objective, as_objective
+from autobalance.spaces import SpaceFactory, made_space, prior_strength
 
 WEIGHT_DECAY = 3e-3
 """From {1e-5, ..., 3e-1} in steps of half a decade, by the balanced error of the LA head on held-out
-training data (`benchmarks/head.py --select`): the best on letters (22.1 %; 23.4 % at 1e-3 and 23.0 %
+training data (`bench/head.py --select`): the best on letters (22.1 %; 23.4 % at 1e-3 and 23.0 %
 at 1e-2), and on Fashion-MNIST as good as 1e-2. Both sets have about 2,000 examples; of many more, a
 smaller one may serve better.
 """
@@ -144,7 +143,7 @@ def search_head(
     Notes
     -----
     100,000 x 768 features in float32 with 100 classes took 46 s on two cores, 82 s of CPU time, and
-    1.2 GB of memory at the peak (`benchmarks/head.py`). Costs grow with n x d x k: 1,000 classes took
+    1.2 GB of memory at the peak (`bench/head.py`). Costs grow with n x d x k: 1,000 classes took
     670 s of CPU time and 1.9 GB. Beside the features and their standardised copy it keeps
     n x k probabilities per fold in work, or none where they exceed 1 GiB in float32; a product then
     costs half as much again.

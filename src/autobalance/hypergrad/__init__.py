@@ -1,5 +1,6 @@
 """Hypergradients: curvature products, solvers of the linear system, and the mixed product."""
 
+from autobalance.hypergrad.curvature import TrainingSystem
 from autobalance.hypergrad.implicit import Hypergradient, hypergradient
 from autobalance.hypergrad.solvers import (
     ConjugateGradient,
@@ -11,7 +12,6 @@ from autobalance.hypergrad.solvers import (
     Solution,
     Solver,
 )
-from autobalance.hypergrad.system import TrainingSystem
 
 __all__ = [
     "ConjugateGradient",

@@ -18,16 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment.choice import drawn
-from autobalance.checks import InputError
-from autobalance.data.batches import Batch
-from autobalance.distributed import Processes, unwrapped
-from autobalance.hypergrad.passes import Passes, borrowed, flatten, trainable
+from autobalance._validation import InputError
+from autobalance.augment import drawn
+from autobalance.data import Batch
+from autobalance.functional import Passes, Processes, borrowed, flatten, trainable, unwrapped
+from autobalance.hypergrad.curvature import LogitLoss, TrainingSystem
 from autobalance.hypergrad.solvers import Carried, Solution, Solver
-from autobalance.hypergrad.system import LogitLoss, TrainingSystem
-from autobalance.losses.modules import check_width
+from autobalance.losses import check_width
 from autobalance.objectives import Objective, RunningRisks
-from autobalance.tunable import TunableCrossEntropy
+from autobalance.spaces import TunableCrossEntropy
 
 WHOLE = 1 << 24
 """Numbers in validation inputs that pass through the network at once, of 111 photographs of 224 pixels."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, not_negative, one_of, positive, seed_number, whole
-from autobalance.hypergrad.system import Curvature, TrainingSystem
+from autobalance._validation import InputError, not_negative, one_of, positive, seed_number, whole
+from autobalance.hypergrad.curvature import Curvature, TrainingSystem
 
 Carried = Mapping[str, Tensor]
 

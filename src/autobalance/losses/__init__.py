@@ -1,10 +1,17 @@
 """Training losses: per-example formulas, and modules that hold their parameters."""
 
-from autobalance.losses.functional import LossParameters, adjusted_logits, parametric_cross_entropy
 from autobalance.losses.modules import (
     ParametricCrossEntropy,
+    Reduction,
+    check_width,
     effective_number_weights,
     reduced_loss,
+)
+from autobalance.losses.parametric import (
+    LossParameters,
+    adjusted_logits,
+    parametric_cross_entropy,
+    target_weight,
 )
 from autobalance.losses.published import (
     COSINE_SCALE,
@@ -27,11 +34,14 @@ __all__ = [
     "LossParameters",
     "NormalizedLinear",
     "ParametricCrossEntropy",
+    "Reduction",
     "adjusted_logits",
+    "check_width",
     "effective_number_weights",
     "last_linear",
     "new_layer_like",
     "parametric_cross_entropy",
     "reduced_loss",
+    "target_weight",
     "with_normalized_head",
 ]

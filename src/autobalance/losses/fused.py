@@ -2,7 +2,7 @@
 
 The gradient by the logits is formed along with the value, a few rows at a time, so that of all the
 tables ``(n, k)`` on the way only the gradient is ever whole in memory. What is differentiated
-twice, or by the parameters, takes the plain form of `autobalance.losses.functional`.
+twice, or by the parameters, takes the plain form of `autobalance.losses.parametric`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from autobalance.losses.functional import (
+from autobalance.losses.parametric import (
     LossParameters,
     _rows,
     parametric_cross_entropy,

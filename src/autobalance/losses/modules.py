@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.checks import (
+from autobalance._validation import (
     InputError,
     below_one,
     class_counts,
@@ -23,11 +23,10 @@ from autobalance.checks import (
     shown,
     whole,
 )
-from autobalance.data.batches import indices
-from autobalance.files import check_format, parsed_record
-from autobalance.losses.functional import LossParameters, parametric_cross_entropy, target_weight
+from autobalance.data import indices
 from autobalance.losses.fused import fused_cross_entropy, fused_pays
-from autobalance.snippets import loss_snippet
+from autobalance.losses.parametric import LossParameters, parametric_cross_entropy, target_weight
+from autobalance.records import check_format, loss_snippet, parsed_record
 
 Reduction = Literal["mean", "sum", "none"]
 ArrayLike = Tensor | Sequence[float] | Any

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autobalance.checks import InputError, fraction, number, one_of, positive, whole
-from autobalance.losses.functional import LossParameters, adjusted_logits, target_weight
+from autobalance._validation import InputError, fraction, number, one_of, positive, whole
 from autobalance.losses.modules import (
     ArrayLike,
     Reduction,
@@ -28,6 +27,7 @@ from autobalance.losses.modules import (
     reduced,
     reduced_loss,
 )
+from autobalance.losses.parametric import LossParameters, adjusted_logits, target_weight
 
 _FORMAT = "autobalance-published-loss"
 

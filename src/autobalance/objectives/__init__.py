@@ -1,4 +1,4 @@
-r"""Objectives of the upper level: what the designed loss is for.
+"""Objectives of the upper level: what the designed loss is for.
 
 An objective aggregates conditional risks R_c, the mean loss of the examples in cell c, where a
 cell is a class, a group, or a (class, group) pair. As a call it is differentiable in the raw
@@ -19,22 +19,11 @@ from autobalance.objectives.aggregates import (
     WeightedError,
     WorstError,
 )
-from autobalance.objectives.base import (
-    CellObjective,
-    Objective,
-    Over,
-    cells_of,
-    group_class_sums,
-)
+from autobalance.objectives.base import CellObjective, Objective, Over, cells_of, group_class_sums
 from autobalance.objectives.combined import Blend, BoundedGap
-from autobalance.objectives.gaps import (
-    Gap,
-    OddsGap,
-    OpportunityGap,
-    ParityGap,
-)
-from autobalance.objectives.names import GAPS, NAMED, as_objective
-from autobalance.objectives.running import RunningRisks
+from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
+from autobalance.objectives.registry import GAPS, NAMED, as_objective
+from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 
 __all__ = [

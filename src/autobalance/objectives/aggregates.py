@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.checks import InputError, array_of_numbers, number, positive, zero_to_one
+from autobalance._validation import InputError, array_of_numbers, number, positive, zero_to_one
 from autobalance.objectives.base import CellObjective
 
 

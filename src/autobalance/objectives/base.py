@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, one_of
+from autobalance._validation import InputError, one_of
 from autobalance.objectives.surrogates import SmoothError, Surrogate
 
 Over = Literal["class", "group", "class_and_group"]

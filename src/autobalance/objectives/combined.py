@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, fraction, number, positive, shown
+from autobalance._validation import InputError, fraction, number, positive, shown
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.base import Objective, Over
 from autobalance.objectives.gaps import OddsGap

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autobalance.checks import InputError, one_of, positive, whole
+from autobalance._validation import InputError, one_of, positive, whole
 from autobalance.objectives.base import Objective, Over
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.checks import positive
+from autobalance._validation import positive
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from autobalance.checks import InputError
-from autobalance.files import write_atomically
+from autobalance._validation import InputError
+from autobalance.records import write_atomically
 from autobalance.report.drawing import CELL, WIDTH, short
 from autobalance.report.figures import MAX_LABELLED, Picture
 from autobalance.report.svg import AFTER, INK, house_style, inline_svg

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from autobalance.metrics import Reliability
+from autobalance.records import Reliability
 from autobalance.report.drawing import (
     CELL,
     dashes,
@@ -22,8 +22,8 @@ from autobalance.report.drawing import (
     ramp,
     short,
 )
+from autobalance.report.evidence import Judged, judged, shown_evidence, with_confusions
 from autobalance.report.formats import percent
-from autobalance.report.judged import Judged, judged, shown_evidence, with_confusions
 from autobalance.report.record import Method, Part, Run
 from autobalance.report.statistics import smoothed, wilson
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style, inline_svg

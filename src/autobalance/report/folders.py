@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autobalance.checks import InputError, path_of
-from autobalance.files import (
+from autobalance._validation import InputError, path_of
+from autobalance.records import (
     RESULT,
     check_format,
     read_json,
@@ -15,7 +15,7 @@ from autobalance.files import (
     to_json,
     write_atomically,
 )
-from autobalance.report import write_report
+from autobalance.report.html import write_report
 
 EVALUATION, REPORT, SAMPLES = "evaluation.json", "report.html", "samples.json"
 _FORMAT = "autobalance-evaluation"
@@ -70,7 +70,7 @@ def save_evaluation(folder: str | Path, measured: Mapping[str, Any], data: str) 
     folder : path
         The RUN folder.
     measured : mapping
-        Of `autobalance.calibration.measured`.
+        Of `autobalance.calibration.temperature.measured`.
     data : str
         The data in words, as a sentence goes on after "on".
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from autobalance.checks import InputError
-from autobalance.metrics import HeldOut, Reliability
+from autobalance._validation import InputError
+from autobalance.records import DTYPES, HeldOut, Reliability, loss_snippet
 from autobalance.report.statistics import even_counts
-from autobalance.snippets import DTYPES, loss_snippet
 
 MAX_TEXT = 4000
 MAX_NAME = 80
@@ -54,7 +53,7 @@ class Method:
     confused : ndarray or None
         Rows of class, class predicted and examples, shape ``(m, 3)``; None where unknown.
     reliability : dict
-        "raw" and "corrected" where known; see `autobalance.calibration.measured`.
+        "raw" and "corrected" where known; see `autobalance.calibration.temperature.measured`.
     by_group : ByGroup or None
         Errors within groups, where known.
     """
@@ -185,7 +184,7 @@ class Run:
     confused : ndarray or None
         By that network, of all groups together; as for `Method`.
     calibration : dict
-        "raw_error", "error" and so on, see `autobalance.calibration.Calibration`; may be empty.
+        "raw_error", "error" and so on, see `autobalance.calibration.temperature.Calibration`; may be empty.
     reliability : dict
         "raw", "prior" and "corrected" where known: `Calibration`'s `raw_bins`, `prior_bins` and `bins`.
     by_group : ByGroup or None
@@ -545,7 +544,7 @@ def held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
 
 
 def _tested_by_group(entry: dict[str, Any], k: int) -> ByGroup | None:
-    """From the keys of `autobalance.metrics.classification_report`."""
+    """From the keys of `autobalance.records.metrics.classification_report`."""
     errors, n = (_mapping(entry.get(f"class_and_group_{key}")) for key in ("errors", "n"))
     tables = [array_of([part.get(name) for name in errors]) for part in (errors, n)]
     if len(errors) < 2 or any(t is None or t.shape != (len(errors), k) for t in tables):

@@ -16,7 +16,7 @@ import matplotlib.image
 import numpy as np
 from matplotlib.figure import Figure
 
-from autobalance.files import to_json
+from autobalance.records import to_json
 from autobalance.report.augmentation import draw_sheet, sheet_size
 from autobalance.report.drawing import WIDTH, short
 from autobalance.report.figures import Picture

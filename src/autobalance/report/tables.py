@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from autobalance.metrics import class_ranges
+from autobalance.records import class_ranges
 from autobalance.report.choice import candidate_title
+from autobalance.report.evidence import Judged, evidence, shown_evidence, with_confusions
 from autobalance.report.formats import duration, number, percent, points
-from autobalance.report.judged import Judged, evidence, shown_evidence, with_confusions
 from autobalance.report.readable import readable
 from autobalance.report.record import ByGroup, Method, Part, Run, safe_text
 from autobalance.report.statistics import half_width, mean_error_variance, wilson
@@ -320,7 +320,7 @@ def groups_table(run: Run) -> Table | None:
 
 
 def gaps_table(run: Run) -> Table | None:
-    """Differences between groups by name, as `autobalance.metrics` defines them."""
+    """Differences between groups by name, as `autobalance.records.metrics` defines them."""
     if run.by_group is None:
         return None
     ranges = class_ranges(run.by_group.errors)

@@ -1,0 +1,142 @@
+"""The commands `autobalance compare` and `autobalance run`, as the core's command line finds them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from autobalance._validation import InputError, one_of, path_of, whole
+from autobalance.cli import DONE, FAILED, Command, complain
+from autobalance.records import write_atomically
+
+if TYPE_CHECKING:
+    from autobalance_bench.comparison.configuration import Configuration
+    from autobalance_bench.comparison.store import Key, Store
+
+
+def build_parser(parser: type[ArgumentParser]) -> ArgumentParser:
+    """The options of a comparison."""
+    compare = parser(description="Compare losses on datasets, over several seeds.")
+    compare.add_argument(
+        "config", type=str, help="YAML file that says what: datasets, methods, seeds"
+    )
+    compare.add_argument("--out", type=str, required=True, help="folder of the results; resumed")
+    compare.add_argument("--subset", type=str | None, default=None, help="a subset of the file's")
+    compare.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="folder of the datasets' files; by default AUTOBALANCE_DATA, or for files of your own "
+        "that of the YAML file",
+    )
+    compare.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    compare.add_argument("--threads", type=int, default=1, help="of torch, per cell")
+    compare.add_argument(
+        "--backend", type=str | None, default=None, help="ray, or one of joblib's, such as dask"
+    )
+    compare.add_argument("--device", type=str, default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
+    compare.add_argument(
+        "--again", type=str, nargs="+", default=[], help="methods to run though they have finished"
+    )
+    compare.add_argument("--summary", action="store_true", help="run nothing, show what there is")
+    compare.add_argument("--json", type=str | None, default=None, help="file for the summary")
+    return compare
+
+
+def run_compare(options: Namespace, command: str) -> int:
+    from datetime import date
+
+    from autobalance_bench.comparison.configuration import read_configuration
+    from autobalance_bench.comparison.reporting import as_json, failures, summaries, write_report
+    from autobalance_bench.comparison.store import Store
+    from autobalance_bench.terminal import print_comparison
+
+    for name in ("jobs", "threads"):
+        whole(name, options[name], least=1)
+    configuration = read_configuration(options.config)
+    if options.subset is not None:
+        configuration = configuration.subset(options.subset)
+    for name in options.again:
+        one_of("again", name, configuration.methods)
+    out = path_of("The output", options.out)
+    store = Store(out / "cells.jsonl")
+    failed: list[dict[str, Any]] = []
+    keys: list[Key] = []
+    if not options.summary:
+        from autobalance.functional import first_process
+
+        failed, keys = _run_cells(options, configuration, store, out)
+        if not first_process():  # of torchrun's, the first alone writes and tells
+            return DONE
+    found = []
+    if options.summary or any(r["status"] == "finished" for r in store.cells()):
+        found = summaries(store, configuration.objectives)
+    if options.json is not None and found:
+        write_atomically(options.json, as_json(found).encode())
+    print_comparison(found)
+    if not options.summary and found:
+        report = write_report(out, found, date=date.today().isoformat(), command=command)
+        print(f"Results: {store.path}\nTables: {report}")
+    for line in failures(failed, keys):
+        complain(line, FAILED)
+    return FAILED if failed else DONE
+
+
+def _run_cells(
+    options: Namespace, configuration: Configuration, store: Store, out: Path
+) -> tuple[list[dict[str, Any]], list[Key]]:
+    """Run what is not finished; the cells that failed, and the keys of all."""
+    from autobalance.functional import first_process
+    from autobalance_bench.comparison.cells import cells_of
+    from autobalance_bench.comparison.methods import augmentation_of
+    from autobalance_bench.comparison.reporting import listed
+    from autobalance_bench.comparison.running import foreseen, run_cells, waiting_cells
+    from autobalance_bench.comparison.store import key_of
+    from autobalance_bench.terminal import CellProgress
+
+    if configuration.augment is not None:
+        try:
+            augmentation_of(configuration.augment)
+        except InputError as error:  # now, and not by each cell
+            raise InputError(f"augment: {error}") from None
+    data = options.data or os.environ.get("AUTOBALANCE_DATA")
+    checkpoints = str(out / "checkpoints")
+    cells = cells_of(configuration, data, options.device, checkpoints)
+    hindered = foreseen(waiting_cells(cells, store, options.again)) if first_process() else {}
+    for reason, methods in hindered.items():
+        print(
+            f"autobalance: {listed(methods)} will fail: {reason}. Mend that first, or let the others "
+            "run; the same command then runs what failed",
+            file=sys.stderr,
+        )
+    with CellProgress() as live:
+        try:
+            run_cells(
+                cells,
+                store,
+                jobs=options.jobs,
+                backend=options.backend,
+                threads=options.threads,
+                again=options.again,
+                progress=live.update,
+            )
+        except KeyboardInterrupt:
+            finished = sum(store.finished(cell.key, cell.identity()) for cell in cells)
+            kept = f"{finished} of {len(cells)} cells are kept in {store.path}"
+            if first_process():
+                print(f"autobalance: {kept}; the same command goes on from there.", file=sys.stderr)
+            raise
+    with suppress(OSError):  # what failed or was stopped may have left something
+        (out / "checkpoints").rmdir()
+    wanted = [cell.key for cell in cells]
+    failed = [r for r in store.cells() if r["status"] == "failed" and key_of(r) in wanted]
+    return failed, wanted
+
+
+COMPARE = Command("losses on datasets, over several seeds", build_parser, run_compare, True)
+RUN = Command("another name of compare", build_parser, run_compare, True)

@@ -1,0 +1,498 @@
+"""A comparison's summary as tables for the terminal, as Markdown and as a picture. No torch."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from autobalance._validation import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.font_manager import FontProperties
+
+_PARTS = {"develop": "Half used for development", "confirm": "Half kept for confirmation"}
+_MAIN = "autobalance"
+_UNRANKED = "No method is ranked: on no dataset did half of the methods finish."
+
+_HOW = """\
+Errors are in percent, lower is better, ± the standard error over seeds. All methods of a row have
+the same training and test rows, network and recipe, and are compared on the same seeds. **Bold**:
+the lowest mean of the row. A cell marked † is not ranked: its method or its dataset is incomplete,
+see below. A rank is that of the mean over seeds. Datasets of one family (one source at several
+imbalances or networks) count as one in every average. Our variants are no rivals of each other:
+each is ranked among all other methods and itself. Training runs count what a method needs of full
+training runs, its search included; CPU time is relative to {reference}. The best baseline of a
+dataset is chosen on the same test data, which favours it. Intervals are 95 % intervals of the
+paired difference over seeds (Student's t); p-values are corrected over datasets by Holm's method.
+"""
+
+
+def terminal_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """The summary for the terminal: one table of methods and one of datasets.
+
+    Parameters
+    ----------
+    summary : mapping
+        What `autobalance_bench.comparison.statistics.summary` returns, or one of its halves together
+        with the ``metric``.
+
+    Returns
+    -------
+    list of rich.table.Table
+        Methods by average rank with mean errors and costs; then, where there are differences, by
+        dataset how `autobalance`, or the best ranked method of ours, compares with the best
+        baseline.
+    """
+    metric = summary["metric"]
+    methods = Table(title=f"Methods by average rank, {_words(metric)} (percent)")
+    methods.add_column("method", no_wrap=True)
+    for name in ("average rank", *_shown(summary), "training runs", "CPU time"):
+        methods.add_column(_words(name), justify="right")
+    for row in _method_rows(summary):
+        methods.add_row(*(escape(text) for text in row))
+    if _nothing_ranked(summary):
+        methods.caption, methods.caption_justify = _UNRANKED, "left"
+    tables = [methods]
+    focus = _focus(summary)
+    rows = summary["differences"]["to_best_baseline"].get(focus, {})
+    if rows:
+        title = _title(summary, focus)
+        each = Table(title=f"{escape(title)} less the best baseline (percentage points)")
+        each.add_column("dataset", no_wrap=True)
+        each.add_column("best baseline")
+        for name in (f"{title} error", "difference", "95 % interval", "p (Holm)"):
+            each.add_column(escape(name), justify="right")
+        for dataset, row in rows.items():
+            own = _error(summary["per_dataset"][dataset][focus])
+            against = _title(summary, row["against"])
+            each.add_row(
+                *(escape(t) for t in (dataset, against, own, *_difference(row))),
+            )
+        tables.append(each)
+    return tables
+
+
+def markdown(
+    *summaries: Mapping[str, Any],
+    date: str,
+    command: str,
+    title: str = "Benchmarks",
+    plots: Mapping[str, str] | None = None,
+) -> str:
+    """The text of a generated BENCHMARKS.md, with everything that was measured.
+
+    Parameters
+    ----------
+    *summaries : mapping
+        One per objective, from `autobalance_bench.comparison.statistics.summary`.
+    date : str
+        When it was run.
+    command : str
+        What repeats it.
+    title : str
+        First heading.
+    plots : mapping of str to str, optional
+        Address of the critical difference diagram of an objective, by the objective's name.
+
+    Raises
+    ------
+    InputError
+        If there is no summary.
+    """
+    if not summaries:
+        raise InputError("markdown needs at least one summary; got none.")
+    lines = [f"# {_inline(title)}", "", *_what_was_run(summaries, date, command)]
+    reference = summaries[0]["reference"]
+    lines += [
+        "## How to read this",
+        "",
+        _HOW.format(reference=_inline(_any_title(summaries)(reference))),
+    ]
+    for found in summaries:
+        lines += [f"## {_inline(_words(found['metric'])).capitalize()}", ""]
+        if plots and found["metric"] in plots:
+            lines += [f"![Critical difference diagram]({plots[found['metric']]})", ""]
+        lines += _part(found, found["metric"], "All datasets")
+        for half, name in _PARTS.items():
+            part = found["halves"][half]
+            if part["per_dataset"]:
+                lines += _part(part, found["metric"], name)
+    lines += _failures(summaries)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _what_was_run(summaries: Sequence[Mapping[str, Any]], date: str, command: str) -> list[str]:
+    datasets = {d: f for s in summaries for d, f in s["families"].items()}
+    methods = {m for s in summaries for m in s["methods"]}
+    seeds = {
+        seed
+        for s in summaries
+        for rows in s["per_dataset"].values()
+        for row in rows.values()
+        for seed in row["seeds"]
+    }
+    versions: dict[str, set[str]] = {}
+    for s in summaries:
+        for package, found in s["versions"].items():
+            versions.setdefault(package, set()).update(found)
+    listed = (f"{_inline(p)} {_inline(' and '.join(sorted(v)))}" for p, v in versions.items())
+    return [
+        "This file is generated; do not edit it. To repeat it:",
+        "",
+        *(f"    {line}" for line in command.splitlines()),
+        "",
+        f"- Date: {_inline(date)}",
+        f"- {len(datasets)} datasets in {len(set(datasets.values()))} families, "
+        f"{len(methods)} methods, seeds {', '.join(map(str, sorted(seeds)))}",
+        f"- Versions: {', '.join(listed) or 'not recorded'}",
+        "",
+    ]
+
+
+def _part(found: Mapping[str, Any], metric: str, name: str) -> list[str]:
+    lines = [f"### {name}", "", f"{_words(metric).capitalize()} by dataset:", ""]
+    methods = _in_order(found)
+    rows = []
+    for dataset, row in found["per_dataset"].items():
+        least = _shown_percent(min(e["mean"] for e in row.values())) if row else None
+        rows.append(
+            [dataset, *(_markdown_error(found, dataset, row.get(m), least) for m in methods)]
+        )
+    lines += _grid(["dataset", *(_title(found, m) for m in methods)], rows)
+    lines += [f"Methods by average rank, errors as means over families in {_families(found)}:", ""]
+    head = ["method", "average rank", *map(_words, _shown({**found, "metric": metric}))]
+    lines += _grid([*head, "training runs", "CPU time"], _method_rows({**found, "metric": metric}))
+    lines += _incomplete(found)
+    lines += _tested(found)
+    lines += _differences(found)
+    return lines
+
+
+def _families(found: Mapping[str, Any]) -> str:
+    n, families = len(found["seeds"]), len({found["families"][d] for d in found["seeds"]})
+    return f"percent ({n} ranked datasets, {families} families)"
+
+
+def _markdown_error(
+    found: Mapping[str, Any], dataset: str, entry: Mapping[str, Any] | None, least: str | None
+) -> str:
+    if entry is None:
+        return "–"
+    text = _error(entry)
+    if _shown_percent(entry["mean"]) == least:
+        text = f"**{text}**"
+    if entry["rank"] is None:
+        text += f" † (n = {entry['n']})"
+    return text
+
+
+def _differences(found: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            _title(found, method),
+            dataset,
+            _title(found, row["against"]),
+            *_difference(row),
+            str(row["n"]),
+        ]
+        for method in _in_order(found)
+        for dataset, row in found["differences"]["to_best_baseline"].get(method, {}).items()
+        if found["methods"][method]["kind"] == "ours"
+    ]
+    if not rows:
+        return []
+    head = ["method", "dataset", "best baseline", "difference", "95 % interval", "p (Holm)", "n"]
+    return [
+        "Paired differences of our methods to the best baseline, in percentage points (negative: "
+        "ours has the lower error):",
+        "",
+        *_grid(head, rows, left=3),
+    ]
+
+
+def _nothing_ranked(found: Mapping[str, Any]) -> bool:
+    """Whether no dataset is, and so no method."""
+    return bool(found["left_out"]) and not found["seeds"]
+
+
+def _incomplete(found: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {_UNRANKED}"] if _nothing_ranked(found) else []
+    lines += [
+        f"- {_inline(_title(found, m))} is not ranked: {entry['missing']} cells are missing ("
+        + "; ".join(f"{_inline(d)}, seeds {_list(s)}" for d, s in entry["datasets"].items())
+        + ")."
+        for m, entry in found["incomplete"].items()
+        if entry["missing"]
+    ]
+    lines += [
+        f"- {_inline(d)} is not ranked: not finished by {_inline(_list(_title(found, m) for m in lacking))}."
+        for d, lacking in found["left_out"].items()
+    ]
+    lines += [
+        f"- {_inline(d)} is compared on seeds {_list(entry['paired'])}: "
+        + "; ".join(
+            f"{_inline(_title(found, m))} lacks {_list(s)}" for m, s in entry["lacking"].items()
+        )
+        + "."
+        for d, entry in found["seeds"].items()
+        if entry["lacking"]
+    ]
+    return ["Incomplete:", "", *lines, ""] if lines else []
+
+
+def _tested(found: Mapping[str, Any]) -> list[str]:
+    tests = found["tests"]
+    result, critical = tests["friedman"], tests["critical_difference"]
+    if result["chi2"] is None or critical is None:
+        return []
+    return [
+        f"Friedman's test over {tests['families']} families and {len(tests['methods'])} methods: "
+        f"chi2 = {result['chi2']:.2f}, p {_p(result['p'], '= ')}; after Iman and Davenport "
+        f"p {_p(result['p_f'], '= ')}. Average ranks that differ by less than {critical:.2f} (Nemenyi, "
+        "5 % level) are not told apart.",
+        "",
+    ]
+
+
+def _failures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for found in summaries:
+        for cell in found["failed"]:
+            names = [cell["dataset"], _title(found, cell["method"]), cell["objective"] or "–"]
+            row = [*names, str(cell["seed"]), cell["reason"] or "no reason recorded"]
+            rows[tuple(row)] = row
+    if not rows:
+        return ["## Failed cells", "", "None."]
+    head = ["dataset", "method", "objective", "seed", "reason"]
+    return ["## Failed cells", "", *_grid(head, list(rows.values()), left=5)]
+
+
+def _shown(summary: Mapping[str, Any]) -> list[str]:
+    """The metrics of the table of methods: the objective first."""
+    every = next(iter(summary["mean"].values()), {})
+    usual = ("balanced_error", "worst_class_error", "error")
+    return [summary["metric"], *(m for m in usual if m in every and m != summary["metric"])]
+
+
+def _method_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for m in _in_order(summary):
+        rank, cpu, runs = (summary[k].get(m) for k in ("average_rank", "cpu_cost", "cost"))
+        errors = [summary["mean"][m].get(name) for name in _shown(summary)]
+        rows.append(
+            [
+                _title(summary, m),
+                "–" if rank is None else f"{rank:.2f}",
+                *("–" if e is None else _shown_percent(e) for e in errors),
+                "–" if runs is None else f"{runs:.1f}",
+                "–" if cpu is None else f"{cpu:.1f}×",
+            ]
+        )
+    return rows
+
+
+def _in_order(summary: Mapping[str, Any]) -> list[str]:
+    """Methods by average rank, then those that have none."""
+    ranked = list(summary["average_rank"])
+    return ranked + [m for m in summary["methods"] if m not in summary["average_rank"]]
+
+
+def _focus(summary: Mapping[str, Any]) -> str:
+    """The method of ours that the terminal compares."""
+    ours = [m for m in _in_order(summary) if summary["methods"][m]["kind"] == "ours"]
+    return _MAIN if _MAIN in summary["methods"] else next(iter(ours), "")
+
+
+def _title(summary: Mapping[str, Any], method: str) -> str:
+    return summary["methods"].get(method, {}).get("title", method)
+
+
+def _any_title(summaries: Sequence[Mapping[str, Any]]) -> Any:
+    known = {m: v["title"] for s in summaries for m, v in s["methods"].items()}
+    return lambda method: known.get(method, method)
+
+
+def _difference(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    interval = "–" if row["low"] is None else f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
+    p = "–" if row["p_holm"] is None else _p(row["p_holm"])
+    return f"{100 * row['mean']:+.2f}", interval, p
+
+
+def _error(entry: Mapping[str, Any]) -> str:
+    error = entry["standard_error"]
+    return _shown_percent(entry["mean"]) + ("" if error is None else f" ± {100 * error:.2f}")
+
+
+def _shown_percent(rate: float) -> str:
+    return f"{100 * rate:.2f}"
+
+
+def _p(p: float, equals: str = "") -> str:
+    return "< 0.001" if p < 0.001 else f"{equals}{p:.3f}"
+
+
+def _list(items: Any) -> str:
+    return ", ".join(map(str, items))
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A table whose first columns are left-aligned, and a blank line."""
+    rule = ["---" if i < left else "---:" for i in range(len(head))]
+    lines = [[_inline(t) for t in head], rule, *([_inline(t) for t in row] for row in rows)]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _inline(text: str) -> str:
+    """Text on one line in which no character has a meaning, but for the bold of `_part`."""
+    plain = " ".join(str(text).split())
+    return re.sub(r"([|<>\[\]`_\\])", r"\\\1", plain)
+
+
+# The picture. Lengths are in inches.
+_AXIS = 5.0
+_LINE = 0.24
+_BAR = 0.13
+_SIZE = 10
+
+
+def critical_difference_plot(summary: Mapping[str, Any]) -> bytes:
+    """Demsar's diagram of average ranks as SVG; the same summary gives the same bytes.
+
+    The best rank is on the left. Methods that a bar joins are not told apart: their average ranks
+    differ by less than Nemenyi's critical difference.
+
+    Parameters
+    ----------
+    summary : mapping
+        From `autobalance_bench.comparison.statistics.summary`, or one of its halves.
+
+    Raises
+    ------
+    InputError
+        If fewer than two methods are ranked together, or over fewer than two families.
+    """
+    tests = summary["tests"]
+    critical = tests["critical_difference"]
+    if critical is None:
+        raise InputError(
+            "A critical difference needs at least two ranked methods and two families of datasets; "
+            f"got {len(tests['methods'])} methods and {tests['families']} families."
+        )
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+
+    ranks = sorted((summary["average_rank"][m], _title(summary, m)) for m in tests["methods"])
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "autobalance", "text.parse_math": False})
+        font = FontProperties(size=_SIZE)
+        widths = [_width(_label(r, title), font) + 0.45 for r, title in ranks]
+        left = (len(ranks) + 1) // 2
+        margins = max(widths[:left]), max(widths[left:])
+        bars = _levels(_joined([r for r, _ in ranks], critical))
+        below = 0.22 + _BAR * len({level for *_, level in bars})
+        depth = below + _LINE * left + 0.1
+        width, height = _AXIS + sum(margins), depth + 0.95
+        figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(-margins[0], _AXIS + margins[1]), ylim=(-depth, 0.95))
+        axes.axis("off")
+        _draw(axes, ranks, critical, bars, below)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def _draw(
+    axes: Axes,
+    ranks: Sequence[tuple[float, str]],
+    critical: float,
+    bars: Sequence[tuple[float, float, int]],
+    below: float,
+) -> None:
+    last = len(ranks)
+
+    def x(rank: float) -> float:
+        return _AXIS * (rank - 1) / (last - 1)
+
+    def line(xs: Sequence[float], ys: Sequence[float], width: float = 0.8, **style: Any) -> None:
+        axes.plot(xs, ys, color=style.pop("color", "black"), linewidth=width, **style)
+
+    line([0, _AXIS], [0, 0], 1.0)
+    for rank in range(1, last + 1):
+        line([x(rank)] * 2, [0, 0.08])
+        axes.text(x(rank), 0.11, str(rank), ha="center", va="bottom", fontsize=_SIZE - 1)
+    # On a small field the critical difference may be longer than the axis.
+    length = min(_AXIS * critical / (last - 1), _AXIS)
+    line([0, length], [0.5, 0.5], 1.6)
+    for end in (0, length):
+        line([end] * 2, [0.45, 0.55], 1.6)
+    note = f"critical difference {critical:.2f}"
+    note += " (longer than the axis)" if critical > last - 1 else ""
+    axes.text(0, 0.6, note, ha="left", va="bottom", fontsize=_SIZE - 1)
+    for low, high, level in bars:
+        y = -0.14 - _BAR * level
+        line([x(low) - 0.04, x(high) + 0.04], [y, y], 3.2, solid_capstyle="round", color="#b03a2e")
+    left = (last + 1) // 2
+    for place, (rank, title) in enumerate(ranks):
+        on_left = place < left
+        y = -below - _LINE * ((place if on_left else last - 1 - place) + 0.5)
+        edge = -0.15 if on_left else _AXIS + 0.15
+        line([x(rank), x(rank), edge], [0, y, y], color="#555555", solid_joinstyle="miter")
+        axes.plot([x(rank)], [0], marker="o", markersize=3.2, color="black")
+        axes.text(
+            edge + (-0.07 if on_left else 0.07),
+            y,
+            _label(rank, title, on_left=on_left),
+            ha="right" if on_left else "left",
+            va="center_baseline",
+            fontsize=_SIZE,
+        )
+
+
+def _label(rank: float, title: str, *, on_left: bool = True) -> str:
+    return f"{title}  {rank:.2f}" if on_left else f"{rank:.2f}  {title}"
+
+
+def _width(text: str, font: FontProperties) -> float:
+    """Width of a text in inches."""
+    from matplotlib.textpath import TextPath
+
+    return float(TextPath((0, 0), text, prop=font, size=_SIZE).get_extents().width) / 72
+
+
+def _joined(ranks: Sequence[float], critical: float) -> list[tuple[float, float]]:
+    """Longest runs of sorted ranks that differ by less than the critical difference."""
+    runs: list[tuple[int, int]] = []
+    for start, low in enumerate(ranks):
+        end = max(i for i, r in enumerate(ranks) if r - low < critical)
+        if end > start and (not runs or end > runs[-1][1]):
+            runs.append((start, end))
+    return [(ranks[a], ranks[b]) for a, b in runs]
+
+
+def _levels(runs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
+    """Give each bar the first level below the axis where it touches no other."""
+    ends: list[float] = []
+    placed = []
+    for low, high in runs:
+        free = next((i for i, end in enumerate(ends) if end < low), len(ends))
+        if free == len(ends):
+            ends.append(high)
+        else:
+            ends[free] = high
+        placed.append((low, high, free))
+    return placed

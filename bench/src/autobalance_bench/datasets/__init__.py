@@ -1,0 +1,1 @@
+"""Named image sets and other published data, read as their authors laid them out."""

@@ -1,0 +1,236 @@
+"""The final choice among losses: each trained on every fold, judged on what the fold held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autobalance.bilevel.lower_level import ModelFactory, Progress, ProgressListener, predict_logits
+from autobalance.bilevel.result import Candidate
+from autobalance.bilevel.retraining import retrain
+from autobalance.data import ArrayData
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.objectives import Objective
+from autobalance.records import Precision, Recipe, confused_pairs
+
+DRAWS = 2000
+AT_ONCE = 2_000_000
+"""Draws times cells whose rates are held at once, 32 MB; to 1,000 cells all draws."""
+NOISE = 2.0
+"""Standard errors by which one fold must speak against a learned augmentation to have it dropped."""
+START = "start"
+Outcomes = dict[str, list[Tensor]]
+"""By candidate and fold, the classes predicted, or where only that is known (bool) which are wrong."""
+
+
+def train_candidates(
+    model_factory: ModelFactory,
+    splits: Sequence[tuple[ArrayData, ArrayData]],
+    losses: Mapping[str, ParametricCrossEntropy],
+    *,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    outcomes: Outcomes,
+    after_each: Callable[[], None],
+    progress: ProgressListener | None,
+    augments: Mapping[str, nn.Module | None] | None = None,
+    precision: Precision = "32-true",
+) -> None:
+    """Fill in, for every loss and fold, what a network trained so predicts of the held-out examples.
+
+    Parameters
+    ----------
+    model_factory : callable
+        Returns a new network.
+    splits : sequence of (ArrayData, ArrayData)
+        Training and held-out data of each fold.
+    losses : mapping
+        Candidates by name.
+    recipe, seed, device, precision
+        As for `retrain`; fold i has seed ``seed + i``.
+    outcomes : dict
+        Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``. What is there already is
+        not run again.
+    after_each : callable
+        Called after each training run.
+    progress : callable, optional
+        Told the runs done of all.
+    augments : mapping, optional
+        How each candidate's training batches are augmented, by its name.
+    """
+    total = len(losses) * len(splits)
+    for fold, (train, held) in enumerate(splits):
+        for name, loss in losses.items():
+            done = outcomes.setdefault(name, [])
+            if len(done) > fold:
+                continue
+            model = retrain(
+                model_factory,
+                train,
+                loss,
+                recipe=recipe,
+                augment=augments[name] if augments else None,
+                seed=seed + fold,
+                device=device,
+                precision=precision,
+            )
+            done.append(predict_logits(model, held.inputs).argmax(dim=1))
+            after_each()
+            if progress:
+                finished = sum(len(runs) for runs in outcomes.values())
+                progress(Progress("choose", finished, total))
+
+
+def compare(
+    losses: Mapping[str, ParametricCrossEntropy],
+    outcomes: Outcomes,
+    cells: Tensor,
+    shape: tuple[int, int],
+    objective: Objective,
+    seed: int,
+) -> list[Candidate]:
+    """Each candidate's objective on all folds' held-out examples, and its difference to the start.
+
+    The difference's standard error is that of the examples' sampling: for each cell, the four
+    shares of (right or wrong under one loss, right or wrong under the other) are drawn from their
+    posterior under a uniform Dirichlet prior worth one example, which keeps a cell of a single
+    example from looking certain.
+
+    Parameters
+    ----------
+    losses : mapping
+        Candidates by name.
+    outcomes : dict
+        From `train_candidates`; see `Outcomes`.
+    cells : Tensor
+        ``group * k + class`` of every held-out example, fold after fold, shape ``(n,)``.
+    shape : (int, int)
+        Numbers of groups and of classes.
+    objective : Objective
+        Judged by its hard value.
+    seed : int
+        Of the draws.
+    """
+    count = shape[0] * shape[1]
+    target = cells.numpy() % shape[1]
+    wrong = {name: wrongly(runs, target) for name, runs in outcomes.items()}
+    candidates = []
+    for name, loss in losses.items():
+        pairs = np.zeros((count, 2, 2))
+        np.add.at(pairs, (cells.numpy(), wrong[name].astype(int), wrong[START].astype(int)), 1)
+        sizes = pairs.sum(axis=(1, 2))
+        error = 0.0 if name == START else _standard_error(objective, pairs, shape, seed)
+        exact = np.divide(
+            np.stack([pairs[:, 1, :].sum(axis=1), pairs[:, :, 1].sum(axis=1)]),
+            sizes,
+            out=np.zeros((2, count)),
+            where=sizes > 0,
+        )
+        value, base = _aggregate(objective, exact, sizes, shape)
+        folds = np.cumsum([len(run) for run in outcomes[name]])[:-1]
+        collapsed = any(
+            _constant(*fold)
+            for fold in zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
+        )
+        tables = [t.astype(int).reshape(shape).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)]
+        known = all(run.dtype != torch.bool for run in outcomes[name])
+        predicted = torch.cat(outcomes[name]).cpu()
+        tables.append(confused_pairs(target, predicted, shape[1]) if known else [])
+        candidates.append(
+            Candidate(name, loss, float(value), float(value - base), error, collapsed, *tables)
+        )
+    return candidates
+
+
+def wrongly(runs: Sequence[Tensor], target: np.ndarray) -> np.ndarray:
+    """Which examples of all folds are predicted wrongly, shape ``(n,)``; see `Outcomes`."""
+    parts = np.split(target, np.cumsum([len(run) for run in runs])[:-1])
+    found = [run.cpu().numpy() for run in runs]
+    return np.concatenate(
+        [r if r.dtype == bool else r != y for r, y in zip(found, parts, strict=True)]
+    )
+
+
+def _constant(wrong: np.ndarray, target: np.ndarray) -> bool:
+    """Whether predictions wrong there are all right for one class and all wrong for the others."""
+    if len(np.unique(target)) < 2:
+        return False
+    return len(np.unique(target[~wrong])) <= 1 and not wrong[np.isin(target, target[~wrong])].any()
+
+
+def choose(
+    losses: Mapping[str, ParametricCrossEntropy],
+    outcomes: Outcomes,
+    cells: Sequence[Tensor],
+    shape: tuple[int, int],
+    objective: Objective,
+    seed: int,
+) -> tuple[list[Candidate], str]:
+    """The candidates and the name of the best; without all folds' outcomes none, and "designed".
+
+    Parameters are those of `compare`, with `cells` fold by fold. One fold is too small to choose by the
+    lower number: the designed loss stays unless its start is better by two standard errors.
+    """
+    if losses.keys() != outcomes.keys() or any(len(r) < len(cells) for r in outcomes.values()):
+        return [], "designed"
+    candidates = compare(losses, outcomes, torch.cat(list(cells)).cpu(), shape, objective, seed)
+    return candidates, best(candidates, NOISE if len(cells) == 1 else 0.0).name
+
+
+def best(candidates: Sequence[Candidate], leniency: float = 0.0) -> Candidate:
+    """The candidate of the lowest objective; the start, unless another is better than it.
+
+    With leniency another may be worse than the start by so many standard errors. One whose network predicts
+    a single class is out, unless all are: a gap of 0 is easily won so.
+    """
+    start = next(c for c in candidates if c.name == START)
+    sound = [c for c in candidates if not c.collapsed] or list(candidates)
+    lowest = min(sound, key=lambda c: c.objective - leniency * c.standard_error)
+    worse = lowest.difference >= leniency * lowest.standard_error
+    return start if start in sound and worse else lowest
+
+
+def _standard_error(
+    objective: Objective, pairs: np.ndarray, shape: tuple[int, int], seed: int
+) -> float:
+    """Of the difference to the start, see `compare`; `pairs` counts right and wrong, ``(cells, 2, 2)``."""
+    generator = np.random.default_rng(seed)
+    sizes = pairs.sum(axis=(1, 2))
+    block = max(1, AT_ONCE // len(pairs))
+    differences = []
+    for begin in range(0, DRAWS, block):
+        draws = min(block, DRAWS - begin)
+        own, other = (
+            _aggregate(objective, rates, sizes, shape)
+            for rates in _draw_rates(generator, pairs, draws)
+        )
+        differences.append(own - other)
+    return float(np.std(np.concatenate(differences)))
+
+
+def _draw_rates(generator: np.random.Generator, pairs: np.ndarray, draws: int) -> np.ndarray:
+    """Posterior draws of each cell's error rates under either loss, shape ``(2, draws, cells)``."""
+    rates = np.empty((2, draws, len(pairs)))
+    alpha = pairs.reshape(-1, 1, 4) + 0.25
+    step = max(1, 2**15 // draws)  # gammas are twice as many as rates
+    for cell in range(0, len(pairs), step):
+        some = alpha[cell : cell + step]
+        # Generator.dirichlet's own draws and arithmetic, without a call for each cell.
+        shares = generator.standard_gamma(some, size=(len(some), draws, 4))
+        shares *= 1.0 / shares.sum(axis=-1, keepdims=True)
+        rates[0, :, cell : cell + step] = (shares[..., 2] + shares[..., 3]).T
+        rates[1, :, cell : cell + step] = (shares[..., 1] + shares[..., 3]).T
+    return rates
+
+
+def _aggregate(
+    objective: Objective, rates: np.ndarray, sizes: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+    """The hard objective for each row of error rates per (class, group) cell."""
+    mass = torch.from_numpy(sizes).view(shape)
+    tables = torch.from_numpy(rates).view(-1, *shape)
+    return np.array([float(objective.value(table * mass, mass)) for table in tables])

@@ -1,0 +1,471 @@
+"""The trade-off between two objectives: one search that sweeps the weight between them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autobalance._validation import InputError, TrainingDiverged, fraction, number, shown
+from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
+from autobalance.bilevel.driver import SearchRun, splits_of
+from autobalance.bilevel.loggers import MetricLogger, RunLog
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
+from autobalance.bilevel.lower_level import (
+    Interrupted,
+    ModelFactory,
+    Progress,
+    ProgressListener,
+    check_data,
+    check_options,
+    seeded,
+)
+from autobalance.bilevel.result import SearchResult
+from autobalance.data import ArrayData
+from autobalance.hypergrad import Solver
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.objectives import GAPS, NAMED, Blend, Gap, Objective, SmoothError, group_class_sums
+from autobalance.records import Recipe, SearchSettings, check_format, parsed_record, to_json
+from autobalance.spaces import (
+    DesignSpace,
+    GroupSpace,
+    SpaceFactory,
+    TunableCrossEntropy,
+    WithUnknownGroup,
+)
+
+MIXES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CONTINUATION = 0.5
+"""Share of a training run that each point after the first takes: ten cost 5.5 runs."""
+SURROGATE = SmoothError(relative=0.2)
+KNOWN: dict[str, Objective] = NAMED | GAPS
+_FORMAT = "autobalance-frontier"
+_WHAT = "a frontier of autobalance"
+_REST = ("main", "gap", "training_runs", "settings", "seed", "seconds")
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One loss on the way.
+
+    Attributes
+    ----------
+    mix : float
+        Weight of the gap, in [0, 1); the main objective has ``1 - mix``.
+    loss : ParametricCrossEntropy
+        Designed for this blend; retrain with it.
+    main, gap : float
+        Both objectives over the 0-1 error, on held-out data, of the network searched with.
+    constant : bool
+        Whether some class's held-out examples are all predicted wrongly, as by a network that
+        predicts one class for everyone: a small gap is then worth nothing.
+    """
+
+    mix: float
+    loss: ParametricCrossEntropy
+    main: float
+    gap: float
+    constant: bool
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A published loss, trained and measured on the splits of a frontier.
+
+    Attributes
+    ----------
+    title : str
+        Its name in words.
+    main, gap, constant
+        As of `FrontierPoint`.
+    """
+
+    title: str
+    main: float
+    gap: float
+    constant: bool
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What `frontier` found, in the order of the mixes.
+
+    Attributes
+    ----------
+    points : list of FrontierPoint
+        One per mix.
+    start : ParametricCrossEntropy
+        The loss from which the first search started.
+    main, gap : str
+        The two objectives.
+    training_runs : float
+        What it cost, in training runs on the training split.
+    settings : dict
+        Recipe, search settings and sizes.
+    seed : int
+        The seed.
+    seconds : dict
+        "wall" and "cpu" time.
+    """
+
+    points: list[FrontierPoint]
+    start: ParametricCrossEntropy
+    main: str
+    gap: str
+    training_runs: float
+    settings: dict[str, Any]
+    seed: int
+    seconds: dict[str, float]
+
+    def non_dominated(self) -> list[FrontierPoint]:
+        """Points that no other beats in one objective without losing in the other."""
+        return [
+            p
+            for p in self.points
+            if not p.constant
+            and not any(
+                q.main <= p.main and q.gap <= p.gap and (q.main, q.gap) != (p.main, p.gap)
+                for q in self.points
+                if not q.constant
+            )
+        ]
+
+    def pick(self, *, gap: float | None = None, main: float | None = None) -> FrontierPoint:
+        """The point of the lowest main objective with at most this gap, or the other way round.
+
+        Both bounds are on held-out data; on new data leave a margin for its noise.
+
+        Raises
+        ------
+        InputError
+            If not exactly one bound is given, or no point keeps it; the message says what the
+            nearest one has. Points with a `constant` network are never picked.
+        """
+        if (gap is None) == (main is None):
+            raise InputError("Give one bound: pick(gap=0.05) or pick(main=0.2).")
+        usable = [p for p in self.points if not p.constant]
+        bounded, wanted = ("gap", "main") if main is None else ("main", "gap")
+        limit = gap if main is None else main
+        assert limit is not None
+        if not usable:
+            raise InputError(
+                f"None of the frontier's {len(self.points)} points can be picked: each has a class "
+                "whose held-out examples are all wrong. Train for longer, or sweep smaller mixes."
+            )
+        kept = [p for p in usable if getattr(p, bounded) <= number(bounded, limit)]
+        if not kept:
+            nearest = min(getattr(p, bounded) for p in usable)
+            raise InputError(
+                f"No point of the frontier has a {bounded} of at most {limit:g}; the lowest is "
+                f"{nearest:.4f}. Raise the bound, or sweep further mixes."
+            )
+        return min(kept, key=lambda p: getattr(p, wanted))
+
+    def result(self, point: FrontierPoint) -> SearchResult:
+        """A point as the result of a search, for what takes one; without the search's history."""
+        blend = f"{1.0 - point.mix:g} * {self.main} + {point.mix:g} * {self.gap}"
+        return SearchResult(
+            loss=point.loss,
+            start=self.start,
+            history=[],
+            path=[],
+            design={},
+            settings={**self.settings, "objective": blend},
+            seed=self.seed,
+            seconds=self.seconds,
+            training_runs=self.training_runs,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record, in JSON's types."""
+        return {
+            "format": _FORMAT,
+            "version": 1,
+            **{name: getattr(self, name) for name in _REST},
+            "start": self.start.to_dict(),
+            "points": [{**vars(p), "loss": p.loss.to_dict()} for p in self.points],
+        }
+
+    def to_json(self) -> str:
+        return to_json(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Frontier:
+        """Inverse of `to_dict`.
+
+        Raises
+        ------
+        InputError
+            If the record was not written by autobalance, or in another version of the format.
+        """
+        check_format(record, _FORMAT, _WHAT, "frontier")
+        try:
+            points = [
+                FrontierPoint(**{**p, "loss": ParametricCrossEntropy.from_dict(p["loss"])})
+                for p in record["points"]
+            ]
+            start = ParametricCrossEntropy.from_dict(record["start"])
+            return cls(points, start, **{name: record[name] for name in _REST})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"This frontier is incomplete or altered: {error}.") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Frontier:
+        return cls.from_dict(parsed_record(text, _WHAT))
+
+
+def frontier(
+    model_factory: ModelFactory,
+    data: ArrayData,
+    *,
+    validation: ArrayData | None = None,
+    main: str = "balanced_error",
+    gap: str = "deo",
+    mixes: Sequence[float] = MIXES,
+    space: SpaceFactory | None = None,
+    recipe: Recipe | None = None,
+    settings: SearchSettings | None = None,
+    solver: Solver = DEFAULT_SOLVER,
+    seed: int = 0,
+    device: str = "auto",
+    progress: ProgressListener | None = None,
+    logger: MetricLogger | None = None,
+) -> Frontier:
+    """Losses along the trade-off (1 - mix) main + mix gap, each started from the last one's.
+
+    The first is a whole search. For each further mix, network and loss go on from where they are,
+    over half a training run; so ten points cost 5.5 training runs a fold. There is no final choice
+    over folds (`SearchSettings.choose`). Retraining is up to you:
+    ``retrain(model_factory, data, result.pick(gap=0.05).loss)``.
+
+    Parameters
+    ----------
+    model_factory, data, validation, space, recipe, settings, solver, seed, device, progress
+        As for `autobalance.search`; `data` needs groups.
+    main : str
+        What is to stay small, a name of `autobalance.objectives.NAMED`.
+    gap : str
+        What it is traded for, a name of `autobalance.objectives.GAPS` or `NAMED`.
+    mixes : sequence of float
+        Weights of the gap, rising, in [0, 1). At 1 a constant classifier would win.
+    logger : MetricLogger, optional
+        Told the numbers of every upper step and of every point; see `autobalance.bilevel.loggers`.
+
+    Raises
+    ------
+    InputError
+        If the data has no groups or fewer than two are held out, a name is unknown, mixes are
+        not rising within [0, 1), or training is too short for an upper step at each of them.
+    TrainingDiverged, Interrupted
+        As for `search`; `partial` is the `Frontier` of the points so far.
+    """
+    check_options(recipe, settings, seed, progress)
+    recipe, settings = recipe or Recipe(), replace(settings or SearchSettings(), choose=False)
+    check_data(data)
+    weights = _weights(mixes)
+    objectives = _objectives(main, gap, weights)
+    if (data if validation is None else validation).groups is None:
+        raise InputError(
+            f"The frontier of {main} and {gap} compares groups, but the data has none. Pass groups "
+            "(sensitive_features, --groups)."
+        )
+    points: list[FrontierPoint] = []
+    runs = 0.0
+    with seeded(seed):
+        run = SearchRun(
+            model_factory, data, validation, objectives[0], space, recipe, settings, solver, seed,
+            device, None,
+        )  # fmt: skip
+        log = RunLog(logger, writes=run.folds[0].lower.processes.rank == 0)
+        whole = run.total
+        later = max(1, round(CONTINUATION * whole))
+        _check_held_out(run.held_counts)
+        _check_upper_steps(later, settings.every, len(weights))
+        record = {key: value for key, value in run.record.items() if key != "objective"}
+
+        def found() -> Frontier:
+            return Frontier(points, run.start, main, gap, runs, record, seed, run.seconds())
+
+        try:
+            with log.open():
+                for i, (mix, objective) in enumerate(zip(weights, objectives, strict=True)):
+                    if i > 0:
+                        run.go_on(objective, CONTINUATION)
+                    log.before = 0 if i == 0 else whole + (i - 1) * later
+                    told = _within(progress, log.before, whole + (len(weights) - 1) * later)
+                    try:
+                        run.run(told, log)
+                    finally:
+                        runs += len(run.folds) * run.done / whole
+                    if told is not None and run.done < run.total:  # it stopped early
+                        told(Progress("search", run.total, run.total))
+                    points.append(_point(mix, run, main, gap))
+                    seen = {name: getattr(points[-1], name) for name in ("mix", "main", "gap")}
+                    log.write({f"frontier/{name}": v for name, v in seen.items()}, run.done)
+        except TrainingDiverged as error:
+            error.partial = found()
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted(found()) from None
+        return found()
+
+
+def baselines(
+    model_factory: ModelFactory,
+    data: ArrayData,
+    *,
+    validation: ArrayData | None = None,
+    main: str = "balanced_error",
+    gap: str = "deo",
+    recipe: Recipe | None = None,
+    settings: SearchSettings | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: ProgressListener | None = None,
+) -> list[Baseline]:
+    """What a frontier is to be compared with, trained and measured on the same splits.
+
+    Cross-entropy, logit adjustment over the classes, and logit adjustment within each group,
+    l_kg = log P(k | g); one training run for each and fold.
+
+    Parameters
+    ----------
+    model_factory, data, validation, main, gap, recipe, settings, seed, device, progress
+        As for `frontier`.
+
+    Raises
+    ------
+    InputError, TrainingDiverged, Interrupted
+        As for `frontier`; on Ctrl-C `partial` is None.
+    """
+    recipe, settings = recipe or Recipe(), settings or SearchSettings()
+    check_data(data)
+    _objectives(main, gap, [0.0])
+    counts = np.atleast_2d(data.counts())
+    if data.groups is None:
+        raise InputError("A baseline of groups needs data with groups.")
+    losses = {
+        "cross-entropy": ParametricCrossEntropy.cross_entropy(),
+        "logit adjustment": ParametricCrossEntropy.logit_adjusted(counts.sum(axis=0)),
+        "logit adjustment by group": TunableCrossEntropy(_by_group(data)).frozen(),
+    }
+    splits = splits_of(data, validation, settings, seed)
+    outcomes: Outcomes = {}
+    try:
+        train_candidates(
+            model_factory,
+            splits,
+            losses,
+            recipe=recipe,
+            seed=seed,
+            device=device,
+            outcomes=outcomes,
+            after_each=lambda: None,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(None) from None
+    target, groups = (
+        torch.cat([t for t in parts if t is not None])
+        for parts in zip(*((held.target, held.groups) for _, held in splits), strict=True)
+    )
+    found = []
+    for title, predicted in outcomes.items():
+        wrong = (torch.cat(predicted) != target.cpu()).to(target.device).double()
+        sums = group_class_sums(wrong, target, groups, data.num_classes)
+        found.append(Baseline(title, *_measured(*sums, main, gap)))
+    return found
+
+
+def _by_group(data: ArrayData) -> DesignSpace:
+    space = GroupSpace(data.counts())
+    return WithUnknownGroup(space) if data.unknown else space
+
+
+def _weights(mixes: Sequence[float]) -> list[float]:
+    try:
+        values = [float(number("a mix", mix)) for mix in mixes]
+    except TypeError:
+        raise InputError(f"mixes must be a sequence of numbers; got {mixes!r}.") from None
+    rising = all(b > a for a, b in pairwise(values))
+    if not values or not rising or not (values[0] >= 0 and values[-1] < 1):
+        raise InputError(f"mixes must rise within [0, 1); got {values}.")
+    return values
+
+
+def _objectives(main: str, gap: str, mixes: Sequence[float]) -> list[Objective]:
+    for role, name in (("main", main), ("gap", gap)):
+        if not isinstance(name, str) or name not in KNOWN:
+            raise InputError(
+                f"{role} must be one of {', '.join(sorted(KNOWN))}; got {shown(name)}."
+            )
+    if isinstance(KNOWN[main], Gap):
+        raise InputError(
+            f"main must not be a gap, which a classifier that predicts one class wins; got {main!r}. "
+            "Take balanced_error, with the gap as gap."
+        )
+    if main == gap:
+        raise InputError(f"main and gap are the same objective, {main!r}. Give two.")
+    return [_blend(KNOWN[main], KNOWN[gap], mix) for mix in mixes]
+
+
+def _blend(main: Objective, gap: Objective, mix: float) -> Objective:
+    """As `Blend.of`, and with no gap at all the main objective over the same cells."""
+    if mix == 0.0:
+        return Blend(parts=((1.0, main), (1e-6, gap)), surrogate=SURROGATE)
+    parts = ((1.0 - fraction("mix", mix), main), (mix, gap))
+    return Blend(parts=parts, surrogate=SURROGATE)
+
+
+def _check_held_out(counts: np.ndarray) -> None:
+    """Of held-out examples per group and class ``(g, k)``: refuse one group, tell of gaps in it."""
+    by_group = counts.sum(axis=1)
+    if (by_group > 0).sum() < 2:
+        raise InputError(
+            "Fewer than two groups have held-out examples (by group: "
+            f"{by_group.astype(int).tolist()}), so there is no gap to see. Give each class and group "
+            "at least 3 examples: merge small groups, or add data."
+        )
+    if (counts == 0).any():
+        absent = ", ".join(f"group {g}, class {c}" for g, c in np.argwhere(counts == 0)[:5])
+        warnings.warn(
+            f"The held-out data lacks {int((counts == 0).sum())} of {counts.size} pairs of group and "
+            f"class ({absent}). The frontier says nothing of them: merge small groups, or add data.",
+            stacklevel=3,
+        )
+
+
+def _check_upper_steps(steps: int, every: int, points: int) -> None:
+    if points > 1 and steps - round(0.1 * steps) < every:
+        raise InputError(
+            f"Each point after the first takes {steps} training steps, too few for an upper step "
+            f"every {every}. Raise min_steps or epochs of the recipe, or lower every."
+        )
+
+
+def _point(mix: float, run: SearchRun, main: str, gap: str) -> FrontierPoint:
+    total, mass = run.held_out_errors()
+    loss = run.result("finished").loss
+    return FrontierPoint(mix, loss, *_measured(total, mass, main, gap))
+
+
+def _measured(total: Tensor, mass: Tensor, main: str, gap: str) -> tuple[float, float, bool]:
+    """Main, gap and constant, from sums of the 0-1 error per group and class."""
+    wrong, seen = total.sum(dim=0), mass.sum(dim=0)
+    values = [float(KNOWN[name].value(total, mass)) for name in (main, gap)]
+    return values[0], values[1], bool(((wrong == seen) & (seen > 0)).any())
+
+
+def _within(progress: ProgressListener | None, before: int, total: int) -> ProgressListener | None:
+    """Progress of a point as that of the whole sweep."""
+    if progress is None:
+        return None
+    return lambda p: progress(Progress("search", before + p.step, total, p.objective))

@@ -1,0 +1,76 @@
+"""Test data that a search looks at now and then, and that guide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from autobalance._validation import InputError
+from autobalance.bilevel.lower_level import check_data, predict_logits
+from autobalance.data import ArrayData
+from autobalance.objectives import Objective, group_class_sums
+
+LOOKS = 40
+"""About so often over a search, for each look costs a pass over the test data."""
+
+
+class Watch:
+    """The objective over the 0-1 error on test data, by the networks in training.
+
+    Parameters
+    ----------
+    test : ArrayData
+        Its classes and groups numbered as the training data's.
+    data : ArrayData
+        The training data.
+    objective : Objective
+        The search's.
+
+    Raises
+    ------
+    InputError
+        If the test data do not belong to the training data, or lack the groups that the objective
+        is over.
+    """
+
+    def __init__(self, test: ArrayData, data: ArrayData, objective: Objective) -> None:
+        check_data(test, "test")
+        if test.inputs.shape[1:] != data.inputs.shape[1:]:
+            raise InputError(
+                "Training and test inputs must have the same shape per example; got "
+                f"{tuple(data.inputs.shape[1:])} and {tuple(test.inputs.shape[1:])}."
+            )
+        if int(test.target.max()) >= data.num_classes:
+            raise InputError(
+                f"Test data has class {int(test.target.max())}, but training data is numbered 0 to "
+                f"{data.num_classes - 1}. Number both alike."
+            )
+        if objective.over != "class" and test.groups is None:
+            raise InputError(
+                "The objective is over groups, but the test data has none. Give its groups, or leave it "
+                "out."
+            )
+        known = replace(test, num_classes=data.num_classes).with_known_groups()
+        self.inputs, self.target = known.inputs, known.target.cpu()
+        self.groups = None if known.groups is None else known.groups.cpu()
+        self.num_classes = data.num_classes
+        self.objective = objective
+
+    @staticmethod
+    def due(step: int, of: int) -> bool:
+        """Whether to look at upper step `step`, counted from 1, of so many."""
+        return step == of or step % max(1, of // LOOKS) == 0
+
+    @torch.no_grad()
+    def value(self, networks: Iterable[nn.Module]) -> float:
+        """Of all networks' predictions together; they come back as they were."""
+        totals = []
+        for network in networks:
+            wrong = (predict_logits(network, self.inputs).argmax(dim=1) != self.target).double()
+            tables = group_class_sums(wrong, self.target, self.groups, self.num_classes)
+            totals.append(torch.stack(tables))
+        total, mass = torch.stack(totals).sum(dim=0)
+        return float(self.objective.value(total, mass))

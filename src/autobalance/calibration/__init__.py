@@ -1,0 +1,21 @@
+"""Calibrated probabilities: one temperature and the correction to a prior."""
+
+from autobalance.calibration.temperature import (
+    Calibration,
+    Prior,
+    class_masses,
+    corrected_probabilities,
+    fit_temperature,
+    measured,
+    thinning,
+)
+
+__all__ = [
+    "Calibration",
+    "Prior",
+    "class_masses",
+    "corrected_probabilities",
+    "fit_temperature",
+    "measured",
+    "thinning",
+]

@@ -1,0 +1,164 @@
+"""`autobalance predict` and `evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from autobalance._validation import InputError, path_of
+from autobalance.cli.options import DONE
+from autobalance.records import to_json, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from autobalance.sklearn import AutoBalanceClassifier
+
+
+def run_predict(options: Namespace, command: str) -> int:
+    out = path_of("The output", options.out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of a file.")
+    if out.exists() and not options.overwrite:
+        raise InputError(f"{out} exists. Add --overwrite, or give another name.")
+    if out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"{out} must end in .csv or .parquet.")
+    if out.exists() and out.samefile(path_of("The table", options.table)):
+        raise InputError(f"{out} is the table itself, which would be lost. Give another name.")
+    from autobalance.data import read_table
+
+    classifier, _ = _load(options.run)
+    predictions = _predictions(classifier, read_table(options.table), options.prior)
+    if out.suffix == ".csv":
+        content = predictions.to_csv(index=False).encode()
+    else:
+        content = predictions.to_parquet(index=False)
+    write_atomically(out, content)
+    print(f"{len(predictions):,} predictions: {out}")
+    return DONE
+
+
+def _predictions(
+    classifier: AutoBalanceClassifier, table: pd.DataFrame, prior: str | None
+) -> pd.DataFrame:
+    import pandas as pd
+
+    features = _features(classifier, table)
+    probabilities = classifier.predict_proba(features, prior=prior)
+    names = [f"probability_{c}" for c in classifier.classes_]
+    frame = pd.DataFrame(probabilities, columns=names)
+    # For a prior the most probable class is not what the loss was designed to decide.
+    frame.insert(0, "prediction", classifier.predict(features))
+    return frame
+
+
+def run_evaluate(options: Namespace, command: str) -> int:
+    from autobalance.cli.terminal import print_report
+    from autobalance.data import column, read_table
+
+    if options.groups == options.target:
+        raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
+    classifier, record = _load(options.run)
+    table = read_table(options.table)
+    target = _known(column(table, options.target, "target"), classifier)
+    groups = None if options.groups is None else column(table, options.groups, "group")
+    _tell_of_the_data(options, record, target, classifier)
+    measured = classifier.evaluate(
+        _features(classifier, table), classifier.classes_[target], sensitive_features=groups
+    )
+    report = {k: v for k, v in measured.items() if k not in ("confused", "calibration")}
+    report["classes"] = [str(c) for c in classifier.classes_]
+    if groups is not None:
+        report["groups"] = list(report["group_errors"])
+    _keep(options.run, measured, f"{len(target):,} examples of {Path(options.table).name}")
+    if groups is None and classifier.groups_:
+        print(
+            f"autobalance: without --groups nothing is known of the groups of {options.table}; the "
+            f"report of {options.run} shows this evaluation",
+            file=sys.stderr,
+        )
+    if options.json:
+        print(to_json(report))
+    else:
+        print_report(report)
+    return DONE
+
+
+def _tell_of_the_data(
+    options: Namespace,
+    record: dict[str, Any],
+    target: np.ndarray,
+    classifier: AutoBalanceClassifier,
+) -> None:
+    """Where errors are of training rows, or means leave classes out."""
+    trained = (record.get("options") or {}).get("table")
+    if isinstance(trained, str) and Path(trained).resolve() == Path(options.table).resolve():
+        print(
+            f"autobalance: {options.table} is the table that {options.run} was trained on: these are no test "
+            "errors",
+            file=sys.stderr,
+        )
+    here = set(target.tolist())
+    absent = [str(c) for i, c in enumerate(classifier.classes_) if i not in here]
+    if absent:
+        print(
+            f"autobalance: {options.table} has no example of {', '.join(absent[:5])}"
+            f"{', ...' if len(absent) > 5 else ''}; means over the classes leave out what is not there",
+            file=sys.stderr,
+        )
+
+
+def _keep(run: str, measured: dict[str, Any], data: str) -> None:
+    """Put it into the RUN's report; a folder that cannot be written to keeps the old one."""
+    from autobalance.report import save_evaluation
+
+    try:
+        save_evaluation(run, measured, data)
+    except OSError as error:
+        print(f"autobalance: {run} is left as it is, for {error}", file=sys.stderr)
+
+
+def _load(run: str) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
+    """The classifier of a RUN and its record; a warning where the network is half trained."""
+    from autobalance.cli.run_folder import load_run
+
+    classifier, record = load_run(run)
+    status = record.get("status")
+    if status != "finished":
+        at = record.get("progress") or {}
+        reached = (
+            f" at step {at['step']} of {at['total']}" if at.keys() >= {"step", "total"} else ""
+        )
+        verb, remedy = "was interrupted", "continue with `autobalance fit ... --resume`"
+        if status == "diverged":
+            verb, remedy = status, "fit again with --overwrite and a lower learning rate"
+        print(
+            f"autobalance: the network of {run} is half trained: its run {verb}{reached}; {remedy}",
+            file=sys.stderr,
+        )
+    return classifier, record
+
+
+def _features(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the training table; labels, groups and others are left out."""
+    assert classifier.encoder_ is not None  # fits of the command line are on tables
+    return classifier.encoder_.select(table)
+
+
+def _known(labels: Any, classifier: AutoBalanceClassifier) -> np.ndarray:
+    """Positions of labels among the classes; a label unseen in training is refused."""
+    import numpy as np
+
+    position = {str(c): i for i, c in enumerate(classifier.classes_)}
+    unseen = sorted({str(v) for v in labels} - position.keys())
+    if unseen:
+        raise InputError(
+            f"The labels have {len(unseen)} class{'es' * (len(unseen) > 1)} that training lacked: "
+            f"{', '.join(unseen[:5])}; training had {', '.join(list(position)[:5])}"
+            f"{', ...' if len(position) > 5 else ''}. Leave these rows out, or train with them."
+        )
+    return np.array([position[str(v)] for v in labels])

@@ -1,0 +1,319 @@
+"""RUN folders: what a fit leaves on disk. JSON and safetensors, never a pickle.
+
+``result.json`` is the record that the report shows, ``evaluation.json`` what test data said of it
+since, ``model.json`` says how to build the network and its inputs, ``model.safetensors`` holds the
+weights, ``loss.json`` the loss alone, ``samples.json`` some training images that an augmentation was
+learned for. Each file is written whole or not at all, and what belongs
+together takes its place together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from autobalance._validation import InputError, array_of_numbers, instance, path_of, shown
+from autobalance.augment import Augmentation, samples
+from autobalance.bilevel import SearchResult
+from autobalance.data import ArrayData, TableEncoder
+from autobalance.networks import TableNetwork, with_new_head
+from autobalance.posthoc import CellDecision
+from autobalance.records import (
+    RESULT,
+    output_folder,
+    read_json,
+    read_record,
+    run_status,
+    to_json,
+    write_together,
+)
+from autobalance.report import (
+    EVALUATION,
+    LARGEST,
+    REPORT,
+    SAMPLES,
+    Sheet,
+    evenly_spaced,
+    packed,
+    read_folder,
+    rows_that_fit,
+    write_report,
+)
+from autobalance.sklearn import AutoBalanceClassifier
+
+MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
+_FORMAT = "autobalance-run"
+EXAMPLES, DRAWS = 2, 3
+"""Training images of a class in `SAMPLES`, and augmented versions of each."""
+
+
+def write_run(
+    folder: Path, record: dict[str, Any], files: Mapping[str, bytes] | None = None
+) -> bool:
+    """Write ``result.json``, the files that belong to it, and its report; remove all others of a run.
+
+    A finished run in the folder is replaced by a finished one only: under one that was interrupted,
+    diverged or failed it stays as it is, and the answer is False.
+    """
+    if record["status"] != "finished" and run_status(folder) == "finished":
+        return False
+    files = {**(files or {}), RESULT: to_json(record, indent=1).encode()}
+    write_together(folder, files)
+    for name in {MODEL, WEIGHTS, LOSS, REPORT, EVALUATION, SAMPLES} - files.keys():
+        (folder / name).unlink(missing_ok=True)
+    write_report(read_folder(folder) if SAMPLES in files else record, folder / REPORT)
+    return True
+
+
+def save_search(
+    folder: str | Path,
+    result: SearchResult,
+    data: ArrayData | None = None,
+    *,
+    class_names: Sequence[Any] | None = None,
+    group_names: Sequence[Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a search of your own as a RUN folder, with its report.
+
+    ``autobalance report`` and ``autobalance explain`` take it as they take a fit; there is no network
+    in it to predict with.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it does not exist.
+    result : SearchResult
+        Of `search` or `search_head`, or `AutoBalanceClassifier.result_`.
+    data : ArrayData, optional
+        What it searched on. Where the search learned an augmentation of images, the folder then keeps
+        a few of them, of at most 12 classes and 48 pixels wide, for the report to show beside their
+        augmented versions. Without it no data is kept.
+    class_names, group_names : sequence, optional
+        In the order of their indices; by default "class 0" and so on.
+    overwrite : bool
+        Write into a folder that is not empty.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    InputError
+        If the folder is not empty, or the data are of other classes than the search's.
+    """
+    instance("result", result, SearchResult, "Such as search(...) returns.")
+    out = output_folder(folder, overwrite=overwrite)
+    files = {LOSS: result.loss.to_json().encode()}
+    if data is not None:
+        kept = sample_sheet(result.augment, data)
+        if kept is not None:
+            files[SAMPLES] = packed(kept)
+    write_run(out, {**result.record(class_names, group_names), "status": result.status}, files)
+    return out / REPORT
+
+
+def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -> Sheet | None:
+    """A few training images of some classes and what the augmentation makes of them.
+
+    Rows are classes (in groups) from the most to the least frequent, evenly spaced where they are
+    many. None where the augmentation is not of this library, or not for images.
+
+    Raises
+    ------
+    InputError
+        If the data are of other classes or groups than the augmentation.
+    """
+    inputs = data.inputs
+    if not isinstance(augment, Augmentation) or inputs.ndim != 4:
+        return None
+    grouped = augment.num_groups is not None
+    if augment.num_classes != data.num_classes or (
+        grouped and augment.num_groups != data.num_groups
+    ):
+        raise InputError(
+            f"data must be what was searched on: the augmentation is of {augment.num_classes} classes "
+            f"and {augment.num_groups or 'no'} groups; got {data.num_classes} and "
+            f"{data.num_groups or 'no'} groups."
+        )
+    counts = np.asarray(data.counts())
+    if not grouped:
+        counts = np.atleast_2d(counts).sum(axis=0, keepdims=True)
+    cells = [c for c in np.argsort(-counts, axis=None, kind="stable") if counts.flat[c] > 0]
+    size = min(LARGEST, max(inputs.shape[2:]))
+    columns = EXAMPLES * (1 + DRAWS)
+    some = evenly_spaced(len(cells), rows_that_fit(len(cells), columns, inputs.shape[1], size))
+    drawn, rows = [], []
+    for cell in (cells[i] for i in some):
+        group, y = divmod(int(cell), counts.shape[1])
+        of_cell = data.target == y
+        if grouped and data.groups is not None:
+            of_cell &= data.groups == group
+        at = of_cell.nonzero()[:, 0].repeat(EXAMPLES)[
+            :EXAMPLES
+        ]  # of a class of one, the same twice
+        groups = None if data.groups is None else data.groups
+        found = [
+            samples(
+                augment,
+                inputs[slice(i, i + 1)],
+                data.target[i : i + 1],
+                None if groups is None else groups[i : i + 1],
+                draws=DRAWS,
+                seed=seed + n,
+            ).images[0]
+            for n, i in enumerate(at.tolist())
+        ]
+        rows.append((y, group if grouped else None))
+        drawn.append(np.concatenate(found))
+    return Sheet(rows, _small(np.stack(drawn), size), EXAMPLES)
+
+
+def _small(images: np.ndarray, most: int) -> np.ndarray:
+    """Images ``(rows, columns, c, h, w)``, no side longer than `most` pixels."""
+    height, width = images.shape[-2:]
+    if max(height, width) <= most:
+        return images
+    scale = most / max(height, width)
+    shape = (max(1, round(scale * height)), max(1, round(scale * width)))
+    flat = torch.from_numpy(images).flatten(0, 1)
+    small = nn.functional.interpolate(flat, shape, mode="area")
+    return small.view(*images.shape[:3], *shape).numpy()
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    """Refuse a ``model.json`` whose values are of other kinds than were written."""
+    classes, groups = description["classes"], description["groups"]
+    if not isinstance(classes, list) or len(classes) < 2 or len({type(c) for c in classes}) > 1:
+        raise TypeError("classes are no list of labels")
+    if not isinstance(classes[0], (str, int, float)):
+        raise TypeError("classes are no list of labels")
+    if not isinstance(groups, (list, type(None))) or not isinstance(description["target"], str):
+        raise TypeError("groups are no list, or target is no name")
+    columns = description["encoder"]["columns"]
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise TypeError("columns are no list of names")
+
+
+def save_run(
+    folder: str | Path, classifier: AutoBalanceClassifier, record: dict[str, Any], *, target: str
+) -> bool:
+    """Write a fit on a table, or what there is of an interrupted one, by the rule of `write_run`.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it does not exist.
+    classifier : AutoBalanceClassifier
+        Fitted with the default network; after an interrupted search it has no network yet.
+    record : dict
+        For ``result.json``.
+    target : str
+        Name of the target column.
+
+    Returns
+    -------
+    bool
+        Whether it was written: False leaves an earlier, finished run in its place.
+    """
+    files = {LOSS: classifier.loss_.to_json().encode()}
+    module = getattr(classifier, "module_", None)
+    decision, network = None, module
+    if isinstance(module, CellDecision):
+        decision = {"seed": module.seed}
+        network = module.network
+    if isinstance(network, TableNetwork) and classifier.encoder_ is not None:
+        description = {
+            "format": _FORMAT,
+            "version": 1,
+            "target": target,
+            "classes": classifier.classes_.tolist(),
+            "groups": classifier.groups_,
+            "network": network.settings,
+            "decision": decision,
+            "encoder": classifier.encoder_.to_dict(),
+        }
+        assert module is not None
+        files[WEIGHTS] = safetensors.torch.save(module.state_dict())
+        files[MODEL] = to_json(description).encode()
+    return write_run(Path(folder), record, files)
+
+
+def _built(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    """The network that ``model.json`` describes, for these weights."""
+    network = TableNetwork(**description["network"])
+    decision = description.get("decision")  # earlier releases had none
+    if decision is None:
+        return network
+    m, g, k = state["weights"].shape
+    if k != len(description["classes"]):
+        raise ValueError("decision and classes differ in number")
+    cells = with_new_head(network, g * k)
+    return CellDecision(cells, np.zeros((m, g, k)), [1.0 / m] * m, decision["seed"])
+
+
+def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
+    """The fitted classifier of a RUN folder, and its record.
+
+    Raises
+    ------
+    InputError
+        If the folder is not a RUN folder, was interrupted before its network was trained, or a
+        file of it is altered.
+    """
+    folder = path_of("The RUN folder", folder)
+    record = read_record(folder)
+    if record.get("kind") == "demo":
+        raise InputError(f"{folder} holds a demo, not a fitted model. `autobalance fit` makes one.")
+    if record.get("kind") == "search":
+        raise InputError(
+            f"{folder} holds a search alone, not a fitted model. Train one with retrain and its loss.json."
+        )
+    if not (folder / MODEL).is_file():
+        raise InputError(
+            f"{folder} holds no trained network: its run is {record.get('status', 'unfinished')!r}. "
+            "Run `autobalance fit` again, with --resume where it was interrupted, else --overwrite."
+        )
+    description = read_json(folder / MODEL)
+    if description.get("format") != _FORMAT or description.get("version") != 1:
+        raise InputError(f"{folder / MODEL} was not written by this version of autobalance.")
+    try:
+        _check_description(description)
+        state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+        network = _built(description, state)
+        network.load_state_dict(state)
+        classifier = AutoBalanceClassifier()
+        classifier.module_ = network.eval()
+        classifier.encoder_ = TableEncoder.from_dict(description["encoder"])
+        classifier.classes_ = np.array(description["classes"])
+        classifier.groups_ = description["groups"]
+        fits = (classifier.encoder_.num_features, len(description["classes"]))
+        if fits != tuple(description["network"][key] for key in ("num_features", "num_classes")):
+            raise ValueError("network, encoder and classes differ in number")
+        classifier.feature_names_in_ = np.array(classifier.encoder_.columns, dtype=object)
+        classifier.n_features_in_ = len(classifier.encoder_.columns)
+        classifier.input_shape_ = (classifier.n_features_in_,)
+        classifier.keep(SearchResult.from_dict(record["search"]))
+        classifier.class_masses_ = array_of_numbers("class_counts", record["class_counts"])
+        if classifier.class_masses_.shape[-1:] != (len(description["classes"]),):
+            raise ValueError("class_counts and classes differ in number")
+        if classifier.loss_.num_classes not in (None, len(description["classes"])):
+            raise ValueError("loss and classes differ in number")
+    except InputError:
+        raise
+    except (
+        KeyError, IndexError, TypeError, ValueError, AttributeError, OSError, RuntimeError,
+        OverflowError, SafetensorError,
+    ) as error:  # fmt: skip
+        reason = shown((str(error) or type(error).__name__).splitlines()[0])
+        raise InputError(f"The run in {folder} is incomplete or altered: {reason}.") from None
+    return classifier, {**record, "target": description["target"]}

@@ -1,0 +1,177 @@
+"""An objective as the upper level sees it, batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autobalance._validation import InputError, number, positive
+from autobalance.objectives.base import Objective, group_class_sums
+from autobalance.objectives.combined import BoundedGap
+
+
+class RunningRisks:
+    r"""An objective on batches too small to tell which cell is the worst.
+
+    Of an objective F that is not linear in the cells' risks it keeps running sums over the last
+    upper steps, shrinks the risks R_c that they give towards their mean,
+
+    .. math:: \tilde R_c = (n_c R_c + s \bar R) / (n_c + s),
+
+    and returns F at these, with the gradient :math:`\sum_c (\partial F / \partial R_c) \nabla R_c`
+    of the batch: stochastic compositional gradients (Wang, Fang and Liu, 2017). n_c is the number
+    of validation examples of the (group, class). A linear objective is left as it is.
+
+    The batches of one upper step, one of each fold, count alike: which cell is the worst is asked of all
+    folds together, not of each. `end_step` lets them fade.
+
+    Parameters
+    ----------
+    objective : Objective
+        F.
+    counts : array-like, optional
+        n_c, shape ``(k,)`` or ``(g, k)``. By default those of each batch.
+    decay : float
+        By how much the sums shrink with each upper step, in [0, 1).
+    shrinkage : float
+        s, in examples, above 0.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        counts: Any = None,
+        *,
+        decay: float = 0.8,
+        shrinkage: float = 2.0,
+    ) -> None:
+        self.objective = objective
+        self.counts = None if counts is None else np.atleast_2d(np.asarray(counts, dtype=float))
+        if not 0.0 <= number("decay", decay) < 1.0:
+            raise InputError(f"decay must lie in [0, 1); got {decay}.")
+        self.shrinkage = positive("shrinkage", shrinkage)
+        self.decay = decay
+        self._smooth, self._hard = _RunningSums(), _RunningSums()
+        self._cells: Tensor | None = None  # sizes of those of the step so far
+        self._present: tuple[Tensor, ...] = ()  # where these are above 0
+        self._table: Tensor | None = None  # counts on the device
+
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Value and gradient on a batch, whose finite sums join the running ones."""
+        total, mass = self.objective.sums(logits, target, groups, sample_weight)
+        if self.objective.linear:
+            return self.objective.value(total, mass, smoothly=True)
+        wrong = (logits.argmax(dim=1) != target).to(total.dtype)
+        hard = group_class_sums(
+            wrong, target, groups, logits.shape[1], sample_weight, rows=len(total)
+        )
+        finite = total.detach().isfinite()  # of a network that diverged nothing stays
+        self._smooth.add(*(torch.where(finite, t, 0.0) for t in (total.detach(), mass)))
+        self._hard.add(*(torch.where(finite, t, 0.0) for t in hard))
+        self._cells = sizes = self._sizes(groups is not None)
+        self._present = (sizes > 0).nonzero(
+            as_tuple=True
+        )  # a mask would wait for a GPU in each use
+        now = self._smooth.risks().requires_grad_()
+        with torch.enable_grad():
+            value = self.objective.value(self._shrunk(now, sizes), sizes, smoothly=True)
+            (slopes,) = torch.autograd.grad(value, now)
+        risks = total / torch.where(mass > 0, mass, 1.0)
+        return value.detach() + (slopes[: len(total)] * (risks - risks.detach())).sum()
+
+    def end_step(self) -> None:
+        """The upper step is done: what adapts to the risks does, and the sums fade."""
+        if self._cells is None:
+            return
+        with torch.no_grad():
+            hard = self._shrunk(self._hard.risks(), self._cells)
+            self.objective = self.objective.adapted(hard, self._cells)
+        for sums in (self._smooth, self._hard):
+            sums.fade(self.decay)
+        self._cells = None
+
+    def hard_value(self, *args: Any, **options: Any) -> Tensor:
+        """As `Objective.hard_value`, of the batch alone."""
+        return self.objective.hard_value(*args, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running sums, and what of the objective has adapted."""
+        return {
+            "smooth": self._smooth.state_dict(),
+            "hard": self._hard.state_dict(),
+            "multiplier": getattr(self.objective, "multiplier", None),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._smooth.load_state_dict(state["smooth"])
+        self._hard.load_state_dict(state["hard"])
+        if isinstance(self.objective, BoundedGap):
+            self.objective = replace(self.objective, multiplier=state["multiplier"])
+
+    def _shrunk(self, risks: Tensor, sizes: Tensor) -> Tensor:
+        """Sums of so many examples as there are in validation, their risks shrunk."""
+        mean = risks[self._present].mean()
+        return sizes * (sizes * risks + self.shrinkage * mean) / (sizes + self.shrinkage)
+
+    def _sizes(self, grouped: bool) -> Tensor:
+        """Validation examples per group and class, 0 where none was seen."""
+        mass = self._smooth.mass
+        assert mass is not None
+        if self.counts is None or (grouped and len(self.counts) == 1):
+            return mass  # counts per class say nothing of groups
+        if self._table is None:  # a GPU waits for what comes from the host
+            self._table = torch.as_tensor(self.counts)
+        table = self._table = self._table.to(mass)
+        if not grouped:
+            table = table.sum(dim=0, keepdim=True)
+        return torch.where(mass > 0, _rows(table, len(mass))[: len(mass)], 0.0)
+
+
+class _RunningSums:
+    """Sums of a loss and of the examples' weights per group and class, in which older ones fade."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.mass: Tensor | None = None
+
+    def add(self, total: Tensor, mass: Tensor) -> None:
+        if self.total is not None and self.mass is not None:
+            rows = max(len(total), len(self.total))  # a batch may lack the last groups
+            total = _rows(total, rows) + _rows(self.total.to(total), rows)
+            mass = _rows(mass, rows) + _rows(self.mass.to(mass), rows)
+        self.total, self.mass = total, mass
+
+    def risks(self) -> Tensor:
+        """Mean losses ``(g, k)``, 0 where nothing was seen."""
+        assert self.total is not None
+        assert self.mass is not None
+        return self.total / torch.where(self.mass > 0, self.mass, 1.0)
+
+    def fade(self, share: float) -> None:
+        assert self.total is not None
+        assert self.mass is not None
+        self.total, self.mass = share * self.total, share * self.mass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "mass": self.mass}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total, self.mass = state["total"], state["mass"]
+
+
+def _rows(table: Tensor, rows: int) -> Tensor:
+    """With rows of zeros added up to so many."""
+    return F.pad(table, (0, 0, 0, max(0, rows - len(table))))

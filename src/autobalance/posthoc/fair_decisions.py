@@ -1,0 +1,513 @@
+r"""Decisions under a bound on the gap between groups, made from p(class, group | x) without the group.
+
+Of all decisions that see x alone, the one with the lowest balanced error among those with DEO at
+most gap has a known form,
+
+.. math:: \hat y(x) = \arg\max_k \sum_g a_{gk} \, p(k, g \mid x),
+
+drawn, where it must be, between a few such a. Without a bound a_gk = 1 / p(k), which is logit
+adjustment (1 / p(k, g) for the mean error over the cells, of data whose groups are to count alike).
+Under a bound a_gk also holds the price of an error on class k within group g, and that
+can be negative: then an error there is welcome, because the group is served better than the others.
+No weight and no adjustment of a loss says that, so a search over losses ends at the floor which
+`docs/groups.md` describes; these decisions go below it.
+
+One network learns p(class, group | x), by cross-entropy over the cells. The prices are those of a
+linear program over held-out examples: it is solved for the decisions so far, its prices make the
+next decision, and so on until none improves it (Dantzig and Wolfe, 1960). That costs no training, so
+a whole frontier costs one training run and one per fold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+from autobalance._validation import InputError, not_negative, shown, whole
+from autobalance.bilevel import (
+    ModelFactory,
+    ProgressListener,
+    SearchResult,
+    check_data,
+    predict_logits,
+    retrain,
+    splits_of,
+)
+from autobalance.data import ArrayData
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.networks import with_new_head
+from autobalance.posthoc.expected_errors import Evaluated
+from autobalance.records import Recipe, SearchSettings
+
+LEAST_SHARE = 0.005
+"""Decisions drawn more rarely are left out."""
+LEAST_GAIN = 1e-5
+"""The program is solved when no decision improves it by more."""
+ROUNDS = 200
+MAINS = ("balanced_error", "group_balanced_error")
+"""Errors that decisions can keep low: the mean over the classes, and over the classes within groups."""
+POINTS = 10
+"""Of a frontier; decisions for one bound may also be those that the frontier's bounds gave rise to."""
+EXCESS = 10.0
+"""Price of each unit of DEO above the bound: more than any error."""
+TIE = 0.05
+"""Weight of the main error where the worst cell comes first."""
+
+
+class CellDecision(nn.Module):
+    """Decides by weighted probabilities of the cells; draws where there are several sets of weights.
+
+    From inputs to scores ``(n, k)``, whose largest is the decision. They are no logits: the
+    probabilities of the classes are ``decision.probabilities(inputs)``.
+
+    Parameters
+    ----------
+    network : nn.Module
+        From inputs to logits of the cells, ``(n, g k)``, cell ``group * k + class``.
+    weights : array-like
+        a, shape ``(m, g, k)``, of any sign.
+    shares : array-like
+        How often each a is drawn, shape ``(m,)``, summing to 1.
+    seed : int
+        Of the draw, which is a function of the inputs: equal ones get equal decisions.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit, a weight is not finite or the shares are none.
+    """
+
+    weights: Tensor
+    shares: Tensor
+
+    def __init__(
+        self, network: nn.Module, weights: Any, shares: Sequence[float] = (1.0,), seed: int = 0
+    ) -> None:
+        super().__init__()
+        a, p = np.asarray(weights, dtype=np.float64), np.asarray(shares, dtype=np.float64)
+        if a.ndim != 3 or not np.isfinite(a).all():
+            raise InputError(f"weights must be finite, of shape (m, g, k); got shape {a.shape}.")
+        if p.shape != (len(a),) or not (p >= 0).all() or not np.isclose(p.sum(), 1.0):
+            raise InputError(
+                f"shares must hold one share for each of {len(a)} sets of weights, none negative, "
+                f"summing to 1; got {p.tolist()}."
+            )
+        self.network = network
+        self.register_buffer("weights", torch.from_numpy(a))
+        self.register_buffer("shares", torch.from_numpy(p))
+        self.seed = seed
+
+    def cells(self, inputs: Tensor) -> Tensor:
+        """p(class, group | x), shape ``(n, g, k)``, float64."""
+        return torch.softmax(self.network(inputs).double(), dim=1).unflatten(
+            1, self.weights.shape[1:]
+        )
+
+    def probabilities(self, inputs: Tensor) -> Tensor:
+        """p(class | x) at the class frequencies of training, shape ``(n, k)``."""
+        return self.cells(inputs).sum(dim=1)
+
+    def drawn(self, inputs: Tensor) -> Tensor:
+        """Index of each example's weights, shape ``(n,)``."""
+        if len(self.shares) == 1:
+            return torch.zeros(len(inputs), dtype=torch.int64)
+        flat = inputs.detach().flatten(1).double().cpu()
+        i = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64) + self.seed
+        # Two directions without a pattern, by the usual hash of a sine; nothing is drawn, so the
+        # decision can be exported. Summed feature by feature, so that a row's place changes no bit.
+        directions = torch.stack([torch.sin(12.9898 * i), torch.sin(78.233 * i)], dim=1)
+        directions = 2.0 * (43758.5453 * directions).frac()
+        u = (flat[:, :, None] * directions).sum(dim=1)
+        u = (torch.sin(u).sum(dim=1) * 43758.5453).frac().abs()
+        return torch.bucketize(u, self.shares.cpu().cumsum(dim=0)[:-1])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        cells = self.cells(inputs)
+        drawn = self.drawn(inputs).to(cells.device)
+        return (cells * self.weights[drawn]).sum(dim=1)
+
+
+class ClassLogits(nn.Module):
+    """log p(class | x) of a decision's network, shape ``(n, k)``."""
+
+    def __init__(self, decision: CellDecision) -> None:
+        super().__init__()
+        self.decision = decision
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.decision.probabilities(inputs).clamp_min(1e-30).log()
+
+
+class DecisionShares(nn.Module):
+    """How often each class is decided over many draws, shape ``(n, k)``; one-hot without a draw.
+
+    `autobalance.posthoc.expected_errors.evaluate_probabilities` makes expected errors of them, without the noise of
+    one draw.
+    """
+
+    def __init__(self, decision: CellDecision) -> None:
+        super().__init__()
+        self.decision = decision
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scores = torch.einsum("ngk,mgk->mnk", self.decision.cells(inputs), self.decision.weights)
+        decided = nn.functional.one_hot(scores.argmax(dim=2), scores.shape[2]).double()
+        return torch.einsum("m,mnk->nk", self.decision.shares, decided)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision, and what it is worth on held-out data.
+
+    Attributes
+    ----------
+    network : CellDecision
+        On the network trained on all data.
+    held_out : Evaluated
+        Expected errors on the folds' held-out data, of networks trained on the rest.
+    objective : str
+        What it is best for, "balanced_error where deo <= 0.05" or "worst_class_and_group_error".
+    """
+
+    network: CellDecision
+    held_out: Evaluated
+    objective: str
+
+
+class _Column(NamedTuple):
+    """Weights of a decision, and its errors on held-out data, each ``(g, k)``."""
+
+    weights: np.ndarray
+    errors: np.ndarray
+
+
+@dataclass(frozen=True)
+class CellPosterior:
+    """What `cell_posterior` learned; every decision from it costs no training.
+
+    Attributes
+    ----------
+    network : nn.Module
+        Logits of the cells, ``(n, g k)``, trained on all data.
+    held_out : ndarray
+        p(class, group | x) of held-out examples, shape ``(n, g, k)``.
+    cells : ndarray
+        Their cells ``group * k + class``, shape ``(n,)``.
+    training_runs : float
+        One, and for each fold the share of the data that it trained on.
+    settings : dict
+        Recipe, search settings and sizes.
+    seed : int
+        Of training and of the draws.
+    seconds : dict
+        "wall" and "cpu" time.
+    main : str
+        The error that decisions keep low: "balanced_error" or "group_balanced_error".
+    """
+
+    network: nn.Module
+    held_out: np.ndarray
+    cells: np.ndarray
+    training_runs: float
+    settings: dict[str, Any]
+    seed: int
+    seconds: dict[str, float]
+    main: str = "balanced_error"
+    _found: dict[float | None, list[_Column]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def within(self, gap: float) -> Decided:
+        """The lowest main error with a DEO of at most `gap` on held-out data.
+
+        Leave a margin for new data: a gap is a difference of rates in small cells. On Adult a DEO
+        held to 2 points was 3 to 6 on test data.
+
+        Parameters
+        ----------
+        gap : float
+            In [0, k], see `autobalance.records.metrics.deo`. From k on there is no bound, and this is logit
+            adjustment.
+
+        Raises
+        ------
+        InputError
+            If the gap is negative or not finite.
+        """
+        not_negative("gap", gap)
+        free, gaps = self._bounds(POINTS)
+        if gap >= self.held_out.shape[2]:
+            return replace(free, objective=self._bounded(gap))
+        return self._best(gap, self._columns([*gaps, gap]))
+
+    def with_lowest_worst_cell(self) -> Decided:
+        """The lowest error of the worst class within a group, on held-out data."""
+        return self._solved([None])[0]
+
+    def frontier(self, points: int = POINTS) -> list[Decided]:
+        """Decisions from no bound on DEO down to 0, by falling DEO.
+
+        The first is logit adjustment. Of a network that is wrong about its probabilities, others can be
+        better in both; `within` does not take it then.
+
+        Parameters
+        ----------
+        points : int
+            At least 2.
+        """
+        whole("points", points, least=2)
+        free, gaps = self._bounds(points)
+        return [free, *self._solved(gaps)]
+
+    def most_probable(self) -> Decided:
+        """The most probable class: what cross-entropy gives, to compare with."""
+        mass = self._mass()
+        weights = np.ones_like(mass)
+        return self._decided([weights], [1.0], self._errors(weights, mass), "error")
+
+    def result(self, decided: Decided) -> SearchResult:
+        """A decision as the result of a search, for what takes one; its loss is cross-entropy."""
+        loss = ParametricCrossEntropy.cross_entropy()
+        return SearchResult(
+            loss=loss,
+            start=loss,
+            history=[],
+            path=[],
+            design={},
+            settings={**self.settings, "objective": decided.objective},
+            seed=self.seed,
+            seconds=self.seconds,
+            training_runs=self.training_runs,
+        )
+
+    def _mass(self) -> np.ndarray:
+        """Held-out examples per cell, shape ``(g, k)``."""
+        shape = self.held_out.shape[1:]
+        return np.bincount(self.cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+
+    def _main_weights(self) -> np.ndarray:
+        """What an error in each cell adds to the main error, ``(g, k)``, summing to 1."""
+        mass = self._mass()
+        if self.main == "group_balanced_error":
+            return (mass > 0) / np.count_nonzero(mass)
+        per_class = mass.sum(axis=0)
+        return mass / np.maximum(per_class, 1.0) / np.count_nonzero(per_class)
+
+    def _bounded(self, gap: float) -> str:
+        return f"{self.main} where deo <= {gap:g}"
+
+    def _bounds(self, points: int) -> tuple[Decided, list[float]]:
+        """The decision without a bound, which is logit adjustment, and bounds from there to 0."""
+        [free] = self._solved([float(self.held_out.shape[2])])
+        return free, np.linspace(free.held_out.deo, 0.0, points)[1:].tolist()
+
+    def _solved(self, gaps: Sequence[float | None]) -> list[Decided]:
+        """For each gap, or the worst cell where that is None, the best draw between all decisions
+        that any of them gave rise to."""
+        columns = self._columns(gaps)
+        return [self._best(gap, columns) for gap in gaps]
+
+    def _columns(self, gaps: Sequence[float | None]) -> list[_Column]:
+        """The constant decisions, so that every bound can be kept, and those of each bound."""
+        _, g, k = self.held_out.shape
+        mass = self._mass()
+        constant = [np.eye(k)[j] * np.ones((g, 1)) for j in range(k)]
+        columns = [_Column(weights, self._errors(weights, mass)) for weights in constant]
+        for gap in gaps:
+            if gap not in self._found:
+                self._found[gap] = self._generated(gap, columns[:k])
+        return columns + [column for gap in gaps for column in self._found[gap]]
+
+    def _generated(self, gap: float | None, constant: list[_Column]) -> list[_Column]:
+        """The decisions that one bound gives rise to.
+
+        With those of other bounds to begin with, one would stop at once, and worse.
+        """
+        mass, main = self._mass(), self._main_weights()
+        columns: list[_Column] = []
+        prices, level = main, np.inf
+        for _ in range(ROUNDS):
+            weights = np.divide(prices, mass, out=np.zeros_like(mass), where=mass > 0)
+            rates = self._errors(weights, mass)
+            if (prices * rates).sum() > level - LEAST_GAIN:
+                break
+            columns.append(_Column(weights, rates))
+            pool = np.stack([column.errors for column in constant + columns])
+            _, prices, level = _program(pool, main, gap)
+        return columns
+
+    def _best(self, gap: float | None, columns: list[_Column]) -> Decided:
+        tables = np.stack([column.errors for column in columns])
+        shares, _, _ = _program(tables, self._main_weights(), gap)
+        used = np.flatnonzero(shares >= LEAST_SHARE)
+        p = shares[used] / shares[used].sum()
+        errors = np.tensordot(p, tables[used], axes=1)
+        objective = "worst_class_and_group_error" if gap is None else self._bounded(gap)
+        return self._decided([columns[i].weights for i in used], p.tolist(), errors, objective)
+
+    def _decided(
+        self, weights: list[np.ndarray], shares: list[float], errors: np.ndarray, objective: str
+    ) -> Decided:
+        mass = self._mass()
+        network = CellDecision(self.network, np.stack(weights), shares, self.seed).eval()
+        return Decided(network, Evaluated(np.where(mass > 0, errors, np.nan), mass), objective)
+
+    def _errors(self, weights: np.ndarray, mass: np.ndarray) -> np.ndarray:
+        """R_kg on held-out data where a decides, shape ``(g, k)``; 0 in empty cells."""
+        k = mass.shape[1]
+        predicted = np.einsum("ngk,gk->nk", self.held_out, weights).argmax(axis=1)
+        wrong = np.bincount(self.cells, weights=predicted != self.cells % k, minlength=mass.size)
+        return wrong.reshape(mass.shape) / np.maximum(mass, 1.0)
+
+
+def cell_posterior(
+    model_factory: ModelFactory,
+    data: ArrayData,
+    *,
+    main: str = "balanced_error",
+    recipe: Recipe | None = None,
+    settings: SearchSettings | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: ProgressListener | None = None,
+) -> CellPosterior:
+    """Learn p(class, group | x), for decisions under a bound on the gap between groups.
+
+    Parameters
+    ----------
+    model_factory : callable
+        Returns a new, untrained network with k outputs, whose last `torch.nn.Linear` is drawn anew
+        with one output per cell.
+    data : ArrayData
+        With groups, all known.
+    main : str
+        The error to keep low. "balanced_error" is the mean over the classes, each with its groups as in
+        the data; "group_balanced_error" the mean over the classes within groups, for a world in which
+        all groups are alike in number, whatever they are in the data.
+    recipe, seed, device, progress
+        As for `autobalance.search`.
+    settings : SearchSettings, optional
+        Whose folds this takes; by default five, so that every example is held out once, but for a few where a
+        cell does not divide by five.
+
+    Returns
+    -------
+    CellPosterior
+        ``cell_posterior(network, data).within(0.05).network`` predicts without groups.
+
+    Raises
+    ------
+    InputError
+        If the data has fewer than two groups or some are not known, the network has no
+        `torch.nn.Linear`, or `main` is another error.
+
+    References
+    ----------
+    Menon and Williamson, "The Cost of Fairness in Binary Classification", FAT* 2018; Zeng, Dobriban
+    and Cheng, "Bayes-Optimal Classifiers under Group Fairness", arXiv 2202.09724; Xian and Zhao, "A
+    Unified Post-Processing Framework for Group Fairness in Classification", arXiv 2405.04025.
+    """
+    recipe, settings = recipe or Recipe(), settings or SearchSettings(folds=5)
+    check_data(data)
+    if main not in MAINS:
+        raise InputError(f"main of decisions must be {' or '.join(MAINS)}; got {shown(main)}.")
+    if data.groups is None or (data.num_groups or 1) < 2 or int(data.groups.min()) < 0:
+        raise InputError("A bound on a gap needs at least two groups, all known.")
+    g, k = int(data.num_groups or 1), data.num_classes
+    wall, cpu = time.perf_counter(), time.process_time()
+    splits = splits_of(data, None, settings, seed)
+
+    def trained(on: ArrayData) -> nn.Module:
+        as_classes = replace(on, target=on.cells(), num_classes=g * k, groups=None, num_groups=None)
+        return retrain(
+            lambda: with_new_head(model_factory(), g * k),
+            as_classes,
+            ParametricCrossEntropy.cross_entropy(),
+            recipe=recipe,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )  # fmt: skip
+
+    found, cells = [], []
+    for train, held in splits:
+        logits = predict_logits(trained(train), held.inputs)
+        found.append(torch.softmax(logits.double(), dim=1).numpy().reshape(-1, g, k))
+        cells.append(held.cells().cpu().numpy())
+    network = trained(data)
+    held_out = np.concatenate(cells)
+    return CellPosterior(
+        network=network,
+        held_out=np.concatenate(found),
+        cells=held_out,
+        training_runs=1.0 + sum(len(train) / len(data) for train, _ in splits),
+        settings={
+            "recipe": recipe.to_dict(),
+            "search": settings.to_dict(),
+            "steps": recipe.steps(len(data)),
+            "examples": len(data),
+            "class_counts": data.counts().tolist(),
+            "validation_counts": np.bincount(held_out, minlength=g * k).reshape(g, k).tolist(),
+        },
+        seed=seed,
+        seconds={"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu},
+        main=main,
+    )
+
+
+def _program(
+    errors: np.ndarray, main: np.ndarray, gap: float | None
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Shares of m decisions, the price of an error in each cell, and the level a new one must beat.
+
+    With a gap: the lowest main error with sum_k (max_g - min_g) at most `gap`, or as little above
+    it as these decisions allow. Without: the lowest worst cell. A decision with errors R improves
+    the program where ``(prices * R).sum() < level``.
+
+    Parameters
+    ----------
+    errors : ndarray
+        R_kg of each decision, shape ``(m, g, k)``.
+    main : ndarray
+        What an error in each cell adds to the main error, shape ``(g, k)``; 0 where nobody is held out.
+    gap : float or None
+        The bound.
+    """
+    m, _, k = errors.shape
+    cells = np.argwhere(main > 0)
+    # Variables: the shares (m), then each class's highest (k) and lowest (k) error and the excess;
+    # or the worst cell's error.
+    if gap is None:
+        main = TIE * main
+        bounds = [(1.0, m, cell) for cell in cells]
+        further = np.array([1.0])
+    else:
+        highest = [(1.0, m + j, (i, j)) for i, j in cells]
+        bounds = highest + [(-1.0, m + k + j, (i, j)) for i, j in cells]
+        further = np.r_[np.zeros(2 * k), EXCESS]
+    rows = np.zeros((len(bounds), m + len(further)))
+    for row, (sign, variable, (i, j)) in zip(rows, bounds, strict=True):
+        row[:m], row[variable] = sign * errors[:, i, j], -sign
+    limits = np.zeros(len(bounds))
+    if gap is not None:
+        rows = np.r_[rows, [np.r_[np.zeros(m), np.ones(k), -np.ones(k), -1.0]]]
+        limits = np.r_[limits, gap]
+    done = linprog(
+        np.r_[(errors * main).sum(axis=(1, 2)), further],
+        A_ub=rows,
+        b_ub=limits,
+        A_eq=np.r_[np.ones(m), np.zeros(len(further))][None],
+        b_eq=[1.0],
+    )
+    assert done.status == 0  # the excess makes every gap possible
+    prices = main.copy()
+    for (sign, _, (i, j)), marginal in zip(bounds, done.ineqlin.marginals, strict=False):
+        prices[i, j] -= sign * marginal
+    return np.clip(done.x[:m], 0.0, None), prices, float(done.eqlin.marginals[0])
