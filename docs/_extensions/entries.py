@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
     from sphinx.application import Sphinx
 
@@ -33,18 +35,25 @@ def resolve(name: str) -> str:
     """
     path, _, attribute = name.rpartition(".")
     try:
-        if hasattr(importlib.import_module(path), attribute):
+        value = getattr(importlib.import_module(path), attribute)
+        if inspect.isclass(value) or inspect.isroutine(value):
             return name
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, AttributeError):
         pass
+    # The text that describes a constant stands only in the module that defines it.
     room = importlib.import_module(".".join(path.split(".")[:2]))
     for info in pkgutil.walk_packages(getattr(room, "__path__", []), f"{room.__name__}."):
-        if "__main__" not in info.name:
-            module = importlib.import_module(info.name)
-            value = getattr(module, attribute, None)
-            if value is not None and getattr(value, "__module__", info.name) == info.name:
-                return f"{info.name}.{attribute}"
-    raise LookupError(f"docs/api names {name}, which {room.__name__} does not have")
+        module = importlib.import_module(info.name)
+        if _is_defined_in(module, attribute):
+            return f"{info.name}.{attribute}"
+    raise LookupError(f"docs/api names {name}, which {room.__name__} does not define")
+
+
+def _is_defined_in(module: ModuleType, name: str) -> bool:
+    value = getattr(module, name, None)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return value.__module__ == module.__name__
+    return ("", name) in ModuleAnalyzer.for_module(module.__name__).find_attr_docs()
 
 
 def entry(name: str) -> list[str]:
