@@ -64,7 +64,11 @@ def entry(name: str) -> list[str]:
         if inspect.isroutine(value):
             return [f".. autofunction:: {name}", ""]
         # The values of a table of names are objects, whose text says nothing.
-        return [f".. autodata:: {name}", *(["   :no-value:"] if isinstance(value, dict) else []), ""]
+        return [
+            f".. autodata:: {name}",
+            *(["   :no-value:"] if isinstance(value, dict) else []),
+            "",
+        ]
     if issubclass(value, BaseException):
         return [f".. autoexception:: {name}", ""]
     # The fields of a named tuple are described in its docstring.
