@@ -5,6 +5,7 @@ A name is written as it is imported, ``autobalance.search`` or ``autobalance.los
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 def resolve(name: str) -> str:
     """Where a name can be imported from.
 
-    That is the path as written, or else the module within the same room that defines the last part,
-    so that a name that moves between the modules of a room is found without an edit here.
+    That is the path as written, or else the module that defines its last part, in the same room or in
+    another, so that a name that moves is found without an edit here.
 
     Raises
     ------
     LookupError
-        If neither the path as written nor a module of the room has it.
+        If no module has it.
     """
     path, _, attribute = name.rpartition(".")
     try:
@@ -41,12 +42,19 @@ def resolve(name: str) -> str:
     except (ModuleNotFoundError, AttributeError):
         pass
     # The text that describes a constant stands only in the module that defines it.
-    room = importlib.import_module(".".join(path.split(".")[:2]))
-    for info in pkgutil.walk_packages(getattr(room, "__path__", []), f"{room.__name__}."):
-        module = importlib.import_module(info.name)
-        if _is_defined_in(module, attribute):
-            return f"{info.name}.{attribute}"
-    raise LookupError(f"docs/api names {name}, which {room.__name__} does not define")
+    package, *rooms = path.split(".")
+    for prefix in (".".join([package, *rooms[:1], ""]), f"{package}."):
+        for module in _modules(package):
+            if f"{module.__name__}.".startswith(prefix) and _is_defined_in(module, attribute):
+                return f"{module.__name__}.{attribute}"
+    raise LookupError(f"docs/api names {name}, which no module of {package} defines")
+
+
+@functools.cache
+def _modules(package: str) -> list[ModuleType]:
+    path = importlib.import_module(package).__path__
+    names = [info.name for info in pkgutil.walk_packages(path, f"{package}.")]
+    return [importlib.import_module(name) for name in names if not name.endswith("__main__")]
 
 
 def _is_defined_in(module: ModuleType, name: str) -> bool:
