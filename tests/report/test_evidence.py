@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from autobalance._validation import InputError
-from autobalance.calibration.temperature import Calibration, fit_temperature, measured
+from autobalance.calibration.temperature import fit_temperature, measured
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.files import to_json
 from autobalance.records.metrics import (
@@ -22,6 +22,7 @@ from autobalance.records.metrics import (
     expected_calibration_error,
     reliability,
 )
+from autobalance.records.search_record import Calibration
 from autobalance.report.evidence import evidence, judged
 from autobalance.report.folders import EVALUATION, read_folder, save_evaluation
 from autobalance.report.html import render_report

@@ -1,6 +1,6 @@
 """Decisions from the probabilities of a network that is already trained."""
 
-from autobalance.posthoc.expected_errors import Evaluated, evaluate_probabilities
+from autobalance.posthoc.expected_errors import evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
     MAINS,
     CellDecision,
@@ -16,7 +16,6 @@ __all__ = [
     "CellPosterior",
     "ClassLogits",
     "Decided",
-    "Evaluated",
     "cell_posterior",
     "evaluate_probabilities",
 ]
