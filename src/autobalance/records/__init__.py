@@ -25,6 +25,7 @@ from autobalance.records.metrics import (
     expected_calibration_error,
     reliability,
 )
+from autobalance.records.plain_settings import PlainSettings, recorded_kind
 from autobalance.records.search_record import Calibration, HeldOut, PathPoint, UpperRecord
 from autobalance.records.settings import Precision, Recipe, SearchSettings
 
@@ -35,6 +36,7 @@ __all__ = [
     "ErrorTable",
     "HeldOut",
     "PathPoint",
+    "PlainSettings",
     "Precision",
     "Recipe",
     "Reliability",
@@ -55,6 +57,7 @@ __all__ = [
     "rates",
     "read_json",
     "read_record",
+    "recorded_kind",
     "reliability",
     "run_status",
     "to_json",

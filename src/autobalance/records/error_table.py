@@ -6,7 +6,7 @@ Groups are treated alike where R_kg does not depend on g.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,7 +155,7 @@ class ErrorTable:
         means = [np.nanmean(row) if here else np.nan for row, here in self._rows()]
         return np.array(means)
 
-    def _rows(self) -> zip[tuple[np.ndarray, bool]]:
+    def _rows(self) -> Iterator[tuple[np.ndarray, bool]]:
         return zip(self.errors, self.present_groups.tolist(), strict=True)
 
     @property
@@ -249,17 +249,17 @@ class ErrorTable:
         if not empty.any():
             return None
         g, c = np.argwhere(empty)[0].tolist()
-        c += k - empty.shape[1]
+        c += k - np.size(empty, axis=1)
         name = class_names[c] if c < len(class_names) else f"class {c}"
         if measure == "worst_class_error" or len(self.mass) == 1:
             return f"there is no example of {name}"
         group = group_names[g] if g < len(group_names) else f"group {g}"
         return f"there is no example of {name} in {group}"
 
-    def _defined(self, measure: str, reduce: object, values: np.ndarray) -> float | None:
+    def _defined(self, measure: str, reduce: Callable[[np.ndarray], float], values: np.ndarray) -> float | None:
         if self.undefined(measure) is not None:
             return None
-        return float(reduce(values))  # pyright: ignore[reportCallIssue]
+        return float(reduce(values))
 
 
 _OF_CELLS = (

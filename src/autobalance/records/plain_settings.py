@@ -29,18 +29,7 @@ class PlainSettings:
             If the record has an unknown kind or setting, or lacks one; the message lists the
             known ones.
         """
-        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            raise InputError(
-                f'A record of {cls.__name__} must be a dict with a "kind"; got '
-                f"{type(record).__name__} {str(record)[:60]!r}."
-            )
-        kinds = {kind.__name__: kind for kind in _kinds(cls)}
-        kind = kinds.get(record["kind"])
-        if kind is None:
-            raise InputError(
-                f"{record['kind']!r} is no kind of {cls.__name__} that is known here; known are "
-                f"{', '.join(sorted(kinds))}. Import the module that defines it first."
-            )
+        kind = recorded_kind(cls, record)
         known = [f.name for f in fields(kind) if f.init]  # pyright: ignore[reportArgumentType]
         given = {key: _restored(value) for key, value in record.items() if key != "kind"}
         unknown = [key for key in given if key not in known]
@@ -56,6 +45,28 @@ class PlainSettings:
             raise InputError(f"This record of {record['kind']} is altered: {error}.") from None
 
 
+def recorded_kind(base: type, record: Any) -> type:
+    """The class that a record's "kind" names, `base` or one below it with nothing left abstract.
+
+    Raises
+    ------
+    InputError
+        If the record has no kind, or an unknown one; the message lists the known ones.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise InputError(
+            f'A record of {base.__name__} must be a dict with a "kind"; got '
+            f"{type(record).__name__} {str(record)[:60]!r}."
+        )
+    kinds = {kind.__name__: kind for kind in _kinds(base)}
+    if record["kind"] not in kinds:
+        raise InputError(
+            f"{record['kind']!r} is no kind of {base.__name__} that is known here; known are "
+            f"{', '.join(sorted(kinds))}. Import the module that defines it first."
+        )
+    return kinds[record["kind"]]
+
+
 def _settings(thing: Any) -> dict[str, Any]:
     if not is_dataclass(thing):
         return {}
@@ -65,12 +76,12 @@ def _settings(thing: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, PlainSettings):
         return value.to_dict()
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a numpy number
+        return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a numpy number
-        return value.item()
     # A function of the user's own, which a record can only name.
     return {"kind": getattr(value, "__name__", type(value).__name__)}
 
@@ -82,8 +93,7 @@ def _restored(value: Any) -> Any:
 
 
 def _kinds(base: type) -> Iterator[type]:
-    """The class itself and all below it that are dataclasses with nothing left abstract."""
-    if is_dataclass(base) and not getattr(base, "__abstractmethods__", None):
+    if base is not PlainSettings and not getattr(base, "__abstractmethods__", None):
         yield base
     for below in base.__subclasses__():
         yield from _kinds(below)
