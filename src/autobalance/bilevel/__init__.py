@@ -4,8 +4,8 @@ from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.driver import search, splits_of
 from autobalance.bilevel.loggers import (
-    MLflowLogger,
     MetricLogger,
+    MLflowLogger,
     RunLog,
     WandbLogger,
     local_logger,
@@ -24,10 +24,10 @@ from autobalance.bilevel.lower_level import (
     seeded,
 )
 from autobalance.bilevel.pareto_frontier import (
+    MIXES,
     Baseline,
     Frontier,
     FrontierPoint,
-    MIXES,
     baselines,
     frontier,
 )
@@ -35,14 +35,14 @@ from autobalance.bilevel.result import SearchResult, extended, used_versions
 from autobalance.bilevel.retraining import retrain
 
 __all__ = [
-    "Baseline",
     "DEFAULT_SOLVER",
+    "MIXES",
+    "Baseline",
     "FixedLoss",
     "Frontier",
     "FrontierPoint",
     "Interrupted",
     "LossTuner",
-    "MIXES",
     "MLflowLogger",
     "MetricLogger",
     "ModelFactory",

@@ -179,13 +179,13 @@ class SearchResult:
         self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
     ) -> dict[str, Any]:
         """As the ``result.json`` of a RUN folder holds it; names as for `summary`."""
-        from autobalance.report import readable
+        from autobalance.report import setting_text
 
-        objective = str(self.settings.get("objective", "objective given"))
-        named = {repr(known): name for name, known in NAMED.items()}
+        objective = self.settings.get("objective", "objective given")
+        known = next((n for n, o in NAMED.items() if objective in (o.to_dict(), repr(o))), None)
         return {
             "kind": "search",
-            "objective": named.get(objective) or readable("objective", objective),
+            "objective": known or setting_text(objective),
             "class_names": None if class_names is None else [*map(str, class_names)],
             "group_names": None if group_names is None else [*map(str, group_names)],
             "class_counts": self.settings.get("class_counts"),
@@ -252,10 +252,12 @@ class SearchResult:
             raise InputError(f"This search result is incomplete or altered: {error}.") from None
 
     def to_json(self) -> str:
+        """`to_dict` as JSON text."""
         return to_json(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> SearchResult:
+        """Inverse of `to_json`; see `from_dict`."""
         return cls.from_dict(parsed_record(text, _WHAT))
 
 

@@ -256,7 +256,9 @@ class ErrorTable:
         group = group_names[g] if g < len(group_names) else f"group {g}"
         return f"there is no example of {name} in {group}"
 
-    def _defined(self, measure: str, reduce: Callable[[np.ndarray], float], values: np.ndarray) -> float | None:
+    def _defined(
+        self, measure: str, reduce: Callable[[np.ndarray], float], values: np.ndarray
+    ) -> float | None:
         if self.undefined(measure) is not None:
             return None
         return float(reduce(values))
