@@ -31,7 +31,7 @@ from autobalance.bilevel.pareto_frontier import (
     baselines,
     frontier,
 )
-from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, extended, used_versions
+from autobalance.bilevel.result import SearchResult, extended, used_versions
 from autobalance.bilevel.retraining import retrain
 
 __all__ = [
@@ -48,12 +48,10 @@ __all__ = [
     "ModelFactory",
     "OtherRun",
     "Outcomes",
-    "PathPoint",
     "Progress",
     "ProgressListener",
     "RunLog",
     "SearchResult",
-    "UpperRecord",
     "WandbLogger",
     "baselines",
     "check_data",

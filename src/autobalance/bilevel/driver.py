@@ -42,14 +42,23 @@ from autobalance.bilevel.lower_level import (
     predict_logits,
     seeded,
 )
-from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, extended
+from autobalance.bilevel.result import SearchResult, extended
 from autobalance.bilevel.test_monitor import Watch
-from autobalance.calibration import Calibration, class_masses, fit_temperature, thinning
+from autobalance.calibration import class_masses, fit_temperature, thinning
 from autobalance.data import ArrayData, BalancedBatches, concatenated, stratified_folds
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective, group_class_sums
-from autobalance.records import HeldOut, Precision, Recipe, SearchSettings, confused_pairs
+from autobalance.records import (
+    Calibration,
+    HeldOut,
+    PathPoint,
+    Precision,
+    Recipe,
+    SearchSettings,
+    UpperRecord,
+    confused_pairs,
+)
 from autobalance.spaces import (
     DesignSpace,
     SpaceFactory,

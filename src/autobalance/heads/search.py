@@ -23,12 +23,10 @@ from autobalance.bilevel import (
     Interrupted,
     MetricLogger,
     Outcomes,
-    PathPoint,
     Progress,
     ProgressListener,
     RunLog,
     SearchResult,
-    UpperRecord,
     check_data,
     check_options,
     choose,
@@ -42,6 +40,7 @@ from autobalance.heads.problem import HeadProblem, KroneckerPreconditioner, accu
 from autobalance.heads.quasi_newton import descend
 from autobalance.losses import LossParameters, ParametricCrossEntropy, check_width
 from autobalance.objectives import Objective, as_objective
+from autobalance.records import PathPoint, UpperRecord
 from autobalance.spaces import SpaceFactory, made_space, prior_strength
 
 WEIGHT_DECAY = 3e-3
