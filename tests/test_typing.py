@@ -29,7 +29,7 @@ reveal_type(classifier.fit)
 
 
 def test_an_editor_knows_the_type_of_every_public_name(tmp_path: Path) -> None:
-    names = [name for name in autobalance.__all__]
+    names = list(autobalance.__all__)
     lines = [EXAMPLE, *(f"from autobalance import {name}\nreveal_type({name})" for name in names)]
     file = tmp_path / "example.py"
     file.write_text("\n".join(lines), encoding="utf-8")
