@@ -205,7 +205,6 @@ def by_retraining(lower: Lower, held: Batch, h: float = 1e-4) -> Tensor:
                 p.copy_(start)
             for p, part in zip(moved.loss.space.parameters(), unflatten(step, free), strict=True):
                 p += part
-        moved.loss.refresh()
         moved.retrain()
         return float(OBJECTIVE(lower.model(held.inputs).detach(), held.target))
 

@@ -144,7 +144,6 @@ def tracked_search(
     with torch.no_grad():
         for name, p in loss.space.named_parameters():
             p.copy_(torch.stack([place[name] for place in late]).mean(dim=0))
-    loss.refresh()
     return Tracked(loss.frozen(), loss.space.values(), steps, errors, begin, lower.total)
 
 

@@ -219,7 +219,7 @@ def test_the_loss_is_frozen_and_on_its_own() -> None:
 
 
 def test_the_path_is_thinned_where_classes_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autobalance.bilevel.result.MAX_PATH_NUMBERS", 12)
+    monkeypatch.setattr("autobalance.bilevel.recorder.MAX_PATH_NUMBERS", 12)
     path = quick().path
     assert len(path) * 3 <= 12
     assert path[0].step == 0

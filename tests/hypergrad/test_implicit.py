@@ -280,7 +280,6 @@ def by_retraining(
         with torch.no_grad():
             for p, part in zip(moved.space.parameters(), unflatten(step, free), strict=True):
                 p += part
-        moved.refresh()
         logits = retrained(moved, train, model)(held.inputs).detach()
         return float(objective(logits, held.target, groups=held.groups))
 

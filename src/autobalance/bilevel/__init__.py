@@ -2,15 +2,16 @@
 
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
-from autobalance.bilevel.driver import search, splits_of
+from autobalance.bilevel.driver import BilevelSearch, search
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.loggers import (
+    LoggerAdapter,
     MetricLogger,
     MLflowLogger,
-    RunLog,
     WandbLogger,
     local_logger,
 )
-from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep
 from autobalance.bilevel.lower_level import (
     FixedLoss,
     Interrupted,
@@ -31,17 +32,21 @@ from autobalance.bilevel.pareto_frontier import (
     baselines,
     frontier,
 )
-from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, extended, used_versions
+from autobalance.bilevel.recorder import SearchRecorder
+from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, used_versions
 from autobalance.bilevel.retraining import retrain
+from autobalance.bilevel.search_spec import SearchSpec
 
 __all__ = [
     "DEFAULT_SOLVER",
     "MIXES",
     "Baseline",
+    "BilevelSearch",
     "FixedLoss",
     "Frontier",
     "FrontierPoint",
     "Interrupted",
+    "LoggerAdapter",
     "LossTuner",
     "MLflowLogger",
     "MetricLogger",
@@ -51,15 +56,16 @@ __all__ = [
     "PathPoint",
     "Progress",
     "ProgressListener",
-    "RunLog",
+    "SearchRecorder",
     "SearchResult",
+    "SearchSpec",
     "UpperRecord",
+    "UpperStep",
     "WandbLogger",
     "baselines",
     "check_data",
     "check_options",
     "choose",
-    "extended",
     "frontier",
     "local_logger",
     "make_fabric",

@@ -21,7 +21,7 @@ from torch import Tensor
 from autobalance._validation import InputError
 from autobalance.records import write_atomically
 
-_FORMAT, _VERSION = "autobalance-checkpoint", 1
+_FORMAT, _VERSION = "autobalance-checkpoint", 2
 _OPAQUE = {
     "network": "its network has other weights",
     "data": "its training data are others",

@@ -67,7 +67,7 @@ class MetricLogger(Protocol):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
 
 
-class RunLog:
+class LoggerAdapter:
     """A run's side of a logger; does nothing without one.
 
     Parameters
@@ -79,7 +79,7 @@ class RunLog:
 
     Attributes
     ----------
-    before : int
+    step_offset : int
         Steps of earlier parts of the run; added to every step. 0 at first.
 
     Raises
@@ -96,10 +96,10 @@ class RunLog:
                 "lightning_fabric.loggers."
             )
         self.logger = logger if writes else None
-        self.before = 0
+        self.step_offset = 0
 
     @contextmanager
-    def open(self) -> Iterator[RunLog]:
+    def open(self) -> Iterator[LoggerAdapter]:
         """Flushes the logger at the end, however that comes about."""
         try:
             yield self
@@ -108,18 +108,18 @@ class RunLog:
             if callable(save):
                 save()
 
-    def upper_step(self, record: UpperRecord, loss: LossParameters) -> None:
+    def log_upper_step(self, record: UpperRecord, loss: LossParameters) -> None:
         """One upper step, and the loss after it."""
-        self.upper_numbers(vars(record), loss, record.step)
+        self.log_upper_numbers(vars(record), loss, record.step)
 
-    def upper_numbers(self, seen: Mapping[str, Any], loss: LossParameters, step: int) -> None:
-        """As `upper_step`, of what a record holds by name, or as much of it as there is."""
+    def log_upper_numbers(self, seen: Mapping[str, Any], loss: LossParameters, step: int) -> None:
+        """As `log_upper_step`, of what a record holds by name, or as much of it as there is."""
         if self.logger is None:
             return
         values = {f"search/{name}": seen.get(key) for key, name in _CHOSEN.items()}
         self.write(values | _numbers(loss), step)
 
-    def candidates(self, found: list[Candidate], step: int) -> None:
+    def log_candidates(self, found: list[Candidate], step: int) -> None:
         """The final choice."""
         self.write({f"choose/{c.name}": c.objective for c in found}, step)
 
@@ -129,7 +129,7 @@ class RunLog:
             return
         known = {n: float(v) for n, v in values.items() if v is not None and math.isfinite(v)}
         if known:
-            self.logger.log_metrics(known, self.before + step)
+            self.logger.log_metrics(known, self.step_offset + step)
 
 
 def _numbers(loss: LossParameters) -> dict[str, float]:

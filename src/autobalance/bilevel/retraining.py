@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged, instance
 from autobalance.augment import described
-from autobalance.bilevel.loggers import MetricLogger, RunLog
+from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.lower_level import (
     Checkpoint,
     FixedLoss,
@@ -149,7 +149,7 @@ def retrain(
             loss.load_state_dict(state["loss"])
         good = latest = lower.weights()
         kept_at = lower.done
-        log = RunLog(logger, writes=lower.processes.rank == 0)
+        log = LoggerAdapter(logger, writes=lower.processes.rank == 0)
         try:
             with log.open():
                 while lower.done < lower.total:
@@ -173,7 +173,7 @@ def retrain(
     return lower.result()
 
 
-def _log_step(log: RunLog, lower: LowerLevel, value: Tensor) -> None:
+def _log_step(log: LoggerAdapter, lower: LowerLevel, value: Tensor) -> None:
     if log.logger is not None:
         rate = lower.optimizer.param_groups[0]["lr"]
         values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}

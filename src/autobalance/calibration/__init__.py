@@ -7,7 +7,7 @@ from autobalance.calibration.temperature import (
     corrected_probabilities,
     fit_temperature,
     measured,
-    thinning,
+    subsample_stride,
 )
 
 __all__ = [
@@ -17,5 +17,5 @@ __all__ = [
     "corrected_probabilities",
     "fit_temperature",
     "measured",
-    "thinning",
+    "subsample_stride",
 ]

@@ -8,10 +8,10 @@ from autobalance.spaces.spaces import (
     HierarchicalSpace,
     SpaceFactory,
     WithUnknownGroup,
-    made_space,
+    build_space,
     prior_strength,
 )
-from autobalance.spaces.tunable_loss import TunableCrossEntropy
+from autobalance.spaces.tunable_loss import LossSnapshot, TunableCrossEntropy
 
 __all__ = [
     "ClassSpace",
@@ -19,9 +19,10 @@ __all__ = [
     "DesignSpace",
     "GroupSpace",
     "HierarchicalSpace",
+    "LossSnapshot",
     "SpaceFactory",
     "TunableCrossEntropy",
     "WithUnknownGroup",
-    "made_space",
+    "build_space",
     "prior_strength",
 ]

@@ -558,7 +558,7 @@ class Goal(Protocol):
     def linear(self) -> bool: ...
 
 
-def made_space(factory: SpaceFactory | None, counts: np.ndarray, goal: Goal) -> DesignSpace:
+def build_space(factory: SpaceFactory | None, counts: np.ndarray, goal: Goal) -> DesignSpace:
     """What a user's factory makes of the counts, or without one the `default_space`.
 
     Raises
