@@ -537,6 +537,8 @@ class RunningByHand:
         )
         part /= part.sum(axis=1, keepdims=True)
         value, outer = slopes_by_hand(self.objective, part @ shrunk)
+        if self.counts is not None:  # what is recorded is not shrunk, but for gradients
+            value, _ = slopes_by_hand(self.objective, part @ risks)
         return value, dict(zip(names, outer @ part @ inner, strict=True))
 
 

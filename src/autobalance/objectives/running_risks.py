@@ -159,6 +159,8 @@ class RunningRisks:
     def _estimate(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         """The objective on the whole held-out set, whose cells have the risks of these sums."""
         sizes = self._sizes(mass, grouped=len(mass) > 1)
+        if sizes is mass:
+            return self.objective.value(total, mass, smoothly=smoothly)
         risks = total / torch.where(mass > 0, mass, 1.0)
         return self.objective.value(risks * sizes, sizes, smoothly=smoothly)
 
