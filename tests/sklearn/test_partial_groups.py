@@ -23,7 +23,7 @@ from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.base import group_class_sums
 from autobalance.objectives.gaps import OddsGap
 from autobalance.objectives.surrogates import SmoothError
-from autobalance.records.metrics import HeldOut
+from autobalance.records.search_record import HeldOut
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance.spaces.spaces import GroupSpace, HierarchicalSpace, WithUnknownGroup
 from autobalance.spaces.tunable_loss import TunableCrossEntropy

@@ -33,7 +33,7 @@ from autobalance.bilevel.pareto_frontier import (
     frontier,
 )
 from autobalance.bilevel.recorder import SearchRecorder
-from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, used_versions
+from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
 
@@ -53,13 +53,11 @@ __all__ = [
     "ModelFactory",
     "OtherRun",
     "Outcomes",
-    "PathPoint",
     "Progress",
     "ProgressListener",
     "SearchRecorder",
     "SearchResult",
     "SearchSpec",
-    "UpperRecord",
     "UpperStep",
     "WandbLogger",
     "baselines",

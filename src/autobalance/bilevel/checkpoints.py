@@ -23,6 +23,8 @@ from autobalance.records import write_atomically
 
 _FORMAT, _VERSION = "autobalance-checkpoint", 2
 _OPAQUE = {
+    "objective": "its objective is another",
+    "solver": "its solver is another",
     "network": "its network has other weights",
     "data": "its training data are others",
     "held": "its validation data are others",

@@ -40,7 +40,7 @@ from autobalance.bilevel.lower_level import (
 )
 from autobalance.bilevel.lower_problem import LowerProblem, NetworkFolds
 from autobalance.bilevel.recorder import SearchRecorder
-from autobalance.bilevel.result import SearchResult, UpperRecord
+from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.test_monitor import ObjectiveMonitor
 from autobalance.bilevel.upper_level import StochasticUpperLevel, UpperLevel
@@ -48,7 +48,7 @@ from autobalance.data import ArrayData, concatenated
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
-from autobalance.records import Precision, Recipe, SearchSettings
+from autobalance.records import Precision, Recipe, SearchSettings, UpperRecord
 from autobalance.spaces import (
     DesignSpace,
     SpaceFactory,
@@ -438,8 +438,8 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
     record = {
         "recipe": spec.recipe.to_dict(),
         "search": settings.to_dict(),
-        "objective": repr(spec.objective),
-        "solver": repr(spec.solver),
+        "objective": spec.objective.to_dict(),
+        "solver": spec.solver.to_dict(),
         "steps": total,
         "examples": len(data),
         "class_counts": _counts_by_row(data),
@@ -482,7 +482,7 @@ def switch_objective(run: NetworkSearch, objective: Objective, share: float) -> 
         How many steps, as a share of one training run; the first tenth is warm-up.
     """
     run.objective = objective
-    run.settings["objective"] = repr(objective)
+    run.settings["objective"] = objective.to_dict()
     run.upper.switch_objective(objective)
     run.total = max(1, round(share * run.problem.steps_per_run))
     run.warmup = round(0.1 * run.total)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autobalance._validation import InputError
-from autobalance.calibration import Calibration, class_masses, fit_temperature, subsample_stride
+from autobalance.calibration import class_masses, fit_temperature, subsample_stride
 from autobalance.data import ArrayData, concatenated, stratified_folds
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import group_class_sums
-from autobalance.records import HeldOut, SearchSettings, confused_pairs
+from autobalance.records import Calibration, HeldOut, SearchSettings, confused_pairs
 
 Splits = Sequence[tuple[ArrayData, ArrayData]]
 """Training and held-out data of each fold."""

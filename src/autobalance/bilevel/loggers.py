@@ -46,8 +46,9 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from autobalance._validation import InputError, one_of
-from autobalance.bilevel.result import Candidate, UpperRecord
+from autobalance.bilevel.result import Candidate
 from autobalance.losses import LossParameters
+from autobalance.records import UpperRecord
 
 MAX_LOSS_NUMBERS = 100
 LOGS = "logs"

@@ -6,8 +6,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from autobalance.bilevel.result import PathPoint, UpperRecord
 from autobalance.losses import LossParameters
+from autobalance.records import PathPoint, UpperRecord
 
 MAX_PATH_NUMBERS = 100_000
 

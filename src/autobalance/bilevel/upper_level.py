@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from autobalance._validation import TrainingDiverged
 from autobalance.bilevel.loss_tuner import LossTuner, UpperStep, free_parameters
-from autobalance.bilevel.result import UpperRecord
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.hypergrad import Hypergradient
 from autobalance.objectives import Objective
+from autobalance.records import UpperRecord
 from autobalance.spaces import LossSnapshot, TunableCrossEntropy
 
 MAX_SKIPPED = 5

@@ -1,7 +1,6 @@
 """Calibrated probabilities: one temperature and the correction to a prior."""
 
 from autobalance.calibration.temperature import (
-    Calibration,
     Prior,
     class_masses,
     corrected_probabilities,
@@ -11,7 +10,6 @@ from autobalance.calibration.temperature import (
 )
 
 __all__ = [
-    "Calibration",
     "Prior",
     "class_masses",
     "corrected_probabilities",

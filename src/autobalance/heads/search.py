@@ -176,7 +176,7 @@ def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> 
             "system_tolerance": SYSTEM_TOLERANCE,
             "upper_tolerance": UPPER_TOLERANCE,
         },
-        "objective": repr(spec.objective),
+        "objective": spec.objective.to_dict(),
         "examples": len(data),
         "features": splits[0].problem.width,
         "class_counts": data.counts().tolist(),

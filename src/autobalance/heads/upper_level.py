@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from autobalance._validation import InputError, TrainingDiverged
-from autobalance.bilevel import UpperRecord, UpperStep
+from autobalance.bilevel import UpperStep
 from autobalance.heads.lower_level import HeadHypergradient
 from autobalance.heads.quasi_newton import descend
+from autobalance.records import UpperRecord
 from autobalance.spaces import LossSnapshot, TunableCrossEntropy, prior_strength
 
 UPPER_TOLERANCE = 1e-3

@@ -33,6 +33,7 @@ from autobalance._validation import (
     zero_to_one,
 )
 from autobalance.losses import LossParameters
+from autobalance.records import recorded_kind
 
 PARTS = ("weight", "additive", "multiplicative")
 
@@ -102,6 +103,40 @@ class DesignSpace(nn.Module, ABC):
     def values(self) -> dict[str, list[Any]]:
         """The free parameters by name, for records."""
         return {name: p.detach().tolist() for name, p in self.named_parameters()}
+
+    def options(self) -> dict[str, Any]:
+        """What the space was made with beside the counts, for `to_dict`."""
+        return {"learn": list(self.learns)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind, counts, options and free parameters, of numbers, strings, lists and dicts alone."""
+        kind, counts = type(self).__name__, self.counts.tolist()
+        return {"kind": kind, "counts": counts, **self.options(), "values": self.values()}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> DesignSpace:
+        """Inverse of `to_dict`, called on `DesignSpace` or the kind expected.
+
+        Raises
+        ------
+        InputError
+            If the record has an unknown kind, option or free parameter.
+        """
+        kind = recorded_kind(cls, record)
+        options = {key: value for key, value in record.items() if key not in ("kind", "values")}
+        if isinstance(options.get("space"), dict):
+            options["space"] = DesignSpace.from_dict(options["space"])
+        values = record.get("values", {})
+        try:
+            space = kind(**options)
+            with torch.no_grad():
+                for name, value in values.items():
+                    space.get_parameter(name).copy_(torch.tensor(value, dtype=torch.float64))
+        except InputError:
+            raise
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"This record of {record['kind']} is altered: {error}.") from None
+        return space
 
     def _mean_one(self, log_weight: Tensor) -> Tensor:
         """exp(log_weight) rescaled to mean 1 over the training examples; at least exp(-80), above 0."""
@@ -205,6 +240,7 @@ class HierarchicalSpace(DesignSpace):
             )
         k = self.num_classes
         self.register_buffer("offset", _log_importance(importance, k))
+        self._importance = None if importance is None else np.asarray(importance).tolist()
         if "additive" in self.learns:
             self.tau = nn.Parameter(torch.tensor(float(tau)))
             if self.sigma_rho is not None:
@@ -225,6 +261,12 @@ class HierarchicalSpace(DesignSpace):
             f"sigma_tau={self.sigma_tau:g}, sigma_eps={self.sigma_eps:g}, "
             f"sigma_rho={self.sigma_rho}, deviations={self.deviations}"
         )
+
+    def options(self) -> dict[str, Any]:
+        """Same as in `DesignSpace`."""
+        given = {"tau": self.start, "rho": self.start_rho, "importance": self._importance}
+        names = ("sigma_tau", "sigma_eps", "sigma_rho", "deviations")
+        return {**super().options(), **given, **{name: getattr(self, name) for name in names}}
 
     def forward(self) -> LossParameters:
         log_prior = (self.counts / self.counts.sum()).log()
@@ -342,6 +384,11 @@ class ClassSpace(DesignSpace):
         """From free parameters to one number per class (per group)."""
         return free
 
+    def options(self) -> dict[str, Any]:
+        """Same as in `DesignSpace`."""
+        names = ("tau", "sigmoid", "sigma")
+        return {**super().options(), **{name: getattr(self, name) for name in names}}
+
     def forward(self) -> LossParameters:
         weight = multiplicative = None
         additive = self.start
@@ -386,7 +433,12 @@ class ClusterSpace(ClassSpace):
         cluster[order] = np.arange(len(table)) // size
         self._clusters = int(cluster.max()) + 1
         super().__init__(counts, **options)
+        self.size = int(size)
         self.register_buffer("cluster", torch.from_numpy(cluster))
+
+    def options(self) -> dict[str, Any]:
+        """Same as in `DesignSpace`."""
+        return {**super().options(), "size": self.size}
 
     def _free_shape(self) -> tuple[int, ...]:
         return (self._clusters,)
@@ -450,6 +502,11 @@ class GroupSpace(DesignSpace):
             f"sigma_eps={self.sigma_eps:g}"
         )
 
+    def options(self) -> dict[str, Any]:
+        """Same as in `DesignSpace`."""
+        deviations = {"sigma_tau": self.sigma_tau, "sigma_eps": self.sigma_eps}
+        return {**super().options(), **self.starts, **deviations}
+
     def forward(self) -> LossParameters:
         prior = self.counts.sum(dim=0) / self.counts.sum()
         within = (self.counts + prior) / (self.counts.sum(dim=1, keepdim=True) + 1.0)
@@ -494,6 +551,10 @@ class WithUnknownGroup(DesignSpace):
             raise InputError("WithUnknownGroup takes a space made from counts per group (g, k).")
         super().__init__(space.counts, space.learns)
         self.inner = space
+
+    def to_dict(self) -> dict[str, Any]:
+        """The kind, and the space within."""
+        return {"kind": type(self).__name__, "space": self.inner.to_dict()}
 
     def forward(self) -> LossParameters:
         shares = self.counts.sum(dim=1) / self.counts.sum()
