@@ -16,9 +16,11 @@ from torch import nn
 
 from autobalance.bilevel import lower_level as training
 from autobalance.bilevel.driver import search
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric, predict_logits, seeded
+from autobalance.bilevel.execution import make_fabric, seeded
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.data.stored import StoredRows
 from autobalance.heads.features import extract_features
 from autobalance.heads.search import search_head

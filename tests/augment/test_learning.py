@@ -31,8 +31,8 @@ from autobalance.augment.choice import as_augmentation
 from autobalance.augment.policy import AugmentationPolicy, default_policy
 from autobalance.augment.tensors import GaussianNoise
 from autobalance.bilevel import lower_level as training
-from autobalance.bilevel.lower_level import Progress
-from autobalance.data.batches import ArrayData
+from autobalance.bilevel.types import Progress
+from autobalance.data.array_data import ArrayData
 from autobalance.networks import SmallCNN
 from autobalance_bench.augmentations import KorniaAugmentation, StandardAugmentation
 from helpers import blobs

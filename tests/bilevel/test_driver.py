@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import lower_level as training
 from autobalance.bilevel.driver import search
+from autobalance.bilevel.execution import seeded
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import Interrupted, Progress, predict_logits, seeded
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData, concatenated
+from autobalance.bilevel.types import Interrupted, Progress
+from autobalance.data.array_data import ArrayData, concatenated
 from autobalance.functional.model import Passes
 from autobalance.hypergrad.solvers import Identity
 from autobalance.losses.modules import ParametricCrossEntropy

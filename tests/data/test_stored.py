@@ -17,10 +17,10 @@ from torch import nn
 
 from autobalance._validation import InputError
 from autobalance.bilevel.driver import search
-from autobalance.bilevel.lower_level import predict_logits
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.cli.run_folder import sample_sheet
-from autobalance.data.batches import ArrayData, concatenated
+from autobalance.data.array_data import ArrayData, concatenated
 from autobalance.data.stored import StoredRows
 from autobalance.heads.features import extract_features
 from autobalance.heads.search import search_head

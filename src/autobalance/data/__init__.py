@@ -4,23 +4,12 @@
 `BalancedSampler` keeps classes and groups even in loaders of your own.
 """
 
-from autobalance.data.batches import (
-    UNKNOWN,
-    ArrayData,
-    BalancedBatches,
-    Batch,
-    MissingGroups,
-    ResampledBatches,
-    ShuffledBatches,
-    as_batch,
-    as_batches,
-    as_tensor,
-    concatenated,
-    finite,
-    indices,
-    moved,
-)
+from autobalance.data.array_data import ArrayData, MissingGroups, concatenated, reading
+from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
+from autobalance.data.batches import Batch, BatchSource, as_batch, as_batches, moved
+from autobalance.data.dataset_data import as_data, as_inputs
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
+from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
 from autobalance.data.labels import Labelled, numbered, plural, shortened
 from autobalance.data.samplers import BalancedSampler
 from autobalance.data.splits import stratified_folds
@@ -40,6 +29,7 @@ __all__ = [
     "BalancedBatches",
     "BalancedSampler",
     "Batch",
+    "BatchSource",
     "ImageSet",
     "Labelled",
     "MissingGroups",
@@ -50,7 +40,9 @@ __all__ = [
     "TableEncoder",
     "as_batch",
     "as_batches",
+    "as_data",
     "as_image_set",
+    "as_inputs",
     "as_tensor",
     "check_expansion",
     "column",
@@ -63,6 +55,7 @@ __all__ = [
     "numbered",
     "plural",
     "read_table",
+    "reading",
     "sampled",
     "shortened",
     "stratified_folds",

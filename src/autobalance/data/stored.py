@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from autobalance._validation import InputError
-from autobalance.records import file_lock, format_bytes, free_bytes, write_atomically
+from autobalance.records import format_bytes, free_bytes, write_atomically
 
 SAMPLED = 64
 """Rows or files, evenly spaced, that tell one set from another."""
@@ -103,6 +105,19 @@ class StoredRows:
         for start in range(0, len(self), size):
             yield self[slice(start, start + size)]
 
+    @property
+    def read_ahead(self) -> int:
+        """0: rows that the disk's cache holds are read faster than a worker could send them."""
+        return 0
+
+    def request(self, index: Tensor, seed: int, *, training: bool) -> Callable[[], Tensor]:
+        """A function that reads these rows; nothing about them is random."""
+        return lambda: self[index]
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Nothing: there are no workers to stop."""
+        return nullcontext()
+
     def subset(self, index: Any) -> StoredRows:
         """These rows ``(m,)`` of the same files; none is read."""
         return StoredRows(self.files, self.rows[np.asarray(index)])
@@ -151,7 +166,7 @@ def written(
         return _as_wanted(path, identity)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(path):
+        with FileLock(path.with_name(f"{path.name}.lock")):
             return _written(path, identity, shape, parts)
     except OSError as error:
         raise InputError(
@@ -182,8 +197,8 @@ def _written(
         needed, free = (shape[0] - done) * row, free_bytes(path.parent)
         if needed > free:
             raise InputError(
-                f"{path} takes {format_bytes(needed)} more, but {format_bytes(int(free))} are free. Make room, name "
-                "another folder, or take a smaller size."
+                f"{path} takes {format_bytes(needed)} more, but {format_bytes(int(free))} are free. "
+                "Make room, name another folder, or take a smaller size."
             )
         for rows, found in parts(done):
             out.write(np.ascontiguousarray(rows).data)
