@@ -414,7 +414,7 @@ def test_divergence_keeps_the_points_so_far() -> None:
     ("given", "message"),
     [
         ({"data": ArrayData.of(DATA.inputs, DATA.target)}, "the data has none. Pass groups"),
-        ({"data": [1]}, "data must be an ArrayData; got list"),
+        ({"data": [1]}, "data must be an ArrayData or a Dataset; got list"),
         ({"main": "f1"}, "main must be one of balanced_error, .*deo.*; got 'f1'"),
         ({"gap": "dei"}, "gap must be one of .*deo.*; got 'dei'"),
         ({"gap": ["deo"]}, r"gap must be one of .*; got \['deo'\]"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged
-from autobalance.bilevel import lower_level as training
+from autobalance.bilevel import checkpoints, execution
 from autobalance.bilevel.checkpoints import random_state
 from autobalance.bilevel.execution import CHECK_EVERY, make_fabric, seeded
 from autobalance.bilevel.initialisation import init_bias_offset, make_optimizer
@@ -275,7 +275,7 @@ def test_a_killed_run_continues_to_the_same_bits(
         if progress.step >= 20:
             raise Killed
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     path = tmp_path / "retrain.checkpoint"
     whole = quick(network, seed=2)
     with pytest.raises(Killed):
@@ -307,7 +307,7 @@ def test_a_killed_run_remembers_its_loss_and_sampling(
         if progress.step >= 20:
             raise Killed
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     given = {"data": blobs(groups=True), **given}
     whole = quick(network, **given)
     with pytest.raises(Killed):
@@ -427,9 +427,9 @@ def test_ctrl_c_keeps_the_network_so_far() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"factory": linear_factory(4)}, r"3 classes, but .* width 4"),
+        ({"factory": linear_factory(4)}, r"4 logits .* 3 classes"),
         ({"factory": nn.Flatten}, "The network has no trainable parameter"),
-        ({"data": [1, 2]}, "data must be an ArrayData; got list. Build one"),
+        ({"data": [1, 2]}, "data must be an ArrayData or a Dataset; got list"),
         ({"factory": dict}, "must return a torch.nn.Module; got dict"),
         ({"device": "abacus"}, "The device 'abacus' cannot be used here"),
         ({"sampling": "even"}, "sampling must be one of balanced, shuffled; got 'even'"),
@@ -504,7 +504,7 @@ def test_an_index_is_refused_where_several_processes_share_a_machine(
 
         def launch(self) -> None: ...
 
-    monkeypatch.setattr(training, "Fabric", Recording)
+    monkeypatch.setattr(execution, "Fabric", Recording)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "4")
     for local in ("2", None):  # without it all are on this machine

@@ -1,13 +1,14 @@
 """Labelled examples: arrays, Datasets, tables, batches, splits and samplers.
 
-`ArrayData` holds examples in memory; `StoredRows` are inputs in files, read as they are needed;
-`BalancedSampler` keeps classes and groups even in loaders of your own.
+`ArrayData` holds examples in memory, `DatasetData` takes any map-style Dataset, `StoredRows` are inputs
+in files, and `BalancedSampler` keeps classes and groups even in loaders of your own.
 """
 
 from autobalance.data.array_data import ArrayData, MissingGroups, concatenated, reading
 from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
 from autobalance.data.batches import Batch, BatchSource, as_batch, as_batches, moved
-from autobalance.data.dataset_data import as_data, as_inputs
+from autobalance.data.dataset_data import DatasetData, as_data, as_inputs
+from autobalance.data.dataset_reader import ExampleError
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
 from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
 from autobalance.data.labels import Labelled, numbered, plural, shortened
@@ -30,6 +31,8 @@ __all__ = [
     "BalancedSampler",
     "Batch",
     "BatchSource",
+    "DatasetData",
+    "ExampleError",
     "ImageSet",
     "Labelled",
     "MissingGroups",

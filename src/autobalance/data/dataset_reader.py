@@ -359,7 +359,7 @@ class WorkerPool:
                 value = next(self._restart() if self._batches is None else self._batches)
             except StopIteration:  # the queue was empty for a while; the workers are still there
                 value = next(self._restart())
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             self.stop()
             rows = shown([int(row) for row in awaited.rows])
             raise ExampleError(
@@ -466,7 +466,10 @@ def start_method(examples: ExampleReader) -> str | None:
     try:
         if not interactive:
             pickle.dumps(examples)
-            return "forkserver" if "forkserver" in methods else "spawn"
+            # Imported once, by the server, in place of once by each worker, which takes seconds.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["__main__", "autobalance.data"])
+            return "forkserver"
     except Exception:
         pass
     warnings.warn(
