@@ -453,9 +453,9 @@ def test_how_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     examples: Any = DatasetData.of(Points()).inputs.pool.examples  # type: ignore[union-attr]
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread()])
     assert start_method(examples) == "fork"
-    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread()] * 2)
     assert start_method(examples) == "forkserver"
     examples = DatasetData.of(Points(lambda x: x)).inputs.pool.examples  # type: ignore[union-attr]
     with pytest.warns(UserWarning, match="forked while 2 Python threads run"):

@@ -14,7 +14,7 @@ from autobalance.data.index_streams import BalancedBatches, ResampledBatches, Sh
 from autobalance.data.labels import Labelled, numbered, plural, shortened
 from autobalance.data.samplers import BalancedSampler
 from autobalance.data.splits import stratified_folds
-from autobalance.data.stored import Part, StoredRows, sampled, written
+from autobalance.data.stored import StoredRows, sampled
 from autobalance.data.tables import (
     TableEncoder,
     check_expansion,
@@ -36,7 +36,6 @@ __all__ = [
     "ImageSet",
     "Labelled",
     "MissingGroups",
-    "Part",
     "ResampledBatches",
     "ShuffledBatches",
     "StoredRows",
@@ -62,5 +61,4 @@ __all__ = [
     "sampled",
     "shortened",
     "stratified_folds",
-    "written",
 ]

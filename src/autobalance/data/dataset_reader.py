@@ -459,7 +459,8 @@ def start_method(examples: ExampleReader) -> str | None:
     methods = multiprocessing.get_all_start_methods()
     if "fork" not in methods:
         return None
-    threads = threading.active_count()
+    # tqdm's monitor only sleeps and redraws bars, which workers do not.
+    threads = sum(thread.name != "tqdm_monitor" for thread in threading.enumerate())
     if threads == 1:
         return "fork"
     interactive = not hasattr(sys.modules["__main__"], "__file__")

@@ -29,9 +29,9 @@ from autobalance.records.settings import Precision, Recipe, SearchSettings
 
 __all__ = [
     "DTYPES",
-    "RESULT",
     "HeldOut",
     "Precision",
+    "RESULT",
     "Recipe",
     "Reliability",
     "SearchSettings",
