@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.bilevel.driver import search
-from autobalance.data.batches import ArrayData, BalancedBatches
+from autobalance.data.array_data import ArrayData
+from autobalance.data.index_streams import BalancedBatches
 from autobalance.objectives.registry import GAPS, NAMED, as_objective
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.records.settings import Recipe

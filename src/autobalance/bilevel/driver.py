@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from autobalance._validation import TrainingDiverged
 from autobalance.augment import (
@@ -23,28 +24,19 @@ from autobalance.augment import (
     frozen,
 )
 from autobalance.bilevel.candidate_selection import Outcomes, choose
-from autobalance.bilevel.checkpoints import fingerprint
+from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
+from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
 from autobalance.bilevel.held_out import calibrate, evaluate_held_out, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, UpperStep, free_parameters
-from autobalance.bilevel.lower_level import (
-    Checkpoint,
-    Interrupted,
-    ModelFactory,
-    Progress,
-    ProgressListener,
-    check_options,
-    describe,
-    make_fabric,
-    seeded,
-)
 from autobalance.bilevel.lower_problem import LowerProblem, NetworkFolds
 from autobalance.bilevel.recorder import SearchRecorder
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.test_monitor import ObjectiveMonitor
+from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
 from autobalance.bilevel.upper_level import StochasticUpperLevel, UpperLevel
-from autobalance.data import ArrayData, concatenated
+from autobalance.data import ArrayData, as_data, concatenated, reading
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
@@ -63,9 +55,9 @@ AUGMENTATION_EXAMPLES = 256
 
 def search(
     model_factory: ModelFactory,
-    data: ArrayData,
+    data: ArrayData | Dataset[Any],
     *,
-    validation: ArrayData | None = None,
+    validation: ArrayData | Dataset[Any] | None = None,
     objective: str | Objective = "balanced_error",
     space: SpaceFactory | None = None,
     augment: AugmentChoice = None,
@@ -77,7 +69,7 @@ def search(
     checkpoint: str | Path | None = None,
     progress: ProgressListener | None = None,
     logger: MetricLogger | None = None,
-    test: ArrayData | None = None,
+    test: ArrayData | Dataset[Any] | None = None,
     precision: Precision = "32-true",
 ) -> SearchResult:
     """Design the training loss for an objective, by bilevel search.
@@ -86,10 +78,10 @@ def search(
     ----------
     model_factory : callable
         Returns a new, untrained `torch.nn.Module` from inputs to logits ``(n, k)``.
-    data : ArrayData
-        Labelled data; with groups, the loss gets one row per group. Examples of unknown group (-1)
-        are trained on, under a row of their own that is the mean of the others; they are never
-        held out.
+    data : ArrayData or Dataset
+        Labelled data. A Dataset must have its targets; `DatasetData` has its options. With groups,
+        the loss gets one row per group. Examples of unknown group (-1) are trained on, under a row of
+        their own that is the mean of the others; they are never held out.
     validation : ArrayData, optional
         A validation set of the user's own. By default a share of `data` is held out. Where it
         alone has groups, the loss has no rows for them, but the objective may be over them.
@@ -149,6 +141,11 @@ def search(
     Li et al., "AutoBalance: Optimized Loss Functions for Imbalanced Data", NeurIPS 2021.
     """
     check_options(recipe, settings, seed, progress, precision)
+    recipe = recipe or Recipe()
+    data = as_data(data)
+    validation = None if validation is None else as_data(validation, "validation")
+    test = None if test is None else as_data(test, "test")
+    warn_of_min_steps(recipe, len(data))
     spec = SearchSpec(
         model_factory=model_factory,
         data=data,
@@ -156,7 +153,7 @@ def search(
         objective=as_objective(objective),
         space=space,
         augment=augment,
-        recipe=recipe or Recipe(),
+        recipe=recipe,
         settings=settings or SearchSettings(),
         solver=solver,
         seed=seed,
@@ -165,7 +162,7 @@ def search(
         test=test,
         precision=precision,
     )
-    with seeded(seed):
+    with seeded(seed), reading(data, validation, test):
         run = build_network_search(spec)
         log = LoggerAdapter(logger, writes=run.problem.processes.rank == 0)
         with log.open():
@@ -428,8 +425,10 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
     if data.unknown and space.num_groups is not None:
         space = WithUnknownGroup(space)
     loss = TunableCrossEntropy(space).to(fabric.device)
-    examples = _augmentation_examples(data)
-    augment = as_augmentation(spec.augment, examples, data.counts(), fabric.device)
+    augment = None
+    if spec.augment is not None:
+        examples = _augmentation_examples(data)
+        augment = as_augmentation(spec.augment, examples, data.counts(), fabric.device)
     splits = splits_of(data, spec.validation, settings, spec.seed)
     held_counts = np.sum([held.counts() for _, held in splits], axis=0)
     upper = StochasticUpperLevel(loss, spec, held_counts, augment)

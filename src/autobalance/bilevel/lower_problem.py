@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
 from autobalance.bilevel.held_out import Splits, calibration_stride
-from autobalance.bilevel.lower_level import LowerLevel, ProgressListener, predict_logits
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.search_spec import SearchSpec
+from autobalance.bilevel.types import ProgressListener
 from autobalance.bilevel.upper_level import StochasticUpperLevel
-from autobalance.data import ArrayData, BalancedBatches
+from autobalance.data import ArrayData, BalancedBatches, BatchSource
 from autobalance.hypergrad import Hypergradient
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.spaces import LossSnapshot
@@ -90,13 +92,13 @@ class Fold:
         The network, its optimiser and its batches.
     validation : ArrayData
         The examples held out, on the device.
-    draws : BalancedBatches
-        Which of them each upper step sees, drawn evenly over classes (and groups).
+    draws : BatchSource
+        The batch of them that each upper step sees, drawn evenly over classes (and groups).
     """
 
     lower: LowerLevel
     validation: ArrayData
-    draws: BalancedBatches
+    draws: BatchSource
 
 
 class NetworkFolds:
@@ -160,7 +162,7 @@ class NetworkFolds:
         results = []
         for i, fold in enumerate(self.folds):
             lower = fold.lower
-            held = fold.validation.batch(lower.processes.share(next(fold.draws)))
+            held = next(fold.draws)
             with lower.fabric.autocast():
                 results.append(
                     self.upper.tuner.hypergradient(
@@ -265,4 +267,6 @@ def _build_fold(
     )
     generator = torch.Generator().manual_seed(seed)
     draws = BalancedBatches(held.cells(), spec.settings.validation_batch_size, generator)
-    return Fold(lower, held.to(fabric.device), draws)
+    held, processes = held.to(fabric.device), lower.processes
+    source = BatchSource(held, draws, seed=seed, share=processes.share, rank=processes.rank)
+    return Fold(lower, held, source)

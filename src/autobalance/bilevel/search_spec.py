@@ -8,7 +8,7 @@ from pathlib import Path
 from autobalance._validation import InputError, instance
 from autobalance.augment import AugmentChoice
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
-from autobalance.bilevel.lower_level import ModelFactory, check_data
+from autobalance.bilevel.types import ModelFactory
 from autobalance.data import ArrayData
 from autobalance.hypergrad import Solver
 from autobalance.objectives import BalancedError, Objective
@@ -55,9 +55,6 @@ class SearchSpec:
     def __post_init__(self) -> None:
         instance("solver", self.solver, Solver)
         instance("objective", self.objective, Objective)
-        check_data(self.data)
-        if self.validation is not None:
-            check_data(self.validation, "validation")
         judged = self.data if self.validation is None else self.validation
         if self.objective.over != "class" and judged.groups is None:
             raise InputError(

@@ -14,11 +14,10 @@ from autobalance.bilevel import (
     SearchRecorder,
     SearchResult,
     SearchSpec,
-    check_data,
     check_options,
     make_fabric,
 )
-from autobalance.data import ArrayData
+from autobalance.data import ArrayData, as_data
 from autobalance.heads.folds import split, standardised
 from autobalance.heads.lower_level import GRADIENT_TOLERANCE, SYSTEM_TOLERANCE, HeadFolds
 from autobalance.heads.newton import minimise
@@ -128,6 +127,8 @@ def search_head(
     2020; the preconditioner as in Martens and Grosse, "K-FAC", ICML 2015.
     """
     check_options(seed=seed, progress=progress)
+    data = as_data(data)
+    validation = None if validation is None else as_data(validation, "validation")
     whole("max_steps", max_steps, least=1)
     spec = SearchSpec(
         data=data,
@@ -228,7 +229,7 @@ def retrain_head(
     TrainingDiverged
         If the loss's parameters are so large that the training loss is not finite.
     """
-    check_data(data)
+    data = as_data(data)
     instance("loss", loss, ParametricCrossEntropy, "Such as search_head(...).loss.")
     if loss.label_smoothing:
         raise InputError(

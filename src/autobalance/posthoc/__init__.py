@@ -2,20 +2,20 @@
 
 from autobalance.posthoc.expected_errors import evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
+    MAINS,
     CellDecision,
     CellPosterior,
     ClassLogits,
     Decided,
-    MAINS,
     cell_posterior,
 )
 
 __all__ = [
+    "MAINS",
     "CellDecision",
     "CellPosterior",
     "ClassLogits",
     "Decided",
-    "MAINS",
     "cell_posterior",
     "evaluate_probabilities",
 ]
