@@ -48,7 +48,7 @@ from autobalance.hypergrad.solvers import (
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.surrogates import SmoothError
 from autobalance.records.settings import Recipe
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from measuring import options_of, prepare, write_json
 

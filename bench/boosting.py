@@ -35,7 +35,7 @@ from autobalance.bilevel.result import used_versions
 from autobalance.data.array_data import ArrayData
 from autobalance.records.metrics import classification_report
 from autobalance.records.settings import SearchSettings
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance_bench.comparison.configuration import read_configuration
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition, definition_of
 from autobalance_bench.comparison.datasets import Problem, load_problem

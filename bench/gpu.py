@@ -56,7 +56,7 @@ from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.networks import ResNet32
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.records.settings import Precision, Recipe, SearchSettings
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.augmentations import StandardAugmentation
 from autobalance_bench.comparison.configuration import read_configuration, resolved

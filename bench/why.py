@@ -45,7 +45,7 @@ from autobalance.data.splits import stratified_folds
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.metrics import class_errors
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.datasets.fashion import original
 from measuring import options_of, prepare, write_json

@@ -49,15 +49,10 @@ from autobalance.objectives.base import Objective
 from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
-from autobalance.spaces.spaces import (
-    PARTS,
-    ClassSpace,
-    ClusterSpace,
-    DesignSpace,
-    GroupSpace,
-    HierarchicalSpace,
-    WithUnknownGroup,
-)
+from autobalance.spaces.base import PARTS, DesignSpace
+from autobalance.spaces.class_space import ClassSpace, ClusterSpace
+from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import images
 

@@ -30,7 +30,9 @@ from autobalance.hypergrad.solvers import Identity
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import ClassSpace, GroupSpace, HierarchicalSpace
+from autobalance.spaces.class_space import ClassSpace
+from autobalance.spaces.group_space import GroupSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import blobs, linear_factory
 

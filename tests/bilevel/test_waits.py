@@ -26,7 +26,7 @@ from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.losses.published import FocalLoss
 from autobalance.objectives.registry import as_objective
 from autobalance.records.settings import Recipe
-from autobalance.spaces.spaces import default_space
+from autobalance.spaces.default_space import default_space
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from waits import Waits
 

@@ -44,7 +44,7 @@ from autobalance.heads.search import HeadSearch, build_head_search
 from autobalance.losses.modules import reduced_loss
 from autobalance.losses.parametric import LossParameters
 from autobalance.records.settings import SearchSettings
-from autobalance.spaces.spaces import PARTS
+from autobalance.spaces.base import PARTS
 from autobalance_bench.datasets.folders import class_folders
 from helpers import scatter
 

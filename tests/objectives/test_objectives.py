@@ -32,7 +32,7 @@ from autobalance.objectives.registry import GAPS, NAMED, as_objective
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError
 from autobalance.records import metrics
-from autobalance.spaces.spaces import GroupSpace
+from autobalance.spaces.group_space import GroupSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
 FIXED = SmoothError(temperature=1.0)

@@ -25,7 +25,8 @@ from autobalance.objectives.gaps import OddsGap
 from autobalance.objectives.surrogates import SmoothError
 from autobalance.records.search_record import HeldOut
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import GroupSpace, HierarchicalSpace, WithUnknownGroup
+from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import blobs, linear_factory
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from autobalance._validation import InputError
-from autobalance.spaces.spaces import PARTS, ClassSpace, HierarchicalSpace
+from autobalance.spaces.base import PARTS
+from autobalance.spaces.class_space import ClassSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import COUNTS, GROUP_COUNTS, scatter
 

@@ -90,7 +90,7 @@ def search(
     space : callable, optional
         From the training counts, ``(k,)`` or ``(g, k)``, to a `DesignSpace`. By default a
         hierarchical one that starts at a loss consistent for the objective; see
-        `autobalance.spaces.spaces.default_space`.
+        `autobalance.spaces.default_space.default_space`.
     augment : {"personalised", "shared"}, callable or nn.Module, optional
         Augmentation of the training batches, learned with the loss: a policy for each class (and
         group), one for all, or of your own; see `autobalance.augment.as_augmentation`. None: none.

@@ -89,7 +89,7 @@ class LossTuner:
     validation_counts : array-like, optional
         Size of the whole validation set, per class ``(k,)`` or per group and class ``(g, k)``. It
         decides how strongly the space is held to its start, see
-        `autobalance.spaces.spaces.prior_strength`. By default each validation batch is taken for the
+        `autobalance.spaces.base.prior_strength`. By default each validation batch is taken for the
         whole set.
     augment : nn.Module, optional
         How the training inputs are augmented, for example an `autobalance.augment.AugmentationPolicy`,

@@ -16,7 +16,7 @@ from autobalance.losses import (
     check_width,
     reduced_loss,
 )
-from autobalance.spaces.spaces import DesignSpace
+from autobalance.spaces.base import DesignSpace
 
 
 @dataclass(frozen=True)
