@@ -44,7 +44,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autobalance.bilevel.driver import build_network_search, search, switch_objective
+from autobalance.bilevel.driver import build_network_search, search
 from autobalance.bilevel.execution import make_fabric, seeded
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
 from autobalance.bilevel.lower_level import LowerLevel
@@ -224,7 +224,7 @@ class Searching:
             )
 
     def whole(self) -> None:
-        switch_objective(self.run, BalancedError(), 1.0)
+        self.run.switch_objective(BalancedError(), 1.0)
         self.run.warmup = max(1, round(self.settings.warmup * self.run.total))
         self.run.run()
 

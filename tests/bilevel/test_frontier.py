@@ -16,7 +16,7 @@ from torch import nn
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import driver as searching
 from autobalance.bilevel import pareto_frontier as sweeping
-from autobalance.bilevel.driver import search
+from autobalance.bilevel.driver import NetworkSearch, search
 from autobalance.bilevel.lower_problem import NetworkFolds
 from autobalance.bilevel.pareto_frontier import Frontier, FrontierPoint, baselines, frontier
 from autobalance.bilevel.prediction import predict_logits
@@ -143,7 +143,7 @@ def test_network_and_loss_go_on_from_where_they_are(monkeypatch: pytest.MonkeyPa
         return made[-1]
 
     seen: list[dict[str, Any]] = []
-    original = searching.switch_objective
+    original = NetworkSearch.switch_objective
 
     def watched(run: Any, *arguments: Any) -> None:
         before = (
@@ -159,7 +159,7 @@ def test_network_and_loss_go_on_from_where_they_are(monkeypatch: pytest.MonkeyPa
         assert before[1] == after[1]
         seen.append(after[0])
 
-    monkeypatch.setattr(sweeping, "switch_objective", watched)
+    monkeypatch.setattr(NetworkSearch, "switch_objective", watched)
     result = quick(factory=counted)
     assert len(made) == 1
     assert len(seen) == 2

@@ -12,7 +12,7 @@ import torch
 from autobalance import AutoBalanceClassifier, Recipe, SearchSettings, search
 from autobalance._validation import InputError
 from autobalance.bilevel.result import SearchResult
-from autobalance.bilevel.test_monitor import LOOKS, ObjectiveMonitor
+from autobalance.bilevel.test_monitor import LOOKS, ObjectiveMonitor, is_look_due
 from autobalance.data.array_data import ArrayData
 from autobalance.objectives.registry import NAMED
 from helpers import blobs, linear_factory
@@ -42,7 +42,7 @@ def test_the_value_is_the_hard_objective_of_all_networks_together() -> None:
 
 def test_the_last_upper_step_is_looked_at_and_few_others() -> None:
     for of in (1, 7, 40, 79, 80, 500):
-        looked = [step for step in range(1, of + 1) if ObjectiveMonitor.is_due(step, of)]
+        looked = [step for step in range(1, of + 1) if is_look_due(step, of)]
         assert looked[-1] == of
         assert len(looked) <= 2 * LOOKS
 

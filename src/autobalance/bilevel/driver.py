@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -33,7 +34,7 @@ from autobalance.bilevel.lower_problem import LowerProblem, NetworkFolds
 from autobalance.bilevel.recorder import SearchRecorder
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
-from autobalance.bilevel.test_monitor import ObjectiveMonitor
+from autobalance.bilevel.test_monitor import ObjectiveMonitor, is_look_due
 from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
 from autobalance.bilevel.upper_level import StochasticUpperLevel, UpperLevel
 from autobalance.data import ArrayData, as_data, concatenated, reading
@@ -213,8 +214,8 @@ class BilevelSearch(Generic[P, U]):
         Where its records go.
     augment : nn.Module, optional
         Augmentation of the training batches, learned with the loss where it can be.
-    monitor : ObjectiveMonitor, optional
-        Test data to look at now and then.
+    monitor : callable, optional
+        The objective on test data now, asked for now and then.
     """
 
     def __init__(
@@ -229,7 +230,7 @@ class BilevelSearch(Generic[P, U]):
         settings: dict[str, Any],
         recorder: SearchRecorder,
         augment: nn.Module | None = None,
-        monitor: ObjectiveMonitor | None = None,
+        monitor: Callable[[], float] | None = None,
     ) -> None:
         self.spec, self.loss, self.problem, self.upper = spec, loss, problem, upper
         self.objective = spec.objective
@@ -296,8 +297,8 @@ class BilevelSearch(Generic[P, U]):
     def _record(self, upper: UpperStep) -> None:
         test_objective = None
         expected = (self.total - self.warmup) // self.spec.settings.every
-        if self.monitor and self.monitor.is_due(len(self.recorder.history) + 1, expected):
-            test_objective = self.monitor.evaluate(self.problem.networks())
+        if self.monitor and is_look_due(len(self.recorder.history) + 1, expected):
+            test_objective = self.monitor()
         record = UpperRecord(
             step=self.done,
             training_loss=self.problem.training_loss(),
@@ -344,25 +345,6 @@ class BilevelSearch(Generic[P, U]):
             training_runs=folds * self.done / self.problem.steps_per_run + candidate_runs,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """What continues the search elsewhere, beside the global random state."""
-        return {
-            "done": self.done,
-            "converged": self.converged,
-            "lower": self.problem.state_dict(),
-            "upper": self.upper.state_dict(),
-            "recorder": self.recorder.state_dict(),
-            "outcomes": self.outcomes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self.done, self.converged = state["done"], state["converged"]
-        self.problem.load_state_dict(state["lower"])
-        self.upper.load_state_dict(state["upper"])
-        self.recorder.load_state_dict(state["recorder"])
-        self.outcomes = state["outcomes"]
-
     def _designed(self) -> tuple[DesignSpace, nn.Module | None]:
         """Copies of the space and the augmentation at the position that is handed over."""
         space, augment = copy.deepcopy(self.loss.space), copy.deepcopy(self.augment)
@@ -408,8 +390,46 @@ class BilevelSearch(Generic[P, U]):
         return {"designed": designed, "start": other, "cross_entropy": other}
 
 
-NetworkSearch = BilevelSearch[NetworkFolds, StochasticUpperLevel]
-"""A search of a network's loss, as `search` and `frontier` drive it."""
+class NetworkSearch(BilevelSearch[NetworkFolds, StochasticUpperLevel]):
+    """A search of a network's loss, as `search` and `frontier` drive it."""
+
+    def switch_objective(self, objective: Objective, share: float) -> None:
+        """Search on for another objective, from the present weights and the present loss.
+
+        Parameters
+        ----------
+        objective : Objective
+            What is to become small from here on.
+        share : float
+            How many steps, as a share of one training run; the first tenth is warm-up.
+        """
+        self.objective = objective
+        self.settings["objective"] = objective.to_dict()
+        self.upper.switch_objective(objective)
+        self.total = max(1, round(share * self.problem.steps_per_run))
+        self.warmup = round(0.1 * self.total)
+        self.done, self.converged = 0, False
+        self.recorder.history, self.outcomes = [], {}
+        self.problem.restart(self.total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continues the search elsewhere, beside the global random state."""
+        return {
+            "done": self.done,
+            "converged": self.converged,
+            "lower": self.problem.state_dict(),
+            "upper": self.upper.state_dict(),
+            "recorder": self.recorder.state_dict(),
+            "outcomes": self.outcomes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.done, self.converged = state["done"], state["converged"]
+        self.problem.load_state_dict(state["lower"])
+        self.upper.load_state_dict(state["upper"])
+        self.recorder.load_state_dict(state["recorder"])
+        self.outcomes = state["outcomes"]
 
 
 def build_network_search(spec: SearchSpec) -> NetworkSearch:
@@ -444,7 +464,7 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
         "class_counts": _counts_by_row(data),
         "validation_counts": held_counts.tolist(),
     }
-    run = BilevelSearch(
+    run = NetworkSearch(
         spec,
         loss,
         problem,
@@ -454,7 +474,7 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
         settings=record,
         recorder=recorder,
         augment=augment,
-        monitor=monitor,
+        monitor=monitor and (lambda: monitor.evaluate(problem.networks())),
     )
     # A strong reference would be a circle, which keeps the data on a GPU beside retraining's until
     # the garbage collector comes by.
@@ -466,28 +486,6 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
     if state is not None:
         run.load_state_dict(state)
     return run
-
-
-def switch_objective(run: NetworkSearch, objective: Objective, share: float) -> None:
-    """Search on for another objective, from the present weights and the present loss.
-
-    Parameters
-    ----------
-    run : NetworkSearch
-        A search that has run.
-    objective : Objective
-        What is to become small from here on.
-    share : float
-        How many steps, as a share of one training run; the first tenth is warm-up.
-    """
-    run.objective = objective
-    run.settings["objective"] = objective.to_dict()
-    run.upper.switch_objective(objective)
-    run.total = max(1, round(share * run.problem.steps_per_run))
-    run.warmup = round(0.1 * run.total)
-    run.done, run.converged = 0, False
-    run.recorder.history, run.outcomes = [], {}
-    run.problem.restart(run.total)
 
 
 def _identity(run: NetworkSearch) -> dict[str, Any]:

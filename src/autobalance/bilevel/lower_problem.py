@@ -58,10 +58,6 @@ class LowerProblem(Protocol[H_co]):
         """For each fold, the classes that its present weights predict of the examples held out."""
         ...
 
-    def networks(self) -> Iterator[nn.Module]:
-        """For each fold, the network with its present weights."""
-        ...
-
     def train_candidates(
         self,
         losses: Mapping[str, ParametricCrossEntropy],
@@ -71,14 +67,6 @@ class LowerProblem(Protocol[H_co]):
         progress: ProgressListener | None,
     ) -> None:
         """Fill in what weights trained with each loss predict, see `candidate_selection`."""
-        ...
-
-    def state_dict(self) -> Any:
-        """What a checkpoint keeps of the lower level."""
-        ...
-
-    def load_state_dict(self, state: Any) -> None:
-        """Inverse of `state_dict`."""
         ...
 
 
@@ -211,20 +199,7 @@ class NetworkFolds:
         progress: ProgressListener | None,
     ) -> None:
         """Train a new network with every loss on every fold; see `candidate_selection`."""
-        assert self.spec.model_factory is not None
-        train_candidates(
-            self.spec.model_factory,
-            self.splits,
-            losses,
-            recipe=self.spec.recipe,
-            augments=augments,
-            seed=self.spec.seed,
-            device=self.spec.device,
-            precision=self.spec.precision,
-            outcomes=outcomes,
-            after_each=after_each,
-            progress=progress,
-        )
+        train_candidates(self.spec, self.splits, losses, augments, outcomes, after_each, progress)
 
     def restart(self, total: int) -> None:
         """Go on from the present weights for so many steps, under the learning rate's schedule anew."""

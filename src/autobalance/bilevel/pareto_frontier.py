@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autobalance._validation import InputError, TrainingDiverged, fraction, number, shown
 from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
-from autobalance.bilevel.driver import NetworkSearch, build_network_search, switch_objective
+from autobalance.bilevel.driver import NetworkSearch, build_network_search
 from autobalance.bilevel.execution import check_options, seeded
 from autobalance.bilevel.held_out import count_errors, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
@@ -188,6 +188,7 @@ class Frontier:
         }
 
     def to_json(self) -> str:
+        """`to_dict` as JSON text."""
         return to_json(self.to_dict())
 
     @classmethod
@@ -214,6 +215,7 @@ class Frontier:
 
     @classmethod
     def from_json(cls, text: str) -> Frontier:
+        """Inverse of `to_json`; see `from_dict`."""
         return cls.from_dict(parsed_record(text, _WHAT))
 
 
@@ -322,7 +324,7 @@ class _Sweep:
         """Search for the blend's loss, from where the last point left off; of `count` points in all."""
         run, before = self.run, 0
         if self.points:
-            switch_objective(run, objective, CONTINUATION)
+            run.switch_objective(objective, CONTINUATION)
             before = self.first_steps + (len(self.points) - 1) * self.later_steps
         log.step_offset = before
         told = _within(progress, before, self.first_steps + (count - 1) * self.later_steps)
@@ -392,20 +394,13 @@ def baselines(
         "logit adjustment": ParametricCrossEntropy.logit_adjusted(counts.sum(axis=0)),
         "logit adjustment by group": TunableCrossEntropy(_by_group(data)).frozen(),
     }
+    spec = SearchSpec(
+        model_factory=model_factory, data=data, recipe=recipe, seed=seed, device=device
+    )
     splits = splits_of(data, validation, settings, seed)
     outcomes: Outcomes = {}
     try:
-        train_candidates(
-            model_factory,
-            splits,
-            losses,
-            recipe=recipe,
-            seed=seed,
-            device=device,
-            outcomes=outcomes,
-            after_each=lambda: None,
-            progress=progress,
-        )
+        train_candidates(spec, splits, losses, {}, outcomes, progress=progress)
     except KeyboardInterrupt:
         raise Interrupted(None) from None
     target, groups = (

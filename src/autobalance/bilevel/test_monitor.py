@@ -17,6 +17,11 @@ LOOKS = 40
 """About so often over a search, for each look costs a pass over the test data."""
 
 
+def is_look_due(step: int, total: int) -> bool:
+    """Whether to look at upper step `step`, counted from 1, of `total`."""
+    return step == total or step % max(1, total // LOOKS) == 0
+
+
 class ObjectiveMonitor:
     """The objective over the 0-1 error on test data, by the networks in training.
 
@@ -58,11 +63,6 @@ class ObjectiveMonitor:
         self.groups = None if known.groups is None else known.groups.cpu()
         self.num_classes = data.num_classes
         self.objective = objective
-
-    @staticmethod
-    def is_due(step: int, total: int) -> bool:
-        """Whether to look at upper step `step`, counted from 1, of `total`."""
-        return step == total or step % max(1, total // LOOKS) == 0
 
     @torch.no_grad()
     def evaluate(self, networks: Iterable[nn.Module]) -> float:

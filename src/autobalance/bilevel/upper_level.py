@@ -46,14 +46,6 @@ class UpperLevel(Protocol[H_contra]):
         """The free parameters of the loss that is handed over."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the upper level."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        ...
-
 
 class StochasticUpperLevel:
     """Adam or SGD on noisy hypergradients; hands over an average of late positions.

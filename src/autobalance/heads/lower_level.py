@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -134,10 +133,6 @@ class HeadFolds:
         """For each fold, the classes that its present head predicts of the examples held out."""
         return [_predict(fold.held.inputs, fold.weights) for fold in self.folds]
 
-    def networks(self) -> Iterator[nn.Module]:
-        """None: a head in training sees standardised features only."""
-        return iter(())
-
     def train_candidates(
         self,
         losses: Mapping[str, ParametricCrossEntropy],
@@ -163,15 +158,6 @@ class HeadFolds:
                 if progress:
                     done = sum(len(runs) for runs in outcomes.values())
                     progress(Progress("choose", done, len(losses) * len(self.folds)))
-
-    def state_dict(self) -> Any:
-        """The folds' weights."""
-        return [fold.weights for fold in self.folds]
-
-    def load_state_dict(self, state: Any) -> None:
-        """Inverse of `state_dict`."""
-        for fold, weights in zip(self.folds, state, strict=True):
-            fold.weights = weights
 
     def _hypergradient(
         self, fold: _Fold, design: LossParameters, free: list[Tensor]

@@ -142,20 +142,13 @@ def search_head(
     run = build_head_search(spec, positive("weight_decay", weight_decay), max_steps)
     log = LoggerAdapter(logger)
     with log.open():
-        return run.complete(progress, log)
+        result = run.complete(progress, log)
+    run.settings["stopped"] = run.upper.reason
+    return result
 
 
-class HeadSearch(BilevelSearch[HeadFolds, QuasiNewtonUpperLevel]):
-    """A search of a head's loss: the driver of every search, with the head's levels."""
-
-    def run(
-        self, progress: ProgressListener | None = None, log: LoggerAdapter | None = None
-    ) -> None:
-        """As `BilevelSearch.run`; the settings then say why it ended."""
-        try:
-            super().run(progress, log)
-        finally:
-            self.settings["stopped"] = self.upper.reason
+HeadSearch = BilevelSearch[HeadFolds, QuasiNewtonUpperLevel]
+"""A search of a head's loss: the driver of every search, with the head's levels."""
 
 
 def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> HeadSearch:
@@ -184,7 +177,7 @@ def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> 
         "validation_counts": held_counts.tolist(),
         "lower": problem.statistics,
     }
-    return HeadSearch(
+    return BilevelSearch(
         spec,
         loss,
         problem,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from autobalance._validation import InputError, TrainingDiverged
+from autobalance._validation import TrainingDiverged
 from autobalance.bilevel import UpperStep
 from autobalance.heads.lower_level import HeadHypergradient
 from autobalance.heads.quasi_newton import descend
@@ -52,7 +51,6 @@ class QuasiNewtonUpperLevel:
         self._next: Tensor = next(self._descent)
         self._last = (0.0, start)  # value and gradient
         self._best: tuple[float, Tensor] | None = None
-        self.evaluations = 0
         self.reason = "steps"
 
     def propose(self) -> LossSnapshot:
@@ -83,7 +81,6 @@ class QuasiNewtonUpperLevel:
     def update(self, results: Sequence[HeadHypergradient]) -> UpperStep:
         """Tell the method the value and gradient at the position it asked for."""
         value, gradient = self._last = self.evaluate(results)
-        self.evaluations += 1
         if self._is_finite():
             if self._best is None or value < self._best[0]:
                 self._best = (value, self._next)
@@ -122,14 +119,6 @@ class QuasiNewtonUpperLevel:
             return [p.detach().clone() for p in free]
         parts = self._best[1].to(free[0]).split([p.numel() for p in free])
         return [part.view_as(p) for part, p in zip(parts, free, strict=True)]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Refused: what L-BFGS remembers is not kept, for a head's search takes seconds."""
-        raise InputError("A head's search has no checkpoint: it takes seconds. Run it again.")
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refused, as `state_dict`."""
-        self.state_dict()
 
     def _is_finite(self) -> bool:
         value, gradient = self._last
