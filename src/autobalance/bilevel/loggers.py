@@ -52,6 +52,8 @@ from autobalance.records import UpperRecord
 
 MAX_LOSS_NUMBERS = 100
 LOGS = "logs"
+# MLflow and W&B have loggers of our own: Lightning's would need all of Lightning beside Fabric, and
+# its W&B logger draws search and retraining over one axis of steps.
 _CHOSEN = {
     "objective": "objective",
     "hard_objective": "hard_objective",
@@ -65,7 +67,9 @@ _CHOSEN = {
 class MetricLogger(Protocol):
     """What a run asks of a logger; Lightning Fabric's have it."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Take numbers by name, at a step."""
+        ...
 
 
 class LoggerAdapter:
@@ -236,6 +240,7 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log numbers by name, at a step."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -244,6 +249,7 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log settings; those of nested ones have dots in their names."""
         from mlflow.entities import Param
 
         entries = [Param(name, str(value)) for name, value in _flat(params).items()]
@@ -308,6 +314,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log numbers by name, at a step."""
         found: dict[str, float] = dict(metrics)
         for group in {name.partition("/")[0] for name in metrics if "/" in name}:
             axis = f"{group}/step"
@@ -321,6 +328,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log settings; those of nested ones have dots in their names."""
         self.run.config.update(_flat(params), allow_val_change=True)
 
     @rank_zero_only
