@@ -5,18 +5,18 @@ from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.driver import search, splits_of
 from autobalance.bilevel.execution import check_options, make_fabric, seeded
 from autobalance.bilevel.loggers import (
-    MLflowLogger,
     MetricLogger,
+    MLflowLogger,
     RunLog,
     WandbLogger,
     local_logger,
 )
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
 from autobalance.bilevel.pareto_frontier import (
+    MIXES,
     Baseline,
     Frontier,
     FrontierPoint,
-    MIXES,
     baselines,
     frontier,
 )
@@ -32,14 +32,14 @@ from autobalance.bilevel.types import (
 )
 
 __all__ = [
-    "Baseline",
     "DEFAULT_SOLVER",
+    "MIXES",
+    "Baseline",
     "FixedLoss",
     "Frontier",
     "FrontierPoint",
     "Interrupted",
     "LossTuner",
-    "MIXES",
     "MLflowLogger",
     "MetricLogger",
     "ModelFactory",

@@ -20,7 +20,7 @@ from autobalance.bilevel.loggers import MetricLogger, RunLog
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
-from autobalance.data import ArrayData, as_data
+from autobalance.data import ArrayData, as_data, reading
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import GAPS, NAMED, Blend, Gap, Objective, SmoothError, group_class_sums
@@ -263,6 +263,7 @@ def frontier(
     check_options(recipe, settings, seed, progress)
     recipe, settings = recipe or Recipe(), replace(settings or SearchSettings(), choose=False)
     data = as_data(data)
+    validation = None if validation is None else as_data(validation, "validation")
     weights = _weights(mixes)
     objectives = _objectives(main, gap, weights)
     if (data if validation is None else validation).groups is None:
@@ -272,7 +273,7 @@ def frontier(
         )
     points: list[FrontierPoint] = []
     runs = 0.0
-    with seeded(seed):
+    with seeded(seed), reading(data, validation):
         run = SearchRun(
             model_factory, data, validation, objectives[0], space, recipe, settings, solver, seed,
             device, None,

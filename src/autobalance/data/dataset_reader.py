@@ -124,7 +124,7 @@ class ExampleReader(Dataset[Any]):
         with seeded_transforms(request.seed):
             items = self._items(dataset, request.rows)
             batch = self._collated(items, request.rows)
-        inputs, labels = _inputs_and_labels(batch, self.target is not None, request.rows)
+        inputs, labels = _inputs_and_labels(batch, request.rows, labelled=self.target is not None)
         if self.target is not None:
             self._check_labels(labels, request.rows)
         inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else t)
@@ -160,7 +160,7 @@ class ExampleReader(Dataset[Any]):
 
     def _collated(self, items: list[Any], rows: Sequence[int]) -> Any:
         for row, item in zip(rows, items, strict=True):
-            _check_item(item, row)
+            _check_item(item, row, labelled=self.target is not None)
         try:
             return (self.collate_fn or default_collate)(items)
         except Exception as error:
@@ -189,15 +189,17 @@ class ExampleReader(Dataset[Any]):
             )
 
 
-def _check_item(item: Any, row: int) -> None:
+def _check_item(item: Any, row: int, *, labelled: bool) -> None:
     pair = isinstance(item, (tuple, list)) and len(item) >= 2
-    if not (pair or isinstance(item, Mapping)):
+    alone = isinstance(item, Tensor) and not labelled  # enough to predict for
+    if not (pair or alone or isinstance(item, Mapping)):
         raise InputError(
             f"Each item of the Dataset must be a pair (inputs, target) or a mapping such as "
             f'{{"image": ..., "label": ...}}; example {row} is {type(item).__name__}. Wrap the Dataset '
             "in one that returns pairs."
         )
-    for value in item.values() if isinstance(item, Mapping) else item[:1]:
+    values = list(item.values()) if isinstance(item, Mapping) else list(item[:1])
+    for value in values:
         if type(value).__module__.startswith("PIL."):
             raise InputError(
                 f"Example {row} is a PIL image, not a tensor. Add ToTensor() at the end of the "
@@ -223,7 +225,7 @@ def _odd_one_out(items: list[Any], rows: Sequence[int]) -> str:
     return f"The items of a batch cannot be collated; the first is example {rows[0]}"
 
 
-def _inputs_and_labels(batch: Any, has_target: bool, rows: Sequence[int]) -> tuple[Any, Any]:
+def _inputs_and_labels(batch: Any, rows: Sequence[int], *, labelled: bool) -> tuple[Any, Any]:
     """What the network takes of a collated batch, and the labels in it, if there are any."""
     if isinstance(batch, Mapping):
         inputs = {k: v for k, v in batch.items() if k not in (*LABEL_KEYS, *_EXTRA_KEYS)}
@@ -232,6 +234,8 @@ def _inputs_and_labels(batch: Any, has_target: bool, rows: Sequence[int]) -> tup
             [inputs] = inputs.values()
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
         inputs, labels = batch[0], batch[1]
+    elif isinstance(batch, Tensor) and not labelled:
+        inputs, labels = batch, None
     else:
         raise InputError(
             "collate_fn must return a pair (inputs, target) or a mapping; got "
