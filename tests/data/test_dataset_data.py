@@ -384,6 +384,11 @@ def odd(index: int) -> Any:
             {},
             r"pair \(inputs, target\) or a mapping.*example 0 is Tensor",
         ),
+        (
+            Items(lambda i: {"x": [1.0, 2.0], "y": i // 3}),
+            {},
+            r'list where a tensor.*with_format\("torch"\)',
+        ),
         (Items(odd), {}, r"do not stack: example 4 .*collate_fn"),
         (Items(lambda i: (torch.ones(2), 1)), {}, "Example 0 has label 1 in its item, but 0"),
         (Items(odd), {"target": [0, 1]}, "target has 2 labels, but the Dataset has 6"),

@@ -160,7 +160,7 @@ class ExampleReader(Dataset[Any]):
 
     def _collated(self, items: list[Any], rows: Sequence[int]) -> Any:
         for row, item in zip(rows, items, strict=True):
-            _check_item(item, row, labelled=self.target is not None)
+            self._check_item(item, row)
         try:
             return (self.collate_fn or default_collate)(items)
         except Exception as error:
@@ -172,6 +172,27 @@ class ExampleReader(Dataset[Any]):
             raise InputError(
                 f"{_odd_one_out(items, rows)} ({type(error).__name__}: {shown(str(error))}). {remedy}"
             ) from error
+
+    def _check_item(self, item: Any, row: int) -> None:
+        pair = isinstance(item, (tuple, list)) and len(item) >= 2
+        alone = isinstance(item, Tensor) and self.target is None  # enough to predict for
+        if not (pair or alone or isinstance(item, Mapping)):
+            raise InputError(
+                "Each item of the Dataset must be a pair (inputs, target) or a mapping such as "
+                f'{{"image": ..., "label": ...}}; example {row} is {type(item).__name__}. Wrap the '
+                "Dataset in one that returns pairs."
+            )
+        for value in item.values() if isinstance(item, Mapping) else item[:1]:
+            if type(value).__module__.startswith("PIL.") and self.collate_fn is None:
+                raise InputError(
+                    f"Example {row} is a PIL image, not a tensor. Add ToTensor() at the end of the "
+                    "Dataset's transforms."
+                )
+            if isinstance(value, list) and self.collate_fn is None:
+                raise InputError(
+                    f"Example {row} has a list where a tensor is needed. Let the Dataset return tensors "
+                    '(a Hugging Face dataset by with_format("torch")), or give a collate_fn.'
+                )
 
     def _check_labels(self, labels: Any, rows: Sequence[int]) -> None:
         """Refuse integer labels that are not those the search counts on; others are not compared."""
@@ -186,24 +207,6 @@ class ExampleReader(Dataset[Any]):
                 f"Example {rows[at]} has label {int(labels[at])} in its item, but {expected[at]} in the "
                 "target. Give the target that the items have (after any target_transform), or items "
                 "without a label, such as {'image': image}."
-            )
-
-
-def _check_item(item: Any, row: int, *, labelled: bool) -> None:
-    pair = isinstance(item, (tuple, list)) and len(item) >= 2
-    alone = isinstance(item, Tensor) and not labelled  # enough to predict for
-    if not (pair or alone or isinstance(item, Mapping)):
-        raise InputError(
-            f"Each item of the Dataset must be a pair (inputs, target) or a mapping such as "
-            f'{{"image": ..., "label": ...}}; example {row} is {type(item).__name__}. Wrap the Dataset '
-            "in one that returns pairs."
-        )
-    values = list(item.values()) if isinstance(item, Mapping) else list(item[:1])
-    for value in values:
-        if type(value).__module__.startswith("PIL."):
-            raise InputError(
-                f"Example {row} is a PIL image, not a tensor. Add ToTensor() at the end of the "
-                "Dataset's transforms."
             )
 
 
