@@ -26,6 +26,7 @@ from autobalance._validation import InputError
 from autobalance.bilevel import checkpoints
 from autobalance.bilevel.checkpoints import Checkpoint, OtherRun
 from autobalance.bilevel.driver import search
+from autobalance.bilevel.execution import warn_of_min_steps
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.types import Interrupted
@@ -383,6 +384,11 @@ def odd(index: int) -> Any:
             {},
             r"pair \(inputs, target\) or a mapping.*example 0 is Tensor",
         ),
+        (
+            Items(lambda i: {"x": [1.0, 2.0], "y": i // 3}),
+            {},
+            r'list where a tensor.*with_format\("torch"\)',
+        ),
         (Items(odd), {}, r"do not stack: example 4 .*collate_fn"),
         (Items(lambda i: (torch.ones(2), 1)), {}, "Example 0 has label 1 in its item, but 0"),
         (Items(odd), {"target": [0, 1]}, "target has 2 labels, but the Dataset has 6"),
@@ -407,6 +413,11 @@ def odd(index: int) -> Any:
 def test_refused(dataset: Any, given: dict[str, Any], message: str) -> None:
     with pytest.raises((InputError, ExampleError), match=message):
         DatasetData.of(dataset, **given)
+
+
+def test_examples_without_labels_can_be_predicted_for() -> None:
+    bare = Items(lambda i: torch.ones(2) * i)
+    assert predict_logits(nn.Identity(), bare)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_loader_is_refused_with_its_dataset_named() -> None:
@@ -524,6 +535,8 @@ def test_transforms_of_inputs_alone_and_with_their_classes() -> None:
 
 def test_min_steps_that_override_epochs_are_told() -> None:
     with pytest.warns(
-        UserWarning, match=r"epochs=2 is overridden: min_steps=500 makes it \d+ passes"
+        UserWarning, match=r"epochs=2 is overridden: min_steps=500 makes it 64 passes"
     ):
-        trained(Points(n=8), recipe=Recipe(epochs=2))
+        warn_of_min_steps(Recipe(epochs=2), 1000)
+    for recipe in (Recipe(), Recipe(epochs=2, min_steps=100), Recipe(epochs=80)):
+        warn_of_min_steps(recipe, 1000)

@@ -22,7 +22,7 @@ from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
-from autobalance.data import ArrayData, as_data
+from autobalance.data import ArrayData, as_data, reading
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import GAPS, NAMED, Blend, Gap, Objective, SmoothError, group_class_sums
@@ -267,6 +267,7 @@ def frontier(
     check_options(recipe, settings, seed, progress)
     recipe, settings = recipe or Recipe(), replace(settings or SearchSettings(), choose=False)
     data = as_data(data)
+    validation = None if validation is None else as_data(validation, "validation")
     weights = _weights(mixes)
     objectives = _objectives(main, gap, weights)
     if (data if validation is None else validation).groups is None:
@@ -286,7 +287,7 @@ def frontier(
         seed=seed,
         device=device,
     )
-    with seeded(seed):
+    with seeded(seed), reading(data, validation):
         sweep = _Sweep(build_network_search(spec), main, gap)
         log = LoggerAdapter(logger, writes=sweep.run.problem.processes.rank == 0)
         _check_held_out(np.asarray(sweep.run.settings["validation_counts"]))

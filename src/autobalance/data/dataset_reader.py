@@ -124,7 +124,7 @@ class ExampleReader(Dataset[Any]):
         with seeded_transforms(request.seed):
             items = self._items(dataset, request.rows)
             batch = self._collated(items, request.rows)
-        inputs, labels = _inputs_and_labels(batch, self.target is not None, request.rows)
+        inputs, labels = _inputs_and_labels(batch, request.rows, labelled=self.target is not None)
         if self.target is not None:
             self._check_labels(labels, request.rows)
         inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else t)
@@ -160,7 +160,7 @@ class ExampleReader(Dataset[Any]):
 
     def _collated(self, items: list[Any], rows: Sequence[int]) -> Any:
         for row, item in zip(rows, items, strict=True):
-            _check_item(item, row)
+            self._check_item(item, row)
         try:
             return (self.collate_fn or default_collate)(items)
         except Exception as error:
@@ -172,6 +172,27 @@ class ExampleReader(Dataset[Any]):
             raise InputError(
                 f"{_odd_one_out(items, rows)} ({type(error).__name__}: {shown(str(error))}). {remedy}"
             ) from error
+
+    def _check_item(self, item: Any, row: int) -> None:
+        pair = isinstance(item, (tuple, list)) and len(item) >= 2
+        alone = isinstance(item, Tensor) and self.target is None  # enough to predict for
+        if not (pair or alone or isinstance(item, Mapping)):
+            raise InputError(
+                "Each item of the Dataset must be a pair (inputs, target) or a mapping such as "
+                f'{{"image": ..., "label": ...}}; example {row} is {type(item).__name__}. Wrap the '
+                "Dataset in one that returns pairs."
+            )
+        for value in item.values() if isinstance(item, Mapping) else item[:1]:
+            if type(value).__module__.startswith("PIL.") and self.collate_fn is None:
+                raise InputError(
+                    f"Example {row} is a PIL image, not a tensor. Add ToTensor() at the end of the "
+                    "Dataset's transforms."
+                )
+            if isinstance(value, list) and self.collate_fn is None:
+                raise InputError(
+                    f"Example {row} has a list where a tensor is needed. Let the Dataset return tensors "
+                    '(a Hugging Face dataset by with_format("torch")), or give a collate_fn.'
+                )
 
     def _check_labels(self, labels: Any, rows: Sequence[int]) -> None:
         """Refuse integer labels that are not those the search counts on; others are not compared."""
@@ -186,22 +207,6 @@ class ExampleReader(Dataset[Any]):
                 f"Example {rows[at]} has label {int(labels[at])} in its item, but {expected[at]} in the "
                 "target. Give the target that the items have (after any target_transform), or items "
                 "without a label, such as {'image': image}."
-            )
-
-
-def _check_item(item: Any, row: int) -> None:
-    pair = isinstance(item, (tuple, list)) and len(item) >= 2
-    if not (pair or isinstance(item, Mapping)):
-        raise InputError(
-            f"Each item of the Dataset must be a pair (inputs, target) or a mapping such as "
-            f'{{"image": ..., "label": ...}}; example {row} is {type(item).__name__}. Wrap the Dataset '
-            "in one that returns pairs."
-        )
-    for value in item.values() if isinstance(item, Mapping) else item[:1]:
-        if type(value).__module__.startswith("PIL."):
-            raise InputError(
-                f"Example {row} is a PIL image, not a tensor. Add ToTensor() at the end of the "
-                "Dataset's transforms."
             )
 
 
@@ -223,7 +228,7 @@ def _odd_one_out(items: list[Any], rows: Sequence[int]) -> str:
     return f"The items of a batch cannot be collated; the first is example {rows[0]}"
 
 
-def _inputs_and_labels(batch: Any, has_target: bool, rows: Sequence[int]) -> tuple[Any, Any]:
+def _inputs_and_labels(batch: Any, rows: Sequence[int], *, labelled: bool) -> tuple[Any, Any]:
     """What the network takes of a collated batch, and the labels in it, if there are any."""
     if isinstance(batch, Mapping):
         inputs = {k: v for k, v in batch.items() if k not in (*LABEL_KEYS, *_EXTRA_KEYS)}
@@ -232,6 +237,8 @@ def _inputs_and_labels(batch: Any, has_target: bool, rows: Sequence[int]) -> tup
             [inputs] = inputs.values()
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
         inputs, labels = batch[0], batch[1]
+    elif isinstance(batch, Tensor) and not labelled:
+        inputs, labels = batch, None
     else:
         raise InputError(
             "collate_fn must return a pair (inputs, target) or a mapping; got "
