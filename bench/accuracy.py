@@ -27,9 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autobalance.bilevel.execution import make_fabric
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, coupled_weight_decay
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.data.fashion import CLASSES, long_tailed_sample
 from autobalance.data.splits import stratified_folds
 from autobalance.functional.model import flatten, unflatten
@@ -46,7 +48,7 @@ from autobalance.hypergrad.solvers import (
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.surrogates import SmoothError
 from autobalance.records.settings import Recipe
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from measuring import options_of, prepare, write_json
 
@@ -205,7 +207,6 @@ def by_retraining(lower: Lower, held: Batch, h: float = 1e-4) -> Tensor:
                 p.copy_(start)
             for p, part in zip(moved.loss.space.parameters(), unflatten(step, free), strict=True):
                 p += part
-        moved.loss.refresh()
         moved.retrain()
         return float(OBJECTIVE(lower.model(held.inputs).detach(), held.target))
 

@@ -50,10 +50,11 @@ import numpy as np
 import torch
 
 from autobalance._validation import InputError
-from autobalance.bilevel.driver import search, splits_of
-from autobalance.bilevel.lower_level import predict_logits
+from autobalance.bilevel.driver import search
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.pareto_frontier import MIXES, Frontier, baselines, frontier
-from autobalance.data.batches import ArrayData
+from autobalance.bilevel.prediction import predict_logits
+from autobalance.data.array_data import ArrayData
 from autobalance.posthoc.expected_errors import evaluate_model, evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
     POINTS,

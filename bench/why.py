@@ -32,17 +32,20 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
 from autobalance.bilevel.driver import search
+from autobalance.bilevel.execution import make_fabric, seeded
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric, predict_logits, seeded
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.cli.demo import RECIPE, network
-from autobalance.data.batches import ArrayData, BalancedBatches
+from autobalance.data.array_data import ArrayData
 from autobalance.data.fashion import CLASSES, ImageSet, long_tailed_sample
+from autobalance.data.index_streams import BalancedBatches
 from autobalance.data.splits import stratified_folds
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.metrics import class_errors
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.datasets.fashion import original
 from measuring import options_of, prepare, write_json
@@ -144,7 +147,6 @@ def tracked_search(
     with torch.no_grad():
         for name, p in loss.space.named_parameters():
             p.copy_(torch.stack([place[name] for place in late]).mean(dim=0))
-    loss.refresh()
     return Tracked(loss.frozen(), loss.space.values(), steps, errors, begin, lower.total)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.posthoc.expected_errors import evaluate_model, evaluate_probabilities
 from autobalance.records.error_table import ErrorTable
 from autobalance.records.metrics import classification_report

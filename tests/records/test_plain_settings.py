@@ -26,14 +26,10 @@ from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.registry import GAPS, NAMED
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError
 from autobalance.records.plain_settings import PlainSettings
-from autobalance.spaces.spaces import (
-    ClassSpace,
-    ClusterSpace,
-    DesignSpace,
-    GroupSpace,
-    HierarchicalSpace,
-    WithUnknownGroup,
-)
+from autobalance.spaces.base import DesignSpace
+from autobalance.spaces.class_space import ClassSpace, ClusterSpace
+from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 
 COUNTS = [50, 20, 5, 1]
 TABLE = [[50, 20, 5], [9, 0, 3]]

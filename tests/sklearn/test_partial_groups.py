@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError
-from autobalance.bilevel.driver import search, splits_of
+from autobalance.bilevel.driver import search
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.pareto_frontier import baselines, frontier
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.hypergrad.implicit import hypergradient
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.aggregates import BalancedError
@@ -24,7 +25,8 @@ from autobalance.objectives.gaps import OddsGap
 from autobalance.objectives.surrogates import SmoothError
 from autobalance.records.search_record import HeldOut
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import GroupSpace, HierarchicalSpace, WithUnknownGroup
+from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import blobs, linear_factory
 

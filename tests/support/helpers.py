@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.functional.model import flatten
 from autobalance.objectives.base import Objective
-from autobalance.spaces.spaces import PARTS, ClassSpace
+from autobalance.spaces.base import PARTS
+from autobalance.spaces.class_space import ClassSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
 NUM_CLASSES = 4

@@ -24,7 +24,8 @@ from autobalance.augment.images import image_operations
 from autobalance.augment.policy import AugmentationPolicy
 from autobalance.bilevel.loss_tuner import LossTuner
 from autobalance.bilevel.lower_level import LowerLevel
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.hypergrad.solvers import (
     ConjugateGradient,
     Identity,
@@ -37,7 +38,10 @@ from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.losses.published import FocalLoss, GroupDROLoss, LDAMLoss
 from autobalance.networks import SmallCNN
 from autobalance.records.settings import Recipe
-from autobalance.spaces.spaces import ClassSpace, DesignSpace, GroupSpace, HierarchicalSpace
+from autobalance.spaces.base import DesignSpace
+from autobalance.spaces.class_space import ClassSpace
+from autobalance.spaces.group_space import GroupSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.augmentations import StandardAugmentation
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from autobalance.augment.choice import augmented
 from autobalance.bilevel.driver import search
-from autobalance.bilevel.lower_level import predict_logits, seeded
+from autobalance.bilevel.execution import seeded
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.data.splits import stratified_folds
 from autobalance.heads.search import retrain_head, search_head
 from autobalance.hypergrad.solvers import Neumann
@@ -30,7 +32,8 @@ from autobalance.losses.published import (
 from autobalance.objectives.aggregates import BalancedError, WorstError
 from autobalance.objectives.surrogates import CrossEntropyRisk
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import ClassSpace, ClusterSpace, HierarchicalSpace
+from autobalance.spaces.class_space import ClassSpace, ClusterSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.comparison import methods
 from autobalance_bench.comparison.methods import (

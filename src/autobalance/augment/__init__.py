@@ -9,6 +9,7 @@ from autobalance.augment.augmentation import OPERATIONS, Augmentation
 from autobalance.augment.choice import (
     AugmentChoice,
     as_augmentation,
+    as_batch_transform,
     augmented,
     described,
     drawn,
@@ -82,6 +83,7 @@ __all__ = [
     "SphericalNoise",
     "TensorOperation",
     "as_augmentation",
+    "as_batch_transform",
     "augmented",
     "checked_inputs",
     "checked_range",

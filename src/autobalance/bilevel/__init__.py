@@ -2,27 +2,17 @@
 
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
-from autobalance.bilevel.driver import search, splits_of
+from autobalance.bilevel.driver import BilevelSearch, search
+from autobalance.bilevel.execution import check_options, make_fabric, seeded
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.loggers import (
+    LoggerAdapter,
     MetricLogger,
     MLflowLogger,
-    RunLog,
     WandbLogger,
     local_logger,
 )
-from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
-from autobalance.bilevel.lower_level import (
-    FixedLoss,
-    Interrupted,
-    ModelFactory,
-    Progress,
-    ProgressListener,
-    check_data,
-    check_options,
-    make_fabric,
-    predict_logits,
-    seeded,
-)
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep
 from autobalance.bilevel.pareto_frontier import (
     MIXES,
     Baseline,
@@ -31,17 +21,29 @@ from autobalance.bilevel.pareto_frontier import (
     baselines,
     frontier,
 )
-from autobalance.bilevel.result import SearchResult, extended, used_versions
+from autobalance.bilevel.prediction import predict_logits
+from autobalance.bilevel.recorder import SearchRecorder
+from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.bilevel.retraining import retrain
+from autobalance.bilevel.search_spec import SearchSpec
+from autobalance.bilevel.types import (
+    FixedLoss,
+    Interrupted,
+    ModelFactory,
+    Progress,
+    ProgressListener,
+)
 
 __all__ = [
     "DEFAULT_SOLVER",
     "MIXES",
     "Baseline",
+    "BilevelSearch",
     "FixedLoss",
     "Frontier",
     "FrontierPoint",
     "Interrupted",
+    "LoggerAdapter",
     "LossTuner",
     "MLflowLogger",
     "MetricLogger",
@@ -50,14 +52,14 @@ __all__ = [
     "Outcomes",
     "Progress",
     "ProgressListener",
-    "RunLog",
+    "SearchRecorder",
     "SearchResult",
+    "SearchSpec",
+    "UpperStep",
     "WandbLogger",
     "baselines",
-    "check_data",
     "check_options",
     "choose",
-    "extended",
     "frontier",
     "local_logger",
     "make_fabric",

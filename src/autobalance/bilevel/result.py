@@ -13,7 +13,7 @@ from torch import nn
 
 from autobalance._validation import InputError
 from autobalance.augment import described, restored
-from autobalance.losses import LossParameters, ParametricCrossEntropy
+from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import NAMED
 from autobalance.records import (
     Calibration,
@@ -30,18 +30,9 @@ if TYPE_CHECKING:
 
 _FORMAT = "autobalance-search"
 _WHAT = "a search result of autobalance"
-MAX_PATH_NUMBERS = 100_000
 _PLAIN = (
     "design", "settings", "seed", "seconds", "status", "choice", "training_runs", "versions",
 )  # fmt: skip
-
-
-def extended(path: list[PathPoint], step: int, now: LossParameters) -> list[PathPoint]:
-    """The path with one point more; every other one where they hold too many numbers."""
-    lists = {n: None if p is None else p.tolist() for n, p in now._asdict().items()}
-    path = [*path, PathPoint(step, **lists)]
-    numbers = len(path) * sum(p.numel() for p in now if p is not None)
-    return path[::2] if numbers > MAX_PATH_NUMBERS else path
 
 
 @dataclass(frozen=True)

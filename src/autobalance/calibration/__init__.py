@@ -6,7 +6,7 @@ from autobalance.calibration.temperature import (
     corrected_probabilities,
     fit_temperature,
     measured,
-    thinning,
+    subsample_stride,
 )
 
 __all__ = [
@@ -15,5 +15,5 @@ __all__ = [
     "corrected_probabilities",
     "fit_temperature",
     "measured",
-    "thinning",
+    "subsample_stride",
 ]

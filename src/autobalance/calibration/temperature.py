@@ -175,7 +175,7 @@ def fit_temperature(
     rows = None if groups is None or loss.num_groups is None else torch.as_tensor(groups).long()
     if same_length(logits=f, target=y, groups=rows) == 0:
         raise InputError("There is no example to fit a temperature on.")
-    step = thinning(f.numel())
+    step = subsample_stride(f.numel())
     f, y, rows = f[::step], y[::step], None if rows is None else rows[::step]
     counts = _counts(class_counts, loss, f.shape[1])
     prior = _held_prior(y.cpu(), None if rows is None else rows.cpu(), counts)
@@ -243,7 +243,7 @@ def measured(
         raise InputError("There is no example to measure: target is empty.")
     k = f.shape[1]
     predicted = f.argmax(dim=1).numpy() if predicted is None else np.asarray(predicted)
-    step = thinning(f.numel())
+    step = subsample_stride(f.numel())
     some, own = f[::step], y[::step]
     prior = _held_prior(own, None, _counts(class_counts, loss, k).sum(dim=0, keepdim=True))
     corrected = corrected_probabilities(
@@ -260,7 +260,7 @@ def measured(
     }
 
 
-def thinning(numbers: int) -> int:
+def subsample_stride(numbers: int) -> int:
     """Of so many logits, every how manyth example's are looked at for a temperature."""
     return max(1, -(-numbers // _MOST_NUMBERS))
 

@@ -17,8 +17,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from filelock import FileLock
+
 from autobalance._validation import InputError
-from autobalance.records import file_lock, format_bytes, free_bytes
+from autobalance.records import format_bytes, free_bytes
 
 BLOCK = 1 << 20
 """Bytes read at a time."""
@@ -106,7 +108,7 @@ def fetch(
             pass
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}. Give another folder.") from None
-    with file_lock(path):
+    with FileLock(path.with_name(f"{path.name}.lock")):
         # Another process, such as torchrun's next one, may have finished it meanwhile.
         if not path.exists():
             with _line(file.name) if progress is None else nullcontext(progress) as told:
@@ -159,7 +161,7 @@ def fetch_folder(archive: Published, folder: Path, name: str) -> None:
         As for `fetch` and `unpack`, or if there is no such folder in the archive.
     """
     path = fetch(archive, folder)
-    with file_lock(folder / name):
+    with FileLock(folder / f"{name}.lock"):
         if (folder / name).is_dir():  # by another process meanwhile
             return
         unpacked = folder / f"{name}.part"

@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from autobalance._validation import InputError, path_of, whole
-from autobalance.data import ArrayData, Batch, Part, StoredRows, column, sampled, written
+from autobalance.data import ArrayData, Batch, StoredRows, column, sampled
+from autobalance_bench.datasets.stored_images import Part, write_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -226,7 +227,7 @@ class Photographs:
                     progress(min(part.stop, len(self)), len(self))
 
         shape = (len(self), 3, self.size, self.size)
-        bad = written(path, identity=self.identity, shape=shape, parts=parts)
+        bad = write_rows(path, identity=self.identity, shape=shape, parts=parts)
         good = np.delete(np.arange(len(self)), list(bad))
         return self._kept(bad, allowed).with_inputs(StoredRows([path], good))
 
