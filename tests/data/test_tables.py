@@ -10,13 +10,7 @@ import pandas as pd
 import pytest
 
 from autobalance._validation import InputError
-from autobalance.data.tables import (
-    MAX_CATEGORIES,
-    TableEncoder,
-    column,
-    mistaken_for_text,
-    read_table,
-)
+from autobalance.data.table_encoder import MAX_CATEGORIES, TableEncoder
 
 
 def mixed() -> pd.DataFrame:

@@ -26,7 +26,7 @@ from autobalance import (
     TrainingDiverged,
 )
 from autobalance.posthoc.expected_errors import Evaluated
-from autobalance.posthoc.fair_decisions import CellDecision, Decided
+from autobalance.posthoc.fair_decisions import CellDecision, FairDecision
 from sklearn import config_context
 
 QUICK = Recipe(epochs=10, min_steps=60)
@@ -480,7 +480,7 @@ def test_a_decision_is_predicted_by_without_groups() -> None:
 
 def test_a_decision_of_other_data_is_refused() -> None:
     model = AutoBalanceClassifier(recipe=Recipe(epochs=1, min_steps=5))
-    decided = Decided(
+    decided = FairDecision(
         CellDecision(torch.nn.Linear(2, 6), np.ones((1, 3, 2))),
         Evaluated(np.zeros((3, 2)), np.ones((3, 2))),
         "worst_class_and_group_error",

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _GIVEN = ("table", "target", "groups", "missing_groups", "test", "augment")
 """Options that the settings of a search do not hold, for its record."""
-IDENTIFIER, MANY = 0.9, 100
-"""Share and number of different values from which a column of text looks like a name of the row."""
 
 
 def run_demo(options: Namespace, command: str) -> int:
@@ -58,7 +56,6 @@ def run_fit(options: Namespace, command: str) -> int:
     out = _fit_folder(options)
     recipe, settings = training_options(options)
     features, target, groups = columns(options)
-    tell_of_identifiers(features)
     test = None if options.test is None else _test_columns(options, features)
     from autobalance.bilevel import OtherRun, local_logger
     from autobalance.cli.resume import other_options
@@ -145,24 +142,6 @@ def columns(options: Namespace, path: str | None = None) -> tuple[pd.DataFrame, 
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     left_out = [c for c in (options.target, options.groups) if c is not None]
     return table.drop(columns=left_out), target, groups
-
-
-def tell_of_identifiers(features: pd.DataFrame) -> None:
-    """Columns of text that are names of rows, dates, or numbers but for a few values: they tell little."""
-    from autobalance.data import mistaken_for_text
-
-    for name in features.select_dtypes(exclude="number").columns:
-        different = int(features[name].nunique())
-        mistaken = mistaken_for_text(features[name])
-        if mistaken is not None:
-            print(f"autobalance: column {str(name)!r} {mistaken}", file=sys.stderr)
-        elif different >= IDENTIFIER * len(features) and different >= MANY:
-            print(
-                f"autobalance: column {str(name)!r} has {different:,} different values in "
-                f"{len(features):,} rows, of which the most frequent become features. Drop it if it is a "
-                "name or a number of the row; make dates numbers",
-                file=sys.stderr,
-            )
 
 
 def _test_columns(options: Namespace, features: pd.DataFrame) -> tuple[pd.DataFrame, Any, Any]:

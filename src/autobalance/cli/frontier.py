@@ -11,13 +11,13 @@ import numpy as np
 from jsonargparse import Namespace
 
 from autobalance._validation import InputError, TrainingDiverged, gap_bound, whole
-from autobalance.cli.fit import columns, fit_record, remove_checkpoints, tell_of_identifiers
+from autobalance.cli.fit import columns, fit_record, remove_checkpoints
 from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
 from autobalance.records import output_folder, run_status, to_json, write_together
 
 if TYPE_CHECKING:
     from autobalance.bilevel import Baseline, Frontier, FrontierPoint
-    from autobalance.posthoc import Decided
+    from autobalance.posthoc import FairDecision
     from autobalance.sklearn import AutoBalanceClassifier
 
 FRONTIER = ("frontier.json", "frontier.csv", "frontier.svg")
@@ -34,7 +34,6 @@ def run_frontier(options: Namespace, command: str) -> int:
     out = output_folder(options.out, overwrite=options.overwrite)
     recipe, settings = training_options(options)
     features, target, groups = columns(options)
-    tell_of_identifiers(features)
     import warnings
 
     from autobalance.bilevel import MIXES
@@ -171,7 +170,7 @@ def _decisions(
     return DONE
 
 
-def _point(decided: Decided, main: str, by: str, name: str | None = None) -> dict[str, Any]:
+def _point(decided: FairDecision, main: str, by: str, name: str | None = None) -> dict[str, Any]:
     held = decided.held_out
     return {
         by: held.deo if name is None else name,

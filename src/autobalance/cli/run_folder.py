@@ -46,7 +46,7 @@ from autobalance.report import (
     rows_that_fit,
     write_report,
 )
-from autobalance.sklearn import AutoBalanceClassifier
+from autobalance.sklearn import AutoBalanceClassifier, TableInput
 
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
 _FORMAT = "autobalance-run"
@@ -293,16 +293,16 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
         network.load_state_dict(state)
         classifier = AutoBalanceClassifier()
         classifier.module_ = network.eval()
-        classifier.encoder_ = TableEncoder.from_dict(description["encoder"])
+        encoder = TableEncoder.from_dict(description["encoder"])
+        classifier.input_ = TableInput(encoder, (len(encoder.columns),))
         classifier.classes_ = np.array(description["classes"])
         classifier.groups_ = description["groups"]
-        fits = (classifier.encoder_.num_features, len(description["classes"]))
+        fits = (encoder.num_features, len(description["classes"]))
         if fits != tuple(description["network"][key] for key in ("num_features", "num_classes")):
             raise ValueError("network, encoder and classes differ in number")
-        classifier.feature_names_in_ = np.array(classifier.encoder_.columns, dtype=object)
-        classifier.n_features_in_ = len(classifier.encoder_.columns)
-        classifier.input_shape_ = (classifier.n_features_in_,)
-        classifier.keep(SearchResult.from_dict(record["search"]))
+        classifier.feature_names_in_ = np.array(encoder.columns, dtype=object)
+        classifier.n_features_in_ = len(encoder.columns)
+        classifier.adopt(SearchResult.from_dict(record["search"]))
         classifier.class_masses_ = array_of_numbers("class_counts", record["class_counts"])
         if classifier.class_masses_.shape[-1:] != (len(description["classes"]),):
             raise ValueError("class_counts and classes differ in number")

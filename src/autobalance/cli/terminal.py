@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from autobalance.bilevel import Baseline, Frontier, FrontierPoint, SearchResult
     from autobalance.bilevel import Progress as RunProgress
-    from autobalance.posthoc import Decided
+    from autobalance.posthoc import FairDecision
 
 
 _SUMMARY = (
@@ -164,10 +164,10 @@ def print_frontier(
 
 
 def print_decisions(
-    points: Sequence[Decided],
-    plain: Decided,
+    points: Sequence[FairDecision],
+    plain: FairDecision,
     main: str,
-    kept: Decided | None = None,
+    kept: FairDecision | None = None,
     bound: float | None = None,
 ) -> None:
     """The decisions by falling gap, then cross-entropy's; which is picked, for a gap of at most `bound`."""

@@ -6,7 +6,7 @@ from autobalance.posthoc.fair_decisions import (
     CellDecision,
     CellPosterior,
     ClassLogits,
-    Decided,
+    FairDecision,
     cell_posterior,
 )
 
@@ -15,8 +15,8 @@ __all__ = [
     "CellDecision",
     "CellPosterior",
     "ClassLogits",
-    "Decided",
     "Evaluated",
+    "FairDecision",
     "cell_posterior",
     "evaluate_probabilities",
 ]

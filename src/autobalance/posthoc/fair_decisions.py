@@ -163,7 +163,7 @@ class DecisionShares(nn.Module):
 
 
 @dataclass(frozen=True)
-class Decided:
+class FairDecision:
     """A decision, and what it is worth on held-out data.
 
     Attributes
@@ -224,7 +224,7 @@ class CellPosterior:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def within(self, gap: float) -> Decided:
+    def within(self, gap: float) -> FairDecision:
         """The lowest main error with a DEO of at most `gap` on held-out data.
 
         Leave a margin for new data: a gap is a difference of rates in small cells. On Adult a DEO
@@ -247,11 +247,11 @@ class CellPosterior:
             return replace(free, objective=self._bounded(gap))
         return self._best(gap, self._columns([*gaps, gap]))
 
-    def with_lowest_worst_cell(self) -> Decided:
+    def with_lowest_worst_cell(self) -> FairDecision:
         """The lowest error of the worst class within a group, on held-out data."""
         return self._solved([None])[0]
 
-    def frontier(self, points: int = POINTS) -> list[Decided]:
+    def frontier(self, points: int = POINTS) -> list[FairDecision]:
         """Decisions from no bound on DEO down to 0, by falling DEO.
 
         The first is logit adjustment. Of a network that is wrong about its probabilities, others can be
@@ -266,13 +266,13 @@ class CellPosterior:
         free, gaps = self._bounds(points)
         return [free, *self._solved(gaps)]
 
-    def most_probable(self) -> Decided:
+    def most_probable(self) -> FairDecision:
         """The most probable class: what cross-entropy gives, to compare with."""
         mass = self._mass()
         weights = np.ones_like(mass)
         return self._decided([weights], [1.0], self._errors(weights, mass), "error")
 
-    def result(self, decided: Decided) -> SearchResult:
+    def result(self, decided: FairDecision) -> SearchResult:
         """A decision as the result of a search, for what takes one; its loss is cross-entropy."""
         loss = ParametricCrossEntropy.cross_entropy()
         return SearchResult(
@@ -303,12 +303,12 @@ class CellPosterior:
     def _bounded(self, gap: float) -> str:
         return f"{self.main} where deo <= {gap:g}"
 
-    def _bounds(self, points: int) -> tuple[Decided, list[float]]:
+    def _bounds(self, points: int) -> tuple[FairDecision, list[float]]:
         """The decision without a bound, which is logit adjustment, and bounds from there to 0."""
         [free] = self._solved([float(self.held_out.shape[2])])
         return free, np.linspace(free.held_out.deo, 0.0, points)[1:].tolist()
 
-    def _solved(self, gaps: Sequence[float | None]) -> list[Decided]:
+    def _solved(self, gaps: Sequence[float | None]) -> list[FairDecision]:
         """For each gap, or the worst cell where that is None, the best draw between all decisions
         that any of them gave rise to."""
         columns = self._columns(gaps)
@@ -343,7 +343,7 @@ class CellPosterior:
             _, prices, level = _program(pool, main, gap)
         return columns
 
-    def _best(self, gap: float | None, columns: list[_Column]) -> Decided:
+    def _best(self, gap: float | None, columns: list[_Column]) -> FairDecision:
         tables = np.stack([column.errors for column in columns])
         shares, _, _ = _program(tables, self._main_weights(), gap)
         used = np.flatnonzero(shares >= LEAST_SHARE)
@@ -354,10 +354,10 @@ class CellPosterior:
 
     def _decided(
         self, weights: list[np.ndarray], shares: list[float], errors: np.ndarray, objective: str
-    ) -> Decided:
+    ) -> FairDecision:
         mass = self._mass()
         network = CellDecision(self.network, np.stack(weights), shares, self.seed).eval()
-        return Decided(network, Evaluated(np.where(mass > 0, errors, np.nan), mass), objective)
+        return FairDecision(network, Evaluated(np.where(mass > 0, errors, np.nan), mass), objective)
 
     def _errors(self, weights: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """R_kg on held-out data where a decides, shape ``(g, k)``; 0 in empty cells."""

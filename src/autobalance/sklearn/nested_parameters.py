@@ -1,0 +1,81 @@
+"""Parameters of an estimator that are dataclasses, field by field: ``recipe__lr``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, ClassVar
+
+from sklearn.base import BaseEstimator
+
+
+class NestedParameters(BaseEstimator):
+    """Estimator whose dataclass parameters are searched field by field.
+
+    Attributes
+    ----------
+    _nested_defaults : mapping
+        The dataclass that stands for a parameter that is None, by the parameter's name.
+    """
+
+    _nested_defaults: ClassVar[Mapping[str, type]] = {}
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name.
+
+        Parameters
+        ----------
+        deep : bool
+            Add the fields of parameters that are dataclasses, as ``recipe__lr``.
+
+        Returns
+        -------
+        dict
+            Values by name.
+        """
+        params = super().get_params(deep=deep)
+        if deep:
+            for name in list(params):
+                value = self._dataclass(name)
+                if value is not None:
+                    parts = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+                    params |= {f"{name}__{part}": given for part, given in parts.items()}
+        return params
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters, and fields of those that are dataclasses: ``set_params(recipe__lr=0.1)``.
+
+        Returns
+        -------
+        estimator
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter.
+        InputError
+            If a field cannot have the value.
+        """
+        nested: dict[str, dict[str, Any]] = {}
+        plain: dict[str, Any] = {}
+        valid = self.get_params(deep=True) if any("__" in key for key in params) else {}
+        for key, value in params.items():
+            name, _, part = key.partition("__")
+            if part and key in valid and self._dataclass(name) is not None:
+                nested.setdefault(name, {})[part] = value
+            else:
+                plain[key] = value
+        super().set_params(**plain)
+        for name, changes in nested.items():
+            # A dataclass given in the same call may be of another kind: its own fields decide.
+            value = self._dataclass(name)
+            super().set_params(**{name: replace(value, **changes)})  # type: ignore[type-var]
+        return self
+
+    def _dataclass(self, name: str) -> Any:
+        """The dataclass that a parameter is, or that stands for its None."""
+        value = getattr(self, name, None)
+        if value is None and name in self._nested_defaults:
+            return self._nested_defaults[name]()
+        return value if is_dataclass(value) and not isinstance(value, type) else None
