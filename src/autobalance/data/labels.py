@@ -199,7 +199,9 @@ def number_of(n: int, one: str, many: str | None = None) -> str:
 
 def _as_column(y: Any) -> Any:
     """A series of another library than pandas as an array."""
-    return y.to_numpy() if not isinstance(y, (pd.Series, np.ndarray)) and hasattr(y, "to_numpy") else y
+    return (
+        y.to_numpy() if not isinstance(y, (pd.Series, np.ndarray)) and hasattr(y, "to_numpy") else y
+    )
 
 
 def _of_one_kind(labels: np.ndarray, what: str) -> np.ndarray:

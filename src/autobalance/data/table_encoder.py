@@ -242,7 +242,9 @@ class TableEncoder:
         if not set(encoder.missing) <= set(encoder.numeric) or sorted(encoder.columns) != sorted(
             [*encoder.numeric, *encoder.categories]
         ):
-            raise InputError("This table encoder is altered: its columns are of no kind, or of two.")
+            raise InputError(
+                "This table encoder is altered: its columns are of no kind, or of two."
+            )
         return encoder
 
     def _fit_categories(self, name: str, values: np.ndarray) -> None:
@@ -288,14 +290,18 @@ class TableEncoder:
             if share > UNSEEN + (1.0 - UNSEEN) * self._rest.get(name, 0.0):
                 notes.append((name, share, "are categories that training never saw"))
         numeric = raw[:, self._positions(self.numeric)].T
-        for name, (least, largest), numbers in zip(self.numeric, self._range, numeric, strict=False):
+        for name, (least, largest), numbers in zip(
+            self.numeric, self._range, numeric, strict=False
+        ):
             absent = float(np.isnan(numbers).mean())
             outside = float(np.mean((numbers < least) | (numbers > largest)))
             if absent > UNSEEN and name not in self.missing:
                 notes.append((name, absent, "are missing, as none was in training"))
             # One or two rows lie outside by chance now and then; a scale that differs shows in more.
             elif outside > UNSEEN and len(raw) >= LEAST_ROWS:
-                notes.append((name, outside, f"lie outside of {least:g} to {largest:g} of training"))
+                notes.append(
+                    (name, outside, f"lie outside of {least:g} to {largest:g} of training")
+                )
         return [f"column {name!r}: {100 * s:.0f} % of its values {what}" for name, s, what in notes]
 
 
