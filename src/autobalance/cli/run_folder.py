@@ -46,7 +46,7 @@ from autobalance.report import (
     rows_that_fit,
     write_report,
 )
-from autobalance.sklearn import AutoBalanceClassifier, TableInput
+from autobalance.sklearn import AutoBalanceClassifier, TableInput, mark
 
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
 _FORMAT = "autobalance-run"
@@ -292,9 +292,9 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
         network = _built(description, state)
         network.load_state_dict(state)
         classifier = AutoBalanceClassifier()
-        classifier.module_ = network.eval()
         encoder = TableEncoder.from_dict(description["encoder"])
         classifier.input_ = TableInput(encoder, (len(encoder.columns),))
+        classifier.module_ = mark(network.eval(), classifier.input_)
         classifier.classes_ = np.array(description["classes"])
         classifier.groups_ = description["groups"]
         fits = (encoder.num_features, len(description["classes"]))

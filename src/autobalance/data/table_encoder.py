@@ -184,6 +184,19 @@ class TableEncoder:
             parts.append(raw[:, column, None] == np.arange(len(names)))
         return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
 
+    def is_raw(self, rows: np.ndarray) -> bool:
+        """Whether rows ``(n, d)`` can be rows of the training table: each number lies in its range."""
+        if rows.shape[1] != len(self.columns) or len(self._range) != len(self.numeric):
+            return False
+        ranges = dict(zip(self.numeric, self._range, strict=True))
+        for name, values in zip(self.columns, rows.T, strict=True):
+            # The range may come from numbers of higher precision than the rows have.
+            least, largest = ranges.get(name, (-1, len(self.categories.get(name, ())) - 1))
+            margin = 1e-6 * max(abs(least), abs(largest))
+            if ((values < least - margin) | (values > largest + margin)).any():
+                return False
+        return True
+
     def as_module(self) -> TableLayer:
         """`encode` as operations of torch, for an exported program."""
         return TableLayer(self)
@@ -314,21 +327,24 @@ class TableLayer(nn.Module):
         self.numeric = [at[name] for name in encoder.numeric]
         self.missing = [at[name] for name in encoder.missing]
         self.categories = [(at[name], len(kept)) for name, kept in encoder.categories.items()]
+        codes = torch.arange(MAX_CATEGORIES, dtype=torch.float64)
+        self.register_buffer("codes", codes)
         self.register_buffer("mean", torch.from_numpy(encoder._mean.copy()))
         self.register_buffer("scale", torch.from_numpy(encoder._scale.copy()))
 
     def forward(self, raw: Tensor) -> Tensor:
         """Impute, scale, clip, and turn positions of categories into columns."""
         parts = []
+        # Promotion by float64 buffers, in place of conversions: a program then takes any dtype.
         if self.numeric:
-            numbers = raw[:, self.numeric].double()
+            numbers = raw[:, self.numeric]
             scaled = (numbers - self.get_buffer("mean")) / self.get_buffer("scale")
             clipped = scaled.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
             parts.append(torch.where(torch.isnan(numbers), 0.0, clipped).float())
         if self.missing:
             parts.append(torch.isnan(raw[:, self.missing]).float())
         for column, size in self.categories:
-            known = torch.arange(size, dtype=raw.dtype)
+            known = self.get_buffer("codes")[:size]
             parts.append((raw[:, column : column + 1] == known).float())
         return torch.cat(parts, dim=1)
 

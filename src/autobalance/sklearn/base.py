@@ -19,7 +19,7 @@ from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.records import Recipe, SearchSettings
 from autobalance.sklearn.nested_parameters import NestedParameters
-from autobalance.sklearn.table_input import TableInput
+from autobalance.sklearn.table_input import TableInput, mark
 from autobalance.sklearn.training_data import network_factory, training_arrays
 from autobalance.spaces import SpaceFactory
 
@@ -85,7 +85,7 @@ class ClassifierBase(NestedParameters):
         """Train the network on all data with `loss_`; what was good before a failure is kept."""
         self.class_masses_ = class_masses(data)
         try:
-            self.module_ = retrain(
+            network = retrain(
                 network_factory(self.module, data),
                 data,
                 self.loss_,
@@ -96,8 +96,9 @@ class ClassifierBase(NestedParameters):
             )
         except (TrainingDiverged, Interrupted) as stopped:
             if isinstance(stopped.partial, nn.Module):
-                self.module_ = stopped.partial
+                self.module_ = mark(stopped.partial, self.input_)
             raise
+        self.module_ = mark(network, self.input_)
 
     def _refuse_augmentation(self, what: str) -> None:
         if self.augment is not None:

@@ -8,6 +8,7 @@ from autobalance._validation import InputError
 from autobalance.calibration import class_masses
 from autobalance.posthoc import CellPosterior, FairDecision, cell_posterior
 from autobalance.sklearn.base import ClassifierBase
+from autobalance.sklearn.table_input import mark
 from autobalance.sklearn.training_data import draw_seed, network_factory
 
 
@@ -84,5 +85,5 @@ class BoundedDecisions(ClassifierBase):
                 f"{own[0]} and {own[1]}. Call its cell_posterior on the data first."
             )
         self.adopt(posterior.result(decision))
-        self.module_ = decision.network
+        self.module_ = mark(decision.network, self.input_)
         return self

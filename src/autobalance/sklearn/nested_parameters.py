@@ -36,7 +36,7 @@ class NestedParameters(BaseEstimator):
         params = super().get_params(deep=deep)
         if deep:
             for name in list(params):
-                value = self._dataclass(name)
+                value = self._dataclass(params[name], name)
                 if value is not None:
                     parts = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
                     params |= {f"{name}__{part}": given for part, given in parts.items()}
@@ -58,24 +58,21 @@ class NestedParameters(BaseEstimator):
             If a field cannot have the value.
         """
         nested: dict[str, dict[str, Any]] = {}
-        plain: dict[str, Any] = {}
-        valid = self.get_params(deep=True) if any("__" in key for key in params) else {}
-        for key, value in params.items():
+        for key in [key for key in params if "__" in key]:
             name, _, part = key.partition("__")
-            if part and key in valid and self._dataclass(name) is not None:
-                nested.setdefault(name, {})[part] = value
-            else:
-                plain[key] = value
-        super().set_params(**plain)
+            if self._dataclass(params.get(name, getattr(self, name, None)), name) is not None:
+                nested.setdefault(name, {})[part] = params.pop(key)
+        super().set_params(**params)
         for name, changes in nested.items():
-            # A dataclass given in the same call may be of another kind: its own fields decide.
-            value = self._dataclass(name)
-            super().set_params(**{name: replace(value, **changes)})  # type: ignore[type-var]
+            value = self._dataclass(getattr(self, name), name)
+            valid = [f.name for f in fields(value) if f.init]
+            for part in changes.keys() - set(valid):
+                raise ValueError(f"Invalid parameter {part!r} of {name}. Valid ones are: {valid}.")
+            setattr(self, name, replace(value, **changes))
         return self
 
-    def _dataclass(self, name: str) -> Any:
-        """The dataclass that a parameter is, or that stands for its None."""
-        value = getattr(self, name, None)
+    def _dataclass(self, value: Any, name: str) -> Any:
+        """The dataclass that a parameter is, or that stands for its None; else None."""
         if value is None and name in self._nested_defaults:
             return self._nested_defaults[name]()
         return value if is_dataclass(value) and not isinstance(value, type) else None

@@ -8,14 +8,16 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
-from torch import Tensor
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
 
 from autobalance._validation import InputError
 from autobalance.data import Table, TableEncoder, as_table, finite, warn_of
 
 KEPT_NUMBERS, KEPT_ROWS = 2**21, 1000
 """Most numbers, and most rows, that are kept of the training data to check an exported file on."""
+
+_MARK = "_autobalance_table_input"
 
 
 class TableInput:
@@ -118,6 +120,14 @@ class TableInput:
         # By position: scikit-learn has compared the names, or warned that it cannot.
         return self.encoder.transform(Table(self.encoder.columns, data.columns, data.rows))
 
+    def program_rows(self, estimator: BaseEstimator, X: Any) -> np.ndarray:
+        """X as an exported program takes it, see `rows`."""
+        if self.encoder is None:
+            return self.transform(estimator, X)
+        data = self._validated(estimator, X, reset=False)
+        table = _array_as_table(data) if isinstance(data, np.ndarray) else data
+        return self.encoder.raw(Table(self.encoder.columns, table.columns, table.rows))
+
     @staticmethod
     def _validated(estimator: BaseEstimator, X: Any, *, reset: bool) -> Table | np.ndarray:
         """A table, or an array of numbers, by scikit-learn's checks of names and sizes."""
@@ -126,6 +136,11 @@ class TableInput:
         if table is not None:
             if table.rows == 0:
                 raise InputError("X has no rows. Give at least one.")
+            if isinstance(X, pd.DataFrame) and X.columns.has_duplicates:
+                twice = X.columns[X.columns.duplicated()][0]
+                raise InputError(
+                    f"The column {twice!r} appears more than once. Give each a name of its own."
+                )
             validate(estimator, X, reset=reset, skip_check_array=True)
             return table
         given = X if not isinstance(X, Tensor) else X.numpy(force=True)
@@ -142,6 +157,24 @@ class TableInput:
             ensure_all_finite=False,  # ours name the column, and say what to do
             allow_nd=True,
         )
+
+
+def mark(module: nn.Module, table_input: TableInput) -> nn.Module:
+    """Let a network that came from a table know of it, so that it is not exported without."""
+    if table_input.encoder is not None:
+        setattr(module, _MARK, table_input)
+    return module
+
+
+def table_input_of(model: Any) -> TableInput | None:
+    """The table input of a classifier, or of a network that came from one; None for other networks."""
+    return getattr(model, _MARK if isinstance(model, nn.Module) else "input_", None)
+
+
+def fitted_network(estimator: Any) -> nn.Module:
+    """The network of a fitted classifier, or the decision on it."""
+    check_is_fitted(estimator, "module_")
+    return estimator.module_
 
 
 def _array_as_table(array: np.ndarray) -> Table:
