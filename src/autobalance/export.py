@@ -142,7 +142,7 @@ def _prepare(
         expected = twin(torch.from_numpy(encoder.encode(raw.numpy())))
     if bool((raw.float().double().eq(raw) | raw.isnan()).all()):
         raw = raw.float()  # What ONNX Runtime and others take most readily, where nothing is lost.
-    return _TableProgram(encoder.as_module(), twin), raw, expected, _contents(model, table)
+    return _TableProgram(encoder.as_module(), twin).eval(), raw, expected, _contents(model, table)
 
 
 def _rows_of_table(table: TableInput, example: Any) -> Any:

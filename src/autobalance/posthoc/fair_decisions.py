@@ -117,7 +117,7 @@ class CellDecision(nn.Module):
     def drawn(self, inputs: Tensor) -> Tensor:
         """Index of each example's weights, shape ``(n,)``."""
         if len(self.shares) == 1:
-            return torch.zeros(len(inputs), dtype=torch.int64)
+            return inputs.new_zeros(inputs.shape[0], dtype=torch.int64)
         flat = inputs.detach().flatten(1).double().cpu()
         i = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64) + self.seed
         # Two directions without a pattern, by the usual hash of a sine; nothing is drawn, so the

@@ -60,8 +60,11 @@ class NestedParameters(BaseEstimator):
         nested: dict[str, dict[str, Any]] = {}
         for key in [key for key in params if "__" in key]:
             name, _, part = key.partition("__")
-            if self._dataclass(params.get(name, getattr(self, name, None)), name) is not None:
+            value = params.get(name, getattr(self, name, None))
+            if self._dataclass(value, name) is not None:
                 nested.setdefault(name, {})[part] = params.pop(key)
+            elif not hasattr(value, "set_params"):
+                raise ValueError(f"Invalid parameter {key!r}: {name} has no parameters.")
         super().set_params(**params)
         for name, changes in nested.items():
             value = self._dataclass(getattr(self, name), name)
