@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -74,6 +77,27 @@ class LiveProgress:
         if progress.objective is not None:
             fields["objective"] = f"validation {100 * progress.objective:.1f} %"
         self._bars.update(self._tasks[key], completed=progress.step, **fields)
+
+
+@contextmanager
+def print_table_warnings() -> Iterator[None]:
+    """Print each warning of reading a table once, on one line of standard error."""
+    from autobalance.data import TableWarning
+
+    printed: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TableWarning)
+        show_other = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **options: Any) -> None:
+            if not issubclass(category, TableWarning):
+                show_other(message, category, *place, **options)
+            elif str(message) not in printed:
+                printed.add(str(message))
+                print(f"autobalance: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
 
 
 def narrow_table(table: Table) -> None:
