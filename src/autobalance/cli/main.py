@@ -23,7 +23,7 @@ from autobalance.cli.options import (
     BadUse,
     command_parser,
     complain,
-    explained,
+    explain_mistake,
 )
 from autobalance.cli.plugins import check_installed, load_commands
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         run = added[command].run if command in added else resolve_name(_COMMANDS[command])
         return run(parsed[command], shlex.join(["autobalance", *arguments]))
     except BadUse as error:
-        return complain(explained(error, arguments, [*_COMMANDS, *added]), BAD_INPUT)
+        return complain(explain_mistake(error, arguments, [*_COMMANDS, *added]), BAD_INPUT)
     except InputError as error:
         return complain(error, BAD_INPUT)
     except KeyboardInterrupt:

@@ -175,7 +175,7 @@ def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
     if missing.all():
         raise InputError("sensitive_features has missing values only. Leave it out.")
     names = np.full(len(frame), NO_GROUP, dtype=object)
-    known = frame[~missing]
+    known: Any = frame.loc[~missing]
     parts = [_group_column(known.iloc[:, i]) for i in range(frame.shape[1])]
     if len(parts) > 1:
         parts = [[_quoted(text) for text in part] for part in parts]

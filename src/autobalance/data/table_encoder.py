@@ -269,7 +269,8 @@ class TableEncoder:
 
     def _fit_numbers(self, numbers: np.ndarray) -> None:
         absent = np.isnan(numbers)
-        self.missing = [n for n, m in zip(self.numeric, absent.any(axis=0), strict=True) if m]
+        some: Any = absent.any(axis=0)
+        self.missing = [n for n, m in zip(self.numeric, some, strict=True) if m]
         # An all-missing column has no mean; as zeros it is constant and says nothing.
         numbers[:, absent.all(axis=0)] = 0.0
         if self.numeric:

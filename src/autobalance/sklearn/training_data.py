@@ -194,7 +194,8 @@ def network_factory(module: Any, data: ArrayData) -> ModelFactory:
     offered = {"num_features": data.inputs.shape[1], "num_classes": data.num_classes}
     wanted = inspect.signature(module).parameters
     chosen = {name: value for name, value in offered.items() if name in wanted}
-    return lambda: module(**chosen)
+    build: Callable[..., nn.Module] = module
+    return lambda: build(**chosen)
 
 
 def draw_seed(random_state: Any) -> int:
