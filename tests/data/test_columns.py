@@ -167,6 +167,8 @@ DAY = datetime.date(2024, 1, 1)
         (pd.Series([DAY, None], dtype="date32[pyarrow]"), 19723),
         (["2024-01-01T12:00:00Z", None], 19723.5),
         (["2024-01-01", None], 19723),
+        (pd.Series(pd.to_datetime(["9999-12-31", None])), 2932896),
+        (["9999-12-31", None], 2932896),
     ],
 )
 def test_times_are_days(values: Any, first: float) -> None:
@@ -189,6 +191,8 @@ def test_times_are_days(values: Any, first: float) -> None:
         [1 + 2j, 3j],
         [object(), object()],
         [DAY, datetime.time(6)],
+        [f"[{i}, 0.5]" for i in range(40)],
+        [f"[{i} 0.5\n 2.5]" for i in range(40)],
         pl.DataFrame({"a": [[1, 2], [3]]}),
         pl.DataFrame({"a": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2))}),
         pl.DataFrame({"a": [{"b": 1}, {"b": 2}]}),
@@ -210,6 +214,8 @@ def test_what_is_neither_number_nor_category_is_refused_by_name(values: Any) -> 
         (pd.Series(["1", "2", "1"], dtype="category"), ["1", "2", "1"]),
         (pd.cut([1, 5, 9], [0, 4, 10]), ["(0, 4]", "(4, 10]", "(4, 10]"]),
         (pd.Series([1, "a", 2.0], dtype=object), ["1", "a", "2"]),
+        (pd.Series([None, None], dtype=object), [None, None]),
+        (["[0, 1]", "[1, 2]"], ["[0, 1]", "[1, 2]"]),
         (pl.DataFrame({"a": pl.Series(["1", "2"], dtype=pl.Categorical)}), ["1", "2"]),
         (pl.DataFrame({"a": pl.Series(["x", "y"], dtype=pl.Enum(["x", "y"]))}), ["x", "y"]),
         (pa.table({"a": pa.array(["x", None]).dictionary_encode()}), ["x", None]),

@@ -294,4 +294,5 @@ def plain_text(text: object) -> str:
 
 
 def format_percent(value: float | None) -> str:
+    """A rate in percent with one decimal; "absent" for None."""
     return "absent" if value is None else f"{100 * value:.1f}"

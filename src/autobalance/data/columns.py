@@ -32,6 +32,7 @@ _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?:[ T]\d{1,2}:\d{2}.*)?")
 _ISO_DATE = re.compile(
     r"\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?"
 )
+_LIST = re.compile(r"\s*(?:\[.*\d.*\]|\{.*\d.*\})\s*", re.DOTALL)
 _CODE = re.compile(r"[+-]?0\d+")
 _CURRENCIES = ("USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR", "kr", "Fr.")
 _SPACES = dict.fromkeys(map(ord, "\u00a0\u2009\u202f"), " ") | {0x2212: "-", 0x2019: "'"}
@@ -209,7 +210,7 @@ def _read_objects(name: str, values: np.ndarray, *, given: bool) -> Column:
     known = [v for v in values.tolist() if v is not None]
     kinds = set(map(type, known))
     if not known:
-        return Column(np.full(len(values), np.nan))
+        return Column(values)
     odd = [kind for kind in kinds if not _is_value(kind)]
     if odd:
         example = next(v for v in known if type(v) is odd[0])
@@ -226,6 +227,12 @@ def _read_objects(name: str, values: np.ndarray, *, given: bool) -> Column:
     if given or any(issubclass(kind, pd.Interval) for kind in kinds):
         return Column(texts)
     different = pd.unique(texts[texts != np.array(None)])
+    # Fewer may be intervals, as pandas.cut makes them.
+    if len(different) >= LEAST_DIFFERENT and all(map(_LIST.fullmatch, different)):
+        raise InputError(
+            f"The column {name!r} holds lists written as text, such as {shown(different[0])}. Make one "
+            "column per number of it, or drop the column."
+        )
     spelling = find_spelling(different)
     if spelling is None:
         return Column(texts, None, _mistaken(different))
@@ -395,8 +402,10 @@ def _times(series: nw.Series[Any]) -> np.ndarray:
 
 def _days(values: Any) -> np.ndarray:
     """Days since 1970-01-01 in UTC, where no time zone is given that of the values."""
-    times = pd.Series(pd.to_datetime(pd.Series(values), utc=True, format="ISO8601"))
-    return ((times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(np.float64)
+    # In microseconds, as nanoseconds end in the year 2262.
+    times = pd.to_datetime(pd.Series(values), utc=True, format="ISO8601").dt.as_unit("us")
+    epoch = pd.Timestamp(0, tz="UTC").as_unit("us")
+    return ((times - epoch) / pd.Timedelta(days=1)).to_numpy(np.float64)
 
 
 def _of_times(name: str, values: np.ndarray, known: list[Any]) -> np.ndarray:
