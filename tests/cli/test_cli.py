@@ -268,7 +268,7 @@ def test_unseen_class_and_bad_run_folders(fitted: Path) -> None:
     table().assign(kind="strange").to_csv(fitted / "strange.csv", index=False)
     done = run("evaluate", "run", "strange.csv", "--target", "kind", cwd=fitted)
     assert done.returncode == 2
-    assert "1 class that training lacked: strange" in done.stderr
+    assert "has a class that training lacks: strange; training has common, rare." in done.stderr
     done = run("predict", "nowhere", "strange.csv", "--out", "p.csv", cwd=fitted)
     assert done.returncode == 2
     assert "is not a RUN folder" in done.stderr
@@ -843,7 +843,7 @@ def test_labels_are_what_they_are_in_files(
     assert len(set(errors)) == 1
     path = write("asked", other, ".parquet")
     assert main(["evaluate", "as-labelled", path, "--target", "kind"]) == 2
-    assert "that training lacked" in capsys.readouterr().err
+    assert "that training lacks" in capsys.readouterr().err
 
 
 # The frontier ---------------------------------------------------------------------------------

@@ -396,7 +396,9 @@ def test_text_that_looks_like_numbers_stays_text() -> None:
     model = quick().fit(X, text)
     assert model.classes_.tolist() == ["007", "07", "7"]
     assert set(model.predict(X)) <= set(text)
-    with pytest.raises(InputError, match=r"class that training lacks: 7|'7' \(str labels"):
+    with pytest.raises(
+        InputError, match=r"class that training lacks: 7; training has 007, 07, 7 as str"
+    ):
         model.evaluate(X, np.full(len(y), 7))
     groups = np.where(X[:, 0] > 0, "01", "1")
     model.fit(X, y, sensitive_features=groups)

@@ -14,7 +14,7 @@ from autobalance._validation import InputError, path_of
 from autobalance.cli.options import DONE
 from autobalance.cli.run_folder import load_run
 from autobalance.cli.terminal import print_report, print_table_warnings
-from autobalance.data import class_labels, column, read_table
+from autobalance.data import class_labels, column, positions, read_table
 from autobalance.records import to_json, write_atomically
 from autobalance.report import save_evaluation
 from autobalance.sklearn import AutoBalanceClassifier
@@ -63,7 +63,8 @@ def run_evaluate(options: Namespace, command: str) -> int:
     # A CSV has no types: labels that were text in training, such as "7" beside "A", still are.
     text = [options.target] if classifier.classes_.dtype.kind in "OU" else []
     table = read_table(options.table, text=text)
-    target = _number_labels(column(table, options.target, "target"), classifier)
+    labels = class_labels(column(table, options.target, "target"))
+    target = positions(labels, classifier.classes_.tolist(), "class", options.table)
     groups = None if options.groups is None else column(table, options.groups, "group")
     _warn_of_data(options, record, target, classifier)
     with print_table_warnings():
@@ -143,20 +144,3 @@ def _features(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.Data
     """The columns of the training table; labels, groups and others are left out."""
     assert classifier.encoder_ is not None  # fits of the command line are on tables
     return table[classifier.encoder_.select(table).names]
-
-
-def _number_labels(labels: pd.Series, classifier: AutoBalanceClassifier) -> np.ndarray:
-    """Positions of labels among the classes; a label unseen in training is refused."""
-    position = {label: i for i, label in enumerate(classifier.classes_.tolist())}
-    values = class_labels(labels).tolist()
-    unseen = sorted({str(v) for v in values if v not in position})
-    if unseen:
-        known = [str(label) for label in position]
-        # 7 is not "7": where they look alike, say of which kind they are.
-        alike = f", as {type(next(iter(position))).__name__}" if set(unseen) & set(known) else ""
-        raise InputError(
-            f"The labels have {len(unseen)} class{'es' * (len(unseen) > 1)} that training lacked: "
-            f"{', '.join(unseen[:5])}; training had {', '.join(known[:5])}"
-            f"{', ...' if len(position) > 5 else ''}{alike}. Leave these rows out, or train with them."
-        )
-    return np.array([position[v] for v in values])

@@ -138,14 +138,17 @@ def positions(values: np.ndarray, known: Sequence[Any], what: str, where: str) -
         If a label is not known.
     """
     position = {value: i for i, value in enumerate(known)}
-    unseen = sorted({v for v in values.tolist() if v not in position}, key=str)
+    labels = values.tolist()
+    unseen = list(map(str, sorted(set(labels) - position.keys(), key=str)))
     if unseen:
-        text = {str(value) for value in known}
-        names = ", ".join(repr(v) if str(v) in text else str(v) for v in unseen[:5])
-        kind = type(next(iter(known))).__name__
-        hint = f" ({kind} labels in training)" if {str(v) for v in unseen} & text else ""
-        raise InputError(f"{where} has a {what} that training lacks: {names}{hint}.")
-    return np.array([position[v] for v in values.tolist()], dtype=np.int64)
+        names = [str(value) for value in known]
+        # 7 is not "7": where they look alike, say of which kind they are.
+        alike = f" as {type(known[0]).__name__}" if set(unseen) & set(names) else ""
+        raise InputError(
+            f"{where} has a {what} that training lacks: {shortened(unseen, 5)}; training has "
+            f"{shortened(names, 5)}{alike}. Leave these rows out, or train with them."
+        )
+    return np.array([position[label] for label in labels], dtype=np.int64)
 
 
 def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
