@@ -168,7 +168,7 @@ def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
         if table is None
         else dict(zip(table.names, _lists(table.columns), strict=True))
     )
-    missing = frame.isna().to_numpy().any(axis=1)
+    missing: Any = frame.isna().to_numpy().any(axis=1)
     if missing.any() and missing_groups == "refused":
         raise InputError(
             f"sensitive_features has {number_of(int(missing.sum()), 'missing value')} (the first at "
@@ -178,7 +178,7 @@ def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
     if missing.all():
         raise InputError("sensitive_features has missing values only. Leave it out.")
     names = np.full(len(frame), NO_GROUP, dtype=object)
-    known: Any = frame.loc[~missing]
+    known = frame.loc[~missing]
     parts = [_group_column(known.iloc[:, i]) for i in range(frame.shape[1])]
     if len(parts) > 1:
         parts = [[_quoted(text) for text in part] for part in parts]

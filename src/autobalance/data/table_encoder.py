@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, shown
 from autobalance.data.columns import (
+    PLAIN,
     Column,
     Spelling,
     Table,
@@ -357,7 +358,8 @@ def _suspicions(names: list[str], columns: list[Column], target: np.ndarray | No
         values = column.values
         if len(values) < LEAST_ROWS:
             continue
-        if column.is_numeric and (column.note is None or "days" not in column.note):
+        # Days and sums of money may all differ without being numbers of rows.
+        if column.is_numeric and (column.note is None or column.spelling == PLAIN):
             note = _row_number(name, values)
         elif not column.is_numeric and column.note is None:
             different = len(set(values.tolist()))

@@ -194,7 +194,7 @@ def network_factory(module: Any, data: ArrayData) -> ModelFactory:
     offered = {"num_features": data.inputs.shape[1], "num_classes": data.num_classes}
     wanted = inspect.signature(module).parameters
     chosen = {name: value for name, value in offered.items() if name in wanted}
-    build: Callable[..., nn.Module] = module
+    build: Any = module
     return lambda: build(**chosen)
 
 
