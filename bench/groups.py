@@ -60,8 +60,8 @@ from autobalance.posthoc.fair_decisions import (
     POINTS,
     CellDecision,
     CellPosterior,
-    Decided,
     DecisionShares,
+    FairDecision,
     cell_posterior,
 )
 from autobalance.records.error_table import ErrorTable
@@ -257,7 +257,7 @@ def expected(decision: CellDecision, data: ArrayData) -> ErrorTable:
     return evaluate_probabilities(shares.numpy(), data)
 
 
-def ceiling(learned: CellPosterior, test: ArrayData) -> list[Decided]:
+def ceiling(learned: CellPosterior, test: ArrayData) -> list[FairDecision]:
     """No method: what the best prices for these very test rows would give with this network."""
     cells = predict_logits(learned.network, test.inputs).double().softmax(dim=1)
     seen = replace(

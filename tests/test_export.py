@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance import export
+from autobalance import AutoBalanceClassifier, Recipe, export
 from autobalance._validation import InputError
 from autobalance.export import export_model
 from autobalance.networks import TableNetwork
@@ -96,3 +98,135 @@ def test_onnx_gives_the_networks_logits(tmp_path: Path) -> None:
     images = torch.randn(5, 1, 4, 4)
     [found] = session.run(["logits"], {"inputs": images.numpy()})
     np.testing.assert_allclose(found, model(images).detach().numpy(), atol=1e-5)
+
+
+# Classifiers, with all that predict does ------------------------------------------------------
+
+QUICK = {"recipe": Recipe(epochs=2, min_steps=80), "random_state": 0, "device": "cpu"}
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:column:autobalance.data.table_encoder.TableWarning",
+    "ignore:At the end of the search:UserWarning",
+)
+
+
+def mixed(n: int = 300) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(0)
+    y = np.where(draw.random(n) < 0.3, "rare", "common")
+    size = 500 + 100 * draw.normal(size=n) + 150 * (y == "rare")
+    table = pd.DataFrame({"size": size, "town": draw.choice(["A", "B", None], n)})
+    table["owner"] = draw.random(n) < 0.5
+    table["price"] = [f"${v:,.2f}" for v in 1000 * draw.random(n) + 500]
+    table.loc[::9, "size"] = np.nan
+    return table, y, draw.choice(["f", "m"], n)
+
+
+def read_back(path: Path, raw: np.ndarray) -> np.ndarray:
+    """What a program says of rows, for each of both formats."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(torch.from_numpy(raw)).detach().numpy()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    wanted = {"tensor(float)": np.float32, "tensor(double)": np.float64}
+    kind = wanted[session.get_inputs()[0].type]
+    return np.asarray(session.run(None, {"inputs": raw.astype(kind)})[0])
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_file_of_a_classifier_decides_as_predict(tmp_path: Path, suffix: str) -> None:
+    X, y, _ = mixed()
+    model = AutoBalanceClassifier(**QUICK).fit(X, y)
+    path = export_model(model, tmp_path / f"model{suffix}")
+    new = X.sample(frac=1.0, random_state=0).assign(town=lambda t: t["town"].replace("A", "new"))
+    raw = model.encoder_.raw(new)
+    decided = model.classes_[read_back(path, raw).argmax(axis=1)]
+    np.testing.assert_array_equal(decided, model.predict(new))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_program_holds_columns_categories_and_classes(tmp_path: Path) -> None:
+    X, y, _ = mixed()
+    model = AutoBalanceClassifier(**QUICK).fit(X, y)
+    extra = {"table.json": ""}
+    program = torch.export.load(export_model(model, tmp_path / "m.pt2"), extra_files=extra)
+    assert json.loads(extra["table.json"]) == {
+        "classes": ["common", "rare"],
+        "columns": ["size", "town", "owner", "price"],
+        "categories": {"town": ["<missing>", "A", "B"]},
+    }
+    # By hand from that file: a missing number, a category's position, a boolean.
+    row = torch.tensor([[np.nan, 1.0, 1.0, 700.0]])
+    frame = pd.DataFrame({"size": [np.nan], "town": ["A"], "owner": [1], "price": ["$700.00"]})
+    for dtype in (torch.float32, torch.float64):
+        decided = program.module()(row.to(dtype)).argmax(dim=1)
+        assert model.classes_[decided.numpy()] == model.predict(frame)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_array_goes_into_its_program_as_it_is(tmp_path: Path, dtype: str) -> None:
+    X, y = np.random.default_rng(0).normal(size=(200, 3)) * 100 + 500, np.arange(200) % 4 == 0
+    X[:, 0] += 100 * y
+    model = AutoBalanceClassifier(**QUICK).fit(X.astype(dtype), y)
+    path = export_model(model, tmp_path / "m.pt2")
+    decided = read_back(path, X.astype(dtype)).argmax(axis=1).astype(bool)
+    np.testing.assert_array_equal(decided, model.predict(X.astype(dtype)))
+
+
+def test_a_fair_decision_is_in_the_file(tmp_path: Path) -> None:
+    X, y, sex = mixed()
+    model = AutoBalanceClassifier(**QUICK)
+    posterior = model.cell_posterior(X, y, sensitive_features=sex)
+    model.fit_decision(posterior, posterior.within(0.1))
+    path = export_model(model, tmp_path / "m.pt2")
+    decided = model.classes_[read_back(path, model.encoder_.raw(X)).argmax(axis=1)]
+    np.testing.assert_array_equal(decided, model.predict(X))
+
+
+def test_an_own_module_gets_the_array_as_it_is_and_so_does_its_file(tmp_path: Path) -> None:
+    X, y = np.random.default_rng(0).normal(size=(200, 3)) * 100 + 500, np.arange(200) % 3 == 0
+    largest = []
+
+    class Net(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if not torch.compiler.is_compiling():
+                largest.append(float(input.detach().max()))
+            return super().forward(input / 1000)
+
+    def network(num_features: int, num_classes: int) -> nn.Module:
+        return Net(num_features, num_classes)
+
+    model = AutoBalanceClassifier(module=network, **QUICK).fit(X, y)
+    assert max(largest) == np.float32(X.max())
+    assert model.encoder_ is None
+    path = export_model(model, tmp_path / "m.pt2")
+    decided = read_back(path, X.astype(np.float32)).argmax(axis=1).astype(bool)
+    np.testing.assert_array_equal(decided, model.predict(X))
+    largest.clear()
+    scaled = AutoBalanceClassifier(module=network, encode=True, **QUICK).fit(X, y)
+    assert max(largest) < 10
+    assert scaled.encoder_ is not None
+
+
+def test_a_network_from_a_table_is_not_exported_without_its_encoder(tmp_path: Path) -> None:
+    X, y, _ = mixed()
+    model = AutoBalanceClassifier(**QUICK).fit(X, y)
+    for example in (model.encoder_.transform(X), np.zeros((4, model.encoder_.num_features)), X):
+        with pytest.raises(InputError, match=r"Export the classifier: export_model\(classifier"):
+            export_model(model.module_, example, tmp_path / "m.pt2")
+    # Given rows of the table itself, the file holds the encoder too.
+    path = export_model(model.module_, model.encoder_.raw(X)[:5], tmp_path / "m.pt2")
+    decided = model.classes_[read_back(path, model.encoder_.raw(X)).argmax(axis=1)]
+    np.testing.assert_array_equal(decided, model.predict(X))
+
+
+def test_a_classifier_that_holds_no_rows_asks_for_some(tmp_path: Path) -> None:
+    X, y, _ = mixed()
+    model = AutoBalanceClassifier(**QUICK).fit(X, y)
+    model.input_.rows = None  # as after load_run
+    with pytest.raises(InputError, match=r"holds no rows .* export_model\(classifier, X, path\)"):
+        export_model(model, tmp_path / "m.pt2")
+    path = export_model(model, X, tmp_path / "m.pt2")
+    decided = model.classes_[read_back(path, model.encoder_.raw(X)).argmax(axis=1)]
+    np.testing.assert_array_equal(decided, model.predict(X))

@@ -1,4 +1,4 @@
-"""A trained network as a file that runs without this library."""
+"""A trained network, or a classifier with all that it does, as a file that runs without this library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -15,27 +15,44 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, instance, path_of
 from autobalance.data import as_tensor
-from autobalance.records import write_atomically
+from autobalance.records import to_json, write_atomically
+from autobalance.sklearn import AutoBalanceClassifier, TableInput, fitted_network, table_input_of
 
 _TOLERANCE = 1e-4
 SUFFIXES = (".pt2", ".onnx")
 
 
-def export_model(model: nn.Module, example: Any, path: str | Path) -> Path:
+@overload
+def export_model(model: AutoBalanceClassifier, example: str | Path, /) -> Path: ...
+@overload
+def export_model(
+    model: nn.Module | AutoBalanceClassifier, example: Any, path: str | Path
+) -> Path: ...
+def export_model(
+    model: nn.Module | AutoBalanceClassifier, example: Any, path: str | Path | None = None
+) -> Path:
     """Write a network as a program of its own, for any batch size, and check that it is the same.
 
-    A ``.pt2`` file, by `torch.export`, is read by ``torch.export.load(path).module()``; an
-    ``.onnx`` file by ONNX Runtime and others, its input is named "inputs", its output "logits".
-    What is exported are the raw logits of the network in evaluation mode. The loss is no part of
-    it: predictions are their argmax; for probabilities see `autobalance.calibration.temperature`.
+    ``export_model(classifier, path)`` writes all that `predict` does: the encoder of the table, the
+    network and the decision. The program takes the table's columns as one tensor ``(n, d)`` in their
+    order: numbers as they are, NaN where one is missing, and the position of a category in the
+    file's list ``categories``, or -1 for any other. Its largest output is the class that `predict`
+    gives. ``export_model(network, example, path)`` writes a network alone.
+
+    A ``.pt2`` file, by `torch.export`, is read by ``torch.export.load(path).module()``; columns,
+    categories and classes are in its extra file "table.json". An ``.onnx`` file is read by ONNX
+    Runtime and others, its input is named "inputs", its output "logits", and the same is in its
+    metadata under "table". The network is in evaluation mode. The loss is no part of it;
+    for probabilities see `autobalance.calibration.temperature`.
 
     Parameters
     ----------
-    model : nn.Module
-        From inputs to logits ``(n, k)``, for example of `retrain`, or `AutoBalanceClassifier.module_`.
+    model : AutoBalanceClassifier or nn.Module
+        A fitted classifier; or a network from inputs to logits ``(n, k)``, for example of `retrain`.
         It is left as it is.
-    example : Tensor or array-like
-        Inputs ``(n, ...)``, at least two, of the shape and dtype that the network takes.
+    example : array-like, Tensor or dataframe
+        Inputs ``(n, ...)``, at least two, of the shape and dtype that the network takes, to check the
+        file on. For a classifier: rows as `predict` takes them; by default training rows.
     path : path
         File to write, ``.pt2`` or ``.onnx``. An existing one is replaced as a whole, or not at all.
 
@@ -47,12 +64,45 @@ def export_model(model: nn.Module, example: Any, path: str | Path) -> Path:
     Raises
     ------
     InputError
-        If the ending is another, a package for ONNX is missing, the network cannot be exported, or
-        what was written gives other logits than the network (by more than 1e-4, relative to the
-        largest where that is above 1).
+        If the ending is another, a package for ONNX is missing, the network cannot be exported, what
+        was written gives other logits than the network (by more than 1e-4, relative to the largest
+        where that is above 1) or decides otherwise than `predict`, or a classifier's `module_` is
+        given alone with inputs that are not rows of its table.
     """
+    if path is None:
+        example, path = None, example
     path = path_of("path", path)
-    instance("model", model, nn.Module)
+    instance("model", model, (nn.Module, AutoBalanceClassifier))
+    _check_ending(path)
+    twin, inputs, expected, contents = _prepare(model, example)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write = _write_program if path.suffix == ".pt2" else _write_onnx
+        run = write(twin, inputs, part, contents)
+        # Of one example too: the program must hold for batches that it was not traced with.
+        with torch.no_grad():
+            for some in (inputs, inputs[:1]):
+                _check_same(run(some), expected[: len(some)])
+        write_atomically(path, part.read_bytes())
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+class _TableProgram(nn.Module):
+    """The encoder of a table and the network behind it."""
+
+    def __init__(self, encoder: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(self.encoder(inputs))
+
+
+def _check_ending(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise InputError(f"The file must end in {' or '.join(SUFFIXES)}; got {path.name!r}.")
     if path.suffix == ".onnx":
@@ -62,40 +112,82 @@ def export_model(model: nn.Module, example: Any, path: str | Path) -> Path:
                 f"Export to ONNX needs {', '.join(missing)}. Install the extra: "
                 "pip install 'autobalance[export]', or export to a .pt2 file."
             )
+
+
+def _prepare(
+    model: nn.Module | AutoBalanceClassifier, example: Any
+) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
+    """The module to write, inputs to check it on, what it must return for them, and the table."""
+    table = table_input_of(model)
+    network = model if isinstance(model, nn.Module) else fitted_network(model)
+    twin = copy.deepcopy(network).cpu().eval()
+    if table is None or table.encoder is None:
+        if example is None and table is not None:
+            example = table.rows
+        inputs = _inputs(example)
+        with torch.no_grad():
+            return twin, inputs, twin(inputs), _contents(model, table)
+    encoder = table.encoder
+    if isinstance(model, nn.Module):
+        rows = _rows_of_table(table, example)
+    else:
+        rows = table.rows if example is None else table.program_rows(model, example)
+    raw = _inputs(rows)
+    with torch.no_grad():
+        expected = twin(torch.from_numpy(encoder.encode(raw.numpy())))
+    if bool((raw.float().double().eq(raw) | raw.isnan()).all()):
+        raw = raw.float()  # What ONNX Runtime and others take most readily, where nothing is lost.
+    return _TableProgram(encoder.as_module(), twin).eval(), raw, expected, _contents(model, table)
+
+
+def _rows_of_table(table: TableInput, example: Any) -> Any:
+    """Rows for a network that came from a table and is given without its classifier."""
+    rows = np.asarray(example.cpu() if isinstance(example, Tensor) else example)
+    if rows.ndim == 2 and rows.dtype.kind in "biuf":
+        rows = rows.astype(np.float64)
+        if table.encoder is not None and table.encoder.is_raw(rows):
+            return rows
+    raise InputError(
+        "This network comes from a table, and takes its encoded rows: a file of it alone would decide "
+        "otherwise than predict. Export the classifier: export_model(classifier, path)."
+    )
+
+
+def _inputs(example: Any) -> Tensor:
+    if example is None:
+        raise InputError(
+            "This classifier was read from a RUN, which holds no rows to check the file on. Pass some: "
+            "export_model(classifier, X, path)."
+        )
     inputs = as_tensor("example", example).detach().cpu()
     if inputs.ndim < 2 or len(inputs) < 2:
         raise InputError(
             f"example must hold at least two inputs, (n, ...); got shape {tuple(inputs.shape)}."
         )
-    twin = copy.deepcopy(model).cpu().eval()
-    with torch.no_grad():
-        expected = twin(inputs)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write = _write_program if path.suffix == ".pt2" else _write_onnx
-        again = write(twin, inputs, part)
-        # Of one example too: the program must hold for batches that it was not traced with.
-        with torch.no_grad():
-            for some in (inputs, inputs[:1]):
-                _check_same(again(some), expected[: len(some)])
-        write_atomically(path, part.read_bytes())
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return inputs
 
 
-def _write_program(model: nn.Module, inputs: Tensor, path: Path) -> Any:
+def _contents(model: Any, table: TableInput | None) -> dict[str, Any]:
+    """What a reader of the file needs to know: columns, categories and classes."""
+    contents: dict[str, Any] = {}
+    if isinstance(model, AutoBalanceClassifier):
+        contents["classes"] = model.classes_.tolist()
+    if table is not None and table.encoder is not None:
+        contents |= {"columns": table.encoder.columns, "categories": table.encoder.categories}
+    return contents
+
+
+def _write_program(model: nn.Module, inputs: Tensor, path: Path, contents: dict[str, Any]) -> Any:
     """Write by `torch.export`; what was written, as a function."""
     batch = torch.export.Dim("batch", min=1)
     program = _attempted(
         lambda: torch.export.export(model, (inputs,), dynamic_shapes=({0: batch},))
     )
-    torch.export.save(program, path)
+    torch.export.save(program, path, extra_files={"table.json": to_json(contents)})
     return torch.export.load(path).module()
 
 
-def _write_onnx(model: nn.Module, inputs: Tensor, path: Path) -> Any:
+def _write_onnx(model: nn.Module, inputs: Tensor, path: Path, contents: dict[str, Any]) -> Any:
     """Write by `torch.onnx`; what was written, as a function that ONNX Runtime runs."""
     onnxruntime: Any = import_module("onnxruntime")
     batch = torch.export.Dim("batch", min=1)
@@ -110,6 +202,7 @@ def _write_onnx(model: nn.Module, inputs: Tensor, path: Path) -> Any:
             verbose=False,
         )
     )
+    program.model.metadata_props["table"] = to_json(contents)
     program.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(np.asarray(session.run(None, {"inputs": x.numpy()})[0]))
@@ -135,12 +228,18 @@ def _attempted(export: Any) -> Any:
         ) from error
 
 
-def _check_same(found: Tensor, expected: Tensor) -> None:
+def _check_same(logits: Tensor, expected: Tensor) -> None:
     largest = max(1.0, float(expected.abs().max()))
-    if found.shape != expected.shape or not bool(
-        ((found - expected).abs() <= _TOLERANCE * largest).all()
-    ):
+    close = logits.shape == expected.shape and bool(
+        ((logits - expected).abs() <= _TOLERANCE * largest).all()
+    )
+    if not close:
         raise InputError(
             "The exported network gives other logits than the network itself. Does its forward draw "
             "at random, or depend on the batch size?"
         )
+    decided, wanted = logits.argmax(dim=1), expected.argmax(dim=1)
+    # Where two classes are as good as equal, rounding alone may decide.
+    lead = expected.gather(1, wanted[:, None]) - expected.gather(1, decided[:, None])
+    if bool((lead > 2 * _TOLERANCE * largest).any()):
+        raise InputError("The exported file decides otherwise than predict. Please report this.")

@@ -94,7 +94,9 @@ def test_predict_needs_no_groups_and_evaluate_agrees(fitted: Path) -> None:
     assert report["worst_class_and_group_error"] == pytest.approx(cells.max())
     shown = run(*options, cwd=fitted)
     assert shown.returncode == 0
-    assert shown.stderr == ""
+    assert shown.stderr == (
+        "autobalance: column 'size': 100 % of its values are categories that training never saw\n"
+    )
     for text in ("worst class and group error", "group balanced error", "south", "absent"):
         assert (text in shown.stdout) == (text != "absent")
 
@@ -266,7 +268,7 @@ def test_unseen_class_and_bad_run_folders(fitted: Path) -> None:
     table().assign(kind="strange").to_csv(fitted / "strange.csv", index=False)
     done = run("evaluate", "run", "strange.csv", "--target", "kind", cwd=fitted)
     assert done.returncode == 2
-    assert "1 class that training lacked: strange" in done.stderr
+    assert "has a class that training lacks: strange; training has common, rare." in done.stderr
     done = run("predict", "nowhere", "strange.csv", "--out", "p.csv", cwd=fitted)
     assert done.returncode == 2
     assert "is not a RUN folder" in done.stderr
@@ -785,6 +787,63 @@ def test_a_column_that_names_the_rows_is_told_of(
     assert main([*command, "--recipe.min_steps", "20", "--device", "cpu"]) == 0
     err = capsys.readouterr().err
     assert "column 'patient' has 400 different values in 400 rows" in err
+
+
+def test_what_the_table_told_stays_in_the_run(
+    sites: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = table(400)
+    given["price"] = [f"${1000 + 3 * i % 997:,}" for i in range(400)]
+    given.insert(0, "Unnamed: 0", range(400))
+    given.to_csv("told.csv", index=False)
+    command = ["fit", "told.csv", "--target", "kind", "--out", "told", "--recipe.epochs", "1"]
+    assert main([*command, "--recipe.min_steps", "20", "--device", "cpu"]) == 0
+    err = capsys.readouterr().err
+    told = ["'Unnamed: 0' looks like a row number", "'price' writes its numbers as '$1,"]
+    assert all(err.count(text) == 1 for text in told)
+    assert main(["explain", "told"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"Column {text}" in said for text in told)
+    notes = json.loads(Path("told/result.json").read_text())["notes"]
+    assert len(notes) == 2
+    assert json.loads(Path("told/model.json").read_text())["encoder"]["notes"] == notes
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    ("labels", "same", "other"),
+    [
+        ([0, 1], [0.0, 1.0], ["0", "1"]),
+        (["007", "7"], ["007", "7"], [7, 8]),
+        ([True, False], [1, 0], ["yes", "no"]),
+    ],
+)
+def test_labels_are_what_they_are_in_files(
+    sites: Path, capsys: pytest.CaptureFixture[str], suffix: str, labels: Any, same: Any, other: Any
+) -> None:
+    def write(name: str, values: Any, suffix: str) -> str:
+        given = table(200)
+        given["kind"] = np.where(given["kind"] == "rare", *np.array(values)[[1, 0]])
+        path = name + suffix
+        given.to_csv(path, index=False) if suffix == ".csv" else given.to_parquet(path)
+        return path
+
+    fit = ["fit", write("labelled", labels, suffix), "--target", "kind", "--out", "as-labelled"]
+    quick = ["--recipe.epochs", "1", "--recipe.min_steps", "20", "--device", "cpu", "--overwrite"]
+    assert main([*fit, *quick]) == 0
+    classifier, _ = load_run("as-labelled")
+    assert classifier.classes_.tolist() == sorted(labels)
+    errors = []
+    for values in (labels, same):
+        for kind in (".csv", ".parquet"):
+            capsys.readouterr()
+            path = write("asked", values, kind)
+            assert main(["evaluate", "as-labelled", path, "--target", "kind", "--json"]) == 0
+            errors.append(json.loads(capsys.readouterr().out)["error"])
+    assert len(set(errors)) == 1
+    path = write("asked", other, ".parquet")
+    assert main(["evaluate", "as-labelled", path, "--target", "kind"]) == 2
+    assert "that training lacks" in capsys.readouterr().err
 
 
 # The frontier ---------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""Reading tables, and the encoder between a table and the network."""
+"""Reading tables from files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,7 @@ import pandas as pd
 import pytest
 
 from autobalance._validation import InputError
-from autobalance.data.tables import (
-    MAX_CATEGORIES,
-    TableEncoder,
-    column,
-    mistaken_for_text,
-    read_table,
-)
+from autobalance.data.tables import column, read_table
 
 
 def mixed() -> pd.DataFrame:
@@ -86,92 +79,11 @@ def test_column_is_named_when_absent_missing_or_doubled() -> None:
         column(doubled, "age", "target")
 
 
-def test_encoding_by_hand() -> None:
-    numbers = TableEncoder().fit(mixed()).transform(mixed())
-    age = np.array([20.0, 30.0, 50.0])
-    scaled = (age - age.mean()) / age.std()
-    expected_age = [scaled[0], scaled[1], 0.0, scaled[2]]
-    np.testing.assert_allclose(numbers[:, 0], expected_age, rtol=1e-6)
-    np.testing.assert_allclose(numbers[:, 1], (np.arange(4) - 1.5) / np.std(range(4)), rtol=1e-6)
-    np.testing.assert_array_equal(numbers[:, 2], [0, 0, 1, 0])  # age was missing
-    # Categories in alphabetical order: <missing>, A, B; then False, True.
-    expected = [[0, 1, 0, 0, 1], [0, 0, 1, 1, 0], [1, 0, 0, 0, 1], [0, 1, 0, 1, 0]]
-    np.testing.assert_array_equal(numbers[:, 3:], expected)
-    assert numbers.dtype == np.float32
-
-
-def test_state_travels_as_json() -> None:
-    encoder = TableEncoder().fit(mixed())
-    again = TableEncoder.from_dict(json.loads(json.dumps(encoder.to_dict())))
-    np.testing.assert_array_equal(again.transform(mixed()), encoder.transform(mixed()))
-    assert again.num_features == encoder.num_features == 8
-
-
-@pytest.mark.parametrize("columns", [["age", "income"], ["town", "owner"]])
-def test_only_numbers_or_only_categories(columns: list[str]) -> None:
-    encoder = TableEncoder().fit(mixed()[columns])
-    again = TableEncoder.from_dict(json.loads(json.dumps(encoder.to_dict())))
-    shown = again.transform(mixed()[columns])
-    assert shown.shape == (4, encoder.num_features)
-
-
-def test_unseen_category_and_newly_missing_number_are_no_error() -> None:
-    table = mixed()
-    encoder = TableEncoder().fit(table)
-    other = table.assign(town=["Z"] * 4, income=[np.nan] * 4)
-    numbers = encoder.transform(other)
-    np.testing.assert_array_equal(numbers[:, 3:6], 0.0)
-    np.testing.assert_array_equal(numbers[:, 1], 0.0)
-
-
-def test_outliers_are_limited_and_all_missing_columns_are_constant() -> None:
-    table = pd.DataFrame({"x": [0.0, 1.0, 2.0], "nothing": [np.nan] * 3})
-    encoder = TableEncoder().fit(table)
-    numbers = encoder.transform(table.assign(x=[1e30, -1e30, 1.0]))
-    np.testing.assert_allclose(numbers[:, 0], [10.0, -10.0, 0.0], atol=1e-6)
-    assert np.isfinite(numbers).all()
-
-
-def test_rare_categories_are_left_out() -> None:
-    names = [f"n{i:03d}" for i in range(MAX_CATEGORIES + 20)]
-    table = pd.DataFrame({"name": names + names[:MAX_CATEGORIES]})
-    encoder = TableEncoder().fit(table)
-    assert encoder.categories["name"] == names[:MAX_CATEGORIES]
-
-
-def test_unusable_columns_are_named() -> None:
-    table = mixed()
-    encoder = TableEncoder().fit(table)
-    with pytest.raises(InputError, match="lacks 2 columns of the training table: age, town"):
-        encoder.transform(table.drop(columns=["age", "town"]))
-    with pytest.raises(InputError, match="'income' was numeric in training, but now holds text"):
-        encoder.transform(table.assign(income=["a", "b", "c", "d"]))
-    with pytest.raises(InputError, match=r"'age' has an infinite value \(inf\)"):
-        encoder.transform(table.assign(age=np.inf))
-    with pytest.raises(InputError, match="'day' holds times"):
-        TableEncoder().fit(pd.DataFrame({"day": pd.to_datetime(["2020-01-01"])}))
-    with pytest.raises(InputError, match="no feature column left"):
-        TableEncoder().fit(table[[]])
-    with pytest.raises(InputError, match="not a table encoder"):
-        TableEncoder.from_dict({"format": "other"})
-
-
-@pytest.mark.parametrize(
-    ("texts", "said"),
-    [
-        ([f"2024-01-{1 + i % 28:02d} {i % 24:02d}:00" for i in range(60)], "looks like dates"),
-        ([f"{1 + i % 28}.3.20{i:02d}" for i in range(60)], "looks like dates"),
-        (
-            [*map(str, range(60)), "?", "n.a."],
-            "looks numeric but for '?', 'n.a.', and is taken as text",
-        ),
-        ([f"{i},5" for i in range(60)], "looks like numbers with decimal commas"),
-        ([f"customer {i}" for i in range(60)], None),
-        (["red", "green", "3", "4"] * 20, None),
-        (["1", "2"] * 20, None),
-    ],
-)
-def test_text_that_was_meant_otherwise_is_recognised(texts: list[str], said: str | None) -> None:
-    found = mistaken_for_text(pd.Series([*texts, None]))
-    assert (found is None) == (said is None)
-    assert said is None or found is None or said in found
+def test_numbers_with_a_leading_zero_are_codes_and_stay_text(tmp_path: Path) -> None:
+    path = tmp_path / "codes.csv"
+    path.write_text("zip,number,holes\n00501,1,007\n10001,2,\n")
+    table = read_table(path)
+    assert table["zip"].tolist() == ["00501", "10001"]
+    assert table["number"].tolist() == [1, 2]
+    assert table["holes"].tolist()[0] == "007"
+    assert read_table(path, text=["number"])["number"].tolist() == ["1", "2"]

@@ -254,12 +254,12 @@ def test_the_draw_is_even_and_a_function_of_the_features() -> None:
     inputs = torch.randn(20_000, 3)
     weights = np.random.default_rng(0).normal(size=(3, 2, 2))
     model = CellDecision(nn.Linear(3, 4), weights, [0.5, 0.3, 0.2])
-    drawn = model.drawn(inputs)
+    drawn = model.draw(inputs)
     shares = torch.bincount(drawn, minlength=3) / len(inputs)
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.015, rtol=0)
     order = torch.randperm(len(inputs))
-    assert torch.equal(model.drawn(inputs[order]), drawn[order])
-    assert torch.equal(model.drawn(inputs[:7]), drawn[:7])
+    assert torch.equal(model.draw(inputs[order]), drawn[order])
+    assert torch.equal(model.draw(inputs[:7]), drawn[:7])
     with torch.no_grad():
         scores = model(inputs)
         for i in range(3):

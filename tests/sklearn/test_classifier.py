@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
+import warnings
+from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -25,7 +32,8 @@ from autobalance import (
     Recipe,
     TrainingDiverged,
 )
-from autobalance.posthoc.fair_decisions import CellDecision, Decided
+from autobalance.data.table_encoder import TableWarning
+from autobalance.posthoc.fair_decisions import CellDecision, FairDecision
 from autobalance.records.error_table import ErrorTable
 from sklearn import config_context
 
@@ -220,9 +228,10 @@ def test_prediction_checks_images_as_fitting_does() -> None:
         with pytest.raises(ValueError, match="0 sample"):
             predict(X[:0])
     flat = classifier(module=lambda: nn.Linear(2, 2)).fit(np.ones((20, 2)) * y[:, None], y)
+    assert flat.encoder_ is None
     with pytest.raises(InputError, match=r"fitted on \(2,\)"):
         flat.predict(np.zeros((3, 2, 2)))
-    assert flat.encoder_ is not None  # a refused prediction changes nothing
+    assert flat.input_shape_ == (2,)  # a refused prediction changes nothing
 
 
 def test_one_group_serves_a_class_objective_but_no_group_objective() -> None:
@@ -264,6 +273,193 @@ def test_interrupt_while_retraining_keeps_loss_and_network() -> None:
         model.fit(X, y)
     assert model.result_.status == "finished"
     assert all(bool(torch.isfinite(p).all()) for p in model.module_.parameters())
+
+
+# Names and positions, as in scikit-learn ------------------------------------------------------
+
+
+def quick() -> AutoBalanceClassifier:
+    """One whose fit costs nothing, for tests of what comes before and after it."""
+    return classifier(recipe=Recipe(epochs=1, min_steps=10))
+
+
+@pytest.mark.parametrize(
+    ("fitted", "asked", "warning"),
+    [
+        (lambda X: pd.DataFrame(X), lambda X: X, None),
+        (lambda X: X, lambda X: pd.DataFrame(X), None),
+        (lambda X: X, lambda X: pd.DataFrame(X, columns=["a", "b"]), "X has feature names"),
+        (lambda X: pd.DataFrame(X, columns=["a", "b"]), lambda X: X, "does not have valid feature"),
+        (lambda X: X, lambda X: pl.DataFrame(X, schema=["a", "b"]), "X has feature names"),
+        (
+            lambda X: pd.DataFrame(X, columns=["a", "b"]),
+            lambda X: pl.DataFrame(X, schema=["a", "b"]),
+            None,
+        ),
+        (lambda X: pa.table({"a": X[:, 0], "b": X[:, 1]}), lambda X: X, "not have valid feature"),
+        (
+            lambda X: pd.DataFrame(X, columns=pd.MultiIndex.from_tuples([("a", 1), ("a", 2)])),
+            lambda X: X,
+            None,
+        ),
+    ],
+)
+def test_columns_are_matched_by_position(fitted: Any, asked: Any, warning: str | None) -> None:
+    X, y = imbalanced()
+    model = quick().fit(fitted(X), y)
+    expected = quick().fit(X, y).predict_proba(X)
+    with contextlib.ExitStack() as stack:
+        if warning is not None:
+            stack.enter_context(pytest.warns(UserWarning, match=warning))
+        found = model.predict_proba(asked(X))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[["b", "a"]], "same order"),
+        (lambda t: t.rename(columns={"b": "c"}), "feature names should match"),
+        (lambda t: t[["a"]], "feature names should match"),
+        (lambda t: t.assign(c=1.0), "feature names should match"),
+        (lambda t: t.to_numpy()[:, :1], "1 features"),
+    ],
+)
+def test_other_columns_are_refused_as_in_scikit_learn(change: Any, message: str) -> None:
+    X, y = imbalanced()
+    table = pd.DataFrame(X, columns=["a", "b"])
+    ours, theirs = quick().fit(table, y), LogisticRegression().fit(table, y)
+    given = change(table)
+    for model in (ours, theirs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(ValueError, match=message):
+                model.predict(given)
+
+
+def test_columns_of_one_name_are_refused() -> None:
+    X, y = imbalanced()
+    table = pd.DataFrame(X, columns=["a", "a"])
+    with pytest.raises(InputError, match="'a' appears more than once"):
+        quick().fit(table, y)
+
+
+def test_nested_parameters() -> None:
+    X, y = imbalanced()
+    grid = {"recipe__lr": [1e-3, 1e-2], "settings__every": [5], "device": ["cpu"]}
+    search = GridSearchCV(quick(), grid, cv=2).fit(X, y)
+    assert search.best_estimator_.recipe.min_steps == 10
+    assert search.best_estimator_.recipe.lr == search.best_params_["recipe__lr"]
+    assert search.best_estimator_.settings.every == 5
+    model = AutoBalanceClassifier()
+    assert model.get_params()["recipe__lr"] == Recipe().lr
+    assert model.set_params(recipe=QUICK, recipe__lr=0.5).recipe == replace(QUICK, lr=0.5)
+    assert clone(model).recipe == model.recipe
+    assert "recipe__lr" not in model.get_params(deep=False)
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        model.set_params(recipe__speed=1)
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        model.set_params(module__width=1)
+    with pytest.raises(InputError, match="lr"):
+        model.set_params(recipe__lr=-1.0)
+    pipeline = make_pipeline(StandardScaler(), model)
+    pipeline.set_params(autobalanceclassifier__recipe__lr=0.25)
+    assert model.recipe.lr == 0.25
+
+
+# Labels as what they are ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        lambda y: y.astype(float),
+        lambda y: y.astype(object),
+        lambda y: pd.Series(y, dtype="Int64"),
+        lambda y: pd.Series(y, dtype="category"),
+        lambda y: pl.Series(y),
+        lambda y: pd.Series([Decimal(int(v)) for v in y]),
+        lambda y: pd.Series([float(v) if i % 2 else int(v) for i, v in enumerate(y)], dtype=object),
+    ],
+)
+def test_whole_numbers_are_one_label_in_every_type(labels: Any) -> None:
+    X, y = imbalanced()
+    model, plain = quick().fit(X, labels(y)), quick().fit(X, y)
+    np.testing.assert_array_equal(model.predict(X), plain.predict(X))
+    assert plain.evaluate(X, labels(y))["error"] == plain.evaluate(X, y)["error"]
+    assert model.evaluate(X, y)["error"] == plain.evaluate(X, y)["error"]
+
+
+def test_text_that_looks_like_numbers_stays_text() -> None:
+    X, y = imbalanced()
+    text = np.array(["007", "7", "07"])[y]
+    model = quick().fit(X, text)
+    assert model.classes_.tolist() == ["007", "07", "7"]
+    assert set(model.predict(X)) <= set(text)
+    with pytest.raises(
+        InputError, match=r"class that training lacks: 7; training has 007, 07, 7 as str"
+    ):
+        model.evaluate(X, np.full(len(y), 7))
+    groups = np.where(X[:, 0] > 0, "01", "1")
+    model.fit(X, y, sensitive_features=groups)
+    assert model.groups_ == ["01", "1"]
+    assert list(model.evaluate(X, y, sensitive_features=groups)["group_errors"]) == ["01", "1"]
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([1, "a"] * 150, "y holds mixed labels, numbers and text, such as 1 and 'a'"),
+        ([1, "1"] * 150, "mixed labels"),
+        ([True, "yes"] * 150, "mixed labels, booleans and text"),
+        (pd.cut(np.linspace(0, 1, 300), 2), r"holds Interval, .*Make them text: y.astype\(str\)"),
+        ([{"a": 1}, {"b": 2}] * 150, "holds dict"),
+    ],
+)
+def test_labels_of_other_kinds_are_refused_in_one_line(y: Any, message: str) -> None:
+    X, _ = imbalanced()
+    if isinstance(y, list):
+        y = pd.Series(y, dtype=object)
+    with pytest.raises(InputError, match=message) as refused:
+        quick().fit(X, y)
+    assert "\n" not in str(refused.value)
+
+
+def test_groups_of_several_columns_do_not_collide() -> None:
+    X, y = imbalanced()
+    first = np.where(X[:, 0] > 0, "a, b", "a")
+    second = np.where(X[:, 0] > 0, "c", "b, c")
+    third = np.where(X[:, 1] > 0, '"', "\\")
+    for columns in ((first, second), (first, second, third)):
+        groups = pd.DataFrame(dict(enumerate(columns)))
+        model = quick().fit(X, y, sensitive_features=groups)
+        assert len(model.groups_) == len(groups.drop_duplicates())
+    numbers = pd.DataFrame({"a": np.where(X[:, 0] > 0, 1.0, 2.0), "b": X[:, 1] > 0})
+    assert quick().fit(X, y, sensitive_features=numbers).groups_ == [
+        "1, False",
+        "1, True",
+        "2, False",
+        "2, True",
+    ]
+    bins = pd.cut(X[:, 0], [-9, 0, 9])
+    assert quick().fit(X, y, sensitive_features=bins).groups_ == ["(-9, 0]", "(0, 9]"]
+    mixed = pd.Series(np.where(X[:, 0] > 0, 1, 2), dtype=object)
+    mixed[:50] = "1"
+    with pytest.raises(InputError, match="holds 1 as a number and as text"):
+        quick().fit(X, y, sensitive_features=mixed)
+    for frame in (pl.DataFrame({"a": first, "b": second}), pa.table({"a": first, "b": second})):
+        assert len(quick().fit(X, y, sensitive_features=frame).groups_) == 2
+
+
+def test_what_the_table_told_is_a_warning_and_an_attribute() -> None:
+    X, y = imbalanced()
+    table = pd.DataFrame({"x": X[:, 0], "id": np.arange(len(y)), "leak": y})
+    with pytest.warns(TableWarning) as told:
+        model = quick().fit(table, y)
+    notes = [str(w.message) for w in told]
+    assert notes == model.encoder_.notes
+    assert "'id' looks like a row number" in notes[0]
+    assert "'leak' alone decides the target" in notes[1]
 
 
 # Groups ---------------------------------------------------------------------------------------
@@ -480,7 +676,7 @@ def test_a_decision_is_predicted_by_without_groups() -> None:
 
 def test_a_decision_of_other_data_is_refused() -> None:
     model = AutoBalanceClassifier(recipe=Recipe(epochs=1, min_steps=5))
-    decided = Decided(
+    decided = FairDecision(
         CellDecision(torch.nn.Linear(2, 6), np.ones((1, 3, 2))),
         ErrorTable(np.zeros((3, 2)), np.ones((3, 2))),
         "worst_class_and_group_error",

@@ -16,7 +16,8 @@ import autobalance as ab
 from autobalance.augment.choice import as_augmentation
 from autobalance.augment.images import Rotation
 from autobalance.data.batches import as_batch
-from autobalance.data.tables import TableEncoder, read_table
+from autobalance.data.table_encoder import TableEncoder
+from autobalance.data.tables import read_table
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.registry import as_objective
 from autobalance.records.metrics import (

@@ -1,4 +1,4 @@
-"""The demo: cross-entropy, logit adjustment and a designed loss on the same real images."""
+"""`autobalance demo`: cross-entropy, logit adjustment and a designed loss on the same real images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 
+from autobalance._validation import whole
 from autobalance.bilevel import (
     Interrupted,
     ProgressListener,
@@ -20,10 +22,14 @@ from autobalance.bilevel import (
     used_versions,
 )
 from autobalance.calibration import measured
+from autobalance.cli.options import DONE, INTERRUPTED, complain
+from autobalance.cli.run_folder import write_run
+from autobalance.cli.terminal import LiveProgress, print_methods
 from autobalance.data import CLASSES, ArrayData, ImageSet, long_tailed_sample
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import SmallCNN
-from autobalance.records import Recipe
+from autobalance.records import Recipe, output_folder
+from autobalance.report import REPORT
 
 # Long enough that every loss fits the training images, as real networks do; the same for all.
 RECIPE = Recipe(epochs=60)
@@ -32,6 +38,27 @@ TITLES = {
     "logit_adjustment": "Logit adjustment (tau = 1)",
     "autobalance": "autobalance",
 }
+
+
+def run_demo(options: Namespace, command: str) -> int:
+    """Run the demo, write its RUN folder and print its table; returns the exit code."""
+    out = output_folder(options.out, overwrite=options.overwrite)
+    whole("seed", options.seed, least=0)
+    methods: dict[str, Any] = {}
+    with LiveProgress() as live:
+        demo = Demo(seed=options.seed, progress=live.update)
+        try:
+            for name in TITLES:
+                methods[name] = demo.train_method(name)
+        except KeyboardInterrupt:
+            written = write_run(out, demo.record(methods, command, "interrupted"))
+            done = f"{len(methods)} of {len(TITLES)} methods are done: {out / REPORT}"
+            state = done if written else f"The earlier run in {out} is untouched"
+            return complain(f"Interrupted. {state}.", INTERRUPTED)
+    write_run(out, demo.record(methods, command))
+    print_methods(methods)
+    print(f"Report: {out / REPORT}")
+    return DONE
 
 
 def network() -> nn.Module:
@@ -47,9 +74,11 @@ class Demo:
     train, test : ImageSet
         By default the sample in the package.
     seed : int
-        For everything random; the images stay the same.
+        Seed of everything random; the images stay the same.
+    recipe : Recipe
+        How every network is trained.
     progress : callable, optional
-        Called with the method's title and an `autobalance.bilevel.lower_level.Progress`.
+        Called with the method's title and an `autobalance.bilevel.Progress`.
     """
 
     def __init__(
@@ -69,13 +98,13 @@ class Demo:
         self.progress = progress
         self.result: SearchResult | None = None
 
-    def method(self, name: str) -> dict[str, Any]:
+    def train_method(self, name: str) -> dict[str, Any]:
         """Train one of `TITLES` and evaluate it: its entry in ``result.json``."""
         wall, cpu = time.perf_counter(), time.process_time()
         counts = self.data.counts()
-        listener = self._listener(name)
         common: dict[str, Any] = {
-            "recipe": self.recipe, "seed": self.seed, "device": "cpu", "progress": listener,
+            "recipe": self.recipe, "seed": self.seed, "device": "cpu",
+            "progress": self._listener(name),
         }  # fmt: skip
         runs = 1
         if name == "cross_entropy":
@@ -94,15 +123,10 @@ class Demo:
         seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
         logits = predict_logits(model, torch.from_numpy(self.test.images))
         fitted = self.result.calibration if name == "autobalance" and self.result else None
+        temperature = 1.0 if fitted is None else fitted.temperature
         return {
             "title": TITLES[name],
-            **measured(
-                logits,
-                self.test.target,
-                loss,
-                counts,
-                temperature=1.0 if fitted is None else fitted.temperature,
-            ),
+            **measured(logits, self.test.target, loss, counts, temperature=temperature),
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
             "training_runs": runs,

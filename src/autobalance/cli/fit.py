@@ -1,4 +1,4 @@
-"""`autobalance demo` and `fit`."""
+"""`autobalance fit`."""
 
 from __future__ import annotations
 
@@ -7,134 +7,125 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from jsonargparse import Namespace
 
 from autobalance._validation import InputError, TrainingDiverged, path_of, whole
+from autobalance.bilevel import OtherRun, Progress, local_logger
 from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
+from autobalance.cli.resume import other_options
+from autobalance.cli.run_folder import save_run
+from autobalance.cli.terminal import LiveProgress, print_choice, print_table_warnings
+from autobalance.data import class_labels, column, read_table
+from autobalance.objectives import as_objective
 from autobalance.records import checkpoint_files, output_folder, run_status
+from autobalance.report import REPORT, explanation, read_run
+from autobalance.sklearn import AutoBalanceClassifier
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from autobalance.bilevel import Progress
-    from autobalance.sklearn import AutoBalanceClassifier
-
-
-_GIVEN = ("table", "target", "groups", "missing_groups", "test", "augment")
+_RECORDED_OPTIONS = ("table", "target", "groups", "missing_groups", "test", "augment")
 """Options that the settings of a search do not hold, for its record."""
-IDENTIFIER, MANY = 0.9, 100
-"""Share and number of different values from which a column of text looks like a name of the row."""
 
-
-def run_demo(options: Namespace, command: str) -> int:
-    out = output_folder(options.out, overwrite=options.overwrite)
-    whole("seed", options.seed, least=0)
-    from autobalance.cli.demo import TITLES, Demo
-    from autobalance.cli.run_folder import write_run
-    from autobalance.cli.terminal import LiveProgress, print_methods
-    from autobalance.report import REPORT
-
-    methods: dict[str, Any] = {}
-    with LiveProgress() as live:
-        demo = Demo(seed=options.seed, progress=live.update)
-        try:
-            for name in TITLES:
-                methods[name] = demo.method(name)
-        except KeyboardInterrupt:
-            written = write_run(out, demo.record(methods, command, "interrupted"))
-            done = f"{len(methods)} of {len(TITLES)} methods are done: {out / REPORT}"
-            kept = done if written else f"The earlier run in {out} is untouched"
-            return complain(f"Interrupted. {kept}.", INTERRUPTED)
-    write_run(out, demo.record(methods, command))
-    print_methods(methods)
-    print(f"Report: {out / REPORT}")
-    return DONE
+Columns = tuple[pd.DataFrame, Any, Any]
+"""Features, labels and groups."""
 
 
 def run_fit(options: Namespace, command: str) -> int:
+    """Design a loss for a table and train a network with it; returns the exit code."""
     whole("seed", options.seed, least=0)
-    out = _fit_folder(options)
-    recipe, settings = training_options(options)
-    features, target, groups = columns(options)
-    tell_of_identifiers(features)
-    test = None if options.test is None else _test_columns(options, features)
-    from autobalance.bilevel import OtherRun, local_logger
-    from autobalance.cli.resume import other_options
-    from autobalance.cli.run_folder import save_run
-    from autobalance.cli.terminal import LiveProgress, print_choice
-    from autobalance.objectives import as_objective
-    from autobalance.report import REPORT, explanation, read_run
-    from autobalance.sklearn import AutoBalanceClassifier
-
-    as_objective(options.objective)
-    logger = None if options.log is None else local_logger(options.log, out)
+    out = _prepare_folder(options)
+    classifier = _build_classifier(options, out)
+    features, target, groups = read_columns(options)
+    test = None if options.test is None else _read_test(options, features, target)
     if not options.resume:
         remove_checkpoints(out)  # of a run that --overwrite gives up
-    begun = time.perf_counter()
+    started = time.perf_counter()
     last: Progress | None = None
-    with LiveProgress() as live:
+    status, error, written, record = "failed", None, False, {}
+    with LiveProgress() as live, print_table_warnings():
 
         def listen(progress: Progress) -> None:
             nonlocal last
             last = progress
             live.update("autobalance", progress)
 
-        classifier = AutoBalanceClassifier(
-            options.objective,
-            augment=None if options.augment == "none" else options.augment,
-            recipe=recipe,
-            settings=settings,
-            missing_groups=options.missing_groups,
-            device=options.device,
-            random_state=options.seed,
-            checkpoint=out,
-            progress=listen,
-            logger=logger,
-        )
-        status, stopped, written, record = "failed", None, False, {}
+        classifier.progress = listen
         try:
             with warnings.catch_warnings():
-                # said below, with the classes' names
+                # It is told below, with the classes' names.
                 warnings.filterwarnings("ignore", "At the end of the search", UserWarning)
                 classifier.fit_keeping_checkpoints(features, target, groups, None, None, test)
             status = "finished"
-        except (TrainingDiverged, KeyboardInterrupt) as error:
-            status = "diverged" if isinstance(error, TrainingDiverged) else "interrupted"
-            stopped = error
-        except OtherRun as error:
-            raise other_options(error, out) from None
+        except (TrainingDiverged, KeyboardInterrupt) as stopped:
+            status = "diverged" if isinstance(stopped, TrainingDiverged) else "interrupted"
+            error = stopped
+        except OtherRun as other:
+            raise other_options(other, out) from None
         finally:
             if hasattr(classifier, "result_"):
-                record = fit_record(classifier, _anew(command), status, begun, options)
+                first = shlex.join(part for part in shlex.split(command) if part != "--resume")
+                record = fit_record(classifier, first, status, started, options)
                 record["progress"] = last and vars(last)
                 if test is not None and status == "finished":
-                    record |= _tested(classifier, test, Path(str(options.test)).name)
+                    record |= _evaluate_test(classifier, test, Path(str(options.test)).name)
                 written = save_run(out, classifier, record, target=options.target)
     if status in ("finished", "diverged"):  # one is done, the other would diverge again
         remove_checkpoints(out)
-    if stopped is not None:
-        return _stopped(stopped, out, classifier, written)
-    print_choice(classifier.result_)
-    for text in explanation(read_run(record)).warnings:
-        print(f"autobalance: {text}", file=sys.stderr)
-    seconds = time.perf_counter() - begun
-    print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
-    print(f"Report: {out / REPORT}")
+    if error is not None:
+        return _report_stop(error, out, classifier, written)
+    _print_result(classifier, record, out, started)
     return DONE
 
 
-def _anew(command: str) -> str:
-    """The command that begins the run, for one that goes on with it."""
-    return shlex.join(part for part in shlex.split(command) if part != "--resume")
+def _build_classifier(options: Namespace, out: Path) -> AutoBalanceClassifier:
+    recipe, settings = training_options(options)
+    as_objective(options.objective)
+    return AutoBalanceClassifier(
+        options.objective,
+        augment=None if options.augment == "none" else options.augment,
+        recipe=recipe,
+        settings=settings,
+        missing_groups=options.missing_groups,
+        device=options.device,
+        random_state=options.seed,
+        checkpoint=out,
+        logger=None if options.log is None else local_logger(options.log, out),
+    )
 
 
-def columns(options: Namespace, path: str | None = None) -> tuple[pd.DataFrame, Any, Any]:
-    """Features, labels and groups of the table, or of that at `path`; the latter two are no features."""
-    from autobalance.data import column, read_table
+def _print_result(
+    classifier: AutoBalanceClassifier, record: dict[str, Any], out: Path, started: float
+) -> None:
+    print_choice(classifier.result_)
+    # What the table told is on the terminal already.
+    for text in explanation(read_run({**record, "notes": []})).warnings:
+        print(f"autobalance: {text}", file=sys.stderr)
+    seconds = time.perf_counter() - started
+    print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
+    print(f"Report: {out / REPORT}")
 
-    table = read_table(path or options.table)
+
+def read_columns(
+    options: Namespace, path: str | None = None, text: tuple[str, ...] = ()
+) -> Columns:
+    """Features, labels and groups of a table. Labels and groups are not among the features.
+
+    Parameters
+    ----------
+    options : Namespace
+        With `table`, `target`, `groups` and `missing_groups`.
+    path : str, optional
+        Another table than that of the options.
+    text : tuple of str
+        Columns that are text, whatever they look like.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, or lacks a column.
+    """
+    table = read_table(path or options.table, text=text)
     target = column(table, options.target, "target")
     groups = None
     if options.groups is not None:
@@ -143,53 +134,33 @@ def columns(options: Namespace, path: str | None = None) -> tuple[pd.DataFrame, 
         groups = column(table, options.groups, "group", missing_values=unknown, remedy=remedy)
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
-    left_out = [c for c in (options.target, options.groups) if c is not None]
-    return table.drop(columns=left_out), target, groups
+    other = [c for c in (options.target, options.groups) if c is not None]
+    return table.drop(columns=other), target, groups
 
 
-def tell_of_identifiers(features: pd.DataFrame) -> None:
-    """Columns of text that are names of rows, dates, or numbers but for a few values: they tell little."""
-    from autobalance.data import mistaken_for_text
-
-    for name in features.select_dtypes(exclude="number").columns:
-        different = int(features[name].nunique())
-        mistaken = mistaken_for_text(features[name])
-        if mistaken is not None:
-            print(f"autobalance: column {str(name)!r} {mistaken}", file=sys.stderr)
-        elif different >= IDENTIFIER * len(features) and different >= MANY:
-            print(
-                f"autobalance: column {str(name)!r} has {different:,} different values in "
-                f"{len(features):,} rows, of which the most frequent become features. Drop it if it is a "
-                "name or a number of the row; make dates numbers",
-                file=sys.stderr,
-            )
-
-
-def _test_columns(options: Namespace, features: pd.DataFrame) -> tuple[pd.DataFrame, Any, Any]:
-    """As `columns`, of the test table: its features are those of the training table."""
+def _read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:
+    """Same as `read_columns`, of the test table: its features are those of the training table."""
+    text = (options.target,) if class_labels(target).dtype.kind in "OU" else ()
     try:
-        given, target, groups = columns(options, options.test)
+        table, labels, groups = read_columns(options, options.test, text)
     except InputError as error:
         raise InputError(f"--test {options.test}: {error}") from None
-    missing = [str(c) for c in features.columns if c not in given.columns]
+    missing = [str(c) for c in features.columns if c not in table.columns]
     if missing:
         raise InputError(
             f"{options.test} lacks columns of {options.table}: {', '.join(missing[:5])}."
         )
-    return given[features.columns.tolist()], target, groups
+    return table[features.columns.tolist()], labels, groups
 
 
-def _fit_folder(options: Namespace) -> Path:
+def _prepare_folder(options: Namespace) -> Path:
     """The RUN folder, where it may be written to."""
     out = path_of("The output", options.out)
     if options.resume and options.overwrite:
         raise InputError("--resume continues a run, --overwrite gives it up. Give one of them.")
     # One that was stopped before its first checkpoint starts anew, and ends alike.
     status = run_status(out)
-    unfinished = any(path.exists() for path in checkpoint_files(out).values()) or status in (
-        "interrupted",
-        "failed",
-    )
+    unfinished = _has_checkpoint(out) or status in ("interrupted", "failed")
     if unfinished and not (options.resume or options.overwrite):
         raise InputError(
             f"{out} holds an unfinished run. Add --resume to continue it, or --overwrite to give it up."
@@ -205,72 +176,85 @@ def _fit_folder(options: Namespace) -> Path:
     return output_folder(out, overwrite=options.overwrite or options.resume)
 
 
+def _has_checkpoint(out: Path) -> bool:
+    return any(path.exists() for path in checkpoint_files(out).values())
+
+
 def remove_checkpoints(out: Path) -> None:
+    """Delete the checkpoints in a RUN folder."""
     for path in checkpoint_files(out).values():
         path.unlink(missing_ok=True)
 
 
-def _stopped(
+def _report_stop(
     error: BaseException, out: Path, classifier: AutoBalanceClassifier, written: bool
 ) -> int:
-    """Say what is kept of a run that was interrupted or diverged, and how to go on."""
-    kept = "Nothing was trained yet."
+    """Say what remains of a run that was interrupted or diverged, and how to go on."""
+    state = "Nothing was trained yet."
     if written:
         network = "a half-trained network" if hasattr(classifier, "module_") else "no network yet"
-        kept = f"Kept in {out}: the loss so far (loss.json), its report, {network}."
+        state = f"Kept in {out}: the loss so far (loss.json), its report, {network}."
     elif run_status(out) == "finished":
-        kept = f"The earlier run in {out} is untouched."
+        state = f"The earlier run in {out} is untouched."
     if isinstance(error, TrainingDiverged):
-        return complain(f"{error} {kept}", FAILED)
-    begun = any(path.exists() for path in checkpoint_files(out).values())
-    if begun:
-        kept += " To continue, give the same command with --resume, without --overwrite."
+        return complain(f"{error} {state}", FAILED)
+    if _has_checkpoint(out):
+        state += " To continue, give the same command with --resume, without --overwrite."
     elif written:
-        kept += " There was no checkpoint yet: the same command with --resume starts anew."
-    return complain(f"Interrupted. {kept}", INTERRUPTED)
+        state += " There was no checkpoint yet: the same command with --resume starts anew."
+    return complain(f"Interrupted. {state}", INTERRUPTED)
 
 
-def _tested(
-    classifier: AutoBalanceClassifier, test: tuple[Any, Any, Any], name: str
-) -> dict[str, Any]:
+def _evaluate_test(classifier: AutoBalanceClassifier, test: Columns, name: str) -> dict[str, Any]:
     """What test data say of the network, for its record."""
     features, target, groups = test
-    found = classifier.evaluate(features, target, sensitive_features=groups)
+    rates = classifier.evaluate(features, target, sensitive_features=groups)
     return {
         "evaluation_data": f"{len(target):,} examples of {name}",
-        "methods": {"autobalance": {"title": "autobalance", **found}},
+        "methods": {"autobalance": {"title": "autobalance", **rates}},
     }
 
 
-def _row_names(classifier: AutoBalanceClassifier) -> list[str] | None:
-    """Names of the loss's rows: the groups', and a last one where some are not known."""
-    groups = classifier.groups_
-    rows = len(classifier.result_.settings["class_counts"])
-    return groups if groups is None or rows == len(groups) else [*groups, "(unknown)"]
-
-
-def _total(begun: float, options: Namespace) -> float | None:
-    """Seconds of the command; of a run that was resumed nobody kept those before."""
-    return None if options.get("resume") else time.perf_counter() - begun
-
-
 def fit_record(
-    classifier: AutoBalanceClassifier, command: str, status: str, begun: float, options: Namespace
+    classifier: AutoBalanceClassifier,
+    command: str,
+    status: str,
+    started: float,
+    options: Namespace,
 ) -> dict[str, Any]:
-    result = classifier.result_
+    """The record of a fit for ``result.json``.
+
+    Parameters
+    ----------
+    classifier : AutoBalanceClassifier
+        With the result of a search.
+    command, status : str
+        The command that was typed, and "finished", "interrupted", "diverged" or "failed".
+    started : float
+        Time of `time.perf_counter` when the command began.
+    options : Namespace
+        Its options.
+    """
+    result, groups = classifier.result_, classifier.groups_
+    # The loss has a last row for examples whose group is not known.
+    if groups is not None and len(result.settings["class_counts"]) > len(groups):
+        groups = [*groups, "(unknown)"]
+    # Of a run that was resumed nobody kept the seconds before.
+    total = None if options.get("resume") else time.perf_counter() - started
     return {
         "kind": "fit",
         "status": status,
         "command": command,
-        "options": {name: options[name] for name in _GIVEN if name in options},
+        "options": {name: options[name] for name in _RECORDED_OPTIONS if name in options},
         "objective": classifier.objective,
         "class_names": [str(c) for c in classifier.classes_],
-        "group_names": _row_names(classifier),
+        "group_names": groups,
         "class_counts": result.settings["class_counts"],
         "evaluation_data": None,
         "methods": {},
+        "notes": [] if classifier.encoder_ is None else classifier.encoder_.notes,
         "search": result.to_dict(),
-        "seconds": {"search": result.seconds["wall"], "total": _total(begun, options)},
+        "seconds": {"search": result.seconds["wall"], "total": total},
         "versions": result.versions,
         "seed": options.seed,
     }

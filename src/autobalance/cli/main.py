@@ -1,6 +1,6 @@
 """The command line: from argv to calls of the library; no logic of its own.
 
-Heavy imports happen inside the commands, so that ``--help`` shows at once.
+A command's module is imported when it runs, so that ``--help`` shows at once.
 Exit codes: 0 done, 2 bad use or bad input, 130 Ctrl-C, 143 SIGTERM, 1 anything else.
 """
 
@@ -10,11 +10,9 @@ import os
 import shlex
 import signal
 import sys
+from pkgutil import resolve_name
 
 from autobalance._validation import InputError
-from autobalance.cli.explain import run_explain
-from autobalance.cli.fit import run_demo, run_fit
-from autobalance.cli.frontier import run_frontier
 from autobalance.cli.options import (
     BAD_INPUT,
     FAILED,
@@ -25,22 +23,21 @@ from autobalance.cli.options import (
     BadUse,
     command_parser,
     complain,
-    explained,
+    explain_mistake,
 )
 from autobalance.cli.plugins import check_installed, load_commands
-from autobalance.cli.predict import run_evaluate, run_predict
-from autobalance.cli.report import run_report
 
 __all__ = ["GAP_NAMES", "OBJECTIVES", "entry", "main"]
 
+# Each is imported when it is called: help and mistakes in the options need no torch.
 _COMMANDS = {
-    "demo": run_demo,
-    "fit": run_fit,
-    "frontier": run_frontier,
-    "predict": run_predict,
-    "explain": run_explain,
-    "evaluate": run_evaluate,
-    "report": run_report,
+    "demo": "autobalance.cli.demo:run_demo",
+    "fit": "autobalance.cli.fit:run_fit",
+    "frontier": "autobalance.cli.frontier:run_frontier",
+    "predict": "autobalance.cli.predict:run_predict",
+    "explain": "autobalance.cli.report:run_explain",
+    "evaluate": "autobalance.cli.predict:run_evaluate",
+    "report": "autobalance.cli.report:run_report",
 }
 
 
@@ -57,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         command = parsed.subcommand
         if not (command in added and added[command].all_processes):
             _check_alone()
-        run = added[command].run if command in added else _COMMANDS[command]
+        run = added[command].run if command in added else resolve_name(_COMMANDS[command])
         return run(parsed[command], shlex.join(["autobalance", *arguments]))
     except BadUse as error:
-        return complain(explained(error, arguments, [*_COMMANDS, *added]), BAD_INPUT)
+        return complain(explain_mistake(error, arguments, [*_COMMANDS, *added]), BAD_INPUT)
     except InputError as error:
         return complain(error, BAD_INPUT)
     except KeyboardInterrupt:

@@ -40,6 +40,7 @@ GAP_NAMES = (
 
 
 def complain(message: object, code: int) -> int:
+    """Print a message on one line of standard error; returns the exit code."""
     print(f"autobalance: {message}", file=sys.stderr)
     return code
 
@@ -61,6 +62,7 @@ class CommandParser(ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `BadUse` in place of printing the usage."""
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
@@ -68,7 +70,7 @@ class CommandParser(ArgumentParser):
         raise BadUse(message, {a.dest: getattr(a, "_typehint", a.type) for a in actions})
 
 
-def explained(error: BadUse, arguments: list[str], commands: Iterable[str]) -> str:
+def explain_mistake(error: BadUse, arguments: list[str], commands: Iterable[str]) -> str:
     """On one line: which file, which option, what is wrong, and what may have been meant."""
     text = " ".join(error.message.split())
     text = re.sub(rf"\b({'|'.join(commands)})\.(?=\w)", "", text)
@@ -81,26 +83,26 @@ def explained(error: BadUse, arguments: list[str], commands: Iterable[str]) -> s
         text = f"{whole[1]} is no single value; got {whole[2]!r}. Give its settings, as --{whole[1]}.lr 0.01."
     unknown = re.search(r"(?:accept option '|unrecognized arguments: --)([\w.-]+)", text)
     if unknown:
-        text = f"there is no option {unknown[1]}. {_meant(unknown[1], error.options)}"
+        text = f"there is no option {unknown[1]}. {_suggest(unknown[1], error.options)}"
     text = re.sub(r"^config: File does not exist: ", "there is no file ", text)
     option = unknown or re.match(r"([\w.]+): ", text)
     wrong = re.search(r"(?:Got|Given) value: (.*)$", text)
     if option and wrong and option[1] in error.options:
-        text = _refused(option[1], error.options[option[1]], wrong[1]) or text
+        text = _describe_kind(option[1], error.options[option[1]], wrong[1]) or text
     given = option and any(a.split("=")[0] == f"--{option[1]}" for a in arguments)
     file = _config_file(arguments)
     in_file = file is not None and not given and (option or "parsing config" in text)
     return f"{file}: {text}" if in_file else text
 
 
-def _meant(name: str, known: Iterable[str], otherwise: str = "Add --help for a list.") -> str:
+def _suggest(name: str, known: Iterable[str], otherwise: str = "Add --help for a list.") -> str:
     """What somebody may have wanted who wrote `name`: what it begins, or else what is near to it."""
     known = [*known]
     close = [k for k in known if name and k.startswith(name)] or get_close_matches(name, known, n=1)
-    return f"Did you mean {_either(close[:3])}?" if close else otherwise
+    return f"Did you mean {_join_or(close[:3])}?" if close else otherwise
 
 
-def _either(names: list[str]) -> str:
+def _join_or(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
@@ -108,13 +110,13 @@ def _no_command(name: str | None, commands: list[str]) -> str:
     known = f"The commands are {', '.join(commands)}; add --help for what they do."
     if name is None:
         return f"which command? {known}"
-    return f"there is no command {name}. {_meant(name, commands, known)}"
+    return f"there is no command {name}. {_suggest(name, commands, known)}"
 
 
 _EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
 
-def _refused(name: str, kind: Any, value: str) -> str | None:
+def _describe_kind(name: str, kind: Any, value: str) -> str | None:
     """That the option must be of its kind; None where words for that kind are not known."""
     kinds = list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
     known = [k for k in kinds if k is not NoneType]
@@ -123,9 +125,9 @@ def _refused(name: str, kind: Any, value: str) -> str | None:
     left_out = ", or be left out" if NoneType in kinds else ""
     if get_origin(known[0]) is Literal:
         choices = [*map(str, get_args(known[0]))]
-        near = _meant(value, choices, "")
-        said = f"{name} must be {_either(choices)}{left_out}; got {value!r}. {near}"
-        return said.rstrip()
+        near = _suggest(value, choices, "")
+        text = f"{name} must be {_join_or(choices)}{left_out}; got {value!r}. {near}"
+        return text.rstrip()
     if known[0] not in _EXPECTED:
         return None
     return f"{name} must be {_EXPECTED[known[0]]}{left_out}; got {value!r}."
@@ -148,7 +150,22 @@ def training_options(options: Namespace) -> tuple[Recipe, SearchSettings]:
     return Recipe(**options.recipe), SearchSettings(**options.search)
 
 
+_TABLE = "CSV (also .gz, .bz2, .xz, .zip) or Parquet file"
+_OVERWRITE_FOLDER = "write into a folder that is not empty"
+_GROUPS = (
+    "column with the groups. It is excluded from the features, so prediction does not need it. "
+    "Without this option it is an ordinary feature"
+)
+
+
 def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> ArgumentParser:
+    """The parser of the whole command line.
+
+    Parameters
+    ----------
+    added : mapping
+        Commands of other distributions, by name.
+    """
     parser = CommandParser(
         prog="autobalance",
         description="Designs the training loss for imbalanced and group-sensitive data.",
@@ -157,136 +174,106 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     commands = parser.add_subcommands(required=True)
 
     demo = CommandParser(description="Design a loss for long-tailed images in the package.")
-    demo.add_argument(
-        "--out", type=str, default="demo-run", help="folder for result.json, report.html"
-    )
-    demo.add_argument("--seed", type=int, default=0, help="for everything random")
-    demo.add_argument(
-        "--overwrite", action="store_true", help="write into a folder that is not empty"
-    )
+    _add_text(demo, "--out", "folder for result.json and report.html", default="demo-run")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    _add_flag(demo, "--overwrite", _OVERWRITE_FOLDER)
     commands.add_subcommand("demo", demo, help="see it work on real images, in about a minute")
 
     fit = CommandParser(description="Design a loss for a table and train a network with it.")
-    fit.add_argument("table", type=str, help="CSV (also .gz, .xz) or Parquet file")
-    fit.add_argument("--target", type=str, required=True, help="column with the labels")
-    fit.add_argument(
-        "--groups",
-        type=str | None,
-        default=None,
-        help="column with the groups; not a feature then, and not needed to predict",
-    )
+    _add_text(fit, "table", _TABLE)
+    _add_text(fit, "--target", "column with the labels", required=True)
+    fit.add_argument("--groups", type=str | None, default=None, help=_GROUPS)
     _add_missing_groups(fit)
-    fit.add_argument(
-        "--objective",
-        type=str,
-        default="balanced_error",
-        help=f"what the loss is for: {', '.join(OBJECTIVES)}",
-    )
+    objectives = f"what the loss is designed for: {', '.join(OBJECTIVES)}"
+    _add_text(fit, "--objective", objectives, default="balanced_error")
     fit.add_argument(
         "--augment",
         type=Literal["none", "personalised", "shared"],
         default="none",
-        help="learn an augmentation of the training data too: for each class, or one for all",
+        help="also learn an augmentation of the training data, for each class or one for all",
     )
     fit.add_argument(
         "--test",
         type=str | None,
         default=None,
-        help="labelled table to watch the search on and to evaluate the network on; guides nothing",
+        help="labelled table to watch during the search and to evaluate the network on; no choice "
+        "depends on it",
     )
     fit.add_argument(
         "--log",
         type=Literal["csv", "tensorboard"] | None,
         default=None,
-        help="write the numbers of search and retraining into logs/ of the RUN as it goes",
+        help="write the curves of search and retraining into the folder logs of the RUN",
     )
-    fit.add_argument("--out", type=str, required=True, help="RUN folder to write")
-    fit.add_argument(
-        "--overwrite", action="store_true", help="write into a folder that is not empty"
-    )
-    fit.add_argument(
-        "--resume", action="store_true", help="continue a run that was stopped in this folder"
-    )
+    _add_text(fit, "--out", "RUN folder to write", required=True)
+    _add_flag(fit, "--overwrite", _OVERWRITE_FOLDER)
+    _add_flag(fit, "--resume", "continue a run that was stopped in this folder")
     _add_training(fit)
     commands.add_subcommand("fit", fit, help="design a loss for your table")
 
     sweep = CommandParser(
-        description="Losses along the trade-off of an error and a gap between groups."
+        description="Design losses along the trade-off of an error and a gap between groups."
     )
-    sweep.add_argument("table", type=str, help="CSV (also .gz, .xz) or Parquet file")
-    sweep.add_argument("--target", type=str, required=True, help="column with the labels")
-    sweep.add_argument(
-        "--groups",
-        type=str,
-        required=True,
-        help="column with the groups; not a feature then, and not needed to predict",
-    )
+    _add_text(sweep, "table", _TABLE)
+    _add_text(sweep, "--target", "column with the labels", required=True)
+    _add_text(sweep, "--groups", _GROUPS.split(". Without")[0], required=True)
     _add_missing_groups(sweep)
-    sweep.add_argument(
-        "--main",
-        type=str,
-        default="balanced_error",
-        help=f"what is to stay small: {', '.join(OBJECTIVES)}",
-    )
-    sweep.add_argument(
-        "--gap", type=str, default="deo", help=f"what it is traded for: {', '.join(GAP_NAMES)}"
-    )
+    objectives = f"error to keep small: {', '.join(OBJECTIVES)}"
+    _add_text(sweep, "--main", objectives, default="balanced_error")
+    _add_text(sweep, "--gap", f"gap to trade it for: {', '.join(GAP_NAMES)}", default="deo")
     sweep.add_argument(
         "--by",
         type=Literal["losses", "decisions"],
         default="losses",
-        help="losses, designed for mixes of the two; or decisions from one network's p(class, group | "
-        "x), which reach smaller gaps, for balanced_error or group_balanced_error and deo",
+        help="design a loss for each mix of error and gap, or decide by one network's p(class, group | "
+        "x). Decisions reach smaller gaps; they are for balanced_error or group_balanced_error, and deo",
     )
     sweep.add_argument(
         "--mixes",
         type=str | None,
         default=None,
-        help="for losses: weights of the gap, rising, at least 0 and below 1: by default 0,0.1,0.2 to 0.9",
+        help="for losses: the weights of the gap, rising, at least 0 and below 1; by default "
+        "0,0.1,0.2 to 0.9",
     )
     sweep.add_argument(
         "--max_gap",
         "--max-gap",
         type=float | None,
         default=None,
-        help="keep the network with the lowest error whose held-out gap is at most this (0.05 is 5 "
-        "points), trained on all data: the folder is a RUN then",
+        help="also train the network with the lowest error among those whose held-out gap is at most "
+        "this (0.05 is 5 points), on all data, and write it as a RUN",
     )
-    sweep.add_argument(
-        "--out", type=str, required=True, help="folder for frontier.json, .csv and .svg"
-    )
-    sweep.add_argument(
-        "--overwrite", action="store_true", help="write into a folder that is not empty"
-    )
+    _add_text(sweep, "--out", "folder for frontier.json, .csv and .svg", required=True)
+    _add_flag(sweep, "--overwrite", _OVERWRITE_FOLDER)
     _add_training(sweep)
     commands.add_subcommand("frontier", sweep, help="trade an error for a gap between groups")
 
     predict = CommandParser(description="Predict with a fitted RUN.")
-    predict.add_argument("run", type=str, help="RUN folder")
-    predict.add_argument("table", type=str, help="CSV or Parquet file with the features")
-    predict.add_argument("--out", type=str, required=True, help="CSV or Parquet file to write")
+    _add_text(predict, "run", "RUN folder")
+    _add_text(predict, "table", f"{_TABLE} with the features")
+    _add_text(predict, "--out", "CSV or Parquet file to write", required=True)
     predict.add_argument(
         "--prior",
         type=Literal["training", "balanced"] | None,
         default=None,
-        help="calibrated probabilities, where classes are as frequent as in training, or all alike; "
-        "without it the softmax of the raw logits. The prediction stays the same",
+        help="calibrate the probabilities for classes as frequent as in training, or equally frequent. "
+        "By default they are the softmax of the raw logits. The predictions stay the same",
     )
-    predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    _add_flag(predict, "--overwrite", "replace an existing file")
     commands.add_subcommand("predict", predict, help="predict with a fitted RUN")
 
     explain = CommandParser(
         description="Say what a RUN found, whom it helps, and what to be careful about."
     )
-    explain.add_argument("run", type=str, help="RUN folder")
+    _add_text(explain, "run", "RUN folder")
     commands.add_subcommand("explain", explain, help="what a RUN found, in words")
 
     evaluate = CommandParser(description="Evaluate a fitted RUN on labelled data.")
-    evaluate.add_argument("run", type=str, help="RUN folder")
-    evaluate.add_argument("table", type=str, help="CSV or Parquet file with features and labels")
-    evaluate.add_argument("--target", type=str, required=True, help="column with the labels")
+    _add_text(evaluate, "run", "RUN folder")
+    _add_text(evaluate, "table", f"{_TABLE} with features and labels")
+    _add_text(evaluate, "--target", "column with the labels", required=True)
     evaluate.add_argument("--groups", type=str | None, default=None, help="column with the groups")
-    evaluate.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    _add_flag(evaluate, "--json", "print JSON in place of tables")
     commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
 
     report = CommandParser(
@@ -297,14 +284,22 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
         "--out",
         type=str | None,
         default=None,
-        help="HTML file to write; by default report.html in the RUN, or of several runs.html here",
+        help="HTML file to write; by default report.html in the RUN, or runs.html here for several",
     )
-    report.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    _add_flag(report, "--overwrite", "replace an existing file")
     commands.add_subcommand("report", report, help="the report of one RUN, or of several")
 
     for name, command in added.items():
         commands.add_subcommand(name, command.build_parser(CommandParser), help=command.help)
     return parser
+
+
+def _add_text(parser: CommandParser, name: str, text: str, **options: Any) -> None:
+    parser.add_argument(name, type=str, help=text, **options)
+
+
+def _add_flag(parser: CommandParser, name: str, text: str) -> None:
+    parser.add_argument(name, action="store_true", help=text)
 
 
 def _add_missing_groups(parser: CommandParser) -> None:
@@ -313,14 +308,14 @@ def _add_missing_groups(parser: CommandParser) -> None:
         "--missing-groups",
         type=Literal["refused", "unknown"],
         default="refused",
-        help="rows without a group: refused, or trained on and left out of the objective",
+        help="refuse rows without a group, or train on them and leave them out of the objective",
     )
 
 
 def _add_training(parser: CommandParser) -> None:
     """The options of commands that train on a table."""
-    parser.add_argument("--seed", type=int, default=0, help="for everything random")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    _add_text(parser, "--device", "auto, cpu, cuda, cuda:1 or mps", default="auto")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_class_arguments(Recipe, "recipe")
     parser.add_class_arguments(SearchSettings, "search")

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from jsonargparse import Namespace
 
 from autobalance._validation import InputError, path_of
 from autobalance.cli.options import DONE
+from autobalance.cli.run_folder import load_run
+from autobalance.cli.terminal import print_report, print_table_warnings
+from autobalance.data import class_labels, column, positions, read_table
 from autobalance.records import to_json, write_atomically
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-    from autobalance.sklearn import AutoBalanceClassifier
+from autobalance.report import save_evaluation
+from autobalance.sklearn import AutoBalanceClassifier
 
 
 def run_predict(options: Namespace, command: str) -> int:
+    """Write the predictions of a RUN for a table; returns the exit code."""
     out = path_of("The output", options.out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of a file.")
@@ -29,10 +31,9 @@ def run_predict(options: Namespace, command: str) -> int:
         raise InputError(f"{out} must end in .csv or .parquet.")
     if out.exists() and out.samefile(path_of("The table", options.table)):
         raise InputError(f"{out} is the table itself, which would be lost. Give another name.")
-    from autobalance.data import read_table
-
     classifier, _ = _load(options.run)
-    predictions = _predictions(classifier, read_table(options.table), options.prior)
+    with print_table_warnings():
+        predictions = _predict(classifier, read_table(options.table), options.prior)
     if out.suffix == ".csv":
         content = predictions.to_csv(index=False).encode()
     else:
@@ -42,11 +43,9 @@ def run_predict(options: Namespace, command: str) -> int:
     return DONE
 
 
-def _predictions(
+def _predict(
     classifier: AutoBalanceClassifier, table: pd.DataFrame, prior: str | None
 ) -> pd.DataFrame:
-    import pandas as pd
-
     features = _features(classifier, table)
     probabilities = classifier.predict_proba(features, prior=prior)
     names = [f"probability_{c}" for c in classifier.classes_]
@@ -57,24 +56,26 @@ def _predictions(
 
 
 def run_evaluate(options: Namespace, command: str) -> int:
-    from autobalance.cli.terminal import print_report
-    from autobalance.data import column, read_table
-
+    """Print the error rates of a RUN on a labelled table; returns the exit code."""
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     classifier, record = _load(options.run)
-    table = read_table(options.table)
-    target = _known(column(table, options.target, "target"), classifier)
+    # A CSV has no types: labels that were text in training, such as "7" beside "A", still are.
+    text = [options.target] if classifier.classes_.dtype.kind in "OU" else []
+    table = read_table(options.table, text=text)
+    labels = class_labels(column(table, options.target, "target"))
+    target = positions(labels, classifier.classes_.tolist(), "class", options.table)
     groups = None if options.groups is None else column(table, options.groups, "group")
-    _tell_of_the_data(options, record, target, classifier)
-    measured = classifier.evaluate(
-        _features(classifier, table), classifier.classes_[target], sensitive_features=groups
-    )
-    report = {k: v for k, v in measured.items() if k not in ("confused", "calibration")}
+    _warn_of_data(options, record, target, classifier)
+    with print_table_warnings():
+        rates = classifier.evaluate(
+            _features(classifier, table), classifier.classes_[target], sensitive_features=groups
+        )
+    report = {k: v for k, v in rates.items() if k not in ("confused", "calibration")}
     report["classes"] = [str(c) for c in classifier.classes_]
     if groups is not None:
         report["groups"] = list(report["group_errors"])
-    _keep(options.run, measured, f"{len(target):,} examples of {Path(options.table).name}")
+    _save(options.run, rates, f"{len(target):,} examples of {Path(options.table).name}")
     if groups is None and classifier.groups_:
         print(
             f"autobalance: without --groups nothing is known of the groups of {options.table}; the "
@@ -88,7 +89,7 @@ def run_evaluate(options: Namespace, command: str) -> int:
     return DONE
 
 
-def _tell_of_the_data(
+def _warn_of_data(
     options: Namespace,
     record: dict[str, Any],
     target: np.ndarray,
@@ -112,20 +113,16 @@ def _tell_of_the_data(
         )
 
 
-def _keep(run: str, measured: dict[str, Any], data: str) -> None:
+def _save(run: str, rates: dict[str, Any], data: str) -> None:
     """Put it into the RUN's report; a folder that cannot be written to keeps the old one."""
-    from autobalance.report import save_evaluation
-
     try:
-        save_evaluation(run, measured, data)
+        save_evaluation(run, rates, data)
     except OSError as error:
         print(f"autobalance: {run} is left as it is, for {error}", file=sys.stderr)
 
 
 def _load(run: str) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
     """The classifier of a RUN and its record; a warning where the network is half trained."""
-    from autobalance.cli.run_folder import load_run
-
     classifier, record = load_run(run)
     status = record.get("status")
     if status != "finished":
@@ -146,19 +143,4 @@ def _load(run: str) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
 def _features(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
     """The columns of the training table; labels, groups and others are left out."""
     assert classifier.encoder_ is not None  # fits of the command line are on tables
-    return classifier.encoder_.select(table)
-
-
-def _known(labels: Any, classifier: AutoBalanceClassifier) -> np.ndarray:
-    """Positions of labels among the classes; a label unseen in training is refused."""
-    import numpy as np
-
-    position = {str(c): i for i, c in enumerate(classifier.classes_)}
-    unseen = sorted({str(v) for v in labels} - position.keys())
-    if unseen:
-        raise InputError(
-            f"The labels have {len(unseen)} class{'es' * (len(unseen) > 1)} that training lacked: "
-            f"{', '.join(unseen[:5])}; training had {', '.join(list(position)[:5])}"
-            f"{', ...' if len(position) > 5 else ''}. Leave these rows out, or train with them."
-        )
-    return np.array([position[str(v)] for v in labels])
+    return table[classifier.encoder_.select(table).names]

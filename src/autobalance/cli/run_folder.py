@@ -46,7 +46,7 @@ from autobalance.report import (
     rows_that_fit,
     write_report,
 )
-from autobalance.sklearn import AutoBalanceClassifier
+from autobalance.sklearn import AutoBalanceClassifier, TableInput, mark
 
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
 _FORMAT = "autobalance-run"
@@ -115,9 +115,9 @@ def save_search(
     out = output_folder(folder, overwrite=overwrite)
     files = {LOSS: result.loss.to_json().encode()}
     if data is not None:
-        kept = sample_sheet(result.augment, data)
-        if kept is not None:
-            files[SAMPLES] = packed(kept)
+        sheet = sample_sheet(result.augment, data)
+        if sheet is not None:
+            files[SAMPLES] = packed(sheet)
     write_run(out, {**result.record(class_names, group_names), "status": result.status}, files)
     return out / REPORT
 
@@ -152,7 +152,7 @@ def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -
     size = min(LARGEST, max(inputs.shape[2:]))
     columns = EXAMPLES * (1 + DRAWS)
     some = evenly_spaced(len(cells), rows_that_fit(len(cells), columns, inputs.shape[1], size))
-    drawn, rows = [], []
+    images, rows = [], []
     for cell in (cells[i] for i in some):
         group, y = divmod(int(cell), counts.shape[1])
         of_cell = data.target == y
@@ -162,7 +162,7 @@ def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -
             :EXAMPLES
         ]  # of a class of one, the same twice
         groups = None if data.groups is None else data.groups
-        found = [
+        pictures = [
             samples(
                 augment,
                 inputs[slice(i, i + 1)],
@@ -174,11 +174,11 @@ def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -
             for n, i in enumerate(at.tolist())
         ]
         rows.append((y, group if grouped else None))
-        drawn.append(np.concatenate(found))
-    return Sheet(rows, _small(np.stack(drawn), size), EXAMPLES)
+        images.append(np.concatenate(pictures))
+    return Sheet(rows, _shrink(np.stack(images), size), EXAMPLES)
 
 
-def _small(images: np.ndarray, most: int) -> np.ndarray:
+def _shrink(images: np.ndarray, most: int) -> np.ndarray:
     """Images ``(rows, columns, c, h, w)``, no side longer than `most` pixels."""
     height, width = images.shape[-2:]
     if max(height, width) <= most:
@@ -248,7 +248,7 @@ def save_run(
     return write_run(Path(folder), record, files)
 
 
-def _built(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+def _build_network(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """The network that ``model.json`` describes, for these weights."""
     network = TableNetwork(**description["network"])
     decision = description.get("decision")  # earlier releases had none
@@ -289,20 +289,20 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
     try:
         _check_description(description)
         state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
-        network = _built(description, state)
+        network = _build_network(description, state)
         network.load_state_dict(state)
         classifier = AutoBalanceClassifier()
-        classifier.module_ = network.eval()
-        classifier.encoder_ = TableEncoder.from_dict(description["encoder"])
+        encoder = TableEncoder.from_dict(description["encoder"])
+        classifier.input_ = TableInput(encoder, (len(encoder.columns),))
+        classifier.module_ = mark(network.eval(), classifier.input_)
         classifier.classes_ = np.array(description["classes"])
         classifier.groups_ = description["groups"]
-        fits = (classifier.encoder_.num_features, len(description["classes"]))
+        fits = (encoder.num_features, len(description["classes"]))
         if fits != tuple(description["network"][key] for key in ("num_features", "num_classes")):
             raise ValueError("network, encoder and classes differ in number")
-        classifier.feature_names_in_ = np.array(classifier.encoder_.columns, dtype=object)
-        classifier.n_features_in_ = len(classifier.encoder_.columns)
-        classifier.input_shape_ = (classifier.n_features_in_,)
-        classifier.keep(SearchResult.from_dict(record["search"]))
+        classifier.feature_names_in_ = np.array(encoder.columns, dtype=object)
+        classifier.n_features_in_ = len(encoder.columns)
+        classifier.adopt(SearchResult.from_dict(record["search"]))
         classifier.class_masses_ = array_of_numbers("class_counts", record["class_counts"])
         if classifier.class_masses_.shape[-1:] != (len(description["classes"]),):
             raise ValueError("class_counts and classes differ in number")

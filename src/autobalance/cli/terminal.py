@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
         Progress as RunProgress,
         SearchResult,
     )
-    from autobalance.posthoc import Decided
+    from autobalance.posthoc import FairDecision
 
 
 _SUMMARY = (
@@ -81,6 +84,27 @@ class LiveProgress:
         self._bars.update(self._tasks[key], completed=progress.step, **fields)
 
 
+@contextmanager
+def print_table_warnings() -> Iterator[None]:
+    """Print each warning of reading a table once, on one line of standard error."""
+    from autobalance.data import TableWarning
+
+    printed: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TableWarning)
+        show_other = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **options: Any) -> None:
+            if not issubclass(category, TableWarning):
+                show_other(message, category, *place, **options)
+            elif str(message) not in printed:
+                printed.add(str(message))
+                print(f"autobalance: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
+
+
 def narrow_table(table: Table) -> None:
     """Lean, with a word per line in its headings, so that 80 columns cut none; names wrap instead."""
     table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, (0, 1, 0, 0)
@@ -113,16 +137,16 @@ def print_choice(result: SearchResult) -> None:
         return
     by_name = {candidate.name: candidate for candidate in result.candidates}
     chosen = by_name[result.choice]
-    shown = by_name["designed"] if chosen.name == "start" else chosen
+    compared = by_name["designed"] if chosen.name == "start" else chosen
     print(
         f"Final choice on held-out data: {_CHOICES[chosen.name]}, at {format_percent(chosen.objective)} %. "
-        f"{_CHOICES[shown.name].capitalize()} less its start: {100 * shown.difference:+.1f} points "
-        f"(standard error {100 * shown.standard_error:.1f})."
+        f"{_CHOICES[compared.name].capitalize()} less its start: {100 * compared.difference:+.1f} points "
+        f"(standard error {100 * compared.standard_error:.1f})."
     )
 
 
 def print_frontier(
-    found: Frontier,
+    swept: Frontier,
     baselines: Sequence[Baseline],
     picked: FrontierPoint | None = None,
     bound: float | None = None,
@@ -131,15 +155,15 @@ def print_frontier(
 
     Parameters
     ----------
-    found, baselines
+    swept, baselines
         What to show.
     picked, bound
         The point whose network is kept, and the largest gap that was asked for.
     """
-    table = _frontier_table("training loss", found.main, found.gap)
-    best = found.non_dominated()
+    table = _frontier_table("training loss", swept.main, swept.gap)
+    best = swept.non_dominated()
     notes = []
-    for point in found.points:
+    for point in swept.points:
         note = "not beaten" if point in best else ""
         if point.constant:
             note = "a class always wrong"
@@ -156,55 +180,57 @@ def print_frontier(
         table.add_row(
             baseline.title, format_percent(baseline.main), format_percent(baseline.gap), note
         )
-    sizes = sum(map(sum, found.settings["validation_counts"]))
-    said = [
-        f"Percent of {sizes:,.0f} held-out examples, lower is better. {_gap_named(found.gap)} Mix: the "
+    sizes = sum(map(sum, swept.settings["validation_counts"]))
+    legend = [
+        f"Percent of {sizes:,.0f} held-out examples, lower is better. {_describe_gap(swept.gap)} Mix: the "
         "gap's weight in what a loss was designed for, the rest is the error's."
     ]
     if "not beaten" in notes:
-        said.append("Not beaten: no other mix is at least as low in both.")
+        legend.append("Not beaten: no other mix is at least as low in both.")
     if picked is not None and bound is not None:
-        said.append(f"Picked: the lowest error whose gap is at most {format_percent(bound)}.")
-    _print_with_legend(table, said)
+        legend.append(f"Picked: the lowest error whose gap is at most {format_percent(bound)}.")
+    _print_with_legend(table, legend)
 
 
 def print_decisions(
-    points: Sequence[Decided],
-    plain: Decided,
+    points: Sequence[FairDecision],
+    plain: FairDecision,
     main: str,
-    kept: Decided | None = None,
+    picked: FairDecision | None = None,
     bound: float | None = None,
 ) -> None:
     """The decisions by falling gap, then cross-entropy's; which is picked, for a gap of at most `bound`."""
     table = _frontier_table("decision", main, "deo", "worst class of a group")
     rows = sorted(
-        [*((p, "") for p in points), *([] if kept is None else [(kept, "picked")])],
+        [*((p, "") for p in points), *([] if picked is None else [(picked, "picked")])],
         key=lambda row: -row[0].held_out.known_deo,
     )
-    drawn = 1
-    for decided, note in [*rows, (plain, "")]:
-        if decided is plain:
+    most = 1
+    for decision, note in [*rows, (plain, "")]:
+        if decision is plain:
             table.add_section()
-        held, parts = decided.held_out, len(decided.network.shares)
-        drawn = max(drawn, parts)
+        held, parts = decision.held_out, len(decision.network.shares)
+        most = max(most, parts)
         table.add_row(
             "cross-entropy"
-            if decided is plain
+            if decision is plain
             else f"gap at most {format_percent(held.known_deo)}",
             format_percent(getattr(held, main)),
             format_percent(held.known_deo),
             format_percent(held.worst_class_and_group_error),
             ", ".join(filter(None, [note, f"drawn from {parts}" if parts > 1 else ""])),
         )
-    said = [
+    legend = [
         f"Percent of {plain.held_out.mass.sum():,.0f} held-out examples, lower is better. "
-        f"{_gap_named('deo')} Cross-entropy: the most probable class."
+        f"{_describe_gap('deo')} Cross-entropy: the most probable class."
     ]
-    if drawn > 1:
-        said.append("Drawn from 2: each prediction follows one of so many rules, drawn at random.")
-    if kept is not None and bound is not None:
-        said.append(f"Picked: the lowest error whose gap is at most {format_percent(bound)}.")
-    _print_with_legend(table, said)
+    if most > 1:
+        legend.append(
+            "Drawn from 2: each prediction follows one of so many rules, drawn at random."
+        )
+    if picked is not None and bound is not None:
+        legend.append(f"Picked: the lowest error whose gap is at most {format_percent(bound)}.")
+    _print_with_legend(table, legend)
 
 
 def _frontier_table(what: str, main: str, gap: str, *more: str) -> Table:
@@ -216,7 +242,7 @@ def _frontier_table(what: str, main: str, gap: str, *more: str) -> Table:
     return table
 
 
-def _gap_named(gap: str) -> str:
+def _describe_gap(gap: str) -> str:
     from autobalance.report import GAP_TITLES
 
     title = GAP_TITLES.get(gap, gap)
@@ -224,11 +250,11 @@ def _gap_named(gap: str) -> str:
     return f"Gap between groups: {title}." if title != words else "The gap is between groups."
 
 
-def _print_with_legend(table: Table, said: Sequence[str]) -> None:
+def _print_with_legend(table: Table, legend: Sequence[str]) -> None:
     """The table, and under it what its words mean."""
     console = Console()
     console.print(table)
-    for line in said:
+    for line in legend:
         console.print(line, highlight=False, style="dim")
 
 
@@ -275,4 +301,5 @@ def plain_text(text: object) -> str:
 
 
 def format_percent(value: float | None) -> str:
+    """A rate in percent with one decimal; "absent" for None."""
     return "absent" if value is None else f"{100 * value:.1f}"

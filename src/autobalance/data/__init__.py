@@ -7,24 +7,32 @@ in files, and `BalancedSampler` keeps classes and groups even in loaders of your
 from autobalance.data.array_data import ArrayData, MissingGroups, concatenated, reading
 from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
 from autobalance.data.batches import Batch, BatchSource, as_batch, as_batches, moved
+from autobalance.data.columns import Table, as_table
 from autobalance.data.dataset_data import DatasetData, as_data, as_inputs
 from autobalance.data.dataset_reader import ExampleError
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
 from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
-from autobalance.data.labels import Labelled, numbered, plural, shortened
+from autobalance.data.labels import (
+    NO_GROUP,
+    Labelled,
+    class_labels,
+    group_names,
+    number_groups,
+    number_of,
+    numbered,
+    plural,
+    positions,
+    shortened,
+)
 from autobalance.data.samplers import BalancedSampler
 from autobalance.data.splits import stratified_folds
 from autobalance.data.stored import StoredRows, sampled
-from autobalance.data.tables import (
-    TableEncoder,
-    check_expansion,
-    column,
-    mistaken_for_text,
-    read_table,
-)
+from autobalance.data.table_encoder import TableEncoder, TableWarning, warn_of
+from autobalance.data.tables import check_expansion, column, read_table
 
 __all__ = [
     "CLASSES",
+    "NO_GROUP",
     "UNKNOWN",
     "ArrayData",
     "BalancedBatches",
@@ -39,26 +47,34 @@ __all__ = [
     "ResampledBatches",
     "ShuffledBatches",
     "StoredRows",
+    "Table",
     "TableEncoder",
+    "TableWarning",
     "as_batch",
     "as_batches",
     "as_data",
     "as_image_set",
     "as_inputs",
+    "as_table",
     "as_tensor",
     "check_expansion",
+    "class_labels",
     "column",
     "concatenated",
     "finite",
+    "group_names",
     "indices",
     "long_tailed_sample",
-    "mistaken_for_text",
     "moved",
+    "number_groups",
+    "number_of",
     "numbered",
     "plural",
+    "positions",
     "read_table",
     "reading",
     "sampled",
     "shortened",
     "stratified_folds",
+    "warn_of",
 ]

@@ -6,7 +6,7 @@ from autobalance.posthoc.fair_decisions import (
     CellDecision,
     CellPosterior,
     ClassLogits,
-    Decided,
+    FairDecision,
     cell_posterior,
 )
 
@@ -15,7 +15,7 @@ __all__ = [
     "CellDecision",
     "CellPosterior",
     "ClassLogits",
-    "Decided",
+    "FairDecision",
     "cell_posterior",
     "evaluate_probabilities",
 ]

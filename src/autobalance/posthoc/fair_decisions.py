@@ -112,10 +112,10 @@ class CellDecision(nn.Module):
         """p(class | x) at the class frequencies of training, shape ``(n, k)``."""
         return self.cells(inputs).sum(dim=1)
 
-    def drawn(self, inputs: Tensor) -> Tensor:
+    def draw(self, inputs: Tensor) -> Tensor:
         """Index of each example's weights, shape ``(n,)``."""
         if len(self.shares) == 1:
-            return torch.zeros(len(inputs), dtype=torch.int64)
+            return inputs.new_zeros(inputs.shape[0], dtype=torch.int64)
         flat = inputs.detach().flatten(1).double().cpu()
         i = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64) + self.seed
         # Two directions without a pattern, by the usual hash of a sine; nothing is drawn, so the
@@ -127,9 +127,10 @@ class CellDecision(nn.Module):
         return torch.bucketize(u, self.shares.cpu().cumsum(dim=0)[:-1])
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Scores, shape ``(n, k)``."""
         cells = self.cells(inputs)
-        drawn = self.drawn(inputs).to(cells.device)
-        return (cells * self.weights[drawn]).sum(dim=1)
+        rule = self.draw(inputs).to(cells.device)
+        return (cells * self.weights[rule]).sum(dim=1)
 
 
 class ClassLogits(nn.Module):
@@ -140,14 +141,15 @@ class ClassLogits(nn.Module):
         self.decision = decision
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, shape ``(n, k)``."""
         return self.decision.probabilities(inputs).clamp_min(1e-30).log()
 
 
 class DecisionShares(nn.Module):
     """How often each class is decided over many draws, shape ``(n, k)``; one-hot without a draw.
 
-    `autobalance.posthoc.expected_errors.evaluate_probabilities` makes expected errors of them, without the noise of
-    one draw.
+    `autobalance.posthoc.expected_errors.evaluate_probabilities` makes expected errors of them,
+    without the noise of one draw.
     """
 
     def __init__(self, decision: CellDecision) -> None:
@@ -155,13 +157,14 @@ class DecisionShares(nn.Module):
         self.decision = decision
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Shares, shape ``(n, k)``."""
         scores = torch.einsum("ngk,mgk->mnk", self.decision.cells(inputs), self.decision.weights)
-        decided = nn.functional.one_hot(scores.argmax(dim=2), scores.shape[2]).double()
-        return torch.einsum("m,mnk->nk", self.decision.shares, decided)
+        choices = nn.functional.one_hot(scores.argmax(dim=2), scores.shape[2]).double()
+        return torch.einsum("m,mnk->nk", self.decision.shares, choices)
 
 
 @dataclass(frozen=True)
-class Decided:
+class FairDecision:
     """A decision, and what it is worth on held-out data.
 
     Attributes
@@ -218,11 +221,11 @@ class CellPosterior:
     seed: int
     seconds: dict[str, float]
     main: str = "balanced_error"
-    _found: dict[float | None, list[_Column]] = field(
+    _columns_of: dict[float | None, list[_Column]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def within(self, gap: float) -> Decided:
+    def within(self, gap: float) -> FairDecision:
         """The lowest main error with a DEO of at most `gap` on held-out data.
 
         Leave a margin for new data: a gap is a difference of rates in small cells. On Adult a DEO
@@ -242,14 +245,14 @@ class CellPosterior:
         not_negative("gap", gap)
         free, gaps = self._bounds(POINTS)
         if gap >= self.held_out.shape[2]:
-            return replace(free, objective=self._bounded(gap))
-        return self._best(gap, self._columns([*gaps, gap]))
+            return replace(free, objective=self._name_bound(gap))
+        return self._select_best(gap, self._columns([*gaps, gap]))
 
-    def with_lowest_worst_cell(self) -> Decided:
+    def with_lowest_worst_cell(self) -> FairDecision:
         """The lowest error of the worst class within a group, on held-out data."""
-        return self._solved([None])[0]
+        return self._solve([None])[0]
 
-    def frontier(self, points: int = POINTS) -> list[Decided]:
+    def frontier(self, points: int = POINTS) -> list[FairDecision]:
         """Decisions from no bound on DEO down to 0, by falling DEO.
 
         The first is logit adjustment. Of a network that is wrong about its probabilities, others can be
@@ -262,15 +265,15 @@ class CellPosterior:
         """
         whole("points", points, least=2)
         free, gaps = self._bounds(points)
-        return [free, *self._solved(gaps)]
+        return [free, *self._solve(gaps)]
 
-    def most_probable(self) -> Decided:
+    def most_probable(self) -> FairDecision:
         """The most probable class: what cross-entropy gives, to compare with."""
         mass = self._mass()
         weights = np.ones_like(mass)
-        return self._decided([weights], [1.0], self._errors(weights, mass), "error")
+        return self._build([weights], [1.0], self._errors(weights, mass), "error")
 
-    def result(self, decided: Decided) -> SearchResult:
+    def result(self, decision: FairDecision) -> SearchResult:
         """A decision as the result of a search, for what takes one; its loss is cross-entropy."""
         loss = ParametricCrossEntropy.cross_entropy()
         return SearchResult(
@@ -279,7 +282,7 @@ class CellPosterior:
             history=[],
             path=[],
             design={},
-            settings={**self.settings, "objective": decided.objective},
+            settings={**self.settings, "objective": decision.objective},
             seed=self.seed,
             seconds=self.seconds,
             training_runs=self.training_runs,
@@ -298,19 +301,19 @@ class CellPosterior:
         per_class = mass.sum(axis=0)
         return mass / np.maximum(per_class, 1.0) / np.count_nonzero(per_class)
 
-    def _bounded(self, gap: float) -> str:
+    def _name_bound(self, gap: float) -> str:
         return f"{self.main} where deo <= {gap:g}"
 
-    def _bounds(self, points: int) -> tuple[Decided, list[float]]:
+    def _bounds(self, points: int) -> tuple[FairDecision, list[float]]:
         """The decision without a bound, which is logit adjustment, and bounds from there to 0."""
-        [free] = self._solved([float(self.held_out.shape[2])])
+        [free] = self._solve([float(self.held_out.shape[2])])
         return free, np.linspace(free.held_out.known_deo, 0.0, points)[1:].tolist()
 
-    def _solved(self, gaps: Sequence[float | None]) -> list[Decided]:
+    def _solve(self, gaps: Sequence[float | None]) -> list[FairDecision]:
         """For each gap, or the worst cell where that is None, the best draw between all decisions
         that any of them gave rise to."""
         columns = self._columns(gaps)
-        return [self._best(gap, columns) for gap in gaps]
+        return [self._select_best(gap, columns) for gap in gaps]
 
     def _columns(self, gaps: Sequence[float | None]) -> list[_Column]:
         """The constant decisions, so that every bound can be kept, and those of each bound."""
@@ -319,11 +322,11 @@ class CellPosterior:
         constant = [np.eye(k)[j] * np.ones((g, 1)) for j in range(k)]
         columns = [_Column(weights, self._errors(weights, mass)) for weights in constant]
         for gap in gaps:
-            if gap not in self._found:
-                self._found[gap] = self._generated(gap, columns[:k])
-        return columns + [column for gap in gaps for column in self._found[gap]]
+            if gap not in self._columns_of:
+                self._columns_of[gap] = self._generate_columns(gap, columns[:k])
+        return columns + [column for gap in gaps for column in self._columns_of[gap]]
 
-    def _generated(self, gap: float | None, constant: list[_Column]) -> list[_Column]:
+    def _generate_columns(self, gap: float | None, constant: list[_Column]) -> list[_Column]:
         """The decisions that one bound gives rise to.
 
         With those of other bounds to begin with, one would stop at once, and worse.
@@ -341,21 +344,21 @@ class CellPosterior:
             _, prices, level = _program(pool, main, gap)
         return columns
 
-    def _best(self, gap: float | None, columns: list[_Column]) -> Decided:
+    def _select_best(self, gap: float | None, columns: list[_Column]) -> FairDecision:
         tables = np.stack([column.errors for column in columns])
         shares, _, _ = _program(tables, self._main_weights(), gap)
         used = np.flatnonzero(shares >= LEAST_SHARE)
         p = shares[used] / shares[used].sum()
         errors = np.tensordot(p, tables[used], axes=1)
-        objective = "worst_class_and_group_error" if gap is None else self._bounded(gap)
-        return self._decided([columns[i].weights for i in used], p.tolist(), errors, objective)
+        objective = "worst_class_and_group_error" if gap is None else self._name_bound(gap)
+        return self._build([columns[i].weights for i in used], p.tolist(), errors, objective)
 
-    def _decided(
+    def _build(
         self, weights: list[np.ndarray], shares: list[float], errors: np.ndarray, objective: str
-    ) -> Decided:
+    ) -> FairDecision:
         mass = self._mass()
         network = CellDecision(self.network, np.stack(weights), shares, self.seed).eval()
-        return Decided(network, ErrorTable.from_rates(errors, mass), objective)
+        return FairDecision(network, ErrorTable.from_rates(errors, mass), objective)
 
     def _errors(self, weights: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """R_kg on held-out data where a decides, shape ``(g, k)``; 0 in empty cells."""
@@ -390,7 +393,7 @@ def cell_posterior(
         the data; "group_balanced_error" the mean over the classes within groups, for a world in which
         all groups are alike in number, whatever they are in the data.
     recipe, seed, device, progress
-        As for `autobalance.search`.
+        Same as in `autobalance.search`.
     settings : SearchSettings, optional
         Whose folds this takes; by default five, so that every example is held out once, but for a few where a
         cell does not divide by five.
@@ -422,7 +425,7 @@ def cell_posterior(
     wall, cpu = time.perf_counter(), time.process_time()
     splits = splits_of(data, None, settings, seed)
 
-    def trained(on: ArrayData) -> nn.Module:
+    def train(on: ArrayData) -> nn.Module:
         as_classes = replace(on, target=on.cells(), num_classes=g * k, groups=None, num_groups=None)
         return retrain(
             lambda: with_new_head(model_factory(), g * k),
@@ -434,18 +437,18 @@ def cell_posterior(
             progress=progress,
         )  # fmt: skip
 
-    found, cells = [], []
-    for train, held in splits:
-        logits = predict_logits(trained(train), held.inputs)
-        found.append(torch.softmax(logits.double(), dim=1).numpy().reshape(-1, g, k))
+    posteriors, cells = [], []
+    for part, held in splits:
+        logits = predict_logits(train(part), held.inputs)
+        posteriors.append(torch.softmax(logits.double(), dim=1).numpy().reshape(-1, g, k))
         cells.append(held.cells().cpu().numpy())
-    network = trained(data)
+    network = train(data)
     held_out = np.concatenate(cells)
     return CellPosterior(
         network=network,
-        held_out=np.concatenate(found),
+        held_out=np.concatenate(posteriors),
         cells=held_out,
-        training_runs=1.0 + sum(len(train) / len(data) for train, _ in splits),
+        training_runs=1.0 + sum(len(part) / len(data) for part, _ in splits),
         settings={
             "recipe": recipe.to_dict(),
             "search": settings.to_dict(),

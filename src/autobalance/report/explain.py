@@ -69,6 +69,10 @@ class Explanation:
     cost: list[tuple[str, str]]
 
 
+def _sentences(notes: list[str]) -> list[str]:
+    return [f"{note[0].upper()}{note[1:]}." for note in notes if note]
+
+
 def explanation(run: Run) -> Explanation:
     """What there is to say of a run, from its record alone."""
     first = warning(run)
@@ -76,7 +80,7 @@ def explanation(run: Run) -> Explanation:
         heading=heading(run, objective_name(run)),
         story=[*sentences(run), *augmentation_sentences(run), *calibration_sentences(run)],
         classes=[*favoured(run), *class_changes(run)],
-        warnings=[*([] if first is None else [first]), *cautions(run)],
+        warnings=[*([] if first is None else [first]), *_sentences(run.notes), *cautions(run)],
         cost=_cost(run),
     )
 

@@ -196,6 +196,8 @@ class Run:
         In front of every identifier, where a page shows several runs.
     rows : int
         Most rows of a table.
+    notes : list of str
+        What reading the training table told.
     policy : dict
         The augmentation learned: class (and group), then operation, then "probability" and
         "magnitude" in [0, 1]; empty where there was none.
@@ -235,6 +237,7 @@ class Run:
     samples: dict[str, Any] = field(default_factory=dict)
     place: str = ""
     rows: int = 1000
+    notes: list[str] = field(default_factory=list)
 
     @property
     def class_totals(self) -> np.ndarray:
@@ -360,6 +363,7 @@ def read_run(record: dict[str, Any]) -> Run:
         frontier=_frontier(record.get("frontier")),
         options=_mapping(record.get("options")),
         samples=_samples(samples, record),
+        notes=_notes(record.get("notes")),
     )
 
 
@@ -380,6 +384,10 @@ def _safe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_safe(v) for v in value]
     return value
+
+
+def _notes(value: Any) -> list[str]:
+    return [n for n in value if isinstance(n, str)] if isinstance(value, list) else []
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""What every way to fit the classifier shares: its parameters, reading data, the last training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from autobalance._validation import InputError, TrainingDiverged
+from autobalance.augment import AugmentChoice
+from autobalance.bilevel import Interrupted, MetricLogger, ProgressListener, SearchResult, retrain
+from autobalance.calibration import class_masses
+from autobalance.data import ArrayData, MissingGroups, class_labels
+from autobalance.hypergrad import Solver
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.objectives import Objective, as_objective
+from autobalance.records import Recipe, SearchSettings
+from autobalance.sklearn.nested_parameters import NestedParameters
+from autobalance.sklearn.table_input import TableInput, mark
+from autobalance.sklearn.training_data import network_factory, training_arrays
+from autobalance.spaces import SpaceFactory
+
+
+class ClassifierBase(NestedParameters):
+    """Parameters and fitted attributes of `AutoBalanceClassifier`, which documents them."""
+
+    objective: str | Objective
+    module: nn.Module | Callable[..., nn.Module] | None
+    recipe: Recipe | None
+    settings: SearchSettings | None
+    space: SpaceFactory | None
+    augment: AugmentChoice
+    solver: Solver | None
+    missing_groups: MissingGroups
+    encode: bool | None
+    device: str
+    random_state: Any
+    checkpoint: str | Path | None
+    progress: ProgressListener | None
+    logger: MetricLogger | None
+
+    classes_: np.ndarray
+    groups_: list[str] | None
+    input_: TableInput
+    loss_: ParametricCrossEntropy
+    result_: SearchResult
+    module_: nn.Module
+    class_masses_: np.ndarray
+    temperature_: float
+
+    _nested_defaults: ClassVar[Mapping[str, type]] = {"recipe": Recipe, "settings": SearchSettings}
+
+    def adopt(self, partial: object) -> None:
+        """Take over what a search found, whole or in part; anything else is left alone."""
+        if isinstance(partial, SearchResult):
+            self.result_, self.loss_ = partial, partial.loss
+            measured = partial.calibration
+            self.temperature_ = 1.0 if measured is None else measured.temperature
+
+    def _training_data(
+        self, X: Any, y: Any, groups: Any, sample_weight: Any, *, gap: str | None = None
+    ) -> ArrayData:
+        """Read the training data, and learn its columns, classes and groups."""
+        labels = class_labels(y)
+        self.input_, inputs = TableInput.fit(
+            self, X, labels, encode=self.encode, own_module=self.module is not None
+        )
+        compares = None if gap is None else f"The gap {gap!r}"
+        if gap is None and as_objective(self.objective).over != "class":
+            compares = f"The objective {self.objective!r}"
+        data, self.classes_, self.groups_ = training_arrays(
+            inputs,
+            labels,
+            groups,
+            sample_weight,
+            missing_groups=self.missing_groups,
+            compares=compares,
+        )
+        return data
+
+    def _retrain(self, data: ArrayData, **options: Any) -> None:
+        """Train the network on all data with `loss_`; what was good before a failure is kept."""
+        self.class_masses_ = class_masses(data)
+        try:
+            network = retrain(
+                network_factory(self.module, data),
+                data,
+                self.loss_,
+                recipe=self.recipe,
+                device=self.device,
+                progress=self.progress,
+                **options,
+            )
+        except (TrainingDiverged, Interrupted) as stopped:
+            if isinstance(stopped.partial, nn.Module):
+                self.module_ = mark(stopped.partial, self.input_)
+            raise
+        self.module_ = mark(network, self.input_)
+
+    def _refuse_augmentation(self, what: str) -> None:
+        if self.augment is not None:
+            raise InputError(
+                f"{what} trains without augmentation, but the classifier has augment={self.augment!r}. "
+                "Leave it out, or let the module augment its inputs in training."
+            )

@@ -1,0 +1,209 @@
+"""From the X of a scikit-learn estimator to the array that a network takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from autobalance._validation import InputError
+from autobalance.data import Table, TableEncoder, as_table, finite, warn_of
+
+KEPT_NUMBERS, KEPT_ROWS = 2**21, 1000
+"""Most numbers, and most rows, that are kept of the training data to check an exported file on."""
+
+_MARK = "_autobalance_table_input"
+
+
+class TableInput:
+    """How the inputs of a fitted estimator become numbers for its network.
+
+    Columns are matched as scikit-learn does it: by position, with its warnings and errors where
+    names differ. A dataframe is read column by column; see `TableEncoder`.
+
+    Attributes
+    ----------
+    encoder : TableEncoder or None
+        What turns a table into numbers; None where the network takes arrays as they are.
+    shape : tuple of int
+        Shape of one example of X.
+    rows : ndarray or None
+        Some training rows as an exported program takes them, evenly spaced: the table's
+        `TableEncoder.raw`, or the array. None where the estimator was read from a file.
+    """
+
+    def __init__(self, encoder: TableEncoder | None, shape: tuple[int, ...]) -> None:
+        self.encoder = encoder
+        self.shape = shape
+        self.rows: np.ndarray | None = None
+
+    @classmethod
+    def fit(
+        cls, estimator: BaseEstimator, X: Any, target: Any, *, encode: bool | None, own_module: bool
+    ) -> tuple[TableInput, np.ndarray]:
+        """Learn from the training data; returns it and the array ``(n, ...)``, float32.
+
+        Parameters
+        ----------
+        estimator : BaseEstimator
+            Whose `n_features_in_` and `feature_names_in_` are set.
+        X : dataframe or array-like
+            The training data.
+        target : ndarray or None
+            Labels, shape ``(n,)``, to warn of columns that decide them alone.
+        encode : bool or None
+            Whether tables are encoded; None encodes dataframes, and arrays where `own_module` is
+            False.
+        own_module : bool
+            Whether the network is the user's.
+
+        Raises
+        ------
+        InputError
+            If the data cannot be used.
+        """
+        data = cls._validated(estimator, X, reset=True)
+        if isinstance(data, np.ndarray):
+            if data.ndim > 2 and not own_module:
+                raise InputError(
+                    f"X has {data.ndim} dimensions. For images and the like pass a network that takes "
+                    "them: AutoBalanceClassifier(module=...)."
+                )
+            as_it_is = data.ndim > 2 or (own_module if encode is None else not encode)
+        else:
+            as_it_is = encode is False
+        if as_it_is:
+            array = _as_float32(data if isinstance(data, np.ndarray) else _plain_numbers(data))
+            fitted = cls(None, array.shape[1:])
+            fitted.rows = _some_rows(array)
+            return fitted, array
+        if isinstance(data, np.ndarray):
+            data = _array_as_table(data)
+        encoder = TableEncoder()
+        if target is not None and len(target) != data.rows:
+            target = None  # The lengths are refused by the caller, who knows all of them.
+        raw = encoder.fit_raw(data, target)
+        warn_of(encoder.notes, stacklevel=6)
+        fitted = cls(encoder, (len(data.names),))
+        fitted.rows = _some_rows(raw)
+        return fitted, encoder.encode(raw)
+
+    def transform(self, estimator: BaseEstimator, X: Any) -> np.ndarray:
+        """The array for the network, shape ``(n, ...)``, float32.
+
+        Raises
+        ------
+        InputError
+            If X is not as in training.
+        """
+        data = self._validated(estimator, X, reset=False)
+        if isinstance(data, np.ndarray):
+            if data.shape[1:] != self.shape:
+                raise InputError(
+                    f"X has examples of shape {data.shape[1:]}; the classifier was fitted on "
+                    f"{self.shape}. Bring them to that size."
+                )
+            if self.encoder is None:
+                return _as_float32(data)
+            data = _array_as_table(data)
+        if self.encoder is None:
+            if len(self.shape) > 1:
+                raise InputError(
+                    "This classifier was fitted on arrays of more dimensions, not on tables."
+                )
+            return _as_float32(_plain_numbers(data))
+        # By position: scikit-learn has compared the names, or warned that it cannot.
+        return self.encoder.transform(Table(self.encoder.columns, data.columns, data.rows))
+
+    def program_rows(self, estimator: BaseEstimator, X: Any) -> np.ndarray:
+        """X as an exported program takes it, see `rows`."""
+        if self.encoder is None:
+            return self.transform(estimator, X)
+        data = self._validated(estimator, X, reset=False)
+        table = _array_as_table(data) if isinstance(data, np.ndarray) else data
+        return self.encoder.raw(Table(self.encoder.columns, table.columns, table.rows))
+
+    @staticmethod
+    def _validated(estimator: BaseEstimator, X: Any, *, reset: bool) -> Table | np.ndarray:
+        """A table, or an array of numbers, by scikit-learn's checks of names and sizes."""
+        validate: Any = validate_data  # annotated by scikit-learn as taking the str "no_validation"
+        table = as_table(X)
+        if table is not None:
+            if table.rows == 0:
+                raise InputError("X has no rows. Give at least one.")
+            if isinstance(X, pd.DataFrame) and X.columns.has_duplicates:
+                twice = X.columns[X.columns.duplicated()][0]
+                raise InputError(
+                    f"The column {twice!r} appears more than once. Give each a name of its own."
+                )
+            validate(estimator, X, reset=reset, skip_check_array=True)
+            return table
+        given = X if not isinstance(X, Tensor) else X.numpy(force=True)
+        # scikit-learn's message would print all of it
+        if isinstance(given, np.ndarray) and np.iscomplexobj(given):
+            raise InputError(
+                "Complex data not supported: give real and imaginary parts as features of their own."
+            )
+        return validate(
+            estimator,
+            given,
+            reset=reset,
+            dtype="numeric",
+            ensure_all_finite=False,  # ours name the column, and say what to do
+            allow_nd=True,
+        )
+
+
+def mark(module: nn.Module, table_input: TableInput) -> nn.Module:
+    """Let a network that came from a table know of it, so that it is not exported without."""
+    if table_input.encoder is not None:
+        setattr(module, _MARK, table_input)
+    return module
+
+
+def table_input_of(model: Any) -> TableInput | None:
+    """The table input of a classifier, or of a network that came from one; None for other networks."""
+    return getattr(model, _MARK if isinstance(model, nn.Module) else "input_", None)
+
+
+def fitted_network(estimator: Any) -> nn.Module:
+    """The network of a fitted classifier, or the decision on it."""
+    check_is_fitted(estimator, "module_")
+    return estimator.module_
+
+
+def _array_as_table(array: np.ndarray) -> Table:
+    names = [f"x{i}" for i in range(array.shape[1])]
+    table = as_table(pd.DataFrame(array, columns=names))
+    assert table is not None
+    return table
+
+
+def _plain_numbers(table: Table) -> np.ndarray:
+    """A table whose columns are all numbers, for a network that takes them as they are."""
+    encoder = TableEncoder().fit(table)
+    if encoder.categories:
+        raise InputError(
+            f"The column {next(iter(encoder.categories))!r} holds categories, which a network cannot take "
+            "as they are. Leave encode=False out, or make them numbers."
+        )
+    return encoder.raw(table)
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # refused next
+        numbers = np.ascontiguousarray(array, dtype=np.float32)
+    finite("X", torch.from_numpy(numbers))
+    return numbers
+
+
+def _some_rows(array: np.ndarray) -> np.ndarray:
+    """A copy of evenly spaced rows, at most as many as are kept."""
+    size = max(int(np.prod(array.shape[1:])), 1)
+    most = min(len(array), KEPT_ROWS, max(2, KEPT_NUMBERS // size))
+    return array[np.linspace(0, len(array) - 1, most).astype(int)]
