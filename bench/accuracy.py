@@ -48,7 +48,7 @@ from autobalance.hypergrad.solvers import (
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.surrogates import SmoothError
 from autobalance.records.settings import Recipe
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from measuring import options_of, prepare, write_json
 
@@ -207,7 +207,6 @@ def by_retraining(lower: Lower, held: Batch, h: float = 1e-4) -> Tensor:
                 p.copy_(start)
             for p, part in zip(moved.loss.space.parameters(), unflatten(step, free), strict=True):
                 p += part
-        moved.loss.refresh()
         moved.retrain()
         return float(OBJECTIVE(lower.model(held.inputs).detach(), held.target))
 

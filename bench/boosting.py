@@ -28,13 +28,14 @@ import numpy as np
 import torch
 
 from autobalance import ParametricCrossEntropy
-from autobalance.bilevel.driver import search, splits_of
+from autobalance.bilevel.driver import search
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import used_versions
 from autobalance.data.array_data import ArrayData
 from autobalance.records.metrics import classification_report
 from autobalance.records.settings import SearchSettings
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance_bench.comparison.configuration import read_configuration
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition, definition_of
 from autobalance_bench.comparison.datasets import Problem, load_problem

@@ -44,18 +44,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autobalance.bilevel.driver import SearchRun, search
+from autobalance.bilevel.driver import build_network_search, search
 from autobalance.bilevel.execution import make_fabric, seeded
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
 from autobalance.bilevel.lower_level import LowerLevel
 from autobalance.bilevel.retraining import retrain
+from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.cli import main as autobalance
 from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.networks import ResNet32
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.records.settings import Precision, Recipe, SearchSettings
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.augmentations import StandardAugmentation
 from autobalance_bench.comparison.configuration import read_configuration, resolved
@@ -210,16 +211,22 @@ class Searching:
     def __init__(self, setting: Setting, data: ArrayData, steps: int) -> None:
         self.settings = SearchSettings()
         with seeded(0):
-            self.run = SearchRun(
-                setting.factory(data.inputs.shape[1]), data, None, BalancedError(), None,
-                setting.recipe(steps), self.settings, DEFAULT_SOLVER, 0, setting.device, None,
-                setting.augment(), precision=setting.precision,
-            )  # fmt: skip
+            self.run = build_network_search(
+                SearchSpec(
+                    model_factory=setting.factory(data.inputs.shape[1]),
+                    data=data,
+                    recipe=setting.recipe(steps),
+                    settings=self.settings,
+                    device=setting.device,
+                    augment=setting.augment(),
+                    precision=setting.precision,
+                )
+            )
 
     def whole(self) -> None:
-        self.run.go_on(BalancedError(), 1.0)
-        self.run.begin = max(1, round(self.settings.warmup * self.run.total))
-        self.run.run(None)
+        self.run.switch_objective(BalancedError(), 1.0)
+        self.run.warmup = max(1, round(self.settings.warmup * self.run.total))
+        self.run.run()
 
 
 def flops(setting: Setting, data: ArrayData) -> tuple[int, int]:

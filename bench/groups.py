@@ -50,11 +50,12 @@ import numpy as np
 import torch
 
 from autobalance._validation import InputError
-from autobalance.bilevel.driver import search, splits_of
+from autobalance.bilevel.driver import search
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.pareto_frontier import MIXES, Frontier, baselines, frontier
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.data.array_data import ArrayData
-from autobalance.posthoc.expected_errors import Evaluated, evaluate_model, evaluate_probabilities
+from autobalance.posthoc.expected_errors import evaluate_model, evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
     POINTS,
     CellDecision,
@@ -63,6 +64,7 @@ from autobalance.posthoc.fair_decisions import (
     DecisionShares,
     cell_posterior,
 )
+from autobalance.records.error_table import ErrorTable
 from autobalance.records.files import write_atomically
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance_bench.comparison.dataset_definitions import definition_of
@@ -159,7 +161,7 @@ class Point:
 
     method: str
     name: str
-    test: Evaluated
+    test: ErrorTable
     held: tuple[float, float] | None = None  # main error and DEO
 
 
@@ -247,7 +249,7 @@ def _decisions(split: Split) -> Iterator[Point]:
         yield Point(CEILING, name, found.held_out, judged)
 
 
-def expected(decision: CellDecision, data: ArrayData) -> Evaluated:
+def expected(decision: CellDecision, data: ArrayData) -> ErrorTable:
     """Errors over draws."""
     shares = predict_logits(DecisionShares(decision), data.inputs)
     return evaluate_probabilities(shares.numpy(), data)

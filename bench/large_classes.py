@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from autobalance import ClassSpace, ClusterSpace, HierarchicalSpace, LossTuner, TunableCrossEntropy
 from autobalance.losses.modules import reduced_loss
 from autobalance.losses.parametric import LossParameters
-from autobalance.spaces.spaces import PARTS, DesignSpace
+from autobalance.spaces.base import PARTS, DesignSpace
 from measuring import cpu_seconds, options_of, peak_bytes, prepare, write_json
 
 MIB = 2**20

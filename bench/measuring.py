@@ -28,7 +28,7 @@ from autobalance.data.array_data import ArrayData
 from autobalance.data.batches import Batch
 from autobalance.hypergrad.solvers import Solver
 from autobalance.records.settings import Recipe
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.datasets.longtail import exponential_counts
 

@@ -45,7 +45,7 @@ from autobalance.data.splits import stratified_folds
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.metrics import class_errors
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.datasets.fashion import original
 from measuring import options_of, prepare, write_json
@@ -147,7 +147,6 @@ def tracked_search(
     with torch.no_grad():
         for name, p in loss.space.named_parameters():
             p.copy_(torch.stack([place[name] for place in late]).mean(dim=0))
-    loss.refresh()
     return Tracked(loss.frozen(), loss.space.values(), steps, errors, begin, lower.total)
 
 

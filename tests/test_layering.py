@@ -31,8 +31,8 @@ LAYERS = [
     {"augment"},
     {"report"},
     {"data"},
-    {"records"},
     {"objectives"},
+    {"records"},
     {"_validation"},
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}

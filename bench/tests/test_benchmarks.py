@@ -22,7 +22,7 @@ from torch import nn
 from autobalance.bilevel.driver import search
 from autobalance.data.array_data import ArrayData
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance_bench.comparison.configuration import read_configuration
 from autobalance_bench.comparison.methods import METHODS
 from helpers import blobs

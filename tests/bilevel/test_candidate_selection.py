@@ -13,6 +13,7 @@ from torch import Tensor
 from autobalance.bilevel import candidate_selection as choosing
 from autobalance.bilevel.candidate_selection import _standard_error, best, compare, train_candidates
 from autobalance.bilevel.result import Candidate
+from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.aggregates import BalancedError, WeightedError, WorstError
@@ -164,21 +165,20 @@ def test_training_goes_on_from_the_outcomes_there_are() -> None:
         (data.subset(index[index % 3 != i]), data.subset(index[index % 3 == i])) for i in (0, 1)
     ]
     losses = {"a": LOSS, "b": ParametricCrossEntropy.logit_adjusted([30, 20, 10])}
-    given = {"recipe": Recipe(epochs=1, min_steps=20, lr=0.1), "seed": 1, "device": "cpu"}
+    recipe = Recipe(epochs=1, min_steps=20, lr=0.1)
+    spec = SearchSpec(
+        model_factory=linear_factory(), data=data, recipe=recipe, seed=1, device="cpu"
+    )
     whole: dict[str, list[Tensor]] = {}
     runs: list[int] = []
 
     def count() -> None:
         runs.append(1)
 
-    train_candidates(
-        linear_factory(), splits, losses, outcomes=whole, after_each=count, progress=None, **given
-    )
+    train_candidates(spec, splits, losses, {}, outcomes=whole, after_each=count)
     assert len(runs) == 4
     part = {"a": whole["a"][:1], "b": []}
-    train_candidates(
-        linear_factory(), splits, losses, outcomes=part, after_each=count, progress=None, **given
-    )
+    train_candidates(spec, splits, losses, {}, outcomes=part, after_each=count)
     assert len(runs) == 7
     for name in losses:
         assert all(torch.equal(x, y) for x, y in zip(part[name], whole[name], strict=True))

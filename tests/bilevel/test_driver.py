@@ -19,18 +19,21 @@ from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import checkpoints, lower_level
 from autobalance.bilevel.driver import search
 from autobalance.bilevel.execution import seeded
-from autobalance.bilevel.loss_tuner import LossTuner
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.types import Interrupted, Progress
 from autobalance.data.array_data import ArrayData, concatenated
 from autobalance.functional.model import Passes
-from autobalance.hypergrad.solvers import Identity
+from autobalance.hypergrad.solvers import Identity, Solver
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.aggregates import BalancedError
+from autobalance.objectives.base import Objective
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import ClassSpace, GroupSpace, HierarchicalSpace
+from autobalance.spaces.class_space import ClassSpace
+from autobalance.spaces.group_space import GroupSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import blobs, linear_factory
 
@@ -187,7 +190,8 @@ def test_the_record_is_complete() -> None:
     assert result.settings["validation_counts"] == [24, 8, 2]
     assert result.settings["recipe"] == QUICK.to_dict()
     assert result.settings["search"] == UPPER.to_dict()
-    assert result.settings["objective"] == repr(BalancedError())
+    assert Objective.from_dict(result.settings["objective"]) == BalancedError()
+    assert Solver.from_dict(result.settings["solver"]) == DEFAULT_SOLVER
     assert result.design["space"] == "HierarchicalSpace"
     assert result.design["learns"] == ["additive"]
     assert result.seconds["wall"] > 0
@@ -221,7 +225,7 @@ def test_the_loss_is_frozen_and_on_its_own() -> None:
 
 
 def test_the_path_is_thinned_where_classes_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autobalance.bilevel.result.MAX_PATH_NUMBERS", 12)
+    monkeypatch.setattr("autobalance.bilevel.recorder.MAX_PATH_NUMBERS", 12)
     path = quick().path
     assert len(path) * 3 <= 12
     assert path[0].step == 0

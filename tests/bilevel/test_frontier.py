@@ -16,7 +16,8 @@ from torch import nn
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import driver as searching
 from autobalance.bilevel import pareto_frontier as sweeping
-from autobalance.bilevel.driver import SearchRun, search
+from autobalance.bilevel.driver import NetworkSearch, search
+from autobalance.bilevel.lower_problem import NetworkFolds
 from autobalance.bilevel.pareto_frontier import Frontier, FrontierPoint, baselines, frontier
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import SearchResult
@@ -98,10 +99,10 @@ def test_it_has_a_point_for_each_mix_and_trades_the_error_for_the_gap() -> None:
 def test_points_are_measured_on_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network as it is at the end of each point, on the fold's validation data."""
     expected = []
-    original = SearchRun.held_out_errors
+    original = NetworkFolds.predict_held_out
 
-    def watched(run: SearchRun) -> Any:
-        [fold] = run.folds
+    def watched(problem: NetworkFolds) -> Any:
+        [fold] = problem.folds
         held = fold.validation
         predicted = predict_logits(fold.lower.module, held.inputs).argmax(dim=1).numpy()
         target = held.target.numpy()
@@ -112,9 +113,9 @@ def test_points_are_measured_on_what_is_held_out(monkeypatch: pytest.MonkeyPatch
                 deo(target, predicted, held.groups.numpy(), 2),
             )
         )
-        return original(run)
+        return original(problem)
 
-    monkeypatch.setattr(SearchRun, "held_out_errors", watched)
+    monkeypatch.setattr(NetworkFolds, "predict_held_out", watched)
     result = quick()
     np.testing.assert_allclose([(p.main, p.gap) for p in result.points], expected, atol=1e-12)
 
@@ -142,17 +143,23 @@ def test_network_and_loss_go_on_from_where_they_are(monkeypatch: pytest.MonkeyPa
         return made[-1]
 
     seen: list[dict[str, Any]] = []
-    original = SearchRun.go_on
+    original = NetworkSearch.switch_objective
 
-    def watched(run: SearchRun, *arguments: Any) -> None:
-        before = run.folds[0].lower.weights(), [p.tolist() for p in run.loss.space.parameters()]
+    def watched(run: Any, *arguments: Any) -> None:
+        before = (
+            run.problem.folds[0].lower.weights(),
+            [p.tolist() for p in run.loss.space.parameters()],
+        )
         original(run, *arguments)
-        after = run.folds[0].lower.weights(), [p.tolist() for p in run.loss.space.parameters()]
+        after = (
+            run.problem.folds[0].lower.weights(),
+            [p.tolist() for p in run.loss.space.parameters()],
+        )
         assert all(torch.equal(before[0][n], after[0][n]) for n in before[0])
         assert before[1] == after[1]
         seen.append(after[0])
 
-    monkeypatch.setattr(SearchRun, "go_on", watched)
+    monkeypatch.setattr(NetworkSearch, "switch_objective", watched)
     result = quick(factory=counted)
     assert len(made) == 1
     assert len(seen) == 2

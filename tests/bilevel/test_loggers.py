@@ -30,7 +30,7 @@ from autobalance import (
     search_head,
 )
 from autobalance._validation import InputError, TrainingDiverged
-from autobalance.bilevel.loggers import MAX_LOSS_NUMBERS, RunLog, local_logger
+from autobalance.bilevel.loggers import MAX_LOSS_NUMBERS, LoggerAdapter, local_logger
 from autobalance.cli import main
 from autobalance.losses.parametric import LossParameters
 from helpers import blobs, linear_factory
@@ -193,9 +193,9 @@ def test_a_logger_is_flushed_where_the_run_fails() -> None:
 
 def test_numbers_that_are_not_finite_and_other_processes_are_left_out() -> None:
     kept = Kept()
-    RunLog(kept).write({"a": math.nan, "b": 1.0, "c": math.inf}, 2)
-    RunLog(kept).write({"a": math.nan}, 3)
-    RunLog(kept, writes=False).write({"b": 1.0}, 4)
+    LoggerAdapter(kept).write({"a": math.nan, "b": 1.0, "c": math.inf}, 2)
+    LoggerAdapter(kept).write({"a": math.nan}, 3)
+    LoggerAdapter(kept, writes=False).write({"b": 1.0}, 4)
     assert kept.entries == [(2, {"b": 1.0})]
 
 
@@ -203,7 +203,7 @@ def test_numbers_that_are_not_finite_and_other_processes_are_left_out() -> None:
 def test_a_loss_of_many_numbers_is_not_logged(classes: int, logged: int) -> None:
     kept = Kept()
     record = searched().history[0]
-    RunLog(kept).upper_step(record, LossParameters(None, torch.zeros(classes), None))
+    LoggerAdapter(kept).log_upper_step(record, LossParameters(None, torch.zeros(classes), None))
     [(_, values)] = kept.entries
     assert sum(name.startswith("loss/") for name in values) == logged
 
@@ -211,7 +211,7 @@ def test_a_loss_of_many_numbers_is_not_logged(classes: int, logged: int) -> None
 def test_rows_of_groups_have_names_of_their_own() -> None:
     kept = Kept()
     additive = torch.arange(4.0).view(2, 2)
-    RunLog(kept).upper_step(searched().history[0], LossParameters(None, additive, None))
+    LoggerAdapter(kept).log_upper_step(searched().history[0], LossParameters(None, additive, None))
     [(_, values)] = kept.entries
     found = {k: v for k, v in values.items() if k.startswith("loss/")}
     assert found == {f"loss/additive/{g}/{c}": 2.0 * g + c for g in (0, 1) for c in (0, 1)}

@@ -27,13 +27,9 @@ from autobalance.hypergrad.solvers import ConjugateGradient, Exact, Identity, Si
 from autobalance.objectives.aggregates import BalancedError, WorstError
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import SmoothError
-from autobalance.spaces.spaces import (
-    PARTS,
-    ClassSpace,
-    DesignSpace,
-    HierarchicalSpace,
-    prior_strength,
-)
+from autobalance.spaces.base import PARTS, DesignSpace, prior_strength
+from autobalance.spaces.class_space import ClassSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import COUNTS, GROUP_COUNTS, images, network, scatter, validation_gradient
 

@@ -13,9 +13,10 @@ import torch
 
 import autobalance
 from autobalance._validation import InputError
-from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, used_versions
+from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.registry import NAMED
+from autobalance.records.search_record import PathPoint, UpperRecord
 
 
 def result(**given: Any) -> SearchResult:

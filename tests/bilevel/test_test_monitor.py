@@ -12,7 +12,7 @@ import torch
 from autobalance import AutoBalanceClassifier, Recipe, SearchSettings, search
 from autobalance._validation import InputError
 from autobalance.bilevel.result import SearchResult
-from autobalance.bilevel.test_monitor import LOOKS, Watch
+from autobalance.bilevel.test_monitor import LOOKS, ObjectiveMonitor, is_look_due
 from autobalance.data.array_data import ArrayData
 from autobalance.objectives.registry import NAMED
 from helpers import blobs, linear_factory
@@ -36,13 +36,13 @@ def test_the_value_is_the_hard_objective_of_all_networks_together() -> None:
         guesses = [n(test.inputs[own]).argmax(dim=1) for n in networks]
         errors.append(float((torch.cat(guesses) != c).double().mean()))
     for name, expected in (("balanced_error", np.mean(errors)), ("worst_class_error", max(errors))):
-        watch = Watch(test, blobs(), NAMED[name])
-        assert watch.value(networks) == pytest.approx(expected)
+        watch = ObjectiveMonitor(test, blobs(), NAMED[name])
+        assert watch.evaluate(networks) == pytest.approx(expected)
 
 
 def test_the_last_upper_step_is_looked_at_and_few_others() -> None:
     for of in (1, 7, 40, 79, 80, 500):
-        looked = [step for step in range(1, of + 1) if Watch.due(step, of)]
+        looked = [step for step in range(1, of + 1) if is_look_due(step, of)]
         assert looked[-1] == of
         assert len(looked) <= 2 * LOOKS
 
@@ -87,12 +87,12 @@ def test_what_does_not_belong_together_is_refused(test: Any, objective: str, mes
 def test_an_objective_over_groups_needs_them_in_the_test_data() -> None:
     data = blobs(groups=True)
     with pytest.raises(InputError, match="the test data has none"):
-        Watch(blobs(), data, NAMED["worst_group_error"])
-    watch = Watch(data, data, NAMED["worst_group_error"])
+        ObjectiveMonitor(blobs(), data, NAMED["worst_group_error"])
+    watch = ObjectiveMonitor(data, data, NAMED["worst_group_error"])
     network = torch.nn.Linear(2, 3)
     wrong = network(data.inputs).argmax(dim=1) != data.target
     by_group = [float(wrong[data.groups == g].double().mean()) for g in (0, 1)]
-    assert watch.value([network]) == pytest.approx(max(by_group))
+    assert watch.evaluate([network]) == pytest.approx(max(by_group))
 
 
 def test_the_estimator_numbers_the_test_data_as_the_training_data() -> None:

@@ -15,7 +15,7 @@ from autobalance.calibration.temperature import (
     class_masses,
     corrected_probabilities,
     fit_temperature,
-    thinning,
+    subsample_stride,
 )
 from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
@@ -201,8 +201,8 @@ def test_few_examples_all_predicted_rightly_are_no_certainty() -> None:
 
 
 def test_many_logits_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert thinning(4_000_000) == 1
-    assert thinning(4_000_001) == 2
+    assert subsample_stride(4_000_000) == 1
+    assert subsample_stride(4_000_001) == 2
     monkeypatch.setattr("autobalance.calibration.temperature._MOST_NUMBERS", 300)
     x, y = points(1000)
     loss = LOSSES["plain"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,18 @@ from autobalance import (
     retrain_head,
     search_head,
 )
-from autobalance.heads import search as search_module
+from autobalance.bilevel.search_spec import SearchSpec
+from autobalance.heads import lower_level
 from autobalance.heads.features import Scaling
 from autobalance.heads.folds import split, standardised
 from autobalance.heads.newton import conjugate_gradients, minimise
 from autobalance.heads.problem import BIAS_DECAY, HeadProblem
 from autobalance.heads.quasi_newton import descend
+from autobalance.heads.search import HeadSearch, build_head_search
 from autobalance.losses.modules import reduced_loss
 from autobalance.losses.parametric import LossParameters
-from autobalance.spaces.spaces import PARTS
+from autobalance.records.settings import SearchSettings
+from autobalance.spaces.base import PARTS
 from autobalance_bench.datasets.folders import class_folders
 from helpers import scatter
 
@@ -309,10 +313,18 @@ def test_float32_reaches_the_stated_tolerances() -> None:
 
 def upper(
     data: ArrayData, space: Callable[[np.ndarray], DesignSpace], objective: Any, folds: int = 1
-) -> Any:
+) -> HeadSearch:
     """A search, to be evaluated at positions at will."""
-    settings = {"weight_decay": DECAY, "folds": folds, "validation_fraction": 0.3}
-    return search_module._HeadSearch(data, None, objective, space, settings, 5, 0, CPU, None)
+    settings = SearchSettings(folds=folds, validation_fraction=0.3, every=1)
+    spec = SearchSpec(data=data, objective=objective, space=space, settings=settings, device="cpu")
+    return build_head_search(spec, DECAY, 5)
+
+
+def evaluate(run: HeadSearch, position: Tensor) -> tuple[float, Tensor]:
+    """Value and gradient of the upper level, with everything solved anew at the position."""
+    run.upper.move_to(position)
+    run.problem.step(run.loss.snapshot())
+    return run.upper.evaluate(run.problem.hypergradients())
 
 
 @pytest.mark.parametrize("folds", [1, 3])
@@ -321,18 +333,18 @@ def upper(
 def test_hypergradient_is_that_of_the_problem_solved_anew(
     case: dict[str, bool], surrogate: Any, folds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "GRADIENT_TOLERANCE", 1e-11)
-    monkeypatch.setattr(search_module, "SYSTEM_TOLERANCE", 1e-11)
+    monkeypatch.setattr(lower_level, "GRADIENT_TOLERANCE", 1e-11)
+    monkeypatch.setattr(lower_level, "SYSTEM_TOLERANCE", 1e-11)
     over = "class_and_group" if case.get("groups") else "class"
     data = dataset(160, 3, **case)
     run = upper(data, lambda _: design(data), BalancedError(over=over, surrogate=surrogate), folds)
-    position = nn.utils.parameters_to_vector(run.space.parameters()).detach()
-    _, gradient = run._evaluate(position)
+    position = nn.utils.parameters_to_vector(run.loss.space.parameters()).detach()
+    _, gradient = evaluate(run, position)
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         along = torch.randn(len(position), generator=generator, dtype=torch.float64)
         step = 1e-4
-        ahead, behind = (run._evaluate(position + s * step * along)[0] for s in (1, -1))
+        ahead, behind = (evaluate(run, position + s * step * along)[0] for s in (1, -1))
         expected = (ahead - behind) / (2 * step)
         # 1e-7 for maxima of rival logits that change place within the step.
         assert float(gradient @ along) == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -362,17 +374,18 @@ def test_search_lowers_the_objective_and_records_how(found: SearchResult) -> Non
     assert SearchResult.from_json(found.to_json()).loss.to_dict() == found.loss.to_dict()
 
 
-def test_result_is_the_best_position_seen() -> None:
+def test_result_is_the_best_position_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     run = upper(dataset(300), HierarchicalSpace, BalancedError())
     seen = []
-    evaluate = run._evaluate
+    evaluation = run.upper.evaluate
 
-    def noted(position: Tensor) -> tuple[float, Tensor]:
-        value, gradient = evaluate(position)
-        seen.append((value, position))
+    def noted(results: Any) -> tuple[float, Tensor]:
+        value, gradient = evaluation(results)
+        position = nn.utils.parameters_to_vector(run.loss.space.parameters())
+        seen.append((value, position.detach().clone()))
         return value, gradient
 
-    run._evaluate = noted
+    monkeypatch.setattr(run.upper, "evaluate", noted)
     run.run()
     result = run.result("finished")
     best = min(seen, key=lambda pair: pair[0])[1]
@@ -404,9 +417,8 @@ def test_data_is_left_alone(found: SearchResult) -> None:
 
 def test_folds_hold_out_what_the_splits_say_over_one_copy() -> None:
     data = dataset(201)
-    splits, counts = split(
-        data, None, weight_decay=DECAY, folds=3, validation_fraction=0.3, seed=0, device=CPU
-    )
+    settings = SearchSettings(folds=3, validation_fraction=0.3)
+    splits, counts = split(data, None, settings, weight_decay=DECAY, seed=0, device=CPU)
     held = [s.validation for s in splits]
     assert counts.sum() == sum(len(h.target) for h in held)
     scaling = Scaling.of(data.inputs)
@@ -429,7 +441,7 @@ def test_own_validation_set_is_used_and_not_trained_on() -> None:
     data, validation = dataset(200), dataset(80, seed=1)
     # Seed 1 draws other centres, but the sets have the same classes, which is all that matters.
     splits, counts = split(
-        data, validation, weight_decay=DECAY, folds=1, validation_fraction=0.2, seed=0, device=CPU
+        data, validation, SearchSettings(), weight_decay=DECAY, seed=0, device=CPU
     )
     assert counts.tolist() == validation.counts().tolist()
     scaling = Scaling.of(data.inputs)
@@ -644,14 +656,19 @@ def test_descend_finds_the_minimum_of_a_hard_valley() -> None:
         return float(value.detach()), torch.autograd.grad(value, leaf)[0]
 
     start = torch.tensor([-1.0, 1.0], dtype=torch.float64)
-    found = descend(
-        rosenbrock, start, max_evaluations=100, tolerance=1e-9, first_step=0.3, max_step=1.0
-    )
-    assert found.reason == "tolerance"
-    assert len(calls) < 60
-    torch.testing.assert_close(found.position, torch.ones(2).double(), rtol=1e-3, atol=1e-3)
-    assert float((calls[1] - calls[0]).abs().max()) == pytest.approx(0.3)
-    few = descend(
-        rosenbrock, start, max_evaluations=4, tolerance=1e-9, first_step=0.3, max_step=1.0
-    )
-    assert few.reason == "steps"
+    descent = descend(start, tolerance=1e-9, first_step=0.3, max_step=1.0)
+    position = next(descent)
+    values, reason = [], ""
+    while len(calls) < 60 and not reason:
+        value, gradient = rosenbrock(position)
+        values.append((value, position))
+        try:
+            position = descent.send((value, gradient))
+        except StopIteration as end:
+            reason = end.value
+    assert reason == "tolerance"
+    lowest = min(values, key=lambda pair: pair[0])[1]
+    torch.testing.assert_close(lowest, torch.ones(2).double(), rtol=1e-3, atol=1e-3)
+    steps = [float((b - a).abs().max()) for (_, a), (_, b) in pairwise(values)]
+    assert steps[0] == pytest.approx(0.3)
+    assert max(steps) <= 1.0 + 1e-12

@@ -21,7 +21,7 @@ from autobalance.hypergrad.implicit import advantage, hypergradient
 from autobalance.hypergrad.solvers import Exact, Identity, SingleLoop, Solver
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.surrogates import SmoothError
-from autobalance.spaces.spaces import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import (
     COUNTS,

@@ -19,7 +19,8 @@ from autobalance.hypergrad.curvature import LogitLoss, TrainingSystem, _without_
 from autobalance.hypergrad.implicit import hypergradient
 from autobalance.hypergrad.solvers import SingleLoop
 from autobalance.objectives.aggregates import BalancedError
-from autobalance.spaces.spaces import PARTS, ClassSpace
+from autobalance.spaces.base import PARTS
+from autobalance.spaces.class_space import ClassSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import (
     COUNTS,

@@ -28,14 +28,10 @@ from autobalance.hypergrad.solvers import (
 from autobalance.objectives.aggregates import BalancedError, WorstError
 from autobalance.objectives.base import Objective
 from autobalance.objectives.surrogates import CrossEntropyRisk
-from autobalance.spaces.spaces import (
-    PARTS,
-    ClassSpace,
-    ClusterSpace,
-    DesignSpace,
-    GroupSpace,
-    HierarchicalSpace,
-)
+from autobalance.spaces.base import PARTS, DesignSpace
+from autobalance.spaces.class_space import ClassSpace, ClusterSpace
+from autobalance.spaces.group_space import GroupSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import (
     NETWORKS,
@@ -280,7 +276,6 @@ def by_retraining(
         with torch.no_grad():
             for p, part in zip(moved.space.parameters(), unflatten(step, free), strict=True):
                 p += part
-        moved.refresh()
         logits = retrained(moved, train, model)(held.inputs).detach()
         return float(objective(logits, held.target, groups=held.groups))
 

@@ -24,7 +24,7 @@ from autobalance.hypergrad.solvers import (
     Solver,
 )
 from autobalance.objectives.aggregates import BalancedError
-from autobalance.spaces.spaces import ClassSpace
+from autobalance.spaces.class_space import ClassSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import (
     COUNTS,

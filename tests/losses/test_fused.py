@@ -16,7 +16,7 @@ from autobalance._validation import InputError
 from autobalance.losses import fused
 from autobalance.losses.modules import ParametricCrossEntropy, reduced_loss
 from autobalance.losses.parametric import LossParameters
-from autobalance.spaces.spaces import ClassSpace
+from autobalance.spaces.class_space import ClassSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
 N, K, G = 9, 5, 3

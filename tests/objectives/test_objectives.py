@@ -32,7 +32,7 @@ from autobalance.objectives.registry import GAPS, NAMED, as_objective
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError
 from autobalance.records import metrics
-from autobalance.spaces.spaces import GroupSpace
+from autobalance.spaces.group_space import GroupSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
 FIXED = SmoothError(temperature=1.0)
@@ -537,6 +537,8 @@ class RunningByHand:
         )
         part /= part.sum(axis=1, keepdims=True)
         value, outer = slopes_by_hand(self.objective, part @ shrunk)
+        if self.counts is not None:  # what is recorded is not shrunk, but for gradients
+            value, _ = slopes_by_hand(self.objective, part @ risks)
         return value, dict(zip(names, outer @ part @ inner, strict=True))
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from autobalance._validation import InputError
 from autobalance.data.array_data import ArrayData
-from autobalance.posthoc.expected_errors import Evaluated, evaluate_model, evaluate_probabilities
+from autobalance.posthoc.expected_errors import evaluate_model, evaluate_probabilities
+from autobalance.records.error_table import ErrorTable
 from autobalance.records.metrics import classification_report
 
 SAME = (
@@ -73,7 +74,8 @@ def test_by_hand() -> None:
 def test_without_groups_there_is_one() -> None:
     found = evaluate_probabilities(np.eye(3)[[0, 1]], labelled(np.array([0, 2]), None))
     np.testing.assert_array_equal(found.errors, [[0.0, np.nan, 1.0]])
-    assert found.deo == 0.0
+    assert found.deo is None
+    assert found.known_deo == 0.0
     assert found.worst_group_error == 0.5
 
 
@@ -84,7 +86,7 @@ def test_a_network_is_evaluated_without_its_dropout() -> None:
         linear.weight.copy_(torch.eye(3))
     model = nn.Sequential(linear, nn.Dropout(0.9)).train()
     found = evaluate_model(model, data)
-    assert isinstance(found, Evaluated)
+    assert isinstance(found, ErrorTable)
     np.testing.assert_array_equal(found.errors, [[0.0, 0.0, np.nan], [1.0, np.nan, 0.0]])
     assert model.training
 

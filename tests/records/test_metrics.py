@@ -15,9 +15,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_scor
 from autobalance._validation import InputError
 from autobalance.objectives.aggregates import BalancedError, WorstError
 from autobalance.objectives.registry import NAMED
+from autobalance.records.error_table import ErrorTable, class_ranges
 from autobalance.records.metrics import (
     class_errors,
-    class_ranges,
     classification_report,
     demographic_parity_difference,
     deo,
@@ -38,7 +38,7 @@ def test_by_hand() -> None:
         "n": 7,
         "error": pytest.approx(3 / 7),
         "balanced_error": pytest.approx((0.25 + 0.5 + 1.0) / 3),
-        "worst_class_error": 1.0,
+        "worst_class_error": None,
         "cvar_error": 1.0,
         "quantile_error": pytest.approx(0.8),
         "balanced_error_and_deviation": pytest.approx((7 / 12 + np.sqrt(7 / 72)) / 2),
@@ -46,15 +46,23 @@ def test_by_hand() -> None:
         "class_errors": [0.25, 0.5, None, 1.0],
         "worst_group_error": 0.75,
         "group_balanced_error": pytest.approx((0.0 + 0.0 + 0.5 + 1.0 + 1.0) / 5),
-        "worst_class_and_group_error": 1.0,
-        "deo": pytest.approx(0.5 + 1.0),
-        "equalized_odds_difference": 1.0,
-        "equal_opportunity_difference": 0.0,
+        "worst_class_and_group_error": None,
+        "deo": None,
+        "equalized_odds_difference": None,
+        "equal_opportunity_difference": None,
         "demographic_parity_difference": pytest.approx(3 / 4 - 2 / 3),
         "group_errors": {0: 0.0, 2: 0.75},
         "group_balanced_errors": {0: 0.0, 2: pytest.approx((0.5 + 1.0 + 1.0) / 3)},
         "class_and_group_errors": {0: [0.0, 0.0, None, None], 2: [0.5, 1.0, None, 1.0]},
         "class_and_group_n": {0: [2, 1, 0, 0], 2: [2, 1, 0, 1]},
+        "undefined": {
+            "worst_class_error": "there is no example of class 2",
+            "worst_class_and_group_error": "there is no example of class 2 in group 0",
+            "deo": "there is no example of class 2 in group 0",
+            "equalized_odds_difference": "there is no example of class 2 in group 0",
+            "equal_opportunity_difference": "equal opportunity is about the positive one of two "
+            "classes; there are 4",
+        },
     }
     named = classification_report(target, predicted, 4, groups, ["north", "nobody", "south"])
     assert named["group_errors"] == {"north": 0.0, "south": 0.75}
@@ -73,7 +81,10 @@ def test_every_named_objective_is_reported(triples: Triples) -> None:
     logits = torch.nn.functional.one_hot(torch.from_numpy(predicted), 4).float()
     for name, objective in NAMED.items():
         expected = objective.hard(logits, torch.from_numpy(target), groups=torch.from_numpy(groups))
-        assert report[name] == pytest.approx(expected), name
+        if name in report.get("undefined", {}):
+            assert report[name] is None
+        else:
+            assert report[name] == pytest.approx(expected), name
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
@@ -84,7 +95,14 @@ def test_agrees_with_scikit_learn_and_with_the_objectives(pairs: list[tuple[int,
     present = np.unique(target)
     recalls = recall_score(target, predicted, labels=present, average=None, zero_division=0)
     assert report["balanced_error"] == pytest.approx(1 - np.mean(recalls))
-    assert report["worst_class_error"] == pytest.approx(1 - np.min(recalls))
+    if len(present) == 4:
+        assert report["worst_class_error"] == pytest.approx(1 - np.min(recalls))
+        assert report["worst_class_error"] == pytest.approx(
+            WorstError().hard(*map(torch.from_numpy, (np.eye(4)[predicted], target)))
+        )
+    else:
+        assert report["worst_class_error"] is None
+        assert "no example" in report["undefined"]["worst_class_error"]
     if len(present) > 1 and set(predicted) <= set(target):  # it warns of what it cannot judge
         assert report["balanced_error"] == pytest.approx(
             1 - balanced_accuracy_score(target, predicted)
@@ -92,7 +110,6 @@ def test_agrees_with_scikit_learn_and_with_the_objectives(pairs: list[tuple[int,
     logits = torch.nn.functional.one_hot(torch.from_numpy(predicted), 4).float()
     y = torch.from_numpy(target)
     assert report["balanced_error"] == pytest.approx(BalancedError().hard(logits, y))
-    assert report["worst_class_error"] == pytest.approx(WorstError().hard(logits, y))
 
 
 # Between groups -------------------------------------------------------------------------------
@@ -139,8 +156,9 @@ def test_more_classes_and_groups_by_hand() -> None:
     table = group_class_errors(target, predicted, groups, 3)
     np.testing.assert_array_equal(table, [[0, np.nan, 1], [1, np.nan, 1], [0.5, 1, 0]])
     np.testing.assert_array_equal(class_ranges(table), [1.0, 0.0, 1.0])
-    assert deo(target, predicted, groups, 3) == 2.0
-    assert equalized_odds_difference(target, predicted, groups, 3) == 1.0
+    assert deo(target, predicted, groups, 3) is None
+    assert equalized_odds_difference(target, predicted, groups, 3) is None
+    assert ErrorTable.from_predictions(target, predicted, 3, groups).known_deo == 2.0
     # Class 0 is predicted for 1/2, 1/2, 1/2 of the groups, class 1 for 1/2, 1/2, 0.
     assert demographic_parity_difference(target, predicted, groups, 3) == 0.5
 
@@ -166,17 +184,55 @@ def test_agrees_with_fairlearn(num_groups: int, data: st.DataObject) -> None:
     )
 
 
-def test_empty_cells_are_left_out_where_fairlearn_counts_a_rate_of_zero() -> None:
+def test_what_an_empty_cell_leaves_undefined_is_none_where_fairlearn_counts_a_rate_of_zero() -> (
+    None
+):
     from fairlearn.metrics import equal_opportunity_difference as theirs
 
     target, predicted, groups = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
     assert theirs(target, predicted, sensitive_features=groups) == 1.0
-    assert equal_opportunity_difference(target, predicted, groups, 2) == 0.0
-    assert deo(target, predicted, groups, 2) == 0.0
-    assert np.isnan(equal_opportunity_difference(target, predicted, groups, 3))
-    assert (
-        classification_report(target, predicted, 3, groups)["equal_opportunity_difference"] is None
+    for measure in (deo, equalized_odds_difference, equal_opportunity_difference):
+        assert measure(target, predicted, groups, 2) is None
+    table = ErrorTable.from_predictions(target, predicted, 2, groups)
+    reason = table.undefined("deo", ["no", "yes"], ["north", "south"])
+    assert reason == "there is no example of no in north"
+    assert "yes in south" in str(
+        table.undefined("equal_opportunity_difference", ["no", "yes"], ["north", "south"])
     )
+    assert table.undefined("balanced_error") is None
+    with pytest.raises(InputError, match="no measure"):
+        table.undefined("odds")
+
+
+def test_equal_opportunity_of_three_classes_needs_the_positive_one() -> None:
+    target, predicted = np.array([0, 1, 2, 0, 1, 2]), np.array([0, 1, 2, 0, 1, 0])
+    groups = np.array([0, 0, 0, 1, 1, 1])
+    assert equal_opportunity_difference(target, predicted, groups, 3) is None
+    assert equal_opportunity_difference(target, predicted, groups, 3, positive=2) == 1.0
+    assert equal_opportunity_difference(target, predicted, groups, 3, positive=1) == 0.0
+
+
+def test_whole_weights_are_rows_repeated_and_weight_zero_is_no_row() -> None:
+    draw = np.random.default_rng(0)
+    target, predicted, groups = draw.integers(0, 2, (3, 40))
+    weight = draw.integers(0, 4, 40)
+    rows = np.repeat(np.arange(40), weight)
+    weighted = ErrorTable.from_predictions(target, predicted, 2, groups, weight)
+    repeated = ErrorTable.from_predictions(target[rows], predicted[rows], 2, groups[rows])
+    for name in ("errors", "mass", "prevalence", "selection_rates", "group_balanced_errors"):
+        np.testing.assert_allclose(getattr(weighted, name), getattr(repeated, name))
+    for name in ("error", "balanced_error", "deo", "demographic_parity_difference"):
+        assert getattr(weighted, name) == pytest.approx(getattr(repeated, name))
+
+
+def test_selection_rates_of_two_classes_follow_from_the_errors() -> None:
+    target, predicted, groups = TWO_GROUPS_TWO_CLASSES
+    table = ErrorTable.from_predictions(target, predicted, 2, groups)
+    bare = ErrorTable.from_rates(table.errors, table.mass)
+    np.testing.assert_allclose(bare.selection_rates, table.selection_rates)
+    three = ErrorTable.from_rates(np.zeros((2, 3)), np.ones((2, 3)))
+    assert three.demographic_parity_difference is None
+    assert "predicted" in str(three.undefined("demographic_parity_difference"))
 
 
 @given(complete(3, 3))
@@ -189,7 +245,8 @@ def test_report_and_functions_agree(triples: Triples) -> None:
         equal_opportunity_difference,
         demographic_parity_difference,
     ):
-        assert report[measure.__name__] == pytest.approx(measure(target, predicted, groups, 3))
+        expected = measure(target, predicted, groups, 3)
+        assert report[measure.__name__] == (None if expected is None else pytest.approx(expected))
 
 
 @given(complete(3, 3), st.permutations(range(3)))

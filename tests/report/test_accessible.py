@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from autobalance.report.drawing import CELL
-from autobalance.report.html import render_report, render_runs
+from autobalance.report.html import render_report
+from autobalance.report.multi_run_page import render_runs
 from report_records import Checker, measured_record
 
 STYLE = files("autobalance.report").joinpath("style.css").read_text(encoding="utf-8")

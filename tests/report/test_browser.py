@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autobalance.report.html import render_report, render_runs
+from autobalance.report.html import render_report
+from autobalance.report.multi_run_page import render_runs
 from autobalance.report.samples import Sheet, packed
 from report_records import measured_record
 

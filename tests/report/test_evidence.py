@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from autobalance._validation import InputError
-from autobalance.calibration.temperature import Calibration, fit_temperature, measured
+from autobalance.calibration.temperature import fit_temperature, measured
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.files import to_json
 from autobalance.records.metrics import (
@@ -22,7 +22,8 @@ from autobalance.records.metrics import (
     expected_calibration_error,
     reliability,
 )
-from autobalance.report.evidence import evidence, judged
+from autobalance.records.search_record import Calibration
+from autobalance.report.evidence import all_evidence, error_evidence
 from autobalance.report.folders import EVALUATION, read_folder, save_evaluation
 from autobalance.report.html import render_report
 from autobalance.report.record import read_run
@@ -157,8 +158,7 @@ def test_calibration_and_confusion_are_shown_where_test_data_is_known() -> None:
 
 def test_without_test_data_the_folds_say_before_and_after() -> None:
     run = read_run(of_folds(make_record(4)))
-    found = judged(run)
-    assert found is not None
+    found = error_evidence(run)[0]
     assert found.kind == "folds"
     assert found.before is not None
     assert (found.before.name, found.after and found.after.name) == ("start", "designed")
@@ -174,7 +174,7 @@ def test_an_evaluated_fit_shows_test_data_first_and_the_folds_beside() -> None:
     record = of_folds(make_record(4))
     record["methods"] = {"autobalance": measured_record(4)["methods"]["autobalance"]}
     run = read_run(record)
-    assert [e.kind for e in evidence(run)] == ["test", "folds"]
+    assert [e.kind for e in all_evidence(run)] == ["test", "folds"]
     assert len(errors_tables(run)) == 2
     page = checked(record)
     assert "On test data" in " ".join(page.text)

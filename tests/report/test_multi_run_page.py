@@ -12,24 +12,24 @@ import pytest
 
 from autobalance._validation import InputError
 from autobalance.report.compare_runs import (
-    added_pictures,
+    NamedRun,
     classes_in_common,
-    differing_settings_table,
-    errors_beside_table,
-    parameters_beside_table,
+    errors_table,
+    parameter_pictures,
+    parameters_table,
     runs_table,
+    settings_table,
 )
-from autobalance.report.evidence import evidence
-from autobalance.report.html import render_runs
-from autobalance.report.multi_run_page import Named, limits
+from autobalance.report.evidence import all_evidence
+from autobalance.report.multi_run_page import limits, render_runs
 from autobalance.report.record import read_run
 from fold_records import of_folds
 from report_records import checked_page, make_record, measured_record
 
 
-def named(**records: dict[str, Any]) -> list[Named]:
+def named(**records: dict[str, Any]) -> list[NamedRun]:
     runs = {name: read_run(record) for name, record in records.items()}
-    return [Named(name, run, next(iter(evidence(run)), None)) for name, run in runs.items()]
+    return [NamedRun(name, run, next(iter(all_evidence(run)), None)) for name, run in runs.items()]
 
 
 def test_two_runs_of_the_same_data_stand_side_by_side() -> None:
@@ -52,13 +52,13 @@ def test_numbers_are_each_runs_own_by_the_classes_names() -> None:
     runs = named(one=one, two=two)
     classes = classes_in_common(runs)
     assert classes == one["class_names"]
-    table = errors_beside_table(runs, classes)
+    table = errors_table(runs, classes)
     assert table is not None
     found = {row[0].text: [c.value for c in row[2:]] for row in table.rows}
     for c, name in enumerate(one["class_names"]):
         errors = [r["methods"]["autobalance"]["class_errors"] for r in (one, two)]
         assert found[name] == pytest.approx([errors[0][c], errors[1][3 - c]])
-    learned = parameters_beside_table(runs, classes)
+    learned = parameters_table(runs, classes)
     assert learned is not None
     own = np.array(two["search"]["loss"]["additive"])
     assert [row[2].value for row in learned.rows] == pytest.approx((own - own.mean())[::-1])
@@ -118,9 +118,9 @@ def test_different_numbers_of_examples_and_kinds_of_data_are_told() -> None:
 
 def test_settings_that_differ_and_no_others() -> None:
     one, two = make_record(3, seed=1), make_record(3, seed=1) | {"seed": 7}
-    assert differing_settings_table(named(a=one, b=make_record(3, seed=1))) is None
+    assert settings_table(named(a=one, b=make_record(3, seed=1))) is None
     two["search"]["settings"] = {**two["search"]["settings"], "recipe": {"epochs": 30.0, "lr": 0.1}}
-    table = differing_settings_table(named(a=one, b=two))
+    table = settings_table(named(a=one, b=two))
     assert table is not None
     rows = {row[0].text: [c.text for c in row[1:]] for row in table.rows}
     assert rows == {"recipe.epochs": ["20", "30"], "recipe.lr": ["–", "0.1"], "seed": ["0", "7"]}
@@ -130,28 +130,22 @@ def test_options_of_the_command_that_differ() -> None:
     given = {"table": "data.csv", "target": "kind", "groups": None, "test": None}
     one = make_record(3, seed=1) | {"options": given}
     two = make_record(3, seed=1) | {"options": {**given, "groups": "site", "test": "fresh.csv"}}
-    table = differing_settings_table(named(a=one, b=two))
+    table = settings_table(named(a=one, b=two))
     assert table is not None
     rows = {row[0].text: [c.text for c in row[1:]] for row in table.rows}
     assert rows == {"groups": ["none", "site"], "test": ["none", "fresh.csv"]}
-    # Records from before they were kept name the groups alone.
-    old = make_record(3, groups=2, seed=1)
-    table = differing_settings_table(named(a=old, b=two))
-    assert table is not None
-    rows = {row[0].text: [c.text for c in row[1:]] for row in table.rows}
-    assert rows["groups"] == ["group 0, group 1", "site"]
 
 
 def test_the_parameters_side_by_side_are_under_the_classes_names() -> None:
     names = ["cat", "dog & <co>", "mule"]
     runs = named(**{n: make_record(3, seed=1) | {"class_names": names} for n in ("a", "b")})
-    [picture] = added_pictures(runs, classes_in_common(runs))
+    [picture] = parameter_pictures(runs, classes_in_common(runs))
     shown = ["".join(e.itertext()) for e in ElementTree.fromstring(picture.svg).iter("text")]
     assert [s for s in shown if s in names] == names  # the most frequent first
     assert "class, from the most" not in " ".join(shown)
     assert "from the most to the least frequent" in picture.caption
     many = named(**{n: make_record(60, seed=1) for n in ("a", "b")})
-    [picture] = added_pictures(many, classes_in_common(many))
+    [picture] = parameter_pictures(many, classes_in_common(many))
     shown = ["".join(e.itertext()) for e in ElementTree.fromstring(picture.svg).iter("text")]
     assert "class 7" not in shown
     assert "class, from the most to the least frequent" in shown

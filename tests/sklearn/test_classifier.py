@@ -25,8 +25,8 @@ from autobalance import (
     Recipe,
     TrainingDiverged,
 )
-from autobalance.posthoc.expected_errors import Evaluated
 from autobalance.posthoc.fair_decisions import CellDecision, Decided
+from autobalance.records.error_table import ErrorTable
 from sklearn import config_context
 
 QUICK = Recipe(epochs=10, min_steps=60)
@@ -482,7 +482,7 @@ def test_a_decision_of_other_data_is_refused() -> None:
     model = AutoBalanceClassifier(recipe=Recipe(epochs=1, min_steps=5))
     decided = Decided(
         CellDecision(torch.nn.Linear(2, 6), np.ones((1, 3, 2))),
-        Evaluated(np.zeros((3, 2)), np.ones((3, 2))),
+        ErrorTable(np.zeros((3, 2)), np.ones((3, 2))),
         "worst_class_and_group_error",
     )
     learned: Any = None  # not looked at before it is refused

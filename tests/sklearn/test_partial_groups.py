@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError
-from autobalance.bilevel.driver import search, splits_of
+from autobalance.bilevel.driver import search
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.pareto_frontier import baselines, frontier
 from autobalance.bilevel.result import SearchResult
@@ -22,9 +23,10 @@ from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.base import group_class_sums
 from autobalance.objectives.gaps import OddsGap
 from autobalance.objectives.surrogates import SmoothError
-from autobalance.records.metrics import HeldOut
+from autobalance.records.search_record import HeldOut
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import GroupSpace, HierarchicalSpace, WithUnknownGroup
+from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import blobs, linear_factory
 

@@ -13,15 +13,11 @@ from hypothesis import strategies as st
 
 from autobalance._validation import InputError
 from autobalance.losses.parametric import LossParameters
-from autobalance.spaces.spaces import (
-    PARTS,
-    ClassSpace,
-    ClusterSpace,
-    DesignSpace,
-    GroupSpace,
-    HierarchicalSpace,
-    default_space,
-)
+from autobalance.spaces.base import PARTS, DesignSpace
+from autobalance.spaces.class_space import ClassSpace, ClusterSpace
+from autobalance.spaces.default_space import default_space
+from autobalance.spaces.group_space import GroupSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from helpers import scatter
 
 PER_CLASS: dict[str, Callable[..., DesignSpace]] = {

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from autobalance._validation import InputError
-from autobalance.spaces.spaces import PARTS, ClassSpace, HierarchicalSpace
+from autobalance.spaces.base import PARTS
+from autobalance.spaces.class_space import ClassSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import COUNTS, GROUP_COUNTS, scatter
 
@@ -56,13 +58,12 @@ def test_training_with_it_does_not_reach_the_space() -> None:
     assert all(g.any() for g in gradients)
 
 
-def test_follows_the_space_after_refresh() -> None:
+def test_follows_the_space_and_a_snapshot_does_not() -> None:
     tunable, (logits, target, _) = loss(), example()
-    before = tunable(logits, target)
+    before, snapshot = tunable(logits, target), tunable.snapshot()
     scatter(tunable.space, seed=7)
-    assert torch.equal(tunable(logits, target), before)
-    tunable.refresh()
     after = tunable(logits, target)
+    assert torch.equal(snapshot(logits, target), before)
     assert not torch.equal(after, before)
     assert torch.equal(after, tunable.frozen()(logits, target))
 
@@ -70,7 +71,7 @@ def test_follows_the_space_after_refresh() -> None:
 def test_follows_a_loaded_state_and_a_changed_dtype() -> None:
     tunable, other, (logits, target, _) = loss(), loss(), example()
     scatter(other.space, seed=7)
-    tunable(logits, target)  # so that there is something to forget
+    tunable(logits, target)  # which must leave nothing behind
     tunable.load_state_dict(other.state_dict())
     assert torch.equal(tunable(logits, target), other(logits, target))
     tunable.double()
@@ -78,7 +79,7 @@ def test_follows_a_loaded_state_and_a_changed_dtype() -> None:
     torch.testing.assert_close(value, tunable.frozen()(logits.double(), target), rtol=0, atol=0)
 
 
-def test_pickle_keeps_value_and_the_hook() -> None:
+def test_pickle_keeps_the_value() -> None:
     tunable, other, (logits, target, _) = loss(), loss(), example()
     tunable(logits, target)
     copy = pickle.loads(pickle.dumps(tunable))

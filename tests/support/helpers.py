@@ -14,7 +14,8 @@ from autobalance.data.array_data import ArrayData
 from autobalance.data.batches import Batch
 from autobalance.functional.model import flatten
 from autobalance.objectives.base import Objective
-from autobalance.spaces.spaces import PARTS, ClassSpace
+from autobalance.spaces.base import PARTS
+from autobalance.spaces.class_space import ClassSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
 NUM_CLASSES = 4

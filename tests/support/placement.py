@@ -38,7 +38,10 @@ from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.losses.published import FocalLoss, GroupDROLoss, LDAMLoss
 from autobalance.networks import SmallCNN
 from autobalance.records.settings import Recipe
-from autobalance.spaces.spaces import ClassSpace, DesignSpace, GroupSpace, HierarchicalSpace
+from autobalance.spaces.base import DesignSpace
+from autobalance.spaces.class_space import ClassSpace
+from autobalance.spaces.group_space import GroupSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.augmentations import StandardAugmentation
 

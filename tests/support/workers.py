@@ -25,7 +25,8 @@ from autobalance.hypergrad.implicit import hypergradient
 from autobalance.hypergrad.solvers import ConjugateGradient, Identity, SingleLoop, Solver
 from autobalance.objectives.base import Objective
 from autobalance.objectives.registry import as_objective
-from autobalance.spaces.spaces import PARTS, ClassSpace
+from autobalance.spaces.base import PARTS
+from autobalance.spaces.class_space import ClassSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import COUNTS, GROUP_COUNTS, NUM_GROUPS, network, scatter
 

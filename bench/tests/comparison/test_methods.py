@@ -32,7 +32,8 @@ from autobalance.losses.published import (
 from autobalance.objectives.aggregates import BalancedError, WorstError
 from autobalance.objectives.surrogates import CrossEntropyRisk
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.spaces import ClassSpace, ClusterSpace, HierarchicalSpace
+from autobalance.spaces.class_space import ClassSpace, ClusterSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.comparison import methods
 from autobalance_bench.comparison.methods import (

@@ -5,7 +5,7 @@ on examples of a class, and how strongly. Augmenting a rare class more than a fr
 its margin, as the designed loss does; see `spherical` for where the two are the same.
 """
 
-from autobalance.augment.augmentation import Augmentation, OPERATIONS
+from autobalance.augment.augmentation import OPERATIONS, Augmentation
 from autobalance.augment.choice import (
     AugmentChoice,
     as_augmentation,
@@ -55,6 +55,7 @@ from autobalance.augment.tensors import (
 )
 
 __all__ = [
+    "OPERATIONS",
     "AugmentChoice",
     "Augmentation",
     "AugmentationPolicy",
@@ -70,7 +71,6 @@ __all__ = [
     "ImageOperation",
     "Mixup",
     "Noise",
-    "OPERATIONS",
     "Operation",
     "Rotation",
     "Samples",

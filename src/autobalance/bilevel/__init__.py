@@ -2,16 +2,17 @@
 
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
-from autobalance.bilevel.driver import search, splits_of
+from autobalance.bilevel.driver import BilevelSearch, search
 from autobalance.bilevel.execution import check_options, make_fabric, seeded
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.loggers import (
+    LoggerAdapter,
     MetricLogger,
     MLflowLogger,
-    RunLog,
     WandbLogger,
     local_logger,
 )
-from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep
 from autobalance.bilevel.pareto_frontier import (
     MIXES,
     Baseline,
@@ -21,8 +22,10 @@ from autobalance.bilevel.pareto_frontier import (
     frontier,
 )
 from autobalance.bilevel.prediction import predict_logits
-from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, extended, used_versions
+from autobalance.bilevel.recorder import SearchRecorder
+from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.bilevel.retraining import retrain
+from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import (
     FixedLoss,
     Interrupted,
@@ -35,27 +38,28 @@ __all__ = [
     "DEFAULT_SOLVER",
     "MIXES",
     "Baseline",
+    "BilevelSearch",
     "FixedLoss",
     "Frontier",
     "FrontierPoint",
     "Interrupted",
+    "LoggerAdapter",
     "LossTuner",
     "MLflowLogger",
     "MetricLogger",
     "ModelFactory",
     "OtherRun",
     "Outcomes",
-    "PathPoint",
     "Progress",
     "ProgressListener",
-    "RunLog",
+    "SearchRecorder",
     "SearchResult",
-    "UpperRecord",
+    "SearchSpec",
+    "UpperStep",
     "WandbLogger",
     "baselines",
     "check_options",
     "choose",
-    "extended",
     "frontier",
     "local_logger",
     "make_fabric",

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autobalance.bilevel.held_out import Splits
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.retraining import retrain
-from autobalance.bilevel.types import ModelFactory, Progress, ProgressListener
-from autobalance.data import ArrayData
+from autobalance.bilevel.search_spec import SearchSpec
+from autobalance.bilevel.types import Progress, ProgressListener
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective
-from autobalance.records import Precision, Recipe, confused_pairs
+from autobalance.records import confused_pairs
 
 DRAWS = 2000
 AT_ONCE = 2_000_000
@@ -28,31 +29,26 @@ Outcomes = dict[str, list[Tensor]]
 
 
 def train_candidates(
-    model_factory: ModelFactory,
-    splits: Sequence[tuple[ArrayData, ArrayData]],
+    spec: SearchSpec,
+    splits: Splits,
     losses: Mapping[str, ParametricCrossEntropy],
-    *,
-    recipe: Recipe,
-    seed: int,
-    device: str,
+    augments: Mapping[str, nn.Module | None],
     outcomes: Outcomes,
-    after_each: Callable[[], None],
-    progress: ProgressListener | None,
-    augments: Mapping[str, nn.Module | None] | None = None,
-    precision: Precision = "32-true",
+    after_each: Callable[[], None] = lambda: None,
+    progress: ProgressListener | None = None,
 ) -> None:
     """Fill in, for every loss and fold, what a network trained so predicts of the held-out examples.
 
     Parameters
     ----------
-    model_factory : callable
-        Returns a new network.
+    spec : SearchSpec
+        Network, recipe, device and precision; fold i is trained with seed ``spec.seed + i``.
     splits : sequence of (ArrayData, ArrayData)
         Training and held-out data of each fold.
     losses : mapping
         Candidates by name.
-    recipe, seed, device, precision
-        As for `retrain`; fold i has seed ``seed + i``.
+    augments : mapping
+        How a candidate's training batches are augmented, by its name; not at all where it is absent.
     outcomes : dict
         Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``. What is there already is
         not run again.
@@ -60,9 +56,8 @@ def train_candidates(
         Called after each training run.
     progress : callable, optional
         Told the runs done of all.
-    augments : mapping, optional
-        How each candidate's training batches are augmented, by its name.
     """
+    assert spec.model_factory is not None
     total = len(losses) * len(splits)
     for fold, (train, held) in enumerate(splits):
         for name, loss in losses.items():
@@ -70,14 +65,14 @@ def train_candidates(
             if len(done) > fold:
                 continue
             model = retrain(
-                model_factory,
+                spec.model_factory,
                 train,
                 loss,
-                recipe=recipe,
-                augment=augments[name] if augments else None,
-                seed=seed + fold,
-                device=device,
-                precision=precision,
+                recipe=spec.recipe,
+                augment=augments.get(name),
+                seed=spec.seed + fold,
+                device=spec.device,
+                precision=spec.precision,
             )
             done.append(predict_logits(model, held.inputs).argmax(dim=1))
             after_each()

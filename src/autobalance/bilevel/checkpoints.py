@@ -25,8 +25,10 @@ from autobalance.functional import ALONE, Processes
 from autobalance.records import write_atomically
 
 CHECKPOINT_SECONDS = 30.0
-_FORMAT, _VERSION = "autobalance-checkpoint", 1
+_FORMAT, _VERSION = "autobalance-checkpoint", 2
 _OPAQUE = {
+    "objective": "its objective is another",
+    "solver": "its solver is another",
     "network": "its network has other weights",
     "data": "its training data are others",
     "held": "its validation data are others",
@@ -129,7 +131,9 @@ def load_checkpoint(path: str | Path, identity: dict[str, Any]) -> dict[Any, Any
 class Digested(Protocol):
     """What is no tensor but can tell itself from others, such as inputs in files."""
 
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """A text that others of another content do not have."""
+        ...
 
 
 def fingerprint(*tensors: Tensor | Digested | None) -> str:
@@ -291,6 +295,7 @@ class Checkpoint:
         return saved
 
     def save_if_due(self) -> None:
+        """Save where the last time is `CHECKPOINT_SECONDS` ago."""
         if (
             self.path is not None
             and self.processes.rank == 0
@@ -299,6 +304,7 @@ class Checkpoint:
             self.save()
 
     def save(self) -> None:
+        """Write the present state; the first process does, for all."""
         if self.path is not None and self.processes.rank == 0:
             tree = {"state": self.state(), "random": random_state()}
             save_checkpoint(self.path, tree, self.identity)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 import weakref
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from autobalance._validation import InputError, TrainingDiverged, instance
+from autobalance._validation import TrainingDiverged
 from autobalance.augment import (
     AugmentationPolicy,
     AugmentChoice,
@@ -25,41 +24,34 @@ from autobalance.augment import (
     from_bytes,
     frozen,
 )
-from autobalance.bilevel.candidate_selection import Outcomes, choose, train_candidates
+from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
-from autobalance.bilevel.loggers import MetricLogger, RunLog
-from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep, free_parameters
-from autobalance.bilevel.lower_level import LowerLevel
-from autobalance.bilevel.prediction import predict_logits
-from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, extended
-from autobalance.bilevel.test_monitor import Watch
+from autobalance.bilevel.held_out import calibrate, evaluate_held_out, splits_of
+from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, UpperStep, free_parameters
+from autobalance.bilevel.lower_problem import LowerProblem, NetworkFolds
+from autobalance.bilevel.recorder import SearchRecorder
+from autobalance.bilevel.result import SearchResult
+from autobalance.bilevel.search_spec import SearchSpec
+from autobalance.bilevel.test_monitor import ObjectiveMonitor, is_look_due
 from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
-from autobalance.calibration import Calibration, class_masses, fit_temperature, thinning
-from autobalance.data import (
-    ArrayData,
-    BalancedBatches,
-    BatchSource,
-    as_data,
-    concatenated,
-    reading,
-    stratified_folds,
-)
+from autobalance.bilevel.upper_level import StochasticUpperLevel, UpperLevel
+from autobalance.data import ArrayData, as_data, concatenated, reading
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import Objective, as_objective, group_class_sums
-from autobalance.records import HeldOut, Precision, Recipe, SearchSettings, confused_pairs
+from autobalance.objectives import Objective, as_objective
+from autobalance.records import Precision, Recipe, SearchSettings, UpperRecord
 from autobalance.spaces import (
     DesignSpace,
     SpaceFactory,
     TunableCrossEntropy,
     WithUnknownGroup,
-    made_space,
+    build_space,
 )
 
-MAX_SKIPPED = 5
-SHOWN = 256
-"""Inputs that an augmentation is built for, where they are in files or bytes."""
+AUGMENTATION_EXAMPLES = 256
+"""Number of examples from which an augmentation is built when the inputs are stored in files or as bytes."""
 
 
 def search(
@@ -99,7 +91,7 @@ def search(
     space : callable, optional
         From the training counts, ``(k,)`` or ``(g, k)``, to a `DesignSpace`. By default a
         hierarchical one that starts at a loss consistent for the objective; see
-        `autobalance.spaces.spaces.default_space`.
+        `autobalance.spaces.default_space.default_space`.
     augment : {"personalised", "shared"}, callable or nn.Module, optional
         Augmentation of the training batches, learned with the loss: a policy for each class (and
         group), one for all, or of your own; see `autobalance.augment.as_augmentation`. None: none.
@@ -150,43 +142,38 @@ def search(
     Li et al., "AutoBalance: Optimized Loss Functions for Imbalanced Data", NeurIPS 2021.
     """
     check_options(recipe, settings, seed, progress, precision)
-    instance("solver", solver, Solver)
-    recipe, settings = recipe or Recipe(), settings or SearchSettings()
-    goal = as_objective(objective)
+    recipe = recipe or Recipe()
     data = as_data(data)
-    if validation is not None:
-        validation = as_data(validation, "validation")
+    validation = None if validation is None else as_data(validation, "validation")
     test = None if test is None else as_data(test, "test")
     warn_of_min_steps(recipe, len(data))
-    judged = data if validation is None else validation
-    if goal.over != "class" and judged.groups is None:
-        raise InputError(
-            f"The objective {objective!r} is over groups, but the data has none. Pass groups "
-            "(sensitive_features, --groups), or choose an objective over classes."
-        )
+    spec = SearchSpec(
+        model_factory=model_factory,
+        data=data,
+        validation=validation,
+        objective=as_objective(objective),
+        space=space,
+        augment=augment,
+        recipe=recipe,
+        settings=settings or SearchSettings(),
+        solver=solver,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        test=test,
+        precision=precision,
+    )
     with seeded(seed), reading(data, validation, test):
-        run = SearchRun(
-            model_factory, data, validation, goal, space, recipe, settings, solver, seed, device,
-            checkpoint, augment, test, precision,
-        )  # fmt: skip
-        log = RunLog(logger, writes=run.folds[0].lower.processes.rank == 0)
+        run = build_network_search(spec)
+        log = LoggerAdapter(logger, writes=run.problem.processes.rank == 0)
         with log.open():
-            try:
-                run.run(progress, log)
-            except TrainingDiverged as error:
-                error.partial = run.result("diverged")
-                raise
-            except KeyboardInterrupt:
-                raise Interrupted(run.result("interrupted")) from None
-            run.saved.save()
-            result = run.result("finished")
-            log.candidates(result.candidates, run.done)
+            result = run.complete(progress, log)
         designed = next((c.loss for c in result.candidates if c.name == "designed"), result.loss)
-        predicted, logits = map(list, zip(*run.predict_held_out(), strict=True))
+        predictions, logits = run.problem.predict_for_calibration()
         result = replace(
             result,
-            held_out=run.held_out(predicted),
-            calibration=run.calibration(logits, designed),
+            held_out=evaluate_held_out(run.problem.splits, predictions),
+            calibration=calibrate(run.problem.splits, logits, designed),
         )
     if result.collapsed:
         assert result.held_out is not None
@@ -200,316 +187,200 @@ def search(
     return result
 
 
-@dataclass
-class _Fold:
-    """One split's network in training, and its validation data."""
-
-    lower: LowerLevel
-    validation: ArrayData
-    draws: BatchSource
+P = TypeVar("P", bound=LowerProblem[Any])
+U = TypeVar("U", bound=UpperLevel[Any])
 
 
-class SearchRun:
-    """The state of one search; `search` and `frontier` drive it."""
+class BilevelSearch(Generic[P, U]):
+    """Algorithm 1 over any lower and upper level, with the records and checkpoints of a run.
+
+    Parameters
+    ----------
+    spec : SearchSpec
+        What to search for.
+    loss : TunableCrossEntropy
+        The loss to design, at its start.
+    problem : LowerProblem
+        The lower level, on every fold.
+    upper : UpperLevel
+        What moves the loss.
+    total : int
+        Lower steps in all.
+    warmup : int
+        Lower steps before the first upper step may come.
+    settings : dict
+        What the result's `settings` say of the run.
+    recorder : SearchRecorder
+        Where its records go.
+    augment : nn.Module, optional
+        Augmentation of the training batches, learned with the loss where it can be.
+    monitor : callable, optional
+        The objective on test data now, asked for now and then.
+    """
 
     def __init__(
         self,
-        model_factory: ModelFactory,
-        data: ArrayData,
-        validation: ArrayData | None,
-        objective: Objective,
-        space: SpaceFactory | None,
-        recipe: Recipe,
-        settings: SearchSettings,
-        solver: Solver,
-        seed: int,
-        device: str,
-        checkpoint: str | Path | None,
-        augment: AugmentChoice = None,
-        test: ArrayData | None = None,
-        precision: Precision = "32-true",
+        spec: SearchSpec,
+        loss: TunableCrossEntropy,
+        problem: P,
+        upper: U,
+        *,
+        total: int,
+        warmup: int,
+        settings: dict[str, Any],
+        recorder: SearchRecorder,
+        augment: nn.Module | None = None,
+        monitor: Callable[[], float] | None = None,
     ) -> None:
-        self.watch = None if test is None else Watch(test, data, objective)
-        self.model_factory, self.objective, self.solver = model_factory, objective, solver
-        self.recipe, self.settings = recipe, settings
-        self.seed, self.device = seed, device
-        self.precision: Precision = precision
-        fabric = make_fabric(device, precision)
-        design = made_space(space, data.counts(), objective)
-        if data.unknown and design.num_groups is not None:
-            design = WithUnknownGroup(design)
-        self.loss = TunableCrossEntropy(design).to(fabric.device)
-        self.start = self.loss.frozen().cpu()
-        self.augment = (
-            None
-            if augment is None
-            else as_augmentation(augment, _shown(data), data.counts(), fabric.device)
-        )
-        self.splits = splits_of(data, validation, settings, seed)
-        self.folds = [
-            _fold(
-                model_factory,
-                train,
-                held,
-                recipe,
-                settings,
-                fabric,
-                seed + i,
-                self.start,
-                self.augment,
-            )
-            for i, (train, held) in enumerate(self.splits)
-        ]
-        self.folds[0].lower.processes.draw_apart(seed)
-        self.held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
-        self.tuner = self._new_tuner()
-        self.total = self.folds[0].lower.total
-        self.begin = max(1, round(settings.warmup * self.total))
+        self.spec, self.loss, self.problem, self.upper = spec, loss, problem, upper
+        self.objective = spec.objective
+        self.total, self.warmup = total, warmup
+        self.settings, self.recorder = settings, recorder
+        self.augment, self.monitor = augment, monitor
+        self.start = loss.frozen().cpu()
         self.done = 0
-        self.stopped = False
-        self.history: list[UpperRecord] = []
-        self.path: list[PathPoint] = []
-        self.positions: list[list[Tensor]] = []
+        self.converged = False
         self.outcomes: Outcomes = {}
-        self.spent = {"wall": 0.0, "cpu": 0.0}
-        self.clock = (time.perf_counter(), time.process_time())
-        self.record = {
-            "recipe": recipe.to_dict(),
-            "search": settings.to_dict(),
-            "objective": repr(objective),
-            "solver": repr(solver),
-            "steps": self.total,
-            "examples": len(data),
-            "class_counts": _counts_by_row(data),
-            "validation_counts": self.held_counts.tolist(),
-        }
+        self.checkpoint = Checkpoint(None, dict, dict)
+        recorder.append_path_point(0, loss.space().detach())
 
-        def identity() -> dict[str, Any]:
-            everything = data if validation is None else concatenated(data, validation)
-            return {
-                "kind": "search",
-                "seed": seed,
-                "settings": self.record,
-                "space": repr(design),
-                "precision": precision,
-                "augment": [repr(self.augment), described(self.augment)],
-                "held": None if validation is None else fingerprint(validation.groups),
-                "test": None
-                if test is None
-                else fingerprint(test.inputs, test.target, test.groups),
-                **describe(self.folds[0].lower.module, everything),
-            }
-
-        # Not by itself, or the data would stay on a GPU beside retraining's until the ring is collected.
-        own = weakref.proxy(self)
-        self.saved = Checkpoint(
-            checkpoint, identity, lambda: own.state_dict(), self.folds[0].lower.processes
-        )
-        self._remember()
-        state = self.saved.load()
-        if state is not None:
-            self.load_state_dict(state)
-
-    def run(self, progress: ProgressListener | None, log: RunLog | None = None) -> None:
+    def run(
+        self, progress: ProgressListener | None = None, log: LoggerAdapter | None = None
+    ) -> None:
         """Algorithm 1 up to, and without, retraining; then the final choice, where there is one."""
-        log = log or RunLog(None)
-        while self.done < self.total and not self.stopped:
-            losses = [fold.lower.step(self.loss) for fold in self.folds]
+        log = log or LoggerAdapter(None)
+        loss = self.upper.propose()
+        while self.done < self.total and not self.converged:
+            self.problem.step(loss)
             self.done += 1
             upper = None
-            if self.done > self.begin and (self.done - self.begin) % self.settings.every == 0:
-                upper = self._upper_step()
-                self._note(float(torch.stack(losses).mean()), upper)
-                log.upper_step(self.history[-1], self.loss.space().detach())
-                self.stopped = self._no_longer_improves()
-            self.saved.save_if_due()
+            if (
+                self.done > self.warmup
+                and self._steps_since_warmup() % self.spec.settings.every == 0
+            ):
+                upper = self.upper.update(self.problem.hypergradients())
+                self._record(upper)
+                log.log_upper_step(self.recorder.history[-1], self.loss.space().detach())
+                self.converged = self.upper.has_converged(self.recorder.history)
+                loss = self.upper.propose()
+            self.checkpoint.save_if_due()
             if progress and (upper or self.done == self.total or self.done % 20 == 0):
-                phase = "warm-up" if self.done <= self.begin else "search"
-                progress(
-                    Progress(phase, self.done, self.total, upper.hard_objective if upper else None)
-                )
-        if self._chooses():
-            space, augment = self._designed()
-            if len(self.folds) == 1:  # the network searched with stands for the designed loss
-                self.outcomes.setdefault("designed", [p for p, _ in self.predict_held_out()])
-            train_candidates(
-                self.model_factory,
-                self.splits,
-                self._losses(space),
-                recipe=self.recipe,
-                augments=self._augments(augment),
-                seed=self.seed,
-                device=self.device,
-                precision=self.precision,
-                outcomes=self.outcomes,
-                after_each=self.saved.save,
-                progress=progress,
-            )
+                phase = "warm-up" if self.done <= self.warmup else "search"
+                value = upper.hard_objective if upper else None
+                progress(Progress(phase, self.done, self.total, value))
+        if self._should_compare_candidates():
+            self._train_candidates(progress)
 
-    def go_on(self, objective: Objective, share: float) -> None:
-        """From here on search for another objective, over so many of the steps of one training."""
-        self.objective = objective
-        self.tuner = self._new_tuner()
-        self.record["objective"] = repr(objective)
-        self.total = max(1, round(share * self.recipe.steps(len(self.folds[0].lower.data))))
-        self.begin = round(0.1 * self.total)
-        self.done, self.stopped = 0, False
-        self.history, self.positions, self.outcomes = [], [], {}
-        for fold in self.folds:
-            fold.lower.restart(self.total)
+    def complete(self, progress: ProgressListener | None, log: LoggerAdapter) -> SearchResult:
+        """`run`, and its result; what is good by then goes with an error that ends it.
 
-    def _new_tuner(self) -> LossTuner:
-        return LossTuner(
-            self.loss,
-            self.objective,
-            solver=self.solver,
-            lr=self.settings.lr,
-            upper=self.settings.optimizer,
-            validation_counts=self.held_counts,
-            augment=self.augment,
+        Raises
+        ------
+        TrainingDiverged, Interrupted
+            With the result so far as their `partial`.
+        """
+        try:
+            self.run(progress, log)
+        except TrainingDiverged as error:
+            error.partial = self.result("diverged")
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted(self.result("interrupted")) from None
+        self.checkpoint.save()
+        result = self.result("finished")
+        log.log_candidates(result.candidates, self.done)
+        return result
+
+    def _steps_since_warmup(self) -> int:
+        return self.done - self.warmup
+
+    def _record(self, upper: UpperStep) -> None:
+        test_objective = None
+        expected = (self.total - self.warmup) // self.spec.settings.every
+        if self.monitor and is_look_due(len(self.recorder.history) + 1, expected):
+            test_objective = self.monitor()
+        record = UpperRecord(
+            step=self.done,
+            training_loss=self.problem.training_loss(),
+            test_objective=test_objective,
+            **asdict(upper),
         )
-
-    def held_out_errors(self) -> tuple[Tensor, Tensor]:
-        """Errors and examples per group and class ``(g, k)`` on all folds' validation data, now."""
-        total, mass, _ = self._held_out_tables([p for p, _ in self.predict_held_out()])
-        return total, mass
-
-    def predict_held_out(self) -> list[tuple[Tensor, Tensor]]:
-        """By each fold's network, now: the classes predicted, and logits thinned out by `thinning`."""
-        found = []
-        for fold in self.folds:
-            fold.lower.processes.agree(fold.lower.module)
-            logits = predict_logits(fold.lower.module, fold.validation.inputs)
-            found.append((logits.argmax(dim=1), logits[:: self._thinning()].clone()))
-        return found
-
-    def held_out(self, predicted: list[Tensor]) -> HeldOut:
-        """Errors, examples and predictions on all folds' validation data."""
-        wrong, n, by_class = (table.long().tolist() for table in self._held_out_tables(predicted))
-        target = torch.cat([fold.validation.target.cpu() for fold in self.folds])
-        return HeldOut(n, wrong, by_class, confused_pairs(target, torch.cat(predicted), len(n[0])))
-
-    def calibration(
-        self, logits: list[Tensor], designed: ParametricCrossEntropy
-    ) -> Calibration | None:
-        """Of the networks searched with, whose loss was lately about the designed one."""
-        masses = np.sum([class_masses(train) for train, _ in self.splits], axis=0)
-        if not np.atleast_2d(masses).sum(axis=0).all():  # a class whose examples all weigh nothing
-            return None
-        step = self._thinning()
-        target, groups = (
-            None if parts[0] is None else torch.cat([part[::step].cpu() for part in parts])
-            for parts in zip(*((held.target, held.groups) for _, held in self.splits), strict=True)
-        )
-        return fit_temperature(torch.cat(logits), target, designed, masses, groups=groups)
-
-    def _thinning(self) -> int:
-        return thinning(sum(held.target.numel() * held.num_classes for _, held in self.splits))
-
-    def _held_out_tables(self, predictions: list[Tensor]) -> Tensor:
-        """Errors and examples by group and class, predictions by group and class predicted."""
-        totals = []
-        for fold, predicted in zip(self.folds, predictions, strict=True):
-            held = fold.validation
-            target = held.target.cpu()
-            wrong = (predicted != target).double()
-            groups = None if held.groups is None else held.groups.cpu()
-            tables = (
-                *group_class_sums(wrong, target, groups, held.num_classes),
-                group_class_sums(wrong, predicted, groups, held.num_classes)[1],
-            )
-            rows = (held.num_groups or 1) - len(tables[0])
-            totals.append(
-                torch.stack([torch.nn.functional.pad(t, (0, 0, 0, rows)) for t in tables])
-            )
-        return torch.stack(totals).sum(dim=0)
+        self.recorder.append(record, self.loss.space().detach())
+        self.upper.check(self.done, self.total)
 
     def result(self, status: str) -> SearchResult:
         """The loss chosen, with everything that led to it."""
         space, augment = self._designed()
-        losses = self._losses(space)
-        cells = [held.cells() for _, held in self.splits]
-        held = self.splits[0][1]
-        shape = (held.num_groups or 1, held.num_classes)
-        candidates, choice = choose(losses, self.outcomes, cells, shape, self.objective, self.seed)
+        losses = self._candidates(space)
+        candidates, choice = choose(
+            losses,
+            self.outcomes,
+            self.problem.cells,
+            self.problem.shape,
+            self.objective,
+            self.spec.seed,
+        )
+        folds = len(self.problem.cells)
         kind = type(space.inner if isinstance(space, WithUnknownGroup) else space)
-        trained = [name for name in self.outcomes if len(self.folds) > 1 or name != "designed"]
-        chosen_runs = sum(len(self.outcomes[name]) for name in trained)
+        trained = [name for name in self.outcomes if folds > 1 or name != "designed"]
+        candidate_runs = sum(len(self.outcomes[name]) for name in trained)
         return SearchResult(
             loss=losses[choice],
             start=self.start,
-            augment=self._augments(augment)[choice],
-            history=self.history,
-            path=self.path,
+            augment=self._candidate_augments(augment)[choice],
+            history=self.recorder.history,
+            path=self.recorder.path,
             design={
                 "space": kind.__name__,
                 "learns": list(space.learns),
                 "priors": {name: list(prior) for name, prior in space.priors().items()},
                 **space.values(),
             },
-            settings=self.record,
-            seed=self.seed,
-            seconds=self.seconds(),
+            settings=self.settings,
+            seed=self.spec.seed,
+            seconds=self.recorder.seconds(),
             status=status,
             candidates=candidates,
             choice=choice,
-            training_runs=len(self.folds) * self.done / self.total + chosen_runs,
+            training_runs=folds * self.done / self.problem.steps_per_run + candidate_runs,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """What continues the search elsewhere, beside the global random state."""
-        return {
-            "done": self.done,
-            "stopped": self.stopped,
-            "folds": [
-                {"lower": fold.lower.state_dict(), "draws": fold.draws.state_dict()}
-                for fold in self.folds
-            ],
-            "tuner": self.tuner.state_dict(),
-            "history": [asdict(record) for record in self.history],
-            "path": [asdict(point) for point in self.path],
-            "positions": [torch.stack(places) for places in zip(*self.positions, strict=True)],
-            "outcomes": self.outcomes,
-            "seconds": self.seconds(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self.done, self.stopped = state["done"], state["stopped"]
-        for fold, saved in zip(self.folds, state["folds"], strict=True):
-            fold.lower.load_state_dict(saved["lower"])
-            fold.draws.load_state_dict(saved["draws"])
-        self.tuner.load_state_dict(state["tuner"])
-        self.history = [UpperRecord(**record) for record in state["history"]]
-        self.path = [PathPoint(**point) for point in state["path"]]
-        self.positions = [list(p) for p in zip(*state["positions"], strict=True)]
-        self.outcomes = state["outcomes"]
-        self.spent = state["seconds"]
-
-    def seconds(self) -> dict[str, float]:
-        """Time spent, with that before a checkpoint."""
-        wall, cpu = self.clock
-        return {
-            "wall": self.spent["wall"] + time.perf_counter() - wall,
-            "cpu": self.spent["cpu"] + time.process_time() - cpu,
-        }
-
     def _designed(self) -> tuple[DesignSpace, nn.Module | None]:
-        """Copies of the space and the augmentation at the average of their late positions."""
-        keep = max(1, round(self.settings.average * len(self.positions)))
+        """Copies of the space and the augmentation at the position that is handed over."""
         space, augment = copy.deepcopy(self.loss.space), copy.deepcopy(self.augment)
         with torch.no_grad():
-            late = zip(*self.positions[-keep:], strict=True)
-            for p, places in zip(free_parameters(space, augment), late, strict=True):
-                p.copy_(torch.stack(places).mean(dim=0))
+            free = free_parameters(space, augment)
+            for p, value in zip(free, self.upper.final_position(), strict=True):
+                p.copy_(value)
         return space, frozen(augment)
 
-    def _chooses(self) -> bool:
+    def _should_compare_candidates(self) -> bool:
         """With folds; with one only whether what an augmentation learned is kept."""
-        several = len(self.folds) > 1
-        return self.settings.choose and (several or isinstance(self.augment, AugmentationPolicy))
+        several = len(self.problem.cells) > 1
+        return self.spec.settings.choose and (
+            several or isinstance(self.augment, AugmentationPolicy)
+        )
 
-    def _augments(self, designed: nn.Module | None) -> dict[str, nn.Module | None]:
+    def _train_candidates(self, progress: ProgressListener | None) -> None:
+        space, augment = self._designed()
+        if len(self.problem.cells) == 1:  # the network searched with stands for the designed loss
+            self.outcomes.setdefault("designed", self.problem.predict_held_out())
+        self.problem.train_candidates(
+            self._candidates(space),
+            self._candidate_augments(augment),
+            self.outcomes,
+            self.checkpoint.save,
+            progress,
+        )
+
+    def _candidates(self, designed: DesignSpace) -> dict[str, ParametricCrossEntropy]:
+        """The losses of the final choice, by name."""
+        losses = {"designed": TunableCrossEntropy(designed).frozen().cpu(), "start": self.start}
+        if len(self.problem.cells) > 1:
+            losses["cross_entropy"] = ParametricCrossEntropy.cross_entropy()
+        return losses
+
+    def _candidate_augments(self, designed: nn.Module | None) -> dict[str, nn.Module | None]:
         """How each candidate's training batches are augmented, by the candidate's name.
 
         What is learned has to stand against none at all.
@@ -518,107 +389,128 @@ class SearchRun:
         other = None if learned else designed
         return {"designed": designed, "start": other, "cross_entropy": other}
 
-    def _losses(self, designed: DesignSpace) -> dict[str, ParametricCrossEntropy]:
-        """The candidates of the final choice, by name."""
-        losses = {"designed": TunableCrossEntropy(designed).frozen().cpu(), "start": self.start}
-        if len(self.folds) > 1:
-            losses["cross_entropy"] = ParametricCrossEntropy.cross_entropy()
-        return losses
 
-    def _upper_step(self) -> UpperStep:
-        for fold in self.folds:  # no upper step on a network that has diverged
-            fold.lower.check()
-        results = []
-        for i, fold in enumerate(self.folds):
-            batches = list(fold.lower.recent)
-            held = next(fold.draws)
-            with fold.lower.fabric.autocast():
-                results.append(
-                    self.tuner.hypergradient(
-                        fold.lower.network, batches, held, optimizer=fold.lower.optimizer, replica=i
-                    )
-                )
-        lower = self.folds[0].lower
-        for group in self.tuner.upper_optimizer.param_groups:
-            group["lr"] = self.settings.lr * lower.lr_factor()
-        return self.tuner.update(results)
+class NetworkSearch(BilevelSearch[NetworkFolds, StochasticUpperLevel]):
+    """A search of a network's loss, as `search` and `frontier` drive it."""
 
-    def _note(self, training_loss: float, upper: UpperStep) -> None:
-        seen = None
-        if self.watch and self.watch.due(
-            len(self.history) + 1, (self.total - self.begin) // self.settings.every
-        ):
-            seen = self.watch.value(fold.lower.module for fold in self.folds)
-        self.history.append(
-            UpperRecord(
-                step=self.done, training_loss=training_loss, test_objective=seen, **asdict(upper)
-            )
-        )
-        self._remember()
-        if self.tuner.skipped_in_a_row >= MAX_SKIPPED:
-            raise TrainingDiverged(
-                f"{MAX_SKIPPED} hypergradients in a row were not finite, the last after step "
-                f"{self.done} of {self.total}, with {self.recipe}. The last good loss is kept. "
-                "Lower the learning rate, or scale the inputs.",
-                step=self.done,
-            )
+    def switch_objective(self, objective: Objective, share: float) -> None:
+        """Search on for another objective, from the present weights and the present loss.
 
-    def _no_longer_improves(self) -> bool:
-        patience = self.settings.patience
-        if patience is None or len(self.history) < 2 * patience:
-            return False
-        values = np.array([record.objective for record in self.history])
-        means = np.convolve(values, np.ones(patience) / patience, mode="valid")
-        return len(means) - 1 - int(np.argmin(means)) >= patience
+        Parameters
+        ----------
+        objective : Objective
+            What is to become small from here on.
+        share : float
+            How many steps, as a share of one training run; the first tenth is warm-up.
+        """
+        self.objective = objective
+        self.settings["objective"] = objective.to_dict()
+        self.upper.switch_objective(objective)
+        self.total = max(1, round(share * self.problem.steps_per_run))
+        self.warmup = round(0.1 * self.total)
+        self.done, self.converged = 0, False
+        self.recorder.history, self.outcomes = [], {}
+        self.problem.restart(self.total)
 
-    def _remember(self) -> None:
-        self.positions.append(
-            [p.detach().clone() for p in free_parameters(self.loss.space, self.augment)]
-        )
-        self.path = extended(self.path, self.done, self.loss.space().detach())
+    def state_dict(self) -> dict[str, Any]:
+        """What continues the search elsewhere, beside the global random state."""
+        return {
+            "done": self.done,
+            "converged": self.converged,
+            "lower": self.problem.state_dict(),
+            "upper": self.upper.state_dict(),
+            "recorder": self.recorder.state_dict(),
+            "outcomes": self.outcomes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.done, self.converged = state["done"], state["converged"]
+        self.problem.load_state_dict(state["lower"])
+        self.upper.load_state_dict(state["upper"])
+        self.recorder.load_state_dict(state["recorder"])
+        self.outcomes = state["outcomes"]
 
 
-def splits_of(
-    data: ArrayData, validation: ArrayData | None, settings: SearchSettings, seed: int
-) -> list[tuple[ArrayData, ArrayData]]:
-    """Training and validation data of each fold, as a search with this seed takes them.
+def build_network_search(spec: SearchSpec) -> NetworkSearch:
+    """A network's search at its start, or where its checkpoint left it.
 
-    Examples of unknown group are in no validation data.
-
-    Raises
-    ------
-    InputError
-        If there are folds beside a validation set, the two sets do not belong together, or no
-        class has an example to hold out.
+    Call it with the global random state seeded, for networks and augmentations draw from it.
     """
-    if validation is not None:
-        if settings.folds != 1:
-            raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")
-        concatenated(data, validation)  # refuses sets that do not belong together
-        groups = validation.num_groups if data.groups is None else data.num_groups
-        held = replace(validation, num_classes=data.num_classes, num_groups=groups)
-        return [(data, held.with_known_groups())]
-    generator = torch.Generator().manual_seed(seed)
-    cells = data.cells().cpu()
-    known = torch.nonzero(cells >= 0).squeeze(1)
-    folds = stratified_folds(cells[known], settings.validation_fraction, settings.folds, generator)
-    unknown = torch.nonzero(cells < 0).squeeze(1)
-    splits = [
-        (torch.cat([known[train], unknown]).sort().values, known[held]) for train, held in folds
-    ]
-    if any(len(held) == 0 for _, held in splits):
-        raise InputError(
-            f"No class has enough examples for validation among {len(data)}: the search needs at "
-            "least 3 in some class. Add data, or train with ParametricCrossEntropy.logit_adjusted."
-        )
-    return [(data.subset(train), data.subset(held)) for train, held in splits]
+    recorder = SearchRecorder()
+    data, settings = spec.data, spec.settings
+    monitor = None if spec.test is None else ObjectiveMonitor(spec.test, data, spec.objective)
+    fabric = make_fabric(spec.device, spec.precision)
+    space = build_space(spec.space, data.counts(), spec.objective)
+    if data.unknown and space.num_groups is not None:
+        space = WithUnknownGroup(space)
+    loss = TunableCrossEntropy(space).to(fabric.device)
+    augment = None
+    if spec.augment is not None:
+        examples = _augmentation_examples(data)
+        augment = as_augmentation(spec.augment, examples, data.counts(), fabric.device)
+    splits = splits_of(data, spec.validation, settings, spec.seed)
+    held_counts = np.sum([held.counts() for _, held in splits], axis=0)
+    upper = StochasticUpperLevel(loss, spec, held_counts, augment)
+    problem = NetworkFolds(spec, splits, fabric, upper, loss.frozen().cpu(), augment)
+    total = problem.steps_per_run
+    record = {
+        "recipe": spec.recipe.to_dict(),
+        "search": settings.to_dict(),
+        "objective": spec.objective.to_dict(),
+        "solver": spec.solver.to_dict(),
+        "steps": total,
+        "examples": len(data),
+        "class_counts": _counts_by_row(data),
+        "validation_counts": held_counts.tolist(),
+    }
+    run = NetworkSearch(
+        spec,
+        loss,
+        problem,
+        upper,
+        total=total,
+        warmup=max(1, round(settings.warmup * total)),
+        settings=record,
+        recorder=recorder,
+        augment=augment,
+        monitor=monitor and (lambda: monitor.evaluate(problem.networks())),
+    )
+    # A strong reference would be a circle, which keeps the data on a GPU beside retraining's until
+    # the garbage collector comes by.
+    own = weakref.proxy(run)
+    run.checkpoint = Checkpoint(
+        spec.checkpoint, lambda: _identity(own), lambda: own.state_dict(), problem.processes
+    )
+    state = run.checkpoint.load()
+    if state is not None:
+        run.load_state_dict(state)
+    return run
 
 
-def _shown(data: ArrayData) -> Tensor:
+def _identity(run: NetworkSearch) -> dict[str, Any]:
+    """What makes it this run and no other, for its checkpoint."""
+    spec = run.spec
+    data, validation, test = spec.data, spec.validation, spec.test
+    everything = data if validation is None else concatenated(data, validation)
+    return {
+        "kind": "search",
+        "seed": spec.seed,
+        "settings": run.settings,
+        "space": repr(run.loss.space),
+        "precision": spec.precision,
+        "augment": [repr(run.augment), described(run.augment)],
+        "held": None if validation is None else fingerprint(validation.groups),
+        "test": None if test is None else fingerprint(test.inputs, test.target, test.groups),
+        **describe(run.problem.folds[0].lower.module, everything),
+    }
+
+
+def _augmentation_examples(data: ArrayData) -> Tensor:
     """Inputs as an augmentation meets them."""
     if isinstance(data.inputs, Tensor) and data.inputs.dtype != torch.uint8:
         return data.inputs
-    return from_bytes(data.inputs[slice(SHOWN)])
+    return from_bytes(data.inputs[slice(AUGMENTATION_EXAMPLES)])
 
 
 def _counts_by_row(data: ArrayData) -> list[Any]:
@@ -629,32 +521,3 @@ def _counts_by_row(data: ArrayData) -> list[Any]:
         unknown = torch.bincount(data.target[cells < 0].cpu(), minlength=data.num_classes)
         counts = np.concatenate([counts, unknown.numpy()[None]])
     return counts.tolist()
-
-
-def _fold(
-    model_factory: ModelFactory,
-    train: ArrayData,
-    held: ArrayData,
-    recipe: Recipe,
-    settings: SearchSettings,
-    fabric: Fabric,
-    seed: int,
-    start: ParametricCrossEntropy,
-    augment: nn.Module | None,
-) -> _Fold:
-    lower = LowerLevel(
-        model_factory,
-        train.to(fabric.device),
-        recipe,
-        fabric,
-        seed,
-        additive=start.additive,
-        augment=augment,
-        remembered=settings.training_batches,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    draws = BalancedBatches(held.cells(), settings.validation_batch_size, generator)
-    held = held.to(fabric.device)
-    processes = lower.processes
-    source = BatchSource(held, draws, seed=seed, share=processes.share, rank=processes.rank)
-    return _Fold(lower, held, source)

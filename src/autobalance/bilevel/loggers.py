@@ -46,11 +46,14 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from autobalance._validation import InputError, one_of
-from autobalance.bilevel.result import Candidate, UpperRecord
+from autobalance.bilevel.result import Candidate
 from autobalance.losses import LossParameters
+from autobalance.records import UpperRecord
 
 MAX_LOSS_NUMBERS = 100
 LOGS = "logs"
+# MLflow and W&B have loggers of our own: Lightning's would need all of Lightning beside Fabric, and
+# its W&B logger draws search and retraining over one axis of steps.
 _CHOSEN = {
     "objective": "objective",
     "hard_objective": "hard_objective",
@@ -64,10 +67,12 @@ _CHOSEN = {
 class MetricLogger(Protocol):
     """What a run asks of a logger; Lightning Fabric's have it."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Take numbers by name, at a step."""
+        ...
 
 
-class RunLog:
+class LoggerAdapter:
     """A run's side of a logger; does nothing without one.
 
     Parameters
@@ -79,7 +84,7 @@ class RunLog:
 
     Attributes
     ----------
-    before : int
+    step_offset : int
         Steps of earlier parts of the run; added to every step. 0 at first.
 
     Raises
@@ -96,10 +101,10 @@ class RunLog:
                 "lightning_fabric.loggers."
             )
         self.logger = logger if writes else None
-        self.before = 0
+        self.step_offset = 0
 
     @contextmanager
-    def open(self) -> Iterator[RunLog]:
+    def open(self) -> Iterator[LoggerAdapter]:
         """Flushes the logger at the end, however that comes about."""
         try:
             yield self
@@ -108,18 +113,18 @@ class RunLog:
             if callable(save):
                 save()
 
-    def upper_step(self, record: UpperRecord, loss: LossParameters) -> None:
+    def log_upper_step(self, record: UpperRecord, loss: LossParameters) -> None:
         """One upper step, and the loss after it."""
-        self.upper_numbers(vars(record), loss, record.step)
+        self.log_upper_numbers(vars(record), loss, record.step)
 
-    def upper_numbers(self, seen: Mapping[str, Any], loss: LossParameters, step: int) -> None:
-        """As `upper_step`, of what a record holds by name, or as much of it as there is."""
+    def log_upper_numbers(self, seen: Mapping[str, Any], loss: LossParameters, step: int) -> None:
+        """As `log_upper_step`, of what a record holds by name, or as much of it as there is."""
         if self.logger is None:
             return
         values = {f"search/{name}": seen.get(key) for key, name in _CHOSEN.items()}
         self.write(values | _numbers(loss), step)
 
-    def candidates(self, found: list[Candidate], step: int) -> None:
+    def log_candidates(self, found: list[Candidate], step: int) -> None:
         """The final choice."""
         self.write({f"choose/{c.name}": c.objective for c in found}, step)
 
@@ -129,7 +134,7 @@ class RunLog:
             return
         known = {n: float(v) for n, v in values.items() if v is not None and math.isfinite(v)}
         if known:
-            self.logger.log_metrics(known, self.before + step)
+            self.logger.log_metrics(known, self.step_offset + step)
 
 
 def _numbers(loss: LossParameters) -> dict[str, float]:
@@ -235,6 +240,7 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log numbers by name, at a step."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -243,6 +249,7 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log settings; those of nested ones have dots in their names."""
         from mlflow.entities import Param
 
         entries = [Param(name, str(value)) for name, value in _flat(params).items()]
@@ -307,6 +314,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log numbers by name, at a step."""
         found: dict[str, float] = dict(metrics)
         for group in {name.partition("/")[0] for name in metrics if "/" in name}:
             axis = f"{group}/step"
@@ -320,6 +328,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log settings; those of nested ones have dots in their names."""
         self.run.config.update(_flat(params), allow_val_change=True)
 
     @rank_zero_only

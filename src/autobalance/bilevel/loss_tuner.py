@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from autobalance._validation import InputError, array_of_numbers, instance, one_of, positive, shown
 from autobalance.augment import AugmentationPolicy
-from autobalance.bilevel.loggers import MetricLogger, RunLog
+from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.data import Batch, as_batch, as_batches
 from autobalance.functional import Processes, first_process, trainable
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
@@ -89,7 +89,7 @@ class LossTuner:
     validation_counts : array-like, optional
         Size of the whole validation set, per class ``(k,)`` or per group and class ``(g, k)``. It
         decides how strongly the space is held to its start, see
-        `autobalance.spaces.spaces.prior_strength`. By default each validation batch is taken for the
+        `autobalance.spaces.base.prior_strength`. By default each validation batch is taken for the
         whole set.
     augment : nn.Module, optional
         How the training inputs are augmented, for example an `autobalance.augment.AugmentationPolicy`,
@@ -160,7 +160,7 @@ class LossTuner:
         self.steps = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
-        self._log = RunLog(logger)
+        self._log = LoggerAdapter(logger)
         self._told = False
         self._carried: dict[int, dict[str, Tensor]] = {}
         self._risks = RunningRisks(self.objective, validation_counts)
@@ -262,7 +262,6 @@ class LossTuner:
             _follow(self.upper_optimizer)
             self.upper_optimizer.step()
             self.upper_optimizer.zero_grad(set_to_none=True)
-            self.loss.refresh()
         first = results[0].solution
         done = UpperStep(
             objective=sum(r.objective for r in results) / len(results),
@@ -276,7 +275,7 @@ class LossTuner:
         )
         self.steps += 1
         if self._log.logger is not None and first_process():
-            self._log.upper_numbers(vars(done), self.loss.space().detach(), self.steps)
+            self._log.log_upper_numbers(vars(done), self.loss.space().detach(), self.steps)
         return done
 
     def state_dict(self) -> dict[str, Any]:
@@ -296,7 +295,6 @@ class LossTuner:
         self.loss.space.load_state_dict(state["space"])
         if self.augment is not None:
             self.augment.load_state_dict(state["augment"])
-        self.loss.refresh()
         # Adam moves its moments in place: not those of the tuner that the state came from.
         self.upper_optimizer.load_state_dict(copy.deepcopy(state["upper_optimizer"]))
         self._carried = {int(replica): dict(kept) for replica, kept in state["carried"].items()}

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from autobalance._validation import InputError, TrainingDiverged, fraction, number, shown
 from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
-from autobalance.bilevel.driver import SearchRun, splits_of
+from autobalance.bilevel.driver import NetworkSearch, build_network_search
 from autobalance.bilevel.execution import check_options, seeded
-from autobalance.bilevel.loggers import MetricLogger, RunLog
+from autobalance.bilevel.held_out import count_errors, splits_of
+from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.result import SearchResult
+from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
 from autobalance.data import ArrayData, as_data, reading
 from autobalance.hypergrad import Solver
@@ -186,6 +188,7 @@ class Frontier:
         }
 
     def to_json(self) -> str:
+        """`to_dict` as JSON text."""
         return to_json(self.to_dict())
 
     @classmethod
@@ -212,6 +215,7 @@ class Frontier:
 
     @classmethod
     def from_json(cls, text: str) -> Frontier:
+        """Inverse of `to_json`; see `from_dict`."""
         return cls.from_dict(parsed_record(text, _WHAT))
 
 
@@ -271,45 +275,85 @@ def frontier(
             f"The frontier of {main} and {gap} compares groups, but the data has none. Pass groups "
             "(sensitive_features, --groups)."
         )
-    points: list[FrontierPoint] = []
-    runs = 0.0
+    spec = SearchSpec(
+        model_factory=model_factory,
+        data=data,
+        validation=validation,
+        objective=objectives[0],
+        space=space,
+        recipe=recipe,
+        settings=settings,
+        solver=solver,
+        seed=seed,
+        device=device,
+    )
     with seeded(seed), reading(data, validation):
-        run = SearchRun(
-            model_factory, data, validation, objectives[0], space, recipe, settings, solver, seed,
-            device, None,
-        )  # fmt: skip
-        log = RunLog(logger, writes=run.folds[0].lower.processes.rank == 0)
-        whole = run.total
-        later = max(1, round(CONTINUATION * whole))
-        _check_held_out(run.held_counts)
-        _check_upper_steps(later, settings.every, len(weights))
-        record = {key: value for key, value in run.record.items() if key != "objective"}
-
-        def found() -> Frontier:
-            return Frontier(points, run.start, main, gap, runs, record, seed, run.seconds())
-
+        sweep = _Sweep(build_network_search(spec), main, gap)
+        log = LoggerAdapter(logger, writes=sweep.run.problem.processes.rank == 0)
+        _check_held_out(np.asarray(sweep.run.settings["validation_counts"]))
+        _check_upper_steps(sweep.later_steps, settings.every, len(weights))
         try:
             with log.open():
-                for i, (mix, objective) in enumerate(zip(weights, objectives, strict=True)):
-                    if i > 0:
-                        run.go_on(objective, CONTINUATION)
-                    log.before = 0 if i == 0 else whole + (i - 1) * later
-                    told = _within(progress, log.before, whole + (len(weights) - 1) * later)
-                    try:
-                        run.run(told, log)
-                    finally:
-                        runs += len(run.folds) * run.done / whole
-                    if told is not None and run.done < run.total:  # it stopped early
-                        told(Progress("search", run.total, run.total))
-                    points.append(_point(mix, run, main, gap))
-                    seen = {name: getattr(points[-1], name) for name in ("mix", "main", "gap")}
-                    log.write({f"frontier/{name}": v for name, v in seen.items()}, run.done)
+                for mix, objective in zip(weights, objectives, strict=True):
+                    sweep.append_point(mix, objective, len(weights), progress, log)
         except TrainingDiverged as error:
-            error.partial = found()
+            error.partial = sweep.frontier()
             raise
         except KeyboardInterrupt:
-            raise Interrupted(found()) from None
-        return found()
+            raise Interrupted(sweep.frontier()) from None
+        return sweep.frontier()
+
+
+class _Sweep:
+    """One search that goes on from point to point of a frontier."""
+
+    def __init__(self, run: NetworkSearch, main: str, gap: str) -> None:
+        self.run, self.main, self.gap = run, main, gap
+        self.first_steps = run.total
+        self.later_steps = max(1, round(CONTINUATION * run.total))
+        self.points: list[FrontierPoint] = []
+        self.training_runs = 0.0
+
+    def append_point(
+        self,
+        mix: float,
+        objective: Objective,
+        count: int,
+        progress: ProgressListener | None,
+        log: LoggerAdapter,
+    ) -> None:
+        """Search for the blend's loss, from where the last point left off; of `count` points in all."""
+        run, before = self.run, 0
+        if self.points:
+            run.switch_objective(objective, CONTINUATION)
+            before = self.first_steps + (len(self.points) - 1) * self.later_steps
+        log.step_offset = before
+        told = _within(progress, before, self.first_steps + (count - 1) * self.later_steps)
+        try:
+            run.run(told, log)
+        finally:
+            self.training_runs += len(run.problem.cells) * run.done / self.first_steps
+        if told is not None and run.done < run.total:  # it stopped early
+            told(Progress("search", run.total, run.total))
+        total, mass, _ = count_errors(run.problem.splits, run.problem.predict_held_out())
+        measured = _measured(total, mass, self.main, self.gap)
+        self.points.append(FrontierPoint(mix, run.result("finished").loss, *measured))
+        values = {f"frontier/{n}": getattr(self.points[-1], n) for n in ("mix", "main", "gap")}
+        log.write(values, run.done)
+
+    def frontier(self) -> Frontier:
+        """The points so far."""
+        settings = {k: v for k, v in self.run.settings.items() if k != "objective"}
+        return Frontier(
+            self.points,
+            self.run.start,
+            self.main,
+            self.gap,
+            self.training_runs,
+            settings,
+            self.run.spec.seed,
+            self.run.recorder.seconds(),
+        )
 
 
 def baselines(
@@ -351,20 +395,13 @@ def baselines(
         "logit adjustment": ParametricCrossEntropy.logit_adjusted(counts.sum(axis=0)),
         "logit adjustment by group": TunableCrossEntropy(_by_group(data)).frozen(),
     }
+    spec = SearchSpec(
+        model_factory=model_factory, data=data, recipe=recipe, seed=seed, device=device
+    )
     splits = splits_of(data, validation, settings, seed)
     outcomes: Outcomes = {}
     try:
-        train_candidates(
-            model_factory,
-            splits,
-            losses,
-            recipe=recipe,
-            seed=seed,
-            device=device,
-            outcomes=outcomes,
-            after_each=lambda: None,
-            progress=progress,
-        )
+        train_candidates(spec, splits, losses, {}, outcomes, progress=progress)
     except KeyboardInterrupt:
         raise Interrupted(None) from None
     target, groups = (
@@ -443,12 +480,6 @@ def _check_upper_steps(steps: int, every: int, points: int) -> None:
             f"Each point after the first takes {steps} training steps, too few for an upper step "
             f"every {every}. Raise min_steps or epochs of the recipe, or lower every."
         )
-
-
-def _point(mix: float, run: SearchRun, main: str, gap: str) -> FrontierPoint:
-    total, mass = run.held_out_errors()
-    loss = run.result("finished").loss
-    return FrontierPoint(mix, loss, *_measured(total, mass, main, gap))
 
 
 def _measured(total: Tensor, mass: Tensor, main: str, gap: str) -> tuple[float, float, bool]:

@@ -13,69 +13,26 @@ from torch import nn
 
 from autobalance._validation import InputError
 from autobalance.augment import described, restored
-from autobalance.calibration import Calibration
-from autobalance.losses import LossParameters, ParametricCrossEntropy
+from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import NAMED
-from autobalance.records import HeldOut, check_format, parsed_record, to_json
+from autobalance.records import (
+    Calibration,
+    HeldOut,
+    PathPoint,
+    UpperRecord,
+    check_format,
+    parsed_record,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from autobalance.report import Run
 
 _FORMAT = "autobalance-search"
 _WHAT = "a search result of autobalance"
-MAX_PATH_NUMBERS = 100_000
 _PLAIN = (
     "design", "settings", "seed", "seconds", "status", "choice", "training_runs", "versions",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class UpperRecord:
-    """One upper step in the history of a search.
-
-    Attributes
-    ----------
-    step : int
-        Lower steps done before it.
-    objective, hard_objective : float
-        On validation data: the differentiable objective, and the same over the 0-1 error.
-    training_loss : float
-        Last training loss, mean over folds.
-    norm, residual, iterations, reason, skipped, predicted
-        Diagnostics; see `autobalance.bilevel.loss_tuner.UpperStep`. `predicted` is 0 where nobody looked.
-    test_objective : float or None
-        As `hard_objective`, on test data of the search; None where nobody looked.
-    """
-
-    step: int
-    objective: float
-    hard_objective: float
-    training_loss: float
-    norm: float
-    residual: float
-    iterations: int
-    reason: str
-    skipped: bool
-    predicted: int = 0
-    test_objective: float | None = None
-
-
-@dataclass(frozen=True)
-class PathPoint:
-    """The loss's parameters after so many lower steps, each as (nested) lists or None."""
-
-    step: int
-    weight: list[Any] | None
-    additive: list[Any] | None
-    multiplicative: list[Any] | None
-
-
-def extended(path: list[PathPoint], step: int, now: LossParameters) -> list[PathPoint]:
-    """The path with one point more; every other one where they hold too many numbers."""
-    lists = {n: None if p is None else p.tolist() for n, p in now._asdict().items()}
-    path = [*path, PathPoint(step, **lists)]
-    numbers = len(path) * sum(p.numel() for p in now if p is not None)
-    return path[::2] if numbers > MAX_PATH_NUMBERS else path
 
 
 @dataclass(frozen=True)
@@ -213,13 +170,13 @@ class SearchResult:
         self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
     ) -> dict[str, Any]:
         """As the ``result.json`` of a RUN folder holds it; names as for `summary`."""
-        from autobalance.report import readable
+        from autobalance.report import setting_text
 
-        objective = str(self.settings.get("objective", "objective given"))
-        named = {repr(known): name for name, known in NAMED.items()}
+        objective = self.settings.get("objective", "objective given")
+        known = next((n for n, o in NAMED.items() if objective in (o.to_dict(), repr(o))), None)
         return {
             "kind": "search",
-            "objective": named.get(objective) or readable("objective", objective),
+            "objective": known or setting_text(objective),
             "class_names": None if class_names is None else [*map(str, class_names)],
             "group_names": None if group_names is None else [*map(str, group_names)],
             "class_counts": self.settings.get("class_counts"),
@@ -286,10 +243,12 @@ class SearchResult:
             raise InputError(f"This search result is incomplete or altered: {error}.") from None
 
     def to_json(self) -> str:
+        """`to_dict` as JSON text."""
         return to_json(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> SearchResult:
+        """Inverse of `to_json`; see `from_dict`."""
         return cls.from_dict(parsed_record(text, _WHAT))
 
 

@@ -15,7 +15,7 @@ from autobalance._validation import InputError, TrainingDiverged, shown
 from autobalance.augment import as_batch_transform, described
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
-from autobalance.bilevel.loggers import MetricLogger, RunLog
+from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.lower_level import LowerLevel
 from autobalance.bilevel.types import (
     FixedLoss,
@@ -151,7 +151,13 @@ def retrain(
         if state is not None:
             lower.load_state_dict(state["lower"])
             own_loss.load_state_dict(state["loss"])
-        _train(lower, own_loss, saved, RunLog(logger, writes=lower.processes.rank == 0), progress)
+        _train(
+            lower,
+            own_loss,
+            saved,
+            LoggerAdapter(logger, writes=lower.processes.rank == 0),
+            progress,
+        )
         lower.processes.agree(lower.module)
         saved.save()
     return lower.result()
@@ -161,7 +167,7 @@ def _train(
     lower: LowerLevel,
     loss: FixedLoss,
     saved: Checkpoint,
-    log: RunLog,
+    log: LoggerAdapter,
     progress: ProgressListener | None,
 ) -> None:
     """Take all steps that are left; what stops them on the way carries the network so far."""
@@ -187,7 +193,7 @@ def _train(
         raise Interrupted(lower.result()) from None
 
 
-def _log_step(log: RunLog, lower: LowerLevel, value: Tensor) -> None:
+def _log_step(log: LoggerAdapter, lower: LowerLevel, value: Tensor) -> None:
     if log.logger is not None:
         rate = lower.optimizer.param_groups[0]["lr"]
         values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}

@@ -17,7 +17,12 @@ LOOKS = 40
 """About so often over a search, for each look costs a pass over the test data."""
 
 
-class Watch:
+def is_look_due(step: int, total: int) -> bool:
+    """Whether to look at upper step `step`, counted from 1, of `total`."""
+    return step == total or step % max(1, total // LOOKS) == 0
+
+
+class ObjectiveMonitor:
     """The objective over the 0-1 error on test data, by the networks in training.
 
     Parameters
@@ -59,14 +64,9 @@ class Watch:
         self.num_classes = data.num_classes
         self.objective = objective
 
-    @staticmethod
-    def due(step: int, of: int) -> bool:
-        """Whether to look at upper step `step`, counted from 1, of so many."""
-        return step == of or step % max(1, of // LOOKS) == 0
-
     @torch.no_grad()
-    def value(self, networks: Iterable[nn.Module]) -> float:
-        """Of all networks' predictions together; they come back as they were."""
+    def evaluate(self, networks: Iterable[nn.Module]) -> float:
+        """The objective over all networks' predictions together; they come back as they were."""
         totals = []
         for network in networks:
             wrong = (predict_logits(network, self.inputs).argmax(dim=1) != self.target).double()

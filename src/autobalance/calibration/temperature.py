@@ -25,7 +25,7 @@ large T the prediction becomes the prior.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ from autobalance._validation import (
 from autobalance.data import ArrayData, as_tensor, indices
 from autobalance.losses import ParametricCrossEntropy, adjusted_logits
 from autobalance.records import (
-    Reliability,
+    Calibration,
     classification_report,
     confused_pairs,
     expected_calibration_error,
@@ -56,43 +56,6 @@ PRIORS = ("balanced", "training")
 _MOST_NUMBERS = 4_000_000  # logits looked at for one temperature
 _SPREAD = 0.5  # of 1/T around 1, in its prior
 _RANGE = (0.05, 20.0)  # of 1/T
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How well probabilities fit held-out data, and the temperature that makes them fit.
-
-    Attributes
-    ----------
-    temperature : float
-        T, above 0: over 1 for a network too sure of itself.
-    examples : int
-        Held-out examples it was fitted on.
-    raw_error, prior_error, error : float
-        Expected calibration error on these examples, see
-        `autobalance.records.metrics.expected_calibration_error`: of the softmax of raw logits; of the
-        corrected probabilities at T = 1; and at T, which was fitted on the same examples.
-    raw_bins, prior_bins, bins : Reliability or None
-        The same three by confidence; None where the record is from before they were kept.
-    """
-
-    temperature: float
-    examples: int
-    raw_error: float
-    prior_error: float
-    error: float
-    raw_bins: Reliability | None = None
-    prior_bins: Reliability | None = None
-    bins: Reliability | None = None
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Calibration:
-        """Inverse of `dataclasses.asdict`; what is not there stays None."""
-        found = dict(record)
-        for name in ("raw_bins", "prior_bins", "bins"):
-            if found.get(name) is not None:
-                found[name] = Reliability(**found[name])
-        return cls(**found)
 
 
 def corrected_probabilities(
@@ -212,7 +175,7 @@ def fit_temperature(
     rows = None if groups is None or loss.num_groups is None else torch.as_tensor(groups).long()
     if same_length(logits=f, target=y, groups=rows) == 0:
         raise InputError("There is no example to fit a temperature on.")
-    step = thinning(f.numel())
+    step = subsample_stride(f.numel())
     f, y, rows = f[::step], y[::step], None if rows is None else rows[::step]
     counts = _counts(class_counts, loss, f.shape[1])
     prior = _held_prior(y.cpu(), None if rows is None else rows.cpu(), counts)
@@ -280,7 +243,7 @@ def measured(
         raise InputError("There is no example to measure: target is empty.")
     k = f.shape[1]
     predicted = f.argmax(dim=1).numpy() if predicted is None else np.asarray(predicted)
-    step = thinning(f.numel())
+    step = subsample_stride(f.numel())
     some, own = f[::step], y[::step]
     prior = _held_prior(own, None, _counts(class_counts, loss, k).sum(dim=0, keepdim=True))
     corrected = corrected_probabilities(
@@ -297,7 +260,7 @@ def measured(
     }
 
 
-def thinning(numbers: int) -> int:
+def subsample_stride(numbers: int) -> int:
     """Of so many logits, every how manyth example's are looked at for a temperature."""
     return max(1, -(-numbers // _MOST_NUMBERS))
 

@@ -7,10 +7,10 @@ from autobalance.cli.run_folder import save_search
 from autobalance.cli.terminal import FILE_WIDTH, format_percent, narrow_table, plain_text
 
 __all__ = [
-    "Command",
     "DONE",
     "FAILED",
     "FILE_WIDTH",
+    "Command",
     "complain",
     "entry",
     "format_percent",

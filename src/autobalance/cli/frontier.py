@@ -174,9 +174,9 @@ def _decisions(
 def _point(decided: Decided, main: str, by: str, name: str | None = None) -> dict[str, Any]:
     held = decided.held_out
     return {
-        by: held.deo if name is None else name,
+        by: held.known_deo if name is None else name,
         "main": getattr(held, main),
-        "gap": held.deo,
+        "gap": held.known_deo,
         "worst_cell": held.worst_class_and_group_error,
         "constant": bool(np.nanmax(held.class_errors) > 1 - 1e-9),
         "drawn_from": len(decided.network.shares),

@@ -174,7 +174,7 @@ def print_decisions(
     table = _frontier_table("decision", main, "deo", "worst class of a group")
     rows = sorted(
         [*((p, "") for p in points), *([] if kept is None else [(kept, "picked")])],
-        key=lambda row: -row[0].held_out.deo,
+        key=lambda row: -row[0].held_out.known_deo,
     )
     drawn = 1
     for decided, note in [*rows, (plain, "")]:
@@ -183,9 +183,11 @@ def print_decisions(
         held, parts = decided.held_out, len(decided.network.shares)
         drawn = max(drawn, parts)
         table.add_row(
-            "cross-entropy" if decided is plain else f"gap at most {format_percent(held.deo)}",
+            "cross-entropy"
+            if decided is plain
+            else f"gap at most {format_percent(held.known_deo)}",
             format_percent(getattr(held, main)),
-            format_percent(held.deo),
+            format_percent(held.known_deo),
             format_percent(held.worst_class_and_group_error),
             ", ".join(filter(None, [note, f"drawn from {parts}" if parts > 1 else ""])),
         )

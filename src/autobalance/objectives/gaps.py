@@ -99,7 +99,8 @@ class OpportunityGap(Gap):
     Parameters
     ----------
     positive : int
-        Index of the positive class; -1 is the last.
+        Index of the positive class; -1 is the second of two classes. Of more classes none is the
+        positive one unless it is named.
     """
 
     positive: int = -1
@@ -112,6 +113,11 @@ class OpportunityGap(Gap):
         if self.positive >= risks.shape[1]:
             raise InputError(
                 f"positive must be a class, 0 to {risks.shape[1] - 1}; got {self.positive}."
+            )
+        if self.positive == -1 and risks.shape[1] != 2:
+            raise InputError(
+                f"Equal opportunity is about the positive one of two classes; there are "
+                f"{risks.shape[1]}. Name it, OpportunityGap(positive=...), or take OddsGap."
             )
         return self.spread(risks[:, self.positive], mass[:, self.positive] > 0, smoothly)
 

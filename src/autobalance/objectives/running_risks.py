@@ -30,6 +30,11 @@ class RunningRisks:
     The batches of one upper step, one of each fold, count alike: which cell is the worst is asked of all
     folds together, not of each. `end_step` lets them fade.
 
+    The values returned, other than their gradient, are estimates for the whole held-out set: a batch
+    drawn evenly over the cells says how often each is wrong, and `counts` how much each counts. Where
+    the objective is not linear they take the running sums, as the largest of a few noisy risks is too
+    large on average.
+
     Parameters
     ----------
     objective : Objective
@@ -72,7 +77,11 @@ class RunningRisks:
         """Value and gradient on a batch, whose finite sums join the running ones."""
         total, mass = self.objective.sums(logits, target, groups, sample_weight)
         if self.objective.linear:
-            return self.objective.value(total, mass, smoothly=True)
+            value = self.objective.value(total, mass, smoothly=True)
+            if len(total) == 1 or self.counts is None:  # cells' sizes cancel, or are the batch's
+                return value
+            estimate = self._estimate(total.detach(), mass, smoothly=True)
+            return estimate + (value - value.detach())
         wrong = (logits.argmax(dim=1) != target).to(total.dtype)
         hard = group_class_sums(
             wrong, target, groups, logits.shape[1], sample_weight, rows=len(total)
@@ -80,7 +89,7 @@ class RunningRisks:
         finite = total.detach().isfinite()  # of a network that diverged nothing stays
         self._smooth.add(*(torch.where(finite, t, 0.0) for t in (total.detach(), mass)))
         self._hard.add(*(torch.where(finite, t, 0.0) for t in hard))
-        self._cells = sizes = self._sizes(groups is not None)
+        self._cells = sizes = self._sizes(self._smooth.sums()[1], groups is not None)
         self._present = (sizes > 0).nonzero(
             as_tuple=True
         )  # a mask would wait for a GPU in each use
@@ -89,7 +98,10 @@ class RunningRisks:
             value = self.objective.value(self._shrunk(now, sizes), sizes, smoothly=True)
             (slopes,) = torch.autograd.grad(value, now)
         risks = total / torch.where(mass > 0, mass, 1.0)
-        return value.detach() + (slopes[: len(total)] * (risks - risks.detach())).sum()
+        estimate = value.detach()
+        if self.counts is not None:
+            estimate = self._estimate(*self._smooth.sums(), smoothly=True)
+        return estimate + (slopes[: len(total)] * (risks - risks.detach())).sum()
 
     def end_step(self) -> None:
         """The upper step is done: what adapts to the risks does, and the sums fade."""
@@ -102,9 +114,27 @@ class RunningRisks:
             sums.fade(self.decay)
         self._cells = None
 
-    def hard_value(self, *args: Any, **options: Any) -> Tensor:
-        """As `Objective.hard_value`, of the batch alone."""
-        return self.objective.hard_value(*args, **options)
+    @torch.no_grad()
+    def hard_value(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The objective over the 0-1 error, float64, an estimate for the whole held-out set.
+
+        Of an objective that is not linear, call it after the batch's sums have joined the running ones.
+        """
+        if self.counts is not None and not self.objective.linear:
+            total, mass = (t.double() for t in self._hard.sums())
+            return self._estimate(total, mass)
+        wrong = (logits.argmax(dim=1) != target).to(torch.float64)
+        total, mass = group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
+        if len(total) == 1 or self.counts is None:
+            return self.objective.value(total, mass)
+        return self._estimate(total, mass)
 
     def state_dict(self) -> dict[str, Any]:
         """Running sums, and what of the objective has adapted."""
@@ -126,10 +156,16 @@ class RunningRisks:
         mean = risks[self._present].mean()
         return sizes * (sizes * risks + self.shrinkage * mean) / (sizes + self.shrinkage)
 
-    def _sizes(self, grouped: bool) -> Tensor:
+    def _estimate(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        """The objective on the whole held-out set, whose cells have the risks of these sums."""
+        sizes = self._sizes(mass, grouped=len(mass) > 1)
+        if sizes is mass:
+            return self.objective.value(total, mass, smoothly=smoothly)
+        risks = total / torch.where(mass > 0, mass, 1.0)
+        return self.objective.value(risks * sizes, sizes, smoothly=smoothly)
+
+    def _sizes(self, mass: Tensor, grouped: bool) -> Tensor:
         """Validation examples per group and class, 0 where none was seen."""
-        mass = self._smooth.mass
-        assert mass is not None
         if self.counts is None or (grouped and len(self.counts) == 1):
             return mass  # counts per class say nothing of groups
         if self._table is None:  # a GPU waits for what comes from the host
@@ -154,16 +190,20 @@ class _RunningSums:
             mass = _rows(mass, rows) + _rows(self.mass.to(mass), rows)
         self.total, self.mass = total, mass
 
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Total and mass ``(g, k)``, once something was added."""
+        assert self.total is not None
+        assert self.mass is not None
+        return self.total, self.mass
+
     def risks(self) -> Tensor:
         """Mean losses ``(g, k)``, 0 where nothing was seen."""
-        assert self.total is not None
-        assert self.mass is not None
-        return self.total / torch.where(self.mass > 0, self.mass, 1.0)
+        total, mass = self.sums()
+        return total / torch.where(mass > 0, mass, 1.0)
 
     def fade(self, share: float) -> None:
-        assert self.total is not None
-        assert self.mass is not None
-        self.total, self.mass = share * self.total, share * self.mass
+        total, mass = self.sums()
+        self.total, self.mass = share * total, share * mass
 
     def state_dict(self) -> dict[str, Any]:
         return {"total": self.total, "mass": self.mass}

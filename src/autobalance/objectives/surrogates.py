@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autobalance._validation import positive
+from autobalance.records import PlainSettings
 
 
 @dataclass(frozen=True)
-class SmoothError:
+class SmoothError(PlainSettings):
     r"""Smooth 0-1 error, sigmoid(-(f_y - max_{j != y} f_j) / T), in (0, 1). The default.
 
     Bounded, so that a few confident mistakes on tail examples cannot rule the objective as they
@@ -50,7 +51,7 @@ class SmoothError:
 
 
 @dataclass(frozen=True)
-class CrossEntropyRisk:
+class CrossEntropyRisk(PlainSettings):
     """Cross-entropy of the raw logits, the paper's choice; not bounded."""
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -1,22 +1,21 @@
 """Decisions from the probabilities of a network that is already trained."""
 
-from autobalance.posthoc.expected_errors import Evaluated, evaluate_probabilities
+from autobalance.posthoc.expected_errors import evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
+    MAINS,
     CellDecision,
     CellPosterior,
     ClassLogits,
     Decided,
-    MAINS,
     cell_posterior,
 )
 
 __all__ = [
+    "MAINS",
     "CellDecision",
     "CellPosterior",
     "ClassLogits",
     "Decided",
-    "Evaluated",
-    "MAINS",
     "cell_posterior",
     "evaluate_probabilities",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import nn
@@ -11,81 +9,10 @@ from torch import nn
 from autobalance._validation import InputError
 from autobalance.bilevel import predict_logits
 from autobalance.data import ArrayData
-from autobalance.records import class_ranges
+from autobalance.records import ErrorTable, rates
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """Error rates R_kg and what follows from them, all in [0, 1] but `deo`, in [0, k].
-
-    The same numbers as `classification_report` of predictions without randomness; of randomised
-    predictions the expected rates, and what follows from these.
-
-    Attributes
-    ----------
-    errors : ndarray
-        R_kg, shape ``(g, k)``; NaN for cells without examples.
-    mass : ndarray
-        Examples per cell, shape ``(g, k)``.
-    """
-
-    errors: np.ndarray
-    mass: np.ndarray
-
-    @property
-    def class_errors(self) -> np.ndarray:
-        """Errors of the classes, shape ``(k,)``; NaN for absent ones."""
-        return self._rates(axis=0)
-
-    @property
-    def group_errors(self) -> np.ndarray:
-        """Errors of the groups, shape ``(g,)``; NaN for absent ones."""
-        return self._rates(axis=1)
-
-    @property
-    def error(self) -> float:
-        return float(np.nansum(self.errors * self.mass) / self.mass.sum())
-
-    @property
-    def balanced_error(self) -> float:
-        """Mean over the classes."""
-        return float(np.nanmean(self.class_errors))
-
-    @property
-    def group_balanced_error(self) -> float:
-        """Mean over the cells."""
-        return float(np.nanmean(self.errors))
-
-    @property
-    def worst_group_error(self) -> float:
-        return float(np.nanmax(self.group_errors))
-
-    @property
-    def worst_class_and_group_error(self) -> float:
-        return float(np.nanmax(self.errors))
-
-    @property
-    def deo(self) -> float:
-        """As `autobalance.records.metrics.deo`."""
-        return float(np.nansum(class_ranges(self.errors)))
-
-    @property
-    def equalized_odds_difference(self) -> float:
-        """As `autobalance.records.metrics.equalized_odds_difference`."""
-        return float(np.nanmax(class_ranges(self.errors)))
-
-    @property
-    def point(self) -> tuple[float, float]:
-        """(balanced error, DEO) in percent: a point for `hypervolume`."""
-        return 100 * self.balanced_error, 100 * self.deo
-
-    def _rates(self, axis: int) -> np.ndarray:
-        mass = self.mass.sum(axis=axis)
-        wrong = np.nansum(self.errors * self.mass, axis=axis)
-        return np.divide(wrong, mass, out=np.full(mass.shape, np.nan), where=mass > 0)
-
-
-def evaluate_probabilities(probabilities: np.ndarray, data: ArrayData) -> Evaluated:
+def evaluate_probabilities(probabilities: np.ndarray, data: ArrayData) -> ErrorTable:
     """Expected error rates where a prediction is drawn from these probabilities.
 
     Parameters
@@ -115,8 +42,7 @@ def evaluate_probabilities(probabilities: np.ndarray, data: ArrayData) -> Evalua
     wrong = 1.0 - probabilities[np.arange(len(target)), target]
     mass = np.bincount(cells, minlength=size).astype(np.float64)
     total = np.bincount(cells, weights=wrong, minlength=size)
-    errors = np.divide(total, mass, out=np.full(size, np.nan), where=mass > 0)
-    return Evaluated(errors.reshape(groups, -1), mass.reshape(groups, -1))
+    return ErrorTable.from_rates(*(t.reshape(groups, -1) for t in (rates(total, mass), mass)))
 
 
 def predicted_classes(model: nn.Module, data: ArrayData) -> np.ndarray:
@@ -125,6 +51,6 @@ def predicted_classes(model: nn.Module, data: ArrayData) -> np.ndarray:
     return torch.nn.functional.one_hot(predicted, data.num_classes).numpy().astype(np.float64)
 
 
-def evaluate_model(model: nn.Module, data: ArrayData) -> Evaluated:
+def evaluate_model(model: nn.Module, data: ArrayData) -> ErrorTable:
     """Error rates of a network, which sees the inputs and never the groups."""
     return evaluate_probabilities(predicted_classes(model, data), data)

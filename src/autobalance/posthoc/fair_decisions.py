@@ -42,8 +42,7 @@ from autobalance.bilevel import (
 from autobalance.data import ArrayData, as_data
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import with_new_head
-from autobalance.posthoc.expected_errors import Evaluated
-from autobalance.records import Recipe, SearchSettings
+from autobalance.records import ErrorTable, Recipe, SearchSettings
 
 LEAST_SHARE = 0.005
 """Decisions drawn more rarely are left out."""
@@ -169,14 +168,14 @@ class Decided:
     ----------
     network : CellDecision
         On the network trained on all data.
-    held_out : Evaluated
+    held_out : ErrorTable
         Expected errors on the folds' held-out data, of networks trained on the rest.
     objective : str
         What it is best for, "balanced_error where deo <= 0.05" or "worst_class_and_group_error".
     """
 
     network: CellDecision
-    held_out: Evaluated
+    held_out: ErrorTable
     objective: str
 
 
@@ -305,7 +304,7 @@ class CellPosterior:
     def _bounds(self, points: int) -> tuple[Decided, list[float]]:
         """The decision without a bound, which is logit adjustment, and bounds from there to 0."""
         [free] = self._solved([float(self.held_out.shape[2])])
-        return free, np.linspace(free.held_out.deo, 0.0, points)[1:].tolist()
+        return free, np.linspace(free.held_out.known_deo, 0.0, points)[1:].tolist()
 
     def _solved(self, gaps: Sequence[float | None]) -> list[Decided]:
         """For each gap, or the worst cell where that is None, the best draw between all decisions
@@ -356,7 +355,7 @@ class CellPosterior:
     ) -> Decided:
         mass = self._mass()
         network = CellDecision(self.network, np.stack(weights), shares, self.seed).eval()
-        return Decided(network, Evaluated(np.where(mass > 0, errors, np.nan), mass), objective)
+        return Decided(network, ErrorTable.from_rates(errors, mass), objective)
 
     def _errors(self, weights: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """R_kg on held-out data where a decides, shape ``(g, k)``; 0 in empty cells."""

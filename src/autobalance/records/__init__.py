@@ -1,6 +1,7 @@
 """Plain records without torch: settings, results, metrics and their JSON."""
 
 from autobalance.records.codegen import DTYPES, loss_snippet
+from autobalance.records.error_table import ErrorTable, class_ranges, rates
 from autobalance.records.files import (
     RESULT,
     check_format,
@@ -17,24 +18,29 @@ from autobalance.records.files import (
     write_together,
 )
 from autobalance.records.metrics import (
-    HeldOut,
     Reliability,
-    class_ranges,
     classification_report,
     confused_pairs,
     expected_calibration_error,
     reliability,
 )
+from autobalance.records.plain_settings import PlainSettings, recorded_kind
+from autobalance.records.search_record import Calibration, HeldOut, PathPoint, UpperRecord
 from autobalance.records.settings import Precision, Recipe, SearchSettings
 
 __all__ = [
     "DTYPES",
-    "HeldOut",
-    "Precision",
     "RESULT",
+    "Calibration",
+    "ErrorTable",
+    "HeldOut",
+    "PathPoint",
+    "PlainSettings",
+    "Precision",
     "Recipe",
     "Reliability",
     "SearchSettings",
+    "UpperRecord",
     "check_format",
     "checkpoint_files",
     "class_ranges",
@@ -46,8 +52,10 @@ __all__ = [
     "loss_snippet",
     "output_folder",
     "parsed_record",
+    "rates",
     "read_json",
     "read_record",
+    "recorded_kind",
     "reliability",
     "run_status",
     "to_json",

@@ -1,18 +1,19 @@
-"""Numbers for reports, from predicted and true class indices. numpy only.
+"""Measures of predictions, from predicted and true class indices. numpy only.
 
-With groups, R_kg is the error of class k within group g: the share of its examples predicted
-wrongly. Groups are treated alike where R_kg does not depend on g.
+Rates and gaps are those of an `autobalance.records.error_table.ErrorTable`; beside them stand
+calibration and the classes that are taken for each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autobalance._validation import InputError, array_of_numbers, same_length, whole
+from autobalance.records.error_table import ErrorTable
 
 if TYPE_CHECKING:
     from fairlearn.metrics import MetricFrame
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 def class_errors(target: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Share of each class's examples predicted wrongly, shape ``(k,)``; NaN for absent classes."""
-    counts = np.bincount(target, minlength=num_classes).astype(float)
-    wrong = np.bincount(target[target != predicted], minlength=num_classes)
-    return np.divide(wrong, counts, out=np.full(num_classes, np.nan), where=counts > 0)
+    return ErrorTable.from_predictions(target, predicted, num_classes).class_errors
 
 
 def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) -> float:
@@ -51,9 +50,9 @@ def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) 
     ----------
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
     """
-    found, confidence, right = _binned(probabilities, target, bins)
-    excess = np.bincount(found, weights=confidence - right, minlength=bins)
-    return float(np.abs(excess).sum() / len(found))
+    bin_of, confidence, right = _binned(probabilities, target, bins)
+    excess = np.bincount(bin_of, weights=confidence - right, minlength=bins)
+    return float(np.abs(excess).sum() / len(bin_of))
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,12 @@ def reliability(probabilities: Any, target: Any, bins: int = 15) -> Reliability:
     Parameters
     ----------
     probabilities, target, bins
-        As for `expected_calibration_error`, which says what it raises.
+        Same as in `expected_calibration_error`, which says what it raises.
     """
-    found, confidence, right = _binned(probabilities, target, bins)
-    n = np.bincount(found, minlength=bins)
-    sums = np.bincount(found, weights=confidence, minlength=bins)
-    hits = np.bincount(found[right], minlength=bins)
+    bin_of, confidence, right = _binned(probabilities, target, bins)
+    n = np.bincount(bin_of, minlength=bins)
+    sums = np.bincount(bin_of, weights=confidence, minlength=bins)
+    hits = np.bincount(bin_of[right], minlength=bins)
     return Reliability(n.tolist(), hits.tolist(), (sums / np.maximum(n, 1)).tolist())
 
 
@@ -136,49 +135,6 @@ def confused_pairs(target: Any, predicted: Any, num_classes: int) -> list[list[i
     return np.stack(columns, axis=1).tolist()
 
 
-# What a search leaves -----------------------------------------------------------------------
-
-SEEN = 10
-"""Held-out examples of a class, or of others, from which on it says something that all are missed."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What the network predicts on held-out data at the end of a search.
-
-    Attributes
-    ----------
-    n, wrong, predicted : list of list of int
-        By group and class, shape ``(g, k)``, g = 1 without groups: examples; those of them
-        predicted wrongly; and predictions, by the class predicted.
-    confused : list of list of int
-        `confused_pairs`, of all groups together; empty where the record is from before they were
-        kept.
-    """
-
-    n: list[list[int]]
-    wrong: list[list[int]]
-    predicted: list[list[int]]
-    confused: list[list[int]] = field(default_factory=list)
-
-    @property
-    def never_predicted(self) -> list[int]:
-        """Classes of at least `SEEN` examples that are predicted for none at all."""
-        pairs = zip(_columns(self.n), _columns(self.predicted), strict=True)
-        return [k for k, (n, predicted) in enumerate(pairs) if n >= SEEN and predicted == 0]
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether one class is predicted for everyone, also for `SEEN` examples of others or more."""
-        predicted = [c > 0 for c in _columns(self.predicted)]
-        others = sum(n for n, p in zip(_columns(self.n), predicted, strict=True) if not p)
-        return sum(predicted) == 1 and others >= SEEN
-
-
-def _columns(table: list[list[int]]) -> list[int]:
-    return [sum(column) for column in zip(*table, strict=True)]
-
-
 # Between groups -------------------------------------------------------------------------------
 
 
@@ -201,24 +157,12 @@ def group_class_errors(
     InputError
         If lengths differ, there is no example, or an index is not one.
     """
-    target, predicted, groups = _indices(target, predicted, groups, num_classes)
-    members = [groups == g for g in range(groups.max() + 1)]
-    return np.stack([class_errors(target[m], predicted[m], num_classes) for m in members])
+    return _table(target, predicted, groups, num_classes).errors
 
 
-def class_ranges(table: np.ndarray) -> np.ndarray:
-    """max_g - min_g of each class's rates, shape ``(k,)``, from a table ``(g, k)``.
-
-    Cells that are NaN are left out: a class found in one group has range 0, in none NaN.
-    """
-    known = ~np.isnan(table)
-    highest = np.where(known, table, -np.inf).max(axis=0)
-    lowest = np.where(known, table, np.inf).min(axis=0)
-    found = known.any(axis=0)
-    return np.subtract(highest, lowest, out=np.full(table.shape[1], np.nan), where=found)
-
-
-def deo(target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int) -> float:
+def deo(
+    target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int
+) -> float | None:
     r"""Difference of equal opportunity, :math:`\sum_k (\max_g R_{kg} - \min_g R_{kg})`, in [0, k].
 
     For two classes and two groups that is :math:`|R_{+,1} - R_{+,2}| + |R_{-,1} - R_{-,2}|`, eq. 4.1
@@ -227,34 +171,30 @@ def deo(target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_class
     ``equalized_odds_difference(agg="mean")``, and not its `equal_opportunity_difference`, which
     looks at the positive class alone.
 
-    Cells without examples are left out, see `class_ranges`; fairlearn counts a rate of 0 for them.
+    It is None where a class has no example in one of the groups; fairlearn counts a rate of 0 there.
 
     Parameters
     ----------
     target, predicted, groups, num_classes
-        As for `group_class_errors`, which says what it raises.
+        Same as in `group_class_errors`, which says what it raises.
     """
-    return float(
-        np.nansum(class_ranges(group_class_errors(target, predicted, groups, num_classes)))
-    )
+    return _table(target, predicted, groups, num_classes).deo
 
 
 def equalized_odds_difference(
     target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int
-) -> float:
+) -> float | None:
     r""":math:`\max_k (\max_g R_{kg} - \min_g R_{kg})`, in [0, 1].
 
-    With two classes fairlearn's measure of that name (its default, the worst case), but for cells
-    without examples: as for `deo`.
+    With two classes this is fairlearn's measure of that name (its default, the worst case). It is
+    None where a class has no example in one of the groups.
 
     Parameters
     ----------
     target, predicted, groups, num_classes
-        As for `group_class_errors`, which says what it raises.
+        Same as in `group_class_errors`, which says what it raises.
     """
-    return float(
-        np.nanmax(class_ranges(group_class_errors(target, predicted, groups, num_classes)))
-    )
+    return _table(target, predicted, groups, num_classes).equalized_odds_difference
 
 
 def equal_opportunity_difference(
@@ -263,29 +203,30 @@ def equal_opportunity_difference(
     groups: np.ndarray,
     num_classes: int,
     positive: int | None = None,
-) -> float:
+) -> float | None:
     r""":math:`\max_g R_{+,g} - \min_g R_{+,g}` of the positive class, in [0, 1].
 
-    With two classes fairlearn's measure of that name, but for cells without examples: as for
-    `deo`. NaN where no example is of the positive class.
+    With two classes this is fairlearn's measure of that name. It is None where one of the groups
+    has no example of the positive class, and where it is not said which of several it is.
 
     Parameters
     ----------
     target, predicted, groups, num_classes
-        As for `group_class_errors`, which says what it raises.
+        Same as in `group_class_errors`, which says what it raises.
     positive : int, optional
-        The positive class; by default the last.
+        The positive class; by default the last of two.
     """
-    ranges = class_ranges(group_class_errors(target, predicted, groups, num_classes))
-    positive = num_classes - 1 if positive is None else whole("positive", positive, least=0)
-    if positive >= num_classes:
+    table = _table(target, predicted, groups, num_classes)
+    if positive is None:
+        return table.equal_opportunity_difference
+    if whole("positive", positive, least=0) >= num_classes:
         raise InputError(f"positive must be a class, 0 to {num_classes - 1}; got {positive}.")
-    return float(ranges[positive])
+    return table.opportunity_gap(positive)
 
 
 def demographic_parity_difference(
     target: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int
-) -> float:
+) -> float | None:
     """Range over groups of the share predicted as a class, the largest of the classes', in [0, 1].
 
     With two classes the ranges are alike, and this is fairlearn's measure of that name.
@@ -293,17 +234,15 @@ def demographic_parity_difference(
     Parameters
     ----------
     target, predicted, groups, num_classes
-        As for `group_class_errors`, which says what it raises. `target` plays no part but for its
-        length; all measures of this kind are called alike.
+        Same as in `group_class_errors`, which says what it raises. `target` plays no part but for
+        its length; all measures of this kind are called alike.
     """
-    _, predicted, groups = _indices(target, predicted, groups, num_classes)
-    return _parity_difference(predicted, groups, num_classes)
+    return _table(target, predicted, groups, num_classes).demographic_parity_difference
 
 
-def _parity_difference(predicted: np.ndarray, groups: np.ndarray, num_classes: int) -> float:
-    members = [predicted[groups == g] for g in np.unique(groups)]
-    rates = [np.bincount(part, minlength=num_classes) / len(part) for part in members]
-    return float(np.ptp(rates, axis=0).max())
+def _table(target: Any, predicted: Any, groups: Any, num_classes: int) -> ErrorTable:
+    y, guess, members = _indices(target, predicted, groups, num_classes)
+    return ErrorTable.from_predictions(y, guess, num_classes, members)
 
 
 def metric_frame(target: np.ndarray, predicted: np.ndarray, groups: Any) -> MetricFrame:
@@ -378,6 +317,15 @@ def _indices(
 # Reports --------------------------------------------------------------------------------------
 
 
+GAPS = (
+    "deo",
+    "equalized_odds_difference",
+    "equal_opportunity_difference",
+    "demographic_parity_difference",
+)
+"""Differences between groups that a report holds."""
+
+
 def classification_report(
     target: np.ndarray,
     predicted: np.ndarray,
@@ -389,8 +337,9 @@ def classification_report(
 
     With groups the same by group and by (class, group), each group objective's value, and the
     differences between groups that the functions of this module measure ("deo" alone can exceed
-    1). Means and extremes are over the classes (groups, pairs) present in `target`; what rests
-    on no example is None. Beside the errors are the numbers of examples they rest on.
+    1). Means are over the classes (groups, pairs) present in `target`. What is not defined is None,
+    such as the worst class where a class has no example; "undefined", which is there only where
+    something is, says why by name. Beside the errors are the numbers of examples they rest on.
 
     Parameters
     ----------
@@ -403,39 +352,37 @@ def classification_report(
     group_names : sequence of str, optional
         Name of each group index, the keys of what is by group; by default the indices.
     """
-    per_class = class_errors(target, predicted, num_classes)
+    table = ErrorTable.from_predictions(target, predicted, num_classes, groups)
+    per_class = table.class_errors
     report: dict[str, Any] = {
         "n": len(target),
-        "error": float(np.mean(target != predicted)),
-        "balanced_error": float(np.nanmean(per_class)),
-        "worst_class_error": float(np.nanmax(per_class)),
+        "error": table.error,
+        "balanced_error": table.balanced_error,
+        "worst_class_error": table.worst_class_error,
         **_other_objectives(per_class[~np.isnan(per_class)]),
-        "class_n": np.bincount(target, minlength=num_classes).tolist(),
+        "class_n": table.mass.sum(axis=0).tolist(),
         "class_errors": _or_none(per_class),
     }
+    measures = ["worst_class_error"]
     if groups is not None:
-        found = np.unique(groups).tolist()
-        names = {g: g if group_names is None else group_names[g] for g in found}
-        parts = {names[g]: (target[groups == g], predicted[groups == g]) for g in found}
-        cells = {name: class_errors(*part, num_classes) for name, part in parts.items()}
-        by_group = {name: float(np.mean(y != guess)) for name, (y, guess) in parts.items()}
-        everywhere = np.stack(list(cells.values()))
-        ranges = class_ranges(everywhere)
+        present = np.flatnonzero(table.present_groups).tolist()
+        names = {g: g if group_names is None else group_names[g] for g in present}
         report |= {
-            "worst_group_error": max(by_group.values()),
-            "group_balanced_error": float(np.nanmean(everywhere)),
-            "worst_class_and_group_error": float(np.nanmax(everywhere)),
-            "deo": float(np.nansum(ranges)),
-            "equalized_odds_difference": float(np.nanmax(ranges)),
-            "equal_opportunity_difference": _or_none(ranges)[-1],
-            "demographic_parity_difference": _parity_difference(predicted, groups, num_classes),
-            "group_errors": by_group,
-            "group_balanced_errors": {n: float(np.nanmean(c)) for n, c in cells.items()},
-            "class_and_group_errors": {n: _or_none(c) for n, c in cells.items()},
-            "class_and_group_n": {
-                n: np.bincount(y, minlength=num_classes).tolist() for n, (y, _) in parts.items()
+            "worst_group_error": table.worst_group_error,
+            "group_balanced_error": table.group_balanced_error,
+            "worst_class_and_group_error": table.worst_class_and_group_error,
+            **{gap: getattr(table, gap) for gap in GAPS},
+            "group_errors": {names[g]: float(table.group_errors[g]) for g in present},
+            "group_balanced_errors": {
+                names[g]: float(table.group_balanced_errors[g]) for g in present
             },
+            "class_and_group_errors": {names[g]: _or_none(table.errors[g]) for g in present},
+            "class_and_group_n": {names[g]: table.mass[g].tolist() for g in present},
         }
+        measures += ["worst_class_and_group_error", *GAPS]
+    reasons = {m: table.undefined(m, group_names=group_names or ()) for m in measures}
+    if any(reasons.values()):
+        report["undefined"] = {name: reason for name, reason in reasons.items() if reason}
     return report
 
 

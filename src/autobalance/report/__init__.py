@@ -3,19 +3,20 @@
 from autobalance.report.drawing import evenly_spaced
 from autobalance.report.explain import as_html, as_text, explanation, few_in_a_cell
 from autobalance.report.folders import EVALUATION, REPORT, SAMPLES, read_folder, save_evaluation
+from autobalance.report.formats import setting_text
 from autobalance.report.frontier import GAP_TITLES, as_csv, as_svg
-from autobalance.report.html import render_report, render_runs, write_report
-from autobalance.report.record import Part, Run, read_run
+from autobalance.report.html import render_report, write_report
+from autobalance.report.multi_run_page import render_runs
+from autobalance.report.record import Run, read_run
 from autobalance.report.samples import LARGEST, Sheet, packed, rows_that_fit
 
 __all__ = [
     "EVALUATION",
     "GAP_TITLES",
     "LARGEST",
-    "Part",
     "REPORT",
-    "Run",
     "SAMPLES",
+    "Run",
     "Sheet",
     "as_csv",
     "as_html",
@@ -31,5 +32,6 @@ __all__ = [
     "render_runs",
     "rows_that_fit",
     "save_evaluation",
+    "setting_text",
     "write_report",
 ]

@@ -11,13 +11,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from autobalance._validation import InputError
 from autobalance.records import write_atomically
-from autobalance.report.drawing import CELL, WIDTH, short
-from autobalance.report.figures import MAX_LABELLED, Picture
-from autobalance.report.svg import AFTER, INK, house_style, inline_svg
+from autobalance.report.drawing import CELL, MAX_LABELLED, WIDTH, Picture, cell, picture
+from autobalance.report.formats import short
+from autobalance.report.svg import AFTER, INK, house_style, standalone_svg
 
 Policy = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Class, then operation, then "probability" and "magnitude": `Augmentation.per_class`."""
@@ -71,31 +70,24 @@ def policy_picture(
             f"Heat map of {len(classes)} classes and {len(operations)} operations. Strongest: "
             f"{operations[strongest[1]]} of {classes[strongest[0]]}, {table.max():.2f}."
         )
-        svg = inline_svg(figure, f"{place}fig-augmentation", title, described)
-    caption = (
-        "Probability times magnitude, the expected strength as a share of each operation's largest."
-    )
-    if sizes is not None:
-        caption += " Classes from the most to the least frequent."
-    return Picture(title, svg, caption)
+        caption = "Probability times magnitude, the expected strength as a share of each operation's largest."
+        if sizes is not None:
+            caption += " Classes from the most to the least frequent."
+        return picture(figure, f"{place}fig-augmentation", title, described, caption)
 
 
 def policy_svg(policy: Policy, counts: Sequence[float] | None = None) -> str:
-    """As `policy_picture`, as an SVG file's text on a white ground; the same record, the same text."""
+    """Same as `policy_picture`, as an SVG file's text on a white ground."""
     classes, operations, table, sizes = _sorted(policy, counts)
-    settings: dict[Any, Any] = {"svg.hashsalt": "autobalance", "text.parse_math": False}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings)
-        figure = Figure(
-            figsize=(max(4.0, 2.0 + 0.5 * len(operations)), _height(classes, operations)),
-            layout="constrained",
-            facecolor="white",
-        )
+    width = max(4.0, 2.0 + 0.5 * len(operations))
+    height = _height(classes, operations)
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         _heat_map(figure.add_subplot(), classes, operations, table, sizes, _STRONG, _TEXT)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+        return figure
+
+    return standalone_svg(draw)
 
 
 def save_samples(images: np.ndarray, names: Sequence[Any], path: str | Path) -> None:
@@ -171,7 +163,7 @@ def draw_sheet(
     axes : Axes
         Nothing else stands there.
     images, names
-        As for `save_samples`.
+        Same as in `save_samples`.
     examples : int
         Originals in a row, each followed by its own draws.
     interpolation : str
@@ -231,12 +223,11 @@ def _heat_map(
 ) -> None:
     """Cells as opaque as they are strong, which suits light and dark pages; numbers where they fit."""
     few = len(classes) <= MAX_LABELLED
+    numbered = few and len(operations) <= 16
     for (r, c), value in np.ndenumerate(table):
         share = float(np.clip(value, 0.0, 1.0)) * (CELL if few else 1.0)
-        axes.add_patch(Rectangle((c, r), 1, 1, facecolor=fill, alpha=share, linewidth=0))
-        if few and len(operations) <= 16:
-            text = f"{value:.2f}".lstrip("0") if value < 1 else "1"
-            axes.text(c + 0.5, r + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
+        text = f"{value:.2f}".lstrip("0") if value < 1 else "1"
+        cell(axes, r, c, fill, share, text if numbered else "", 8, ink)
     axes.set_xlim(0, len(operations))
     axes.set_ylim(len(classes), 0)
     axes.set_xticks(np.arange(len(operations)) + 0.5, [o.replace("_", " ") for o in operations])

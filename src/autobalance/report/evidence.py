@@ -13,7 +13,7 @@ from autobalance.report.text import start_name
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Evidence:
     """Errors per class, before and after.
 
     Attributes
@@ -38,9 +38,8 @@ class Judged:
     @property
     def short(self) -> str:
         """The data in a few words."""
-        return {"folds": "held-out folds", "search": "search's held-out data"}.get(
-            self.kind, self.data
-        )
+        names = {"folds": "held-out folds", "search": "search's held-out data"}
+        return names.get(self.kind, self.data)
 
     @property
     def change(self) -> np.ndarray | None:
@@ -56,70 +55,63 @@ class Judged:
         return [m for m in (self.before, self.after) if m is not None]
 
 
-def judged(run: Run) -> Judged | None:
-    """The best evidence that the record has; None where it has none."""
-    return next(iter(evidence(run)), None)
+def error_evidence(run: Run) -> list[Evidence]:
+    """The evidence on errors per class: the best, and the folds' where that has no before."""
+    ranked = all_evidence(run)
+    beside = [e for e in ranked[1:] if e.kind == "folds" and ranked[0].before is None]
+    return [*ranked[:1], *beside]
 
 
-def shown_evidence(run: Run) -> list[Judged]:
-    """What errors per class are shown of: the best, and the folds' where that has no before."""
-    found = evidence(run)
-    beside = [e for e in found[1:] if e.kind == "folds" and found[0].before is None]
-    return [*found[:1], *beside]
-
-
-def with_confusions(run: Run) -> Judged | None:
+def confusion_evidence(run: Run) -> Evidence | None:
     """The best evidence that says which classes are taken for which, with a before if any has one."""
-    known = [e for e in evidence(run) if e.pair and all(m.confused is not None for m in e.pair)]
-    known = [e for e in known if all(m.n is not None for m in e.pair)]
+    known = [
+        e
+        for e in all_evidence(run)
+        if e.pair and all(m.confused is not None and m.n is not None for m in e.pair)
+    ]
     return max(known, key=lambda e: len(e.pair), default=None)
 
 
-def evidence(run: Run) -> list[Judged]:
+def all_evidence(run: Run) -> list[Evidence]:
     """All that judged the loss, the best first."""
-    found = [_on_test_data(run), _on_folds(run), _by_the_search(run)]
-    return [each for each in found if each is not None]
+    return [e for e in (_on_test_data(run), _on_folds(run), _by_the_search(run)) if e is not None]
 
 
-def _on_test_data(run: Run) -> Judged | None:
+def _on_test_data(run: Run) -> Evidence | None:
     methods = [m for m in run.methods if np.isfinite(m.errors).any()]
     if not methods:
         return None
     before, after = (m if m in methods else None for m in (run.before, run.after))
-    return Judged("test", run.evaluation_data or "test data", methods, before, after)
+    return Evidence("test", run.evaluation_data or "test data", methods, before, after)
 
 
-def _on_folds(run: Run) -> Judged | None:
-    found = {c.name: _as_method(run, c) for c in run.candidates if c.errors is not None}
-    if run.choice not in found:
+def _on_folds(run: Run) -> Evidence | None:
+    methods = {c.name: _method_of(run, c) for c in run.candidates if c.table is not None}
+    if run.choice not in methods:
         return None
-    other = None if run.other is None else found.get(run.other.name)
+    other = None if run.other is None else methods.get(run.other.name)
     data = f"what the {run.in_folds} of the final choice held out"
-    return Judged("folds", data, list(found.values()), other, found[run.choice])
+    return Evidence("folds", data, list(methods.values()), other, methods[run.choice])
 
 
-def _by_the_search(run: Run) -> Judged | None:
-    held = run.held_out
-    if held is None:
-        return None
-    n, wrong = (np.sum(table, axis=0).astype(float) for table in (held.n, held.wrong))
-    errors = np.divide(wrong, n, out=np.full(len(n), np.nan), where=n > 0)
-    by_group = held_out_by_group(held, run.groups)
-    network = Method(
-        "search", "Network of the search", errors, n, confused=run.confused, by_group=by_group
-    )
-    data = f"the {n.sum():,.0f} held-out examples that guided the search, by its network at the end"
-    return Judged("search", data, [network], None, network)
-
-
-def _as_method(run: Run, candidate: Candidate) -> Method:
-    errors = candidate.errors
-    assert errors is not None
+def _method_of(run: Run, candidate: Candidate) -> Method:
+    table = candidate.table
+    assert table is not None
+    title = candidate_title(candidate.name, start_name(run))
     return Method(
-        candidate.name,
-        candidate_title(candidate.name, start_name(run)),
-        errors,
-        candidate.n,
-        confused=candidate.confused,
-        by_group=candidate.by_group,
-    )
+        candidate.name, title, table.class_errors, table.mass.sum(axis=0),
+        confused=candidate.confused, by_group=candidate.by_group,
+    )  # fmt: skip
+
+
+def _by_the_search(run: Run) -> Evidence | None:
+    if run.held_out is None:
+        return None
+    table = run.held_out.table
+    n = table.mass.sum(axis=0).astype(float)
+    network = Method(
+        "search", "Network of the search", table.class_errors, n,
+        confused=run.confused, by_group=held_out_by_group(run.held_out, run.groups),
+    )  # fmt: skip
+    data = f"the {n.sum():,.0f} held-out examples that guided the search, by its network at the end"
+    return Evidence("search", data, [network], None, network)

@@ -9,10 +9,10 @@ from html import escape
 
 import numpy as np
 
-from autobalance.report.choice import candidate_title
-from autobalance.report.formats import duration, number, percent, points
-from autobalance.report.record import Run, array_of
-from autobalance.report.statistics import Z95
+from autobalance.report.evidence import all_evidence
+from autobalance.report.formats import duration, name_list, number, percent, points
+from autobalance.report.record import Method, Run, array_of
+from autobalance.report.statistics import Z95, class_variances
 from autobalance.report.status import heading, warning
 from autobalance.report.tables import Table, parameters_table
 from autobalance.report.text import (
@@ -21,11 +21,9 @@ from autobalance.report.text import (
     objective_name,
     objective_then_and_now,
     sentences,
-    start_name,
 )
 
 WIDTH = 88
-_SHOWN = 5  # classes named in a sentence
 _ROWS = 10  # of the table in a notebook
 _FEW = 5  # held-out examples, below which an error rate says next to nothing
 _FEW_IN_A_GAP = 50  # below which one example moves a difference of rates by 2 points or more
@@ -83,7 +81,7 @@ def explanation(run: Run) -> Explanation:
     )
 
 
-def as_text(found: Explanation, width: int = WIDTH) -> str:
+def as_text(content: Explanation, width: int = WIDTH) -> str:
     """Paragraphs of plain text, lines of at most `width` characters."""
 
     def wrapped(text: str, lead: str = "") -> str:
@@ -92,47 +90,44 @@ def as_text(found: Explanation, width: int = WIDTH) -> str:
             break_long_words=False, break_on_hyphens=False,
         )  # fmt: skip
 
-    parts = [found.heading, *map(wrapped, found.story)]
-    for title, texts in (("Classes", found.classes), ("Take care", found.warnings)):
+    parts = [content.heading, *map(wrapped, content.story)]
+    for title, texts in (("Classes", content.classes), ("Take care", content.warnings)):
         if texts:
             parts.append("\n".join([title, *(wrapped(text, "  - ") for text in texts)]))
-    if found.cost:
-        widest = max(len(name) for name, _ in found.cost)
-        rows = [f"  {name:<{widest}}  {value}" for name, value in found.cost]
+    if content.cost:
+        widest = max(len(name) for name, _ in content.cost)
+        rows = [f"  {name:<{widest}}  {value}" for name, value in content.cost]
         parts.append("\n".join(["Cost", *rows]))
     return "\n\n".join(parts)
 
 
 def as_html(run: Run) -> str:
     """The heading, what was found, warnings and a small table, for a notebook; all escaped."""
-    said = explanation(run)
-    found = next(
-        (s for s in said.story if s.startswith(("The loss", "The search"))), said.story[-1]
-    )
-    parts = [f"<p><strong>{escape(said.heading)}</strong></p>", f"<p>{escape(found)}</p>"]
-    if said.warnings:
-        items = "".join(f"<li>{escape(text)}</li>" for text in said.warnings)
+    content = explanation(run)
+    outcomes = [s for s in content.story if s.startswith(("The loss", "The search"))]
+    outcome = (outcomes or content.story[-1:])[0]
+    parts = [f"<p><strong>{escape(content.heading)}</strong></p>", f"<p>{escape(outcome)}</p>"]
+    if content.warnings:
+        items = "".join(f"<li>{escape(text)}</li>" for text in content.warnings)
         parts.append(f"<p>Take care:</p><ul>{items}</ul>")
     table = parameters_table(run)
     if table is not None:
-        parts.append(_small(table))
+        parts.append(_first_and_last_rows(table))
     return f"<div>{''.join(parts)}</div>"
 
 
-def _small(table: Table) -> str:
-    """The first and the last rows of a table."""
-    rows, half = table.rows, _ROWS // 2
-    gap = len(rows) - _ROWS
+def _first_and_last_rows(table: Table) -> str:
+    rows = [_html_row("td", [cell.text for cell in row]) for row in table.rows]
+    gap, half = len(rows) - _ROWS, _ROWS // 2
     if gap > 0:
-        rows = [*rows[:half], None, *rows[-half:]]
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
-    body = ""
-    for row in rows:
-        if row is None:
-            body += f'<tr><td colspan="{len(table.columns)}">… {gap:,} more rows …</td></tr>'
-        else:
-            body += "<tr>" + "".join(f"<td>{escape(cell.text)}</td>" for cell in row) + "</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        more = f'<tr><td colspan="{len(table.columns)}">… {gap:,} more rows …</td></tr>'
+        rows = [*rows[:half], more, *rows[-half:]]
+    head = _html_row("th", table.columns)
+    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _html_row(tag: str, texts: list[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in texts)}</tr>"
 
 
 # Whom it helped ---------------------------------------------------------------------------------
@@ -144,41 +139,36 @@ def favoured(run: Run) -> list[str]:
     if [part.key for part in moved] != ["additive"]:
         return []
     # A lower ℓ in training is a higher raw logit afterwards.
-    shift = np.nanmean(moved[0].start - moved[0].found, axis=0)
+    shift = np.nanmean(moved[0].start - moved[0].end, axis=0)
     up, down = (
         [f"{run.classes[c]} ({number(sign * shift[c])})" for c in order if sign * shift[c] > 0.05]
         for sign, order in ((1, np.argsort(-shift)), (-1, np.argsort(shift)))
     )
     if not up and not down:
         return []
-    said = []
+    clauses = []
     if up:
-        said.append(f"favours {_some(up)} more")
+        clauses.append(f"favours {name_list(up)} more")
     if down:
-        said.append(f"{'favours ' if not up else ''}{_some(down)} less")
+        clauses.append(f"{'favours ' if not up else ''}{name_list(down)} less")
     means = ", means over the groups" if run.groups else ""
     return [
-        f"Against its start the designed loss {', and '.join(said)} (shift of the logit that training "
+        f"Against its start the designed loss {', and '.join(clauses)} (shift of the logit that training "
         f"makes up for, in nats{means})."
     ]
 
 
 def class_changes(run: Run) -> list[str]:
     """Which classes gained and lost, as far as the record says."""
-    if run.before and run.after:
-        where = f"On {run.evaluation_data}" if run.evaluation_data else "On test data"
-        lead = f"{where}, {in_sentence(run.after.title)} against {in_sentence(run.before.title)}"
-        ends = (run.before.errors, run.before.n), (run.after.errors, run.after.n)
-        return [_changes(run, *ends, lead)]
-    taken, other = run.candidate(run.choice), run.other
-    errors = [None if c is None else c.errors for c in (other, taken)]
-    if taken and other and errors[0] is not None and errors[1] is not None:
-        after, before = (
-            in_sentence(candidate_title(c.name, start_name(run))) for c in (taken, other)
-        )
-        where = "held-out data" if run.folds == 1 else "the held-out folds"
-        lead = f"On {where}, {after} against {before}"
-        return [_changes(run, (errors[0], other.n), (errors[1], taken.n), lead)]
+    for evidence in all_evidence(run):
+        if evidence.before is None or evidence.after is None:
+            continue
+        where = f"On {run.evaluation_data or 'test data'}"
+        if evidence.kind == "folds":
+            where = "On held-out data" if run.folds == 1 else "On the held-out folds"
+        after, before = (in_sentence(m.title) for m in (evidence.after, evidence.before))
+        lead = f"{where}, {after} against {before}"
+        return [_changes(run, evidence.before, evidence.after, lead)]
     if run.kind == "frontier":  # which has no final choice, with however many folds
         return []
     return [
@@ -187,41 +177,29 @@ def class_changes(run: Run) -> list[str]:
     ]
 
 
-def _changes(
-    run: Run,
-    before: tuple[np.ndarray, np.ndarray | None],
-    after: tuple[np.ndarray, np.ndarray | None],
-    lead: str,
-) -> str:
-    change = after[0] - before[0]
+def _changes(run: Run, before: Method, after: Method, lead: str) -> str:
+    change = after.errors - before.errors
     known = np.flatnonzero(np.isfinite(change))
     order = known[np.argsort(change[known], kind="stable")]
 
-    def told(c: int) -> str:
-        ends = f"{percent(before[0][c])} to {percent(after[0][c])}"
+    def describe(c: int) -> str:
+        ends = f"{percent(before.errors[c])} to {percent(after.errors[c])}"
         return f"{run.classes[c]} ({points(change[c])} points, {ends})"
 
-    gained = [told(c) for c in order if change[c] < -5e-4]
-    lost = [told(c) for c in order[::-1] if change[c] > 5e-4]
+    gained = [describe(c) for c in order if change[c] < -5e-4]
+    lost = [describe(c) for c in order[::-1] if change[c] > 5e-4]
     if not gained and not lost:
         return f"{lead}: no class's error changed."
-    said = [f"gained: {_some(gained)}" if gained else "no class gained"]
-    said.append(f"lost: {_some(lost)}" if lost else "none lost")
-    text = f"{lead}, {'; '.join(said)}."
-    if before[1] is None or after[1] is None:
+    clauses = [f"gained: {name_list(gained)}" if gained else "no class gained"]
+    clauses.append(f"lost: {name_list(lost)}" if lost else "none lost")
+    text = f"{lead}, {'; '.join(clauses)}."
+    if before.n is None or after.n is None:
         return text
-    reach = Z95 * np.sqrt(_variance(*before) + _variance(*after))
-    clear = int((np.abs(change[known]) > reach[known]).sum())
+    variance = sum(class_variances(np.nan_to_num(m.errors), m.n) for m in (before, after))
+    clear = int((np.abs(change[known]) > Z95 * np.sqrt(variance)[known]).sum())
     sure = f"{clear} of the {len(gained) + len(lost)} changes" if clear else "No change"
     verb = "are" if clear > 1 else "is"
     return f"{text} {sure} {verb} larger than the choice of examples explains."
-
-
-def _variance(errors: np.ndarray, n: np.ndarray | None) -> np.ndarray:
-    """Of each class's error, pulled towards 1/2 as in `statistics.mean_error_variance`."""
-    assert n is not None
-    share = (np.nan_to_num(errors) * n + 2) / (n + 4)
-    return share * (1 - share) / (n + 4)
 
 
 def augmentation_sentences(run: Run) -> list[str]:
@@ -229,26 +207,26 @@ def augmentation_sentences(run: Run) -> list[str]:
     rows = [row for row in run.policy.values() if row]
     if not rows:
         return []
-    said = []
+    clauses = []
     for name in rows[0]:
-        found = [row[name] for row in rows if name in row]
-        often = np.mean([each["probability"] for each in found])
-        size = [each["magnitude"] for each in found if "magnitude" in each]
+        values = [row[name] for row in rows if name in row]
+        often = np.mean([each["probability"] for each in values])
+        size = [each["magnitude"] for each in values if "magnitude" in each]
         upto = f", by up to {percent(float(np.mean(size)))} of its limit" if size else ""
-        said.append(f"{name.replace('_', ' ')} {percent(float(often))} of the time{upto}")
-    return [f"Training examples are augmented (means over the classes): {'; '.join(said)}."]
+        clauses.append(f"{name.replace('_', ' ')} {percent(float(often))} of the time{upto}")
+    return [f"Training examples are augmented (means over the classes): {'; '.join(clauses)}."]
 
 
 def calibration_sentences(run: Run) -> list[str]:
     """How far off the probabilities are."""
-    found = run.calibration
-    if not {"raw_error", "error", "temperature"} <= found.keys():
+    calibration = run.calibration
+    if not {"raw_error", "error", "temperature"} <= calibration.keys():
         return []
     return [
         "The raw logits are for deciding: on held-out examples their softmax is off by "
-        f"{percent(found['raw_error'])} (expected calibration error). Probabilities for the classes "
-        f"as frequent as in training, predict --prior training, are off by {percent(found['error'])}, "
-        f"with the temperature {number(found['temperature'])} fitted on these examples."
+        f"{percent(calibration['raw_error'])} (expected calibration error). Probabilities for the classes "
+        f"as frequent as in training, predict --prior training, are off by {percent(calibration['error'])}, "
+        f"with the temperature {number(calibration['temperature'])} fitted on these examples."
     ]
 
 
@@ -257,11 +235,11 @@ def calibration_sentences(run: Run) -> list[str]:
 
 def cautions(run: Run) -> list[str]:
     """What beside `status.warning` to be careful about, each with a remedy."""
-    found = [
-        few_held_out(run), uncertain_gap(run), risen(run), saturated(run), unsettled(run),
-        far_from_prior(run), unjudged_augmentation(run),
-    ]  # fmt: skip
-    return [text for text in found if text]
+    checks = (
+        few_held_out, uncertain_gap, risen, saturated, unsettled, far_from_prior,
+        unjudged_augmentation,
+    )  # fmt: skip
+    return [text for check in checks if (text := check(run))]
 
 
 def few_held_out(run: Run) -> str | None:
@@ -289,7 +267,7 @@ def few_held_out(run: Run) -> str | None:
     splits = "" if (run.folds or 1) > 2 else "average over more splits with --search.folds 3, "
     remedy = f"{splits}hold out more with --search.validation_fraction, or add data."
     return (
-        f"Fewer than {_FEW} examples were held out of these {kind}: {_some(names)}. What the search "
+        f"Fewer than {_FEW} examples were held out of these {kind}: {name_list(names)}. What the search "
         f"makes of so small a {one} is mostly noise, which the prior alone holds in check. "
         f"{remedy[:1].upper()}{remedy[1:]}"
     )
@@ -369,26 +347,26 @@ def unsettled(run: Run) -> str | None:
     """Whether the search was still on its way when it ended."""
     if run.search_status != "finished" or len(run.curves["step"]) < _QUARTERED:
         return None
-    said = []
+    signs = []
     third, last = np.array_split(run.curves["objective"], 4)[2:]
     if np.isfinite(third).all() and np.isfinite(last).all():
         noise = np.sqrt(third.var() / len(third) + last.var() / len(last))
         fall = float(third.mean() - last.mean())
         if fall > max(_FALLING, _FAR * noise):
-            said.append(
+            signs.append(
                 f"its objective was still falling, by {number(fall, 3)} in the last quarter"
             )
     norms = np.array_split(run.curves["norm"], 4)
     first, last = (float(np.median(n[np.isfinite(n)])) if np.isfinite(n).any() else np.nan
                    for n in (norms[0], norms[-1]))  # fmt: skip
     if last > _GROWING * first:
-        said.append(
+        signs.append(
             f"its hypergradient had grown to {last / first:.1f} times that of the beginning"
         )
-    if not said:
+    if not signs:
         return None
     return (
-        f"The search had not settled when it ended: {' and '.join(said)}. Train for longer "
+        f"The search had not settled when it ended: {' and '.join(signs)}. Train for longer "
         "(--recipe.epochs), or move faster (--search.lr)."
     )
 
@@ -398,7 +376,7 @@ def far_from_prior(run: Run) -> str | None:
     priors = run.design.get("priors")
     # The paper's sigmoid starts δ at 0.73, where the exponential starts it at 1.
     sigmoid = any(p.key == "multiplicative" and np.nanmax(p.start) < 1 for p in run.parts)
-    found: list[tuple[float, str]] = []
+    far: list[tuple[float, str]] = []
     for name, symbol in _SYMBOLS.items():
         values = array_of(run.design.get(name))
         prior = array_of(priors.get(name)) if isinstance(priors, dict) else None
@@ -407,18 +385,18 @@ def far_from_prior(run: Run) -> str | None:
         if prior is not None and prior.shape == (2,) and prior[1] > 0:
             z = (values - prior[0]) / prior[1]
             for at in map(tuple, np.argwhere(np.abs(z) > _FAR).tolist()):
-                said = f"{symbol}{_whose(run, values, at)} ({number(float(z[at]), 1)} σ)"
-                found.append((abs(float(z[at])), said))
+                text = f"{symbol}{_whose(run, values, at)} ({number(float(z[at]), 1)} σ)"
+                far.append((abs(float(z[at])), text))
         elif name == "raw_delta" and sigmoid:
             delta = 1.0 / (1.0 + np.exp(-values))
             for at in map(tuple, np.argwhere((delta > _EDGE) | (delta < 1 - _EDGE)).tolist()):
-                said = f"δ{_whose(run, values, at)} ({number(float(delta[at]))}, between 0 and 1)"
-                found.append((abs(float(values[at])), said))
-    if not found:
+                text = f"δ{_whose(run, values, at)} ({number(float(delta[at]))}, between 0 and 1)"
+                far.append((abs(float(values[at])), text))
+    if not far:
         return None
-    said = _some([text for _, text in sorted(found, key=lambda f: -f[0])])
+    most = name_list([text for _, text in sorted(far, key=lambda f: -f[0])])
     return (
-        f"The search went far from where it is held, or to the edge: {said}. Either the start was wrong "
+        f"The search went far from where it is held, or to the edge: {most}. Either the start was wrong "
         "for this objective, which is worth knowing, or validation data mislead it: compare the loss "
         "with its start on test data, or with --search.folds 3."
     )
@@ -447,20 +425,15 @@ def _whose(run: Run, values: np.ndarray, at: tuple[int, ...]) -> str:
     return f" of {run.classes[at[-1]]}{group}"
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
-
-
 def _cost(run: Run) -> list[tuple[str, str]]:
-    search = run.seconds.get("search", run.search_seconds.get("wall"))
-    found = [] if search is None else [("Search", duration(search))]
-    if run.training_runs is not None:
-        found.append(("Search, in training runs", f"{run.training_runs:.3g}"))
-    if run.steps is not None:
-        found.append(("Training steps per run", f"{run.steps:,}"))
-    if upper := len(run.curves["step"]):
-        found.append(("Steps on the loss", f"{upper:,}"))
-    if run.seconds.get("total") is not None:
-        found.append(("In all", duration(run.seconds["total"])))
-    return found
+    upper = len(run.curves["step"])
+    costs = {
+        "Search": None if run.search_time is None else duration(run.search_time),
+        "Search, in training runs": None
+        if run.training_runs is None
+        else f"{run.training_runs:.3g}",
+        "Training steps per run": None if run.steps is None else f"{run.steps:,}",
+        "Steps on the loss": f"{upper:,}" if upper else None,
+        "In all": duration(run.seconds["total"]) if "total" in run.seconds else None,
+    }
+    return [(name, cost) for name, cost in costs.items() if cost is not None]

@@ -1,60 +1,55 @@
-"""The report's figures, as inline SVG strings."""
+"""The figures of one run, as inline SVG."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from autobalance.records import Reliability
 from autobalance.report.drawing import (
+    BINS,
     CELL,
+    MAX_DOTS,
+    MAX_LABELLED,
+    Picture,
+    Series,
+    cell,
     dashes,
     dots,
+    error_figure,
     evenly_spaced,
+    format_axis,
     legend,
     new_figure,
+    picture,
     ramp,
-    short,
+    stacked_axes,
 )
-from autobalance.report.evidence import Judged, judged, shown_evidence, with_confusions
-from autobalance.report.formats import percent
+from autobalance.report.evidence import Evidence, confusion_evidence, error_evidence
+from autobalance.report.formats import percent, short
 from autobalance.report.record import Method, Part, Run
 from autobalance.report.statistics import smoothed, wilson
-from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style, inline_svg
-from autobalance.report.tables import found_label
-from autobalance.report.text import objective_name
+from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style
+from autobalance.report.text import end_label, objective_name
 
-MAX_LABELLED = 30
 MAX_LINES = 40
 MAX_PATH_POINTS = 80
 MAX_CURVE_POINTS = 300
 MAX_PANELS = 4
-MAX_DOTS = 1000
 MAX_CONFUSED = 8  # classes of a confusion matrix
-_BINS = 10
 LABEL_GAP = 16.0  # points between the middles of two names
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the page: its heading, its SVG and the words below it."""
-
-    title: str
-    svg: str
-    caption: str
 
 
 def pictures(run: Run) -> dict[str, list[Picture]]:
     """All figures that the record allows, by the section they belong to."""
     with house_style():
         return {
-            "errors": list(_error_pictures(run)),
+            "errors": [_error_picture(run, e) for e in error_evidence(run) if e.pair],
             "parameters": [_parameter_picture(run, part) for part in run.parts],
             "path": [_path_picture(run, p) for p in run.parts if p.changed and len(p.path) > 1],
             "curves": list(_curve_pictures(run)),
@@ -66,20 +61,27 @@ def pictures(run: Run) -> dict[str, list[Picture]]:
 # Error per class -------------------------------------------------------------------------------
 
 
-def _error_pictures(run: Run) -> Iterator[Picture]:
-    for found in shown_evidence(run):
-        if found.pair:
-            yield _error_picture(run, found)
-
-
-def _error_picture(run: Run, found: Judged) -> Picture:
-    shown = found.pair
+def _error_picture(run: Run, evidence: Evidence) -> Picture:
+    methods = evidence.pair
     few = len(run.classes) <= MAX_LABELLED
-    figure = _forest(run, shown) if few else _scatter(run, shown)
-    title = "Error per class" + (", before and after" if len(shown) == 2 else "")
+    colours = [BEFORE, AFTER][-len(methods) :]
+    series = [
+        Series(
+            m.title,
+            m.errors[run.order],
+            None if m.n is None else m.n[run.order],
+            colour,
+            hollow=colour == BEFORE,
+        )
+        for m, colour in zip(methods, colours, strict=True)
+    ]
+    totals = run.class_totals
+    sizes = [f" · {totals[c]:,.0f}" if totals.any() else "" for c in run.order]
+    names = [short(run.classes[c], 20) + size for c, size in zip(run.order, sizes, strict=True)]
+    title = "Error per class" + (", before and after" if len(methods) == 2 else "")
     spans = "; ".join(
         f"{m.title}: from {percent(np.nanmin(m.errors))} to {percent(np.nanmax(m.errors))}"
-        for m in shown
+        for m in methods
     )
     kind = "Dot chart" if few else "Scatter plot"
     described = f"{kind} of the error of {len(run.classes):,} classes by frequency. {spans}."
@@ -87,117 +89,52 @@ def _error_picture(run: Run, found: Judged) -> Picture:
         caption = (
             "Classes from the most to the least frequent, with their number of training examples."
         )
-        if all(m.n is not None for m in shown):
-            caption += " Bars: 95% Wilson intervals."
     else:
         caption = (
             f"One faint dot per class, from the most frequent (left) to the rarest. Large dots: means "
-            f"over {_BINS} equal slices of the classes."
+            f"over {BINS} equal slices of the classes."
         )
-        if all(m.n is not None for m in shown):
-            caption += " Bars: 95% Wilson intervals of the pooled errors."
-    caption += f" On {found.data}."
-    name = f"{run.place}fig-errors-{found.kind}"
-    return Picture(title, inline_svg(figure, name, title, described), caption)
-
-
-def _forest(run: Run, methods: list[Method]) -> Figure:
-    k = len(run.classes)
-    figure = new_figure(70.0 + 27.0 * max(k, 3))
-    axes = figure.add_subplot()
-    rows = np.arange(k)
-    for i, (method, colour) in enumerate(zip(methods, _colours(methods), strict=True)):
-        at = rows + (0.17 * (2 * i - 1) if len(methods) == 2 else 0.0)
-        errors = 100 * method.errors[run.order]
-        if method.n is not None:
-            low, high = wilson(method.errors[run.order], method.n[run.order])
-            axes.plot(*dashes(100 * low, 100 * high, at), color=colour, linewidth=1.5)
-        dots(axes, errors, at, colour, method.title, hollow=colour == BEFORE)
-    totals = run.class_totals
-    names = [
-        short(run.classes[c], 20) + (f" · {totals[c]:,.0f}" if totals.any() else "")
-        for c in run.order
-    ]
-    axes.set_yticks(rows, names, color=INK)
-    axes.set_ylim(k - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}%"))
-    axes.grid(axis="y", visible=False)
-    axes.spines["left"].set_visible(False)
-    legend(figure)
-    return figure
-
-
-def _scatter(run: Run, methods: list[Method]) -> Figure:
-    figure = new_figure(300.0)
-    axes = figure.add_subplot()
-    k = len(run.classes)
-    rank = np.arange(1, k + 1)
-    thin = evenly_spaced(k, MAX_DOTS)
-    slices = np.array_split(np.arange(k), _BINS)
-    for i, (method, colour) in enumerate(zip(methods, _colours(methods), strict=True)):
-        errors = method.errors[run.order]
-        axes.plot(rank[thin], 100 * errors[thin], ".", color=colour, alpha=0.25, markersize=3)
-        at = np.array([rank[s].mean() for s in slices]) + (i - 0.5) * 0.015 * k * (len(methods) - 1)
-        if method.n is None:
-            means = np.array([_mean(errors[s]) for s in slices])
-        else:
-            n = np.where(np.isfinite(errors), method.n[run.order], 0.0)
-            trials = np.array([n[s].sum() for s in slices])
-            wrong = np.array([np.nansum(errors[s] * n[s]) for s in slices])
-            means = np.divide(wrong, trials, out=np.full(_BINS, np.nan), where=trials > 0)
-            low, high = wilson(means, trials)
-            ends, places = dashes(100 * low, 100 * high, at)
-            axes.plot(places, ends, color=colour, linewidth=1.5)
-        dots(axes, at, 100 * means, colour, method.title, hollow=colour == BEFORE)
-    axes.set_ylim(bottom=-2)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}%"))
-    axes.set_xlabel("class, from the most to the least frequent")
-    axes.grid(axis="x", visible=False)
-    legend(figure)
-    return figure
-
-
-def _colours(methods: list[Method]) -> list[str]:
-    return [BEFORE, AFTER] if len(methods) == 2 else [AFTER]
+    if all(m.n is not None for m in methods):
+        caption += f" Bars: 95% Wilson intervals{'' if few else ' of the pooled errors'}."
+    name = f"{run.place}fig-errors-{evidence.kind}"
+    figure = error_figure(names, series)
+    return picture(figure, name, title, described, f"{caption} On {evidence.data}.")
 
 
 # Calibration and confusion ---------------------------------------------------------------------
 
 
 def _calibration_pictures(run: Run) -> Iterator[Picture]:
-    after = judged(run)
-    found, data = run.reliability, "held-out examples of the search, by its network"
-    tested = None if after is None else after.after
+    evidence = next(iter(error_evidence(run)), None)
+    tested = None if evidence is None else evidence.after
+    diagrams, data = run.reliability, "held-out examples of the search, by its network"
     if tested is not None and {"raw", "corrected"} <= tested.reliability.keys():
-        found, data = tested.reliability, run.evaluation_data or "test data"
-    if not {"raw", "corrected"} <= found.keys():
+        diagrams, data = tested.reliability, run.evaluation_data or "test data"
+    if not {"raw", "corrected"} <= diagrams.keys():
         return
-    title = "Reliability"
-    errors = {key: percent(found[key].error) for key in ("raw", "corrected")}
+    errors = {key: percent(diagrams[key].error) for key in ("raw", "corrected")}
     described = (
         "Reliability diagram: share predicted rightly against confidence, raw and corrected, with the "
         f"share of examples below. Expected calibration error {errors['raw']} raw, "
         f"{errors['corrected']} corrected."
     )
-    figure = _reliability(found)
     caption = (
         f"How often predictions are right against how sure they are, on {data}. On the diagonal "
         f"confidence is what it says; below it, too high. Expected calibration error: {errors['raw']} "
         f"raw, {errors['corrected']} corrected. Bars: 95% Wilson intervals. Below: the share of the "
         "examples in each bin."
     )
-    svg = inline_svg(figure, f"{run.place}fig-calibration", title, described)
-    yield Picture(title, svg, caption)
+    figure = _reliability_figure(diagrams)
+    yield picture(figure, f"{run.place}fig-calibration", "Reliability", described, caption)
 
 
-def _reliability(found: dict[str, Reliability]) -> Figure:
+def _reliability_figure(diagrams: dict[str, Reliability]) -> Figure:
     figure = new_figure(400.0)
-    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    axes, below = stacked_axes(figure, 2, height_ratios=(4, 1))
     axes.plot([0, 100], [0, 100], "--", color=MUTED, linewidth=1)
     pairs = (("raw", "raw softmax", BEFORE), ("corrected", "corrected", AFTER))
     for i, (key, label, colour) in enumerate(pairs):
-        n, right, sure = (np.array(v, float) for v in vars(found[key]).values())
+        n, right, sure = (np.array(v, float) for v in vars(diagrams[key]).values())
         full = n > 0
         share = np.divide(right, n, out=np.full(len(n), np.nan), where=full)
         low, high = wilson(share, n)
@@ -208,80 +145,69 @@ def _reliability(found: dict[str, Reliability]) -> Figure:
         width = 100 / len(n)
         left = width * (np.arange(len(n)) + 0.08 + 0.42 * i)
         face = "none" if colour == BEFORE else colour
-        below.bar(
-            left, 100 * n / n.sum(), 0.42 * width, align="edge", facecolor=face, edgecolor=colour
-        )
+        look = {"align": "edge", "facecolor": face, "edgecolor": colour}
+        below.bar(left, 100 * n / n.sum(), 0.42 * width, **look)
     axes.set_ylim(0, 100)
     axes.set_xlim(0, 100)
     axes.set_ylabel("predicted rightly")
     below.set_ylabel("examples")
     below.set_xlabel("confidence")
     for axis in (axes.yaxis, below.yaxis, below.xaxis):
-        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}%"))
+        format_axis(axis, percent=True)
     below.yaxis.set_major_locator(MaxNLocator(2))
     legend(figure)
     return figure
 
 
 def _confusion_pictures(run: Run) -> Iterator[Picture]:
-    found = with_confusions(run)
-    if found is None:
+    evidence = confusion_evidence(run)
+    classes = [] if evidence is None else _most_changed(run, evidence.pair)
+    if evidence is None or not classes:
         return
-    shown = found.pair
-    classes = _most_changed(run, shown)
-    if not len(classes):
-        return
-    both = len(shown) == 2
-    title = "Confusion" + (", before and after" if both else "")
-    tables = [_confusions(m, classes) for m in shown]
-    figure = new_figure((len(classes) * 23.0 + 30.0) * len(shown) + 110.0)
-    all_axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    methods = evidence.pair
+    both = len(methods) == 2
     columns = [run.classes[c] for c in classes]
     if len(classes) < len(run.classes):
         columns.append("(other)")
-    for axes, method, table in zip(all_axes, shown, tables, strict=True):
-        colour = BEFORE if both and method is shown[0] else AFTER
-        _cells(axes, table[:, : len(columns)], colour)
+    tables = [_confusions(m, classes)[:, : len(columns)] for m in methods]
+    figure = new_figure((len(classes) * 23.0 + 30.0) * len(methods) + 110.0)
+    all_axes = stacked_axes(figure, len(methods))
+    for axes, method, table in zip(all_axes, methods, tables, strict=True):
+        _draw_confusions(axes, table, BEFORE if both and method is methods[0] else AFTER)
         axes.set_yticks(np.arange(len(classes)) + 0.5, [short(run.classes[c], 15) for c in classes])
         axes.set_title(short(method.title, 40), color=INK)
-    all_axes[-1].set_xticks(
-        np.arange(len(columns)) + 0.5, [short(c, 15) for c in columns], rotation=90
-    )
+    places = np.arange(len(columns)) + 0.5
+    all_axes[-1].set_xticks(places, [short(c, 15) for c in columns], rotation=90)
     all_axes[-1].set_xlabel("predicted")
-    worst = max(
-        ((table[i, j], classes[i], columns[j]) for table in tables[-1:]
-         for i in range(len(classes)) for j in range(len(columns)) if i != j),
-        key=lambda cell: cell[0],
-    )  # fmt: skip
+    apart = np.where(np.eye(*tables[-1].shape, dtype=bool), -1.0, tables[-1])
+    i, j = np.unravel_index(int(apart.argmax()), apart.shape)
     described = (
         f"Confusion matrix of {len(classes)} classes{', before and after' if both else ''}. Most often "
-        f"confused{' after' if both else ''}: {run.classes[worst[1]]} predicted as {worst[2]}, "
-        f"{worst[0]:.0f}% of the class."
+        f"confused{' after' if both else ''}: {columns[i]} predicted as {columns[j]}, "
+        f"{apart[i, j]:.0f}% of the class."
     )
-    chosen = f"the {len(classes)} classes whose error changed most" if both else (
-        f"the {len(classes)} classes with most errors"
-    )  # fmt: skip
+    chosen = "whose error changed most" if both else "with most errors"
+    chosen = f"the {len(classes)} classes {chosen}"
     if len(classes) == len(run.classes):
         chosen = "all classes"
     caption = (
         f"Of each class (row), the percentage predicted as each: {chosen}, most frequent first. On "
-        f"{found.data}."
+        f"{evidence.data}."
     )
-    svg = inline_svg(figure, f"{run.place}fig-confusion", title, described)
-    yield Picture(title, svg, caption)
+    title = "Confusion" + (", before and after" if both else "")
+    yield picture(figure, f"{run.place}fig-confusion", title, described, caption)
 
 
-def _most_changed(run: Run, shown: list[Method]) -> list[int]:
+def _most_changed(run: Run, methods: list[Method]) -> list[int]:
     """Up to `MAX_CONFUSED` classes, the most frequent first."""
-    errors = np.array([np.nan_to_num(m.errors) for m in shown])
+    errors = np.array([np.nan_to_num(m.errors) for m in methods])
     moved = np.abs(errors[-1] - errors[0])
-    if len(shown) == 1:
-        assert shown[0].n is not None
-        moved = errors[0] * shown[0].n
-    measured = np.all([np.isfinite(m.errors) for m in shown], axis=0)
+    if len(methods) == 1:
+        assert methods[0].n is not None
+        moved = errors[0] * methods[0].n
+    measured = np.all([np.isfinite(m.errors) for m in methods], axis=0)
     chosen = [c for c in np.argsort(-moved, kind="stable").tolist() if measured[c]]
-    kept = set(chosen[:MAX_CONFUSED])
-    return [c for c in run.order.tolist() if c in kept]
+    return [c for c in run.order.tolist() if c in chosen[:MAX_CONFUSED]]
 
 
 def _confusions(method: Method, classes: list[int]) -> np.ndarray:
@@ -293,24 +219,20 @@ def _confusions(method: Method, classes: list[int]) -> np.ndarray:
     for t, guess, n in method.confused[np.isin(method.confused[:, 0], classes)].tolist():
         table[place[t], place.get(guess, len(classes))] += n
     n = method.n[classes]
-    right = (1 - method.errors[classes]) * n
-    table[np.arange(len(classes)), np.arange(len(classes))] = right
+    table[np.arange(len(classes)), np.arange(len(classes))] = (1 - method.errors[classes]) * n
     return 100 * table / n[:, None]
 
 
-def _cells(axes: Axes, table: np.ndarray, colour: str) -> None:
-    """Cells as opaque as their share is large, with the share where it is not 0."""
+def _draw_confusions(axes: Axes, table: np.ndarray, colour: str) -> None:
+    """Cells with the share where it is not 0, those of right predictions framed."""
     for (r, c), value in np.ndenumerate(table):
         if value <= 0:
             continue
-        share = min(value / 100, 1.0)
-        axes.add_patch(Rectangle((c, r), 1, 1, facecolor=colour, alpha=CELL * share, linewidth=0))
         text = f"{value:.0f}" if value >= 0.5 else "<1"
-        axes.text(c + 0.5, r + 0.5, text, ha="center", va="center", fontsize=11, color=INK)
+        cell(axes, r, c, colour, CELL * min(value / 100, 1.0), text, 11)
         if r == c:
-            axes.add_patch(
-                Rectangle((c, r), 1, 1, facecolor="none", edgecolor=MUTED, linewidth=0.75)
-            )
+            frame = {"facecolor": "none", "edgecolor": MUTED, "linewidth": 0.75}
+            axes.add_patch(Rectangle((c, r), 1, 1, **frame))
     axes.set_xlim(0, table.shape[1])
     axes.set_ylim(len(table), 0)
     axes.tick_params(length=0, labelcolor=INK, labelsize=11)
@@ -320,121 +242,111 @@ def _cells(axes: Axes, table: np.ndarray, colour: str) -> None:
 
 # The loss's parameters -------------------------------------------------------------------------
 
+_MEANINGS = {
+    "additive": "Added to the logits in training only; shown with mean 0, as only differences act. "
+    "The steeper it rises, the larger the margin asked of rare classes.",
+    "multiplicative": "Multiplies the logits in training only. 1 leaves them as they are.",
+    "weight": "Weight of a class's examples, with mean 1 over the training examples.",
+}
+
 
 def _parameter_picture(run: Run, part: Part) -> Picture:
     panels = _panels(run)
     height = 280.0 if len(panels) == 1 else 60.0 + 190.0 * len(panels)
     figure = new_figure(height)
-    all_axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    all_axes = stacked_axes(figure, len(panels), sharey=True)
     for axes, g in zip(all_axes, panels, strict=True):
         _against_frequency(axes, run, part, g, (height - 60.0) / len(panels) - 30.0)
         axes.set_title(_panel_title(run, part, g), color=INK)
-    all_axes[-1].set_xlabel(
-        "training examples of the class" + (" in the group" if run.groups else "")
-    )
+    where = " in the group" if run.groups else ""
+    all_axes[-1].set_xlabel(f"training examples of the class{where}")
     legend(figure)
     title = f"{part.title[:1].upper()}{part.title[1:]} against class frequency"
-    low, high = np.nanmin(part.found), np.nanmax(part.found)
     described = (
-        f"Scatter plot. The values found run from {low:.2f} to {high:.2f}, at the start from "
-        f"{np.nanmin(part.start):.2f} to {np.nanmax(part.start):.2f}."
+        f"Scatter plot. The values found run from {np.nanmin(part.end):.2f} to "
+        f"{np.nanmax(part.end):.2f}, at the start from {np.nanmin(part.start):.2f} to "
+        f"{np.nanmax(part.start):.2f}."
     )
-    caption = {
-        "additive": "Added to the logits in training only; shown with mean 0, as only differences act. "
-        "The steeper it rises, the larger the margin asked of rare classes.",
-        "multiplicative": "Multiplies the logits in training only. 1 leaves them as they are.",
-        "weight": "Weight of a class's examples, with mean 1 over the training examples.",
-    }[part.key]
+    caption = _MEANINGS[part.key]
     if not part.changed and run.search_status == "finished":
         caption += " The search left it as it was."
-    caption += _left_out(run)
-    return Picture(
-        title, inline_svg(figure, f"{run.place}fig-{part.key}", title, described), caption
-    )
+    name = f"{run.place}fig-{part.key}"
+    return picture(figure, name, title, described, caption + _groups_left_out(run))
 
 
 def _against_frequency(axes: Axes, run: Run, part: Part, g: int, height: float) -> None:
     """One panel; its axes are about `height` points high."""
     counts = np.maximum(run.counts[g], 0.5)  # a class that a group lacks stands left of 1
-    start, found = part.start[g], part.found[g]
+    start, end = part.start[g], part.end[g]
     thin = evenly_spaced(len(counts), MAX_DOTS // len(_panels(run)))
-    size = 5.5 if len(counts) <= MAX_LABELLED else 2.5
+    few = len(counts) <= MAX_LABELLED
+    size = 5.5 if few else 2.5
     if part.changed:
-        if len(counts) <= MAX_LABELLED:
-            ends, places = dashes(start, found, counts)
+        if few:
+            ends, places = dashes(start, end, counts)
             axes.plot(places, ends, color=MUTED, linewidth=0.75)
         dots(axes, counts[thin], start[thin], BEFORE, "start", hollow=True, size=size)
-    dots(axes, counts[thin], found[thin], AFTER, found_label(run), hollow=False, size=size)
+    dots(axes, counts[thin], end[thin], AFTER, end_label(run), hollow=False, size=size)
     if counts.max() / counts.min() > 3:
         axes.set_xscale("log")
-        wide = counts.max() / counts.min() > 100
-        axes.xaxis.set_major_locator(
-            LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=8)
-        )
+        subs = (1.0,) if counts.max() / counts.min() > 100 else (1.0, 2.0, 5.0)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(which="minor", visible=False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
     axes.margins(0.08)
-    if len(counts) <= MAX_LABELLED:
-        _name_the_moved(axes, run, counts, start, found, height)
+    if few:
+        _name_the_moved(axes, run, counts, start, end, height)
 
 
 def _name_the_moved(
-    axes: Axes, run: Run, counts: np.ndarray, start: np.ndarray, found: np.ndarray, height: float
+    axes: Axes, run: Run, counts: np.ndarray, start: np.ndarray, end: np.ndarray, height: float
 ) -> None:
     """Name the three classes that moved most, on the side where there is room, pushed apart."""
-    moved = np.nan_to_num(np.abs(found - start))
-    named = [c for c in np.argsort(-moved, kind="stable")[:3] if moved[c] > 1e-6]
+    moved = np.nan_to_num(np.abs(end - start))
+    most = [c for c in np.argsort(-moved, kind="stable")[:3] if moved[c] > 1e-6]
     middle = np.sqrt(counts.max() * counts.min())
     low, high = axes.get_ylim()
     for left in (True, False):
-        side = [c for c in named if (counts[c] <= middle) == left]
+        side = [c for c in most if (counts[c] <= middle) == left]
         if not side:
             continue
-        at = (found[side] - low) / (high - low)
+        at = (end[side] - low) / (high - low)
         for c, own, place in zip(side, at, _apart(at, LABEL_GAP / height), strict=True):
+            offset = (9 if left else -9, (place - own) * height)
             axes.annotate(
-                short(run.classes[c], 16),
-                (counts[c], found[c]),
-                xytext=(9 if left else -9, (place - own) * height),
-                textcoords="offset points",
-                ha="left" if left else "right",
-                va="center",
-                color=INK,
-            )
+                short(run.classes[c], 16), (counts[c], end[c]), xytext=offset,
+                textcoords="offset points", ha="left" if left else "right", va="center", color=INK,
+            )  # fmt: skip
 
 
 def _path_picture(run: Run, part: Part) -> Picture:
     panels = _panels(run)
     height = 420.0 if len(panels) == 1 else 50.0 + 210.0 * len(panels)
     figure = new_figure(height)
-    all_axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    all_axes = stacked_axes(figure, len(panels), sharey=True)
     order = run.order[evenly_spaced(len(run.order), MAX_LINES)]
     for axes, g in zip(all_axes, panels, strict=True):
-        _lines(axes, run, part, g, order)
+        _draw_path(axes, run, part, g, order)
     for axes, g in zip(all_axes, panels, strict=True):  # once the shared axes are settled
         _label_ends(axes, run, part.path[-1, g], order, height / len(panels) - 50)
         axes.set_title(_panel_title(run, part, g), color=INK)
     all_axes[-1].set_xlabel("training step")
-    title = f"Path of {part.symbol} over the search"
     described = (
         f"Line chart of {part.title} for {len(run.classes):,} classes over "
         f"{part.steps[-1]:,.0f} training steps, with {len(part.path):,} points noted."
     )
-    caption = "One line per class, from frequent (blue) to rare (orange)."
-    if len(run.classes) > MAX_LINES:
-        caption = f"{MAX_LINES} of {len(run.classes):,} classes, evenly spaced by frequency, " + (
-            "from frequent (blue) to rare (orange)."
-        )
+    many = len(run.classes) > MAX_LINES
+    which = f"{MAX_LINES} of {len(run.classes):,} classes, evenly spaced by frequency"
+    caption = f"{which if many else 'One line per class'}, from frequent (blue) to rare (orange)."
     if part.key == "additive":
         caption += " Mean 0 over the classes at every step."
-    svg = inline_svg(figure, f"{run.place}fig-path-{part.key}", title, described)
-    return Picture(
-        title, svg, caption + " The result is an average over the last steps." + _left_out(run)
-    )
+    caption += " The result is an average over the last steps." + _groups_left_out(run)
+    title = f"Path of {part.symbol} over the search"
+    return picture(figure, f"{run.place}fig-path-{part.key}", title, described, caption)
 
 
-def _lines(axes: Axes, run: Run, part: Part, g: int, order: np.ndarray) -> None:
+def _draw_path(axes: Axes, run: Run, part: Part, g: int, order: np.ndarray) -> None:
     points = evenly_spaced(len(part.steps), MAX_PATH_POINTS)
     steps, path = part.steps[points], part.path[points, g]
     first = run.curves["step"][:1]
@@ -445,8 +357,7 @@ def _lines(axes: Axes, run: Run, part: Part, g: int, order: np.ndarray) -> None:
         axes.plot(steps, path[:, c], color=ramp(i, len(order)), linewidth=width)
     axes.set_xlim(0, steps[-1] if steps[-1] > 0 else 1)
     axes.margins(y=0.06)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    format_axis(axes.xaxis, integer=True)
 
 
 def _label_ends(axes: Axes, run: Run, last: np.ndarray, order: np.ndarray, height: float) -> None:
@@ -463,15 +374,9 @@ def _label_ends(axes: Axes, run: Run, last: np.ndarray, order: np.ndarray, heigh
     spread = _apart((ends - low) / (high - low), LABEL_GAP / height)
     for at, (i, label) in zip(spread, labels.items(), strict=True):
         axes.annotate(
-            label,
-            (1, at),
-            xycoords="axes fraction",
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=ramp(i, len(order)),
-            annotation_clip=False,
-        )
+            label, (1, at), xycoords="axes fraction", xytext=(6, 0), textcoords="offset points",
+            va="center", color=ramp(i, len(order)), annotation_clip=False,
+        )  # fmt: skip
 
 
 def _apart(values: np.ndarray, gap: float) -> np.ndarray:
@@ -495,14 +400,12 @@ def _apart(values: np.ndarray, gap: float) -> np.ndarray:
 
 
 def _curve_pictures(run: Run) -> Iterator[Picture]:
-    steps = run.curves["step"]
+    steps, curves = run.curves["step"], run.curves
     if len(steps) < 2:
         return
     name = objective_name(run)
-    smooth, hard, test, training = (
-        run.curves[key]
-        for key in ("objective", "hard_objective", "test_objective", "training_loss")
-    )
+    smooth, hard, test = (curves[k] for k in ("objective", "hard_objective", "test_objective"))
+    training = curves["training_loss"]
     if np.isfinite(smooth).any() or np.isfinite(hard).any():
         title = "Objective on validation data"
         series = [("differentiable form", smooth, BEFORE), ("0-1 error", hard, AFTER)]
@@ -516,23 +419,18 @@ def _curve_pictures(run: Run) -> Iterator[Picture]:
             series.append(("0-1 error, test data", test, INK))
             described += f" {_ends('0-1 error on test data', test)}"
             caption += " The test data guided nothing; dashed, of the network in training."
-        figure = _curves(steps, series)
-        yield Picture(
-            title, inline_svg(figure, f"{run.place}fig-objective", title, described), caption
-        )
+        figure = _curve_figure(steps, series)
+        yield picture(figure, f"{run.place}fig-objective", title, described, caption)
     if np.isfinite(training).any():
-        title = "Training loss"
-        figure = _curves(steps, [("training loss", training, AFTER)])
+        figure = _curve_figure(steps, [("training loss", training, AFTER)])
         described = (
             f"Line chart of the training loss over the search. {_ends('training loss', training)}"
         )
         caption = "The designed loss on training batches; its form changes as the search goes on."
-        yield Picture(
-            title, inline_svg(figure, f"{run.place}fig-training", title, described), caption
-        )
+        yield picture(figure, f"{run.place}fig-training", "Training loss", described, caption)
 
 
-def _curves(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) -> Figure:
+def _curve_figure(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) -> Figure:
     figure = new_figure(260.0)
     axes = figure.add_subplot()
     thin = evenly_spaced(len(steps), MAX_CURVE_POINTS)
@@ -548,28 +446,24 @@ def _curves(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) -> Fig
             values = smoothed(values, max(3, len(steps) // 8))
         axes.plot(steps[thin], values[thin], color=colour, linewidth=2, label=label)
     axes.set_xlabel("training step")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    if len(series) > 1:
-        legend(figure)
+    format_axis(axes.xaxis, integer=True)
+    format_axis(axes.yaxis)
+    legend(figure)
     return figure
 
 
 def _ends(label: str, values: np.ndarray) -> str:
     finite = values[np.isfinite(values)]
-    return (
-        f"The {label} starts at {finite[0]:.3g} and ends at {finite[-1]:.3g}."
-        if len(finite)
-        else ""
-    )
+    if not len(finite):
+        return ""
+    return f"The {label} starts at {finite[0]:.3g} and ends at {finite[-1]:.3g}."
 
 
 def _panels(run: Run) -> list[int]:
     return list(range(min(len(run.counts), MAX_PANELS)))
 
 
-def _left_out(run: Run) -> str:
+def _groups_left_out(run: Run) -> str:
     more = len(run.counts) - MAX_PANELS
     return f" The first {MAX_PANELS} of {len(run.counts):,} groups." if more > 0 else ""
 
@@ -577,7 +471,3 @@ def _left_out(run: Run) -> str:
 def _panel_title(run: Run, part: Part, g: int) -> str:
     symbol = "ℓ (mean 0)" if part.key == "additive" else part.symbol
     return f"{symbol}, {short(run.groups[g], 30)}" if run.groups else symbol
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

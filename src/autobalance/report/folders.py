@@ -47,18 +47,20 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         record["samples"] = read_json(folder / SAMPLES)
     if not (folder / EVALUATION).is_file():
         return record
-    found = read_json(folder / EVALUATION)
-    check_format(found, _FORMAT, "an evaluation of autobalance", EVALUATION)
-    if not isinstance(found.get("method"), dict) or not isinstance(found.get("data"), str):
+    evaluation = read_json(folder / EVALUATION)
+    check_format(evaluation, _FORMAT, "an evaluation of autobalance", EVALUATION)
+    if not isinstance(evaluation.get("method"), dict) or not isinstance(
+        evaluation.get("data"), str
+    ):
         raise InputError(f"{folder / EVALUATION} is incomplete. Evaluate the RUN again.")
     methods = record.get("methods")
     return {
         **record,
         "methods": {
             **(methods if isinstance(methods, dict) else {}),
-            "autobalance": found["method"],
+            "autobalance": evaluation["method"],
         },
-        "evaluation_data": found["data"],
+        "evaluation_data": evaluation["data"],
     }
 
 

@@ -1,6 +1,9 @@
-"""Numbers as a reader wants them."""
+"""Numbers, names and settings as a reader wants them."""
 
 from __future__ import annotations
+
+import re
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +38,75 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+_KINDS = {
+    "CVaRError": "CVaR of the errors",
+    "OddsGap": "difference of equal opportunity",
+    "OpportunityGap": "equal opportunity difference",
+    "ParityGap": "demographic parity difference",
+    "CrossEntropyRisk": "cross-entropy in place of the error",
+    "SingleLoop": "one step per update (single loop)",
+    "ConjugateGradient": "conjugate gradients",
+    "Neumann": "Neumann series",
+    "Nystrom": "Nyström approximation",
+    "Identity": "inverse curvature taken as the identity",
+}
+_WORDS = {"gauss_newton": "Gauss-Newton", "hessian": "exact Hessian"}
+_OVER = {
+    "class": " over classes",
+    "group": " over groups",
+    "class_and_group": " over pairs of group and class",
+}
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value in words; an object of the library by its "kind" and its own settings."""
+    if isinstance(value, dict) and isinstance(value.get("kind"), str):
+        return _object_text(value)
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        text = ", ".join(setting_text(v) for v in value[:50])
+        return text + (", …" if len(value) > 50 else "")
+    return _WORDS.get(str(value), str(value))
+
+
+def _object_text(record: dict[str, Any]) -> str:
+    options = {key: value for key, value in record.items() if key != "kind"}
+    kind = record["kind"]
+    if kind == "SmoothError":
+        fixed, relative = options.get("temperature"), setting_text(options.get("relative"))
+        scale = f"{relative} × mean margin" if fixed is None else setting_text(fixed)
+        return f"smooth error with temperature {scale}"
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower()
+    parts = [_KINDS.get(kind, spaced) + _OVER.get(str(options.pop("over", "")), "")]
+    if kind == "Blend" and isinstance(options.get("parts"), list):
+        pairs = [part for part in options.pop("parts") if isinstance(part, list) and len(part) == 2]
+        parts = [" + ".join(f"{setting_text(w)} × ({setting_text(each)})" for w, each in pairs)]
+    for key, value in options.items():
+        name = key.replace("_", " ")
+        if key == "surrogate":
+            parts.insert(1, setting_text(value))
+        elif key == "curvature":
+            parts.append(f"{setting_text(value)} curvature")
+        elif isinstance(value, bool):
+            parts.append(name if value else f"not {name}")
+        else:
+            parts.append(f"{name} {setting_text(value)}")
+    return ", ".join(parts)
+
+
+def short(name: str, length: int) -> str:
+    """The name, or its beginning."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def name_list(names: list[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -5,26 +5,25 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from autobalance.report.drawing import dots, legend, new_figure, short
-from autobalance.report.figures import Picture
+from autobalance.report.drawing import Picture, dots, format_axis, legend, new_figure, picture
 from autobalance.report.formats import percent
 from autobalance.report.record import Run
-from autobalance.report.svg import AFTER, BEFORE, INK, house_style, inline_svg
-from autobalance.report.tables import Cell, Table
+from autobalance.report.svg import AFTER, BEFORE, INK, house_style, standalone_svg
+from autobalance.report.tables import Cell, Table, rate_cell
 from autobalance.report.text import OBJECTIVES
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; each has a marker of its own.
 _LINE = "#0072B2"
-_MARKERS = (("s", "#D55E00"), ("^", "#009E73"), ("D", "#CC79A7"), ("v", "#E69F00"))
+_MARKERS = {"s": "#D55E00", "^": "#009E73", "D": "#CC79A7", "v": "#E69F00"}
 _INK, _MUTED, _RULE = "#222222", "#555555", "#dddddd"
 GAP_TITLES = {
     "deo": "difference of equal opportunity (DEO)",
@@ -34,11 +33,25 @@ GAP_TITLES = {
 }
 
 
-_WHAT = {"mix": "designed losses", "bound": "decisions"}
+@dataclass(frozen=True)
+class _Style:
+    """What the picture of a file and that of the page do not share."""
+
+    line: str
+    colours: tuple[str, ...]  # of the baselines
+    hollow: str  # face of hollow markers
+    label: str  # of the points, and of those with a class that is always wrong
+    constant: str
 
 
 def _labelled(by: str, point: Mapping[str, Any]) -> str:
     return f"mix {point['mix']:g}" if by == "mix" else f"bound {percent(point['bound'])}"
+
+
+def _name(objective: str) -> str:
+    """In words, as the report has them."""
+    known = GAP_TITLES | {key: name for key, (name, _) in OBJECTIVES.items()}
+    return known.get(objective, objective.replace("_", " "))
 
 
 def as_csv(record: Mapping[str, Any]) -> str:
@@ -67,59 +80,28 @@ def as_svg(record: Mapping[str, Any]) -> str:
     Parameters
     ----------
     record : dict
-        As for `as_csv`, and "baselines", a list of mappings with "title", "main",
+        Same as in `as_csv`, and "baselines", a list of mappings with "title", "main",
         "gap" and "constant", where there are any.
     """
-    settings: dict[Any, Any] = {"svg.hashsalt": "autobalance", "text.parse_math": False}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings)
-        figure = _drawn(record)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+    return standalone_svg(lambda: _file_figure(record))
 
 
-def _drawn(record: Mapping[str, Any]) -> Figure:
+def _file_figure(record: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(6.6, 4.6), layout="constrained", facecolor="white")
-    FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    points = record["points"]
     by = record.get("by", "mix")
     what = "designed" if by == "mix" else "decisions"
-    x, y = ([100 * p[key] for p in points] for key in ("gap", "main"))
-    axes.plot(x, y, "-", color=_LINE, linewidth=1.2, zorder=2)
-    for constant, label in (
-        (False, f"{what}, by {by}"),
-        (True, f"{what}, one class always wrong"),
-    ):
-        chosen = [i for i, p in enumerate(points) if p["constant"] == constant]
-        if chosen:
-            axes.plot(
-                [x[i] for i in chosen],
-                [y[i] for i in chosen],
-                "o",
-                color=_LINE,
-                markerfacecolor="white" if constant else _LINE,
-                markersize=6,
-                label=label,
-                zorder=3,
-            )
+    labels = (f"{what}, by {by}", f"{what}, one class always wrong")
+    colours = tuple(_MARKERS.values())
+    _draw(axes, record, _Style(_LINE, colours, "white", *labels))
     # A bound is where the point is.
-    for i, point in enumerate(points if by == "mix" else []):
+    for i, point in enumerate(record["points"] if by == "mix" else []):
         axes.annotate(
-            f"{point['mix']:g}",
-            (x[i], y[i]),
-            xytext=(0, 7 if i % 2 == 0 else -13),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=_MUTED,
-            zorder=2.5,  # above the line, below all markers
+            f"{point['mix']:g}", (100 * point["gap"], 100 * point["main"]),
+            xytext=(0, 9 if i % 2 == 0 else -14), textcoords="offset points", ha="center",
+            fontsize=8, color=_MUTED, zorder=2.5,  # above the line, below all markers
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )
-    for baseline, (marker, colour) in zip(record.get("baselines", []), _MARKERS, strict=False):
-        _mark(axes, baseline, marker, colour, baseline["title"], hollow="white", zorder=3)
+        )  # fmt: skip
     axes.set_xlabel(f"{_name(record['gap'])}, percent", color=_INK)
     axes.set_ylabel(f"{_name(record['main'])}, percent", color=_INK)
     axes.set_xlim(left=-0.03 * max(axes.get_xlim()[1], 1.0))  # room for a gap of 0
@@ -136,80 +118,55 @@ def _drawn(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _name(objective: str) -> str:
-    """In words, as the report has them."""
-    known = GAP_TITLES | {key: name for key, (name, _) in OBJECTIVES.items()}
-    return known.get(objective, objective.replace("_", " "))
-
-
-def _mark(
-    axes: Any,
-    baseline: Mapping[str, Any],
-    marker: str,
-    colour: str,
-    title: str,
-    *,
-    hollow: str,
-    **style: Any,
-) -> None:
-    """A baseline's point, hollow where a class is always wrong."""
-    axes.plot(
-        [100 * baseline["gap"]],
-        [100 * baseline["main"]],
-        marker,
-        color=colour,
-        markerfacecolor=hollow if baseline["constant"] else colour,
-        markersize=7,
-        linestyle="none",
-        label=title,
-        **style,
-    )
+def _draw(axes: Axes, record: Mapping[str, Any], style: _Style) -> None:
+    """The points, joined in their order, and the baselines."""
+    points = record["points"]
+    x, y = (np.array([100 * p[axis] for p in points]) for axis in ("gap", "main"))
+    constant = np.array([p["constant"] for p in points], dtype=bool)
+    axes.plot(x, y, color=style.line, linewidth=1.1, zorder=2)
+    for at, label, hollow in ((~constant, style.label, False), (constant, style.constant, True)):
+        if at.any():
+            dots(axes, x[at], y[at], style.line, label, hollow=hollow)
+            axes.lines[-1].set(zorder=3, markerfacecolor=style.hollow if hollow else style.line)
+    others = zip(record.get("baselines", []), _MARKERS, style.colours, strict=False)
+    for baseline, marker, colour in others:
+        face = style.hollow if baseline["constant"] else colour
+        place = [100 * baseline["gap"]], [100 * baseline["main"]]
+        dots(axes, *place, colour, baseline["title"], hollow=False, size=7, marker=marker)
+        axes.lines[-1].set(zorder=3, markerfacecolor=face, linestyle="none")
 
 
 def frontier_picture(run: Run) -> Picture:
     """The points of the run's frontier in the report's style."""
-    points, others = run.frontier["points"], run.frontier["baselines"]
+    points, others, by = (run.frontier[key] for key in ("points", "baselines", "by"))
     names = {axis: _name(run.frontier[axis]) for axis in ("gap", "main")}
+    x, y = ([100 * p[axis] for p in points] for axis in ("gap", "main"))
     with house_style():
         figure = new_figure(330.0 + 20.0 * -(-len(others) // 2))
         axes = figure.add_subplot()
-        x, y = ([100 * p[axis] for p in points] for axis in ("gap", "main"))
-        axes.plot(x, y, color=AFTER, linewidth=1)
-        for constant, label in ((False, "designed"), (True, "one class always wrong")):
-            at = [i for i, p in enumerate(points) if p["constant"] == constant]
-            if at:
-                gaps, mains = (np.array([v[i] for i in at]) for v in (x, y))
-                dots(axes, gaps, mains, AFTER, label, hollow=constant)
-        by = run.frontier["by"]
-        picked = [i for i, p in enumerate(points) if p[by] == run.frontier[by]]
-        for i in picked[:1]:
+        labels = "designed", "one class always wrong"
+        _draw(axes, run.frontier, _Style(AFTER, (BEFORE,) * len(_MARKERS), "none", *labels))
+        for point in [p for p in points if p[by] == run.frontier[by]][:1]:
             axes.annotate(
-                f"picked, {_labelled(by, points[i])}",
-                (x[i], y[i]),
-                xytext=(8, 8),
-                textcoords="offset points",
-                color=INK,
-            )
-        for baseline, (marker, _) in zip(others, _MARKERS, strict=False):
-            title = short(baseline["title"].lstrip("_"), 26)
-            _mark(axes, baseline, marker, BEFORE, title, hollow="none")
+                f"picked, {_labelled(by, point)}", (100 * point["gap"], 100 * point["main"]),
+                xytext=(8, 8), textcoords="offset points", color=INK,
+            )  # fmt: skip
         axes.set_xlabel(names["gap"])
         axes.set_ylabel(names["main"])
         axes.margins(0.1)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}%"))
+            format_axis(axis, percent=True)
         legend(figure)
-        title = "Frontier"
+        what = {"mix": "designed losses", "bound": "decisions"}[by]
         described = (
-            f"{names['main']} against {names['gap']} of {len(points)} {_WHAT[by]} and "
+            f"{names['main']} against {names['gap']} of {len(points)} {what} and "
             f"{len(others)} baselines on held-out data. The gap runs from {min(x):.1f}% to "
             f"{max(x):.1f}%, the error from {min(y):.1f}% to {max(y):.1f}%."
         )
-        svg = inline_svg(figure, f"{run.place}fig-frontier", title, described)
-    each = "mix of the two" if by == "mix" else "bound on the gap"
-    caption = f"One dot per {each}, joined in that order, on held-out data: lower and further left is better."
-    return Picture(title, svg, caption)
+        each = "mix of the two" if by == "mix" else "bound on the gap"
+        caption = f"One dot per {each}, joined in that order, on held-out data: lower and further left is better."
+        return picture(figure, f"{run.place}fig-frontier", "Frontier", described, caption)
 
 
 def frontier_table(run: Run) -> Table | None:
@@ -223,13 +180,8 @@ def frontier_table(run: Run) -> Table | None:
         note = "a class always wrong" if point["constant"] else ""
         if at is not None and at == run.frontier[by]:
             note = "picked"
-        rows.append(
-            [
-                Cell(point["title"] if at is None else _labelled(by, point)),
-                *(Cell(percent(point[axis]), value=point[axis]) for axis in ("main", "gap")),
-                Cell(note),
-            ]
-        )
+        title = point["title"] if at is None else _labelled(by, point)
+        rows.append([Cell(title), rate_cell(point["main"]), rate_cell(point["gap"]), Cell(note)])
     what = "Loss" if by == "mix" else "Decision"
     columns = [what, *(_name(run.frontier[axis]) for axis in ("main", "gap")), "Note"]
     caption = "On the held-out data that guided the search; the mix is the weight of the gap."

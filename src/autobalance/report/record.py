@@ -1,8 +1,8 @@
 """A run's result.json, read into what the report shows.
 
-Everything optional may be missing: what does not fit the number of classes counts as missing
+Everything optional may be missing, and what does not fit the number of classes counts as missing
 too. Text is made safe to write (no control characters, no endless names); escaping for HTML is
-the template's and matplotlib's business.
+the business of the templates and of matplotlib.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from autobalance._validation import InputError
-from autobalance.records import DTYPES, HeldOut, Reliability, loss_snippet
+from autobalance.records import DTYPES, ErrorTable, HeldOut, Reliability, loss_snippet
 from autobalance.report.statistics import even_counts
 
 MAX_TEXT = 4000
@@ -23,7 +23,8 @@ MAX_NAME = 80
 MAX_SNIPPET = 100  # numbers
 _BREAKING = {"Cc", "Cs", "Co", "Cn", "Cf", "Zl", "Zp"}
 # Joiners are part of how some scripts and emoji are written.
-_KEPT = {"\u200c", "\u200d"}
+_JOINERS = {"\u200c", "\u200d"}
+SCORES = ("balanced_error", "worst_class_error", "worst_group_error")
 
 TITLES = {
     "additive": ("ℓ", "additive adjustment ℓ"),
@@ -35,8 +36,27 @@ _NEUTRAL = {"additive": 0.0, "multiplicative": 1.0, "weight": 1.0}
 
 
 @dataclass(frozen=True, eq=False)
+class ByGroup:
+    """Errors within groups.
+
+    Attributes
+    ----------
+    names : list of str
+        The groups with examples.
+    table : ErrorTable
+        Their errors, one row each.
+    data : str
+        What was predicted, for a caption.
+    """
+
+    names: list[str]
+    table: ErrorTable
+    data: str
+
+
+@dataclass(frozen=True, eq=False)
 class Method:
-    """One way of training, evaluated on test data.
+    """One way of training, and its errors on some data.
 
     Attributes
     ----------
@@ -45,9 +65,11 @@ class Method:
     errors : ndarray
         Error per class, shape ``(k,)``, in [0, 1]; NaN where a class has no example.
     n : ndarray or None
-        Test examples per class, shape ``(k,)``; None where unknown.
+        Examples per class, shape ``(k,)``; None where unknown.
     scores : dict
         "balanced_error", "worst_class_error" and "worst_group_error" where known.
+    undefined : dict
+        Why a measure has no value, by its name, for a sentence after "because".
     seconds, training_runs : float or None
         What it cost.
     confused : ndarray or None
@@ -63,6 +85,7 @@ class Method:
     errors: np.ndarray
     n: np.ndarray | None
     scores: dict[str, float] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
     seconds: float | None = None
     training_runs: float | None = None
     confused: np.ndarray | None = None
@@ -78,9 +101,9 @@ class Part:
     ----------
     key, symbol, title : str
         "additive", "ℓ", and in words.
-    start, found : ndarray
+    start, end : ndarray
         Shape ``(g, k)``, g = 1 without groups. ℓ has mean 0 in each row: only differences act.
-        `found` is the designed loss, whether or not the final choice took it.
+        `end` is the designed loss, whether or not the final choice took it.
     steps : ndarray
         Training steps at which the path was noted, shape ``(t,)``.
     path : ndarray
@@ -91,14 +114,14 @@ class Part:
     symbol: str
     title: str
     start: np.ndarray
-    found: np.ndarray
+    end: np.ndarray
     steps: np.ndarray
     path: np.ndarray
 
     @property
     def changed(self) -> bool:
         """Whether the search moved it."""
-        return bool(np.nanmax(np.abs(self.found - self.start), initial=0.0) > 1e-6)
+        return bool(np.nanmax(np.abs(self.end - self.start), initial=0.0) > 1e-6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,47 +136,19 @@ class Candidate:
         Over the 0-1 error, in [0, 1].
     difference, standard_error : float or None
         From the start; below 0 is better.
-    wrong, n : ndarray or None
-        Held-out examples predicted wrongly, and all of them, per class, shape ``(k,)``.
+    table : ErrorTable or None
+        Errors on held-out examples, by group and class.
     confused, by_group
-        As for `Method`.
+        Same as in `Method`.
     """
 
     name: str
     objective: float
     difference: float | None
     standard_error: float | None
-    wrong: np.ndarray | None = None
-    n: np.ndarray | None = None
+    table: ErrorTable | None = None
     confused: np.ndarray | None = None
     by_group: ByGroup | None = None
-
-    @property
-    def errors(self) -> np.ndarray | None:
-        """Error per class, shape ``(k,)``; NaN where nothing was held out."""
-        if self.wrong is None or self.n is None:
-            return None
-        return np.divide(self.wrong, self.n, out=np.full(len(self.n), np.nan), where=self.n > 0)
-
-
-@dataclass(frozen=True, eq=False)
-class ByGroup:
-    """Errors within groups.
-
-    Attributes
-    ----------
-    names : list of str
-        The groups with examples.
-    n, errors : ndarray
-        Examples and their error per group and class, shape ``(g, k)``; NaN for empty cells.
-    data : str
-        What was predicted, for a caption.
-    """
-
-    names: list[str]
-    n: np.ndarray
-    errors: np.ndarray
-    data: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +177,7 @@ class Run:
     held_out : HeldOut or None
         What the network searched with predicts at the end of the search.
     confused : ndarray or None
-        By that network, of all groups together; as for `Method`.
+        By that network, of all groups together; same as in `Method`.
     calibration : dict
         "raw_error", "error" and so on, see `autobalance.calibration.temperature.Calibration`; may be empty.
     reliability : dict
@@ -193,8 +188,7 @@ class Run:
         "main", "gap", "points", "baselines", "by" ("mix" or "bound") and under that name the point
         taken, where the run is a frontier's; may be empty.
     options : dict
-        Options of the command that `settings` lacks, "groups" and "test" among them; of records
-        without any, "groups" alone.
+        Options of the command that `settings` lacks, "groups" and "test" among them.
     samples : dict
         Training images and their augmented versions, as `autobalance.report.samples` packs them, with
         their rows' "names"; empty where there are none.
@@ -274,7 +268,13 @@ class Run:
             return None
         return min(self.steps, round(self.training_runs / (self.folds or 1) * self.steps))
 
+    @property
+    def search_time(self) -> float | None:
+        """Seconds of the search on the clock, where the record says so."""
+        return self.seconds.get("search", self.search_seconds.get("wall"))
+
     def candidate(self, name: str) -> Candidate | None:
+        """The candidate of this name, if there is one."""
         return next((c for c in self.candidates if c.name == name), None)
 
     @property
@@ -291,6 +291,7 @@ class Run:
         return "one split" if self.folds == 1 else f"{self.folds} folds"
 
     def method(self, name: str) -> Method | None:
+        """The method of this name, if there is one."""
         return next((m for m in self.methods if m.name == name), None)
 
     @property
@@ -357,24 +358,18 @@ def read_run(record: dict[str, Any]) -> Run:
         versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
         seed=record.get("seed", search.get("seed")),
         frontier=_frontier(record.get("frontier")),
-        options=_mapping(record.get("options")) or _known_options(record),
+        options=_mapping(record.get("options")),
         samples=_samples(samples, record),
     )
 
 
-def _known_options(record: dict[str, Any]) -> dict[str, Any]:
-    """The groups' names in place of the column that earlier records do not name."""
-    names = record.get("group_names")
-    return {"groups": ", ".join(map(str, names))} if isinstance(names, list) and names else {}
-
-
 def safe_text(text: str, limit: int = MAX_TEXT) -> str:
     """Text on one line or several, without characters that a file or a page cannot hold."""
-    shown = "".join(
-        c if c in "\n\t" or c in _KEPT or unicodedata.category(c) not in _BREAKING else "\ufffd"
+    text = "".join(
+        c if c in "\n\t" or c in _JOINERS or unicodedata.category(c) not in _BREAKING else "\ufffd"
         for c in text[: limit + 1]
     )
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _safe(value: Any) -> Any:
@@ -406,8 +401,7 @@ def _number(value: Any) -> float | None:
 
 
 def _numbers(value: Any) -> dict[str, float]:
-    found = {k: _number(v) for k, v in _mapping(value).items()}
-    return {k: v for k, v in found.items() if v is not None}
+    return {k: n for k, v in _mapping(value).items() if (n := _number(v)) is not None}
 
 
 def array_of(value: Any) -> np.ndarray | None:
@@ -434,8 +428,8 @@ def _counts(record: dict[str, Any]) -> np.ndarray:
 
 def _names(names: Any, count: int, kind: str) -> list[str]:
     given = names if isinstance(names, list) else []
-    shown = [safe_text(" ".join(str(n).split()), MAX_NAME) for n in given[:count]]
-    return [n or "(empty)" for n in shown] + [f"{kind} {i}" for i in range(len(shown), count)]
+    texts = [safe_text(" ".join(str(n).split()), MAX_NAME) for n in given[:count]]
+    return [n or "(empty)" for n in texts] + [f"{kind} {i}" for i in range(len(texts), count)]
 
 
 def _method(name: str, entry: dict[str, Any], k: int) -> Method:
@@ -445,14 +439,13 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
     n = array_of(entry.get("class_n"))
     if n is None or n.shape != (k,):
         n = even_counts(errors, _number(entry.get("n")))
-    keys = ("balanced_error", "worst_class_error", "worst_group_error")
-    scores = {key: v for key in keys if (v := _number(entry.get(key))) is not None}
     return Method(
         name=name,
         title=safe_text(str(entry.get("title") or name), MAX_NAME),
         errors=errors,
         n=n,
-        scores=scores,
+        scores={key: v for key in SCORES if (v := _number(entry.get(key))) is not None},
+        undefined={key: str(why) for key, why in _mapping(entry.get("undefined")).items()},
         seconds=_number(entry.get("seconds")),
         training_runs=_number(entry.get("training_runs")),
         confused=_confused(entry.get("confused"), k),
@@ -474,73 +467,70 @@ def _confused(value: Any, k: int) -> np.ndarray | None:
 
 def _reliability(value: Any, names: dict[str, str]) -> dict[str, Reliability]:
     """Bins of confidence by name, where the record has them whole: `names` says under which keys."""
-    found = {}
+    diagrams = {}
     for name, key in names.items():
         bins = _mapping(_mapping(value).get(key))
         columns = [array_of(bins.get(part)) for part in ("n", "right", "confidence")]
-        if any(c is None or c.ndim != 1 or np.isnan(c).any() for c in columns):
+        if any(c is None or c.ndim != 1 or np.isnan(c).any() or c.min() < 0 for c in columns):
             continue
         n, right, confidence = (c for c in columns if c is not None)
-        if not n.shape == right.shape == confidence.shape or not n.sum() or (right > n).any():
+        if not n.shape == right.shape == confidence.shape or not n.sum():
             continue
-        if min(n.min(), right.min(), confidence.min()) < 0 or confidence.max() > 1:
-            continue
-        whole = (n.astype(int).tolist(), right.astype(int).tolist())
-        found[name] = Reliability(*whole, confidence.tolist())
-    return found
+        if not (right > n).any() and confidence.max() <= 1:
+            counts = (column.astype(int).tolist() for column in (n, right))
+            diagrams[name] = Reliability(*counts, confidence.tolist())
+    return diagrams
 
 
 def _frontier(value: Any) -> dict[str, Any]:
     """A frontier's points and baselines, where the record has them."""
     entry = _mapping(value)
-    names = [_text(entry.get(key)) for key in ("main", "gap")]
+    names = {axis: _text(entry.get(axis)) for axis in ("main", "gap")}
 
-    def placed(key: str, label: str) -> list[dict[str, Any]]:
-        found = []
+    def read(key: str, label: str) -> list[dict[str, Any]]:
+        points = []
         for point in _entries(entry.get(key)):
-            main, gap = (_number(point.get(axis)) for axis in ("main", "gap"))
-            if main is not None and gap is not None and label in point:
-                shown = {"main": main, "gap": gap, "constant": point.get("constant") is True}
-                # Of decisions alone.
-                shown |= {key: _number(point.get(key)) for key in ("worst_cell", "drawn_from")}
-                found.append({**shown, label: point[label]})
-        return found
+            # The last two are of decisions alone.
+            keys = ("main", "gap", "worst_cell", "drawn_from")
+            numbers = {key: _number(point.get(key)) for key in keys}
+            if numbers["main"] is not None and numbers["gap"] is not None and label in point:
+                constant = point.get("constant") is True
+                points.append({**numbers, "constant": constant, label: point[label]})
+        return points
 
     by = "bound" if entry.get("by") == "bound" else "mix"
-    points = [p for p in placed("points", by) if _number(p[by]) is not None]
-    if None in names or not points:
+    points = [p for p in read("points", by) if _number(p[by]) is not None]
+    if None in names.values() or not points:
         return {}
     others = [
-        {**b, "title": safe_text(str(b["title"]), MAX_NAME)} for b in placed("baselines", "title")
+        {**b, "title": safe_text(str(b["title"]), MAX_NAME)} for b in read("baselines", "title")
     ]
-    found = {"main": names[0], "gap": names[1], "points": points, "baselines": others}
-    return found | {"by": by, by: _number(entry.get(by))}
+    return {**names, "points": points, "baselines": others, "by": by, by: _number(entry.get(by))}
 
 
 def _held_out(value: Any, k: int) -> HeldOut | None:
     """Without which classes are taken for which: see `Run.confused`."""
-    found = _tables(_mapping(value), ("n", "wrong", "predicted"), k)
-    if found is None or (found[1] > found[0]).any():
+    tables = _tables(_mapping(value), ("n", "wrong", "predicted"), k)
+    if tables is None or (tables[1] > tables[0]).any():
         return None
-    return HeldOut(*(t.astype(int).tolist() for t in found))
+    return HeldOut(*(t.astype(int).tolist() for t in tables))
 
 
 def _tables(entry: dict[str, Any], keys: tuple[str, ...], k: int) -> list[np.ndarray] | None:
     """Tables of counts ``(g, k)`` under these keys, all of one shape; None where there are not."""
-    tables = [array_of(entry.get(key)) for key in keys]
-    found = [t for t in tables if t is not None and t.ndim == 2 and t.shape[1] == k]
-    if len({t.shape for t in found}) != 1 or len(found) < len(tables):
+    given = [array_of(entry.get(key)) for key in keys]
+    tables = [t for t in given if t is not None and t.ndim == 2 and t.shape[1] == k]
+    if len({t.shape for t in tables}) != 1 or len(tables) < len(given):
         return None
-    return None if any(np.isnan(t).any() or (t < 0).any() for t in found) else found
+    return None if any(np.isnan(t).any() or (t < 0).any() for t in tables) else tables
 
 
 def held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
     """Errors within groups of what a search left; None without groups."""
     if held is None or len(held.n) < 2:
         return None
-    shown = _names(names, len(held.n), "group")
     data = f"the {np.sum(held.n):,} held-out examples that guided the search, by its network"
-    return _by_group(shown, np.array(held.n), np.array(held.wrong, dtype=float), data)
+    return _by_group(names, np.array(held.n), np.array(held.wrong, dtype=float), data)
 
 
 def _tested_by_group(entry: dict[str, Any], k: int) -> ByGroup | None:
@@ -550,50 +540,56 @@ def _tested_by_group(entry: dict[str, Any], k: int) -> ByGroup | None:
     if len(errors) < 2 or any(t is None or t.shape != (len(errors), k) for t in tables):
         return None
     rates, sizes = (np.nan_to_num(t) for t in tables if t is not None)
-    return _by_group(_names(list(errors), len(errors), "group"), sizes, rates * sizes, "test data")
+    return _by_group(list(errors), sizes, rates * sizes, "test data")
 
 
-def _by_group(names: list[str], n: np.ndarray, wrong: np.ndarray, data: str) -> ByGroup:
-    kept = n.sum(axis=1) > 0
-    errors = np.divide(wrong, n, out=np.full(n.shape, np.nan), where=n > 0)
-    shown = [name for name, keep in zip(names, kept, strict=True) if keep]
-    return ByGroup(shown, n[kept], errors[kept], data)
+def _by_group(names: Any, n: np.ndarray, wrong: np.ndarray, data: str) -> ByGroup:
+    """Of the groups that have examples."""
+    here = n.sum(axis=1) > 0
+    texts = _names(names, len(n), "group")
+    present = [name for name, present in zip(texts, here, strict=True) if present]
+    return ByGroup(present, ErrorTable.from_counts(wrong[here], n[here]), data)
 
 
 def _candidates(search: dict[str, Any], k: int, groups: Any) -> tuple[list[Candidate], str]:
     """The final choice and what it took; nothing where it did not come to one."""
-    found = []
+    candidates = []
     for entry in _entries(search.get("candidates")):
         name, objective = _text(entry.get("name")), _number(entry.get("objective"))
         if name is None or objective is None:
             continue
-        gap, error = _number(entry.get("difference")), _number(entry.get("standard_error"))
-        tables = _tables(entry, ("wrong", "n"), k)
-        by_class = [None, None] if tables is None else [t.sum(axis=0) for t in tables]
+        counts = _tables(entry, ("wrong", "n"), k)
         by_group = None
-        if tables is not None and len(tables[0]) > 1:
-            shown = _names(groups, len(tables[0]), "group")
-            by_group = _by_group(shown, tables[1], tables[0], "the held-out folds")
-        confused = _confused(entry.get("confused"), k)
-        shown = safe_text(name, MAX_NAME)
-        found.append(
-            Candidate(shown, objective, gap, error, *by_class, confused=confused, by_group=by_group)
+        if counts is not None and len(counts[0]) > 1:
+            by_group = _by_group(groups, counts[1], counts[0], "the held-out folds")
+        candidates.append(
+            Candidate(
+                safe_text(name, MAX_NAME),
+                objective,
+                _number(entry.get("difference")),
+                _number(entry.get("standard_error")),
+                None if counts is None else ErrorTable.from_counts(*counts),
+                _confused(entry.get("confused"), k),
+                by_group,
+            )
         )
     choice = _text(search.get("choice"))
-    return found, choice if any(c.name == choice for c in found) and choice else "designed"
+    return candidates, choice if any(
+        c.name == choice for c in candidates
+    ) and choice else "designed"
 
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The augmentation's table with the names of classes and groups for their indices."""
-    found: dict[str, Any] = {}
+    policy: dict[str, Any] = {}
     for row, operations in _mapping(_mapping(search.get("augment")).get("per_class")).items():
         strengths = {
             str(o): {k: min(max(v, 0.0), 1.0) for k, v in _numbers(values).items()}
             for o, values in _mapping(operations).items()
         }
-        named = _row_name(str(row).split(" / "), record)
-        found[named] = {o: v for o, v in strengths.items() if "probability" in v}
-    return found if all(found.values()) else {}
+        row_name = _row_name(str(row).split(" / "), record)
+        policy[row_name] = {o: v for o, v in strengths.items() if "probability" in v}
+    return policy if all(policy.values()) else {}
 
 
 def _row_name(parts: list[str], record: dict[str, Any]) -> str:
@@ -614,29 +610,26 @@ def _samples(samples: Any, record: dict[str, Any]) -> dict[str, Any]:
     return {**_mapping(samples), "names": [safe_text(name, MAX_NAME) for name in names]}
 
 
-def _designed(search: dict[str, Any]) -> dict[str, Any]:
-    """The loss that the search designed; the choice may have taken another."""
-    for entry in _entries(search.get("candidates")):
-        if entry.get("name") == "designed" and isinstance(entry.get("loss"), dict):
-            return entry["loss"]
-    return _mapping(search.get("loss"))
-
-
 def _parts(search: dict[str, Any], g: int, k: int) -> list[Part]:
-    start, found = _mapping(search.get("start")), _designed(search)
+    """Of the loss that the search designed; the choice may have taken another."""
+    designed = [
+        entry["loss"]
+        for entry in _entries(search.get("candidates"))
+        if entry.get("name") == "designed" and isinstance(entry.get("loss"), dict)
+    ]
+    loss = [_mapping(search.get("start")), (designed or [_mapping(search.get("loss"))])[0]]
     points = _entries(search.get("path"))
     parts = []
     for key, (symbol, title) in TITLES.items():
-        ends = [_rows(key, loss.get(key), g, k) for loss in (start, found)]
-        if ends[1] is None:
+        start, end = (_rows(key, each.get(key), g, k) for each in loss)
+        if end is None:
             continue
-        if ends[0] is None:
-            ends[0] = np.full((g, k), _NEUTRAL[key])
+        start = np.full((g, k), _NEUTRAL[key]) if start is None else start
         rows = [(_number(p.get("step")), _rows(key, p.get(key), g, k)) for p in points]
         rows = [(step, row) for step, row in rows if step is not None and row is not None]
         path = np.array([row for _, row in rows]).reshape(-1, g, k)
         steps = np.array([step for step, _ in rows], dtype=float)
-        parts.append(Part(key, symbol, title, ends[0], ends[1], steps, path))
+        parts.append(Part(key, symbol, title, start, end, steps, path))
     return parts
 
 

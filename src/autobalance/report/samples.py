@@ -6,7 +6,6 @@ Imports no torch.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
-from matplotlib.figure import Figure
 
 from autobalance.records import to_json
 from autobalance.report.augmentation import draw_sheet, sheet_size
-from autobalance.report.drawing import WIDTH, short
-from autobalance.report.figures import Picture
-from autobalance.report.svg import INK, house_style, inline_svg
+from autobalance.report.drawing import WIDTH, Picture, new_figure, picture
+from autobalance.report.formats import short
+from autobalance.report.svg import INK, house_style
 
 FORMAT = "autobalance-samples"
 MOST_ROWS, LARGEST = 12, 48
@@ -81,15 +79,7 @@ def unpacked(record: Any) -> Sheet | None:
         pixels = matplotlib.image.imread(io.BytesIO(content), format="png")
         height, width = pixels.shape[0] // len(rows), pixels.shape[1] // columns
         tiles = pixels[..., :3].reshape(len(rows), height, columns, width, 3)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        ZeroDivisionError,
-        OSError,
-        SyntaxError,
-        binascii.Error,
-    ):
+    except (LookupError, TypeError, ValueError, ArithmeticError, OSError, SyntaxError):
         return None
     whole = 0 < examples < columns and columns % examples == 0
     if not whole or tiles.size > 4 * MOST_BYTES or min(y for y, _ in rows) < 0:
@@ -113,26 +103,12 @@ def samples_picture(
     place : str
         In front of the picture's identifiers; see `autobalance.report.record.Run`.
     """
-    columns = sheet.images.shape[1]
-    draws = columns // sheet.examples - 1
-    with house_style():
-        rows, across = sheet_size(sheet.images, sheet.examples)
-        wide = WIDTH - 100.0
-        figure = Figure(
-            figsize=(WIDTH / 72, (40.0 + wide * rows / across) / 72), layout="constrained"
-        )
-        axes = figure.add_subplot()
-        # "none" leaves the pixels to the browser, which "nearest" would draw anew.
-        draw_sheet(axes, sheet.images, names, sheet.examples, interpolation="none", length=14)
-        axes.tick_params(labelcolor=INK, labelsize=10)
-        title = "Training images, augmented"
-        named = ", ".join(short(name, 40) for name in names)
-        many = f"{sheet.examples} training images" if sheet.examples > 1 else "a training image"
-        described = (
-            f"Of each of {len(names)} classes {many}, each followed by {draws} versions as training "
-            f"saw them. From the top: {named}."
-        )
-        svg = inline_svg(figure, f"{place}fig-samples", title, described)
+    draws = sheet.images.shape[1] // sheet.examples - 1
+    many = f"{sheet.examples} training images" if sheet.examples > 1 else "a training image"
+    described = (
+        f"Of each of {len(names)} classes {many}, each followed by {draws} versions as training "
+        f"saw them. From the top: {', '.join(short(name, 40) for name in names)}."
+    )
     caption = (
         f"{many[:1].upper()}{many[1:]} of each class, and {draws} random draws of the augmentation at the "
         "strength learned. A column has the same random numbers in every row, so rows differ by what was "
@@ -140,4 +116,11 @@ def samples_picture(
     )
     if classes is not None and classes > len(names):
         caption += f" {len(names)} of {classes:,} classes, from the most to the least frequent."
-    return Picture(title, svg, caption)
+    with house_style():
+        rows, across = sheet_size(sheet.images, sheet.examples)
+        axes = new_figure(40.0 + (WIDTH - 100.0) * rows / across).add_subplot()
+        # "none" leaves the pixels to the browser, which "nearest" would draw anew.
+        draw_sheet(axes, sheet.images, names, sheet.examples, interpolation="none", length=14)
+        axes.tick_params(labelcolor=INK, labelsize=10)
+        title = "Training images, augmented"
+        return picture(axes.get_figure(True), f"{place}fig-samples", title, described, caption)

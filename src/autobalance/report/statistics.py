@@ -52,16 +52,22 @@ def even_counts(errors: np.ndarray, total: float | None) -> np.ndarray | None:
     return np.where(present, each, 0.0)
 
 
-def mean_error_variance(errors: np.ndarray, n: np.ndarray) -> float:
-    """Variance of the balanced error due to the choice of test examples.
+def class_variances(errors: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Variance of each class's error due to the choice of test examples, shape ``(k,)``.
 
-    Each class's share is first pulled towards 1/2 by two successes and two failures (Agresti and
-    Coull), so that a class without any error does not count as known exactly.
+    Each share is first pulled towards 1/2 by two successes and two failures (Agresti and Coull), so
+    that a class without any error does not count as known exactly.
     """
+    trials = n + 4
+    share = (errors * n + 2) / trials
+    return share * (1 - share) / trials
+
+
+def mean_error_variance(errors: np.ndarray, n: np.ndarray) -> float:
+    """Variance of the balanced error due to the choice of test examples."""
     present = np.isfinite(errors) & (n > 0)
-    trials = n[present] + 4
-    share = (errors[present] * n[present] + 2) / trials
-    return float(np.sum(share * (1 - share) / trials) / max(1, present.sum()) ** 2)
+    variances = class_variances(errors[present], n[present])
+    return float(np.sum(variances) / max(1, present.sum()) ** 2)
 
 
 def half_width(*variances: float) -> float:

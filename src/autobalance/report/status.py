@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from autobalance.report.formats import name_list
 from autobalance.report.record import Run
 
 
@@ -48,17 +49,16 @@ def collapse(run: Run) -> str | None:
         return None
     if held.collapsed:
         only = run.classes[int(np.argmax(np.sum(held.predicted, axis=0)))]
-        found = (
+        fault = (
             f"predicts {only} for every held-out example, so small gaps between groups mean nothing"
         )
     elif held.never_predicted:
         names = [run.classes[c] for c in held.never_predicted]
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        found = f"predicts {shown} for no held-out example, though there are such"
+        fault = f"predicts {name_list(names)} for no held-out example, though there are such"
     else:
         return None
     return (
-        f"At the end of the search its network {found}. Check the network on test data before you use "
+        f"At the end of the search its network {fault}. Check the network on test data before you use "
         "it. Train for longer or lower --recipe.lr; with a gap between groups in the objective, give "
         "it less weight or a looser bound."
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
@@ -115,6 +115,17 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def standalone_svg(draw: Callable[[], Figure]) -> str:
+    """The figure that `draw` makes as an SVG file's text; the same figure, the same text."""
+    settings: dict[Any, Any] = {"svg.hashsalt": "autobalance", "text.parse_math": False}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        stream = io.StringIO()
+        draw().savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
 def _without_styles(root: ElementTree.Element) -> None:
     """Drop style elements, which inside HTML would act on the whole page."""
     for parent in list(root.iter()):
@@ -139,26 +150,26 @@ def _target(value: str) -> str | None:
 
 
 def _attributes(element: ElementTree.Element, used: set[Any], name: str) -> dict[str, str]:
-    kept = {}
+    attributes = {}
     for key, value in element.attrib.items():
         key = key.rpartition("}")[2]
         target = _target(value)
         if key == "id":
             if value in used:
-                kept[key] = f"{name}-{value}"
+                attributes[key] = f"{name}-{value}"
         elif key == "style":
-            kept[key] = _style(value)
+            attributes[key] = _style(value)
         elif key == "transform" and value.startswith("rotate(-0 "):
             continue
         elif value.startswith("data:"):
-            kept[key] = "".join(value.split())
+            attributes[key] = "".join(value.split())
         elif target:
-            kept[key] = value.replace(target, f"{name}-{target}")
+            attributes[key] = value.replace(target, f"{name}-{target}")
         else:
             # A hundredth of a point is far below what a screen shows.
             short = _LONG_DECIMAL.sub(lambda m: f"{float(m[0]):.2f}", value)
-            kept[key] = " ".join(short.split())
-    return kept
+            attributes[key] = " ".join(short.split())
+    return attributes
 
 
 def _style(value: str) -> str:

@@ -46,6 +46,7 @@ _WORDS = {
 
 
 def objective_name(run: Run) -> str:
+    """The run's objective, as a sentence has it."""
     return in_words(run.objective)
 
 
@@ -62,60 +63,60 @@ def in_words(objective: str) -> str:
 
 def sentences(run: Run) -> list[str]:
     """What was asked, what was found, and what it brought."""
-    said: list[str | None] = [_asked(run), _found(run)]
+    texts: list[str | None] = [_asked(run), _outcome(run)]
     if _measured(run):
-        said.append(_on_test_data(run))
+        texts.append(_on_test_data(run))
     elif not run.candidates and run.search_status != "diverged":
-        said.append(_on_validation(run))
-    said.append(choice_sentence(run, start_name(run)))
+        texts.append(_on_validation(run))
+    texts.append(choice_sentence(run, start_name(run)))
     if not (_measured(run) and run.before):  # test data of one network alone compare nothing
-        said.append(one_fold_sentence(run))
-    return [text for text in said if text]
+        texts.append(one_fold_sentence(run))
+    return [text for text in texts if text]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """The numbers that a reader looks for first, with their names."""
     key, name = _score(run)
-    found = [("Objective", objective_name(run))]
+    named_values = [("Objective", objective_name(run))]
     for method in run.methods:
         if key in method.scores:
             title = f"{name.capitalize()}, {in_sentence(method.title)}"
-            found.append((title, percent(method.scores[key])))
+            named_values.append((title, percent(method.scores[key])))
     taken, start = run.candidate(run.choice), run.candidate("start")
     if taken is not None and not _measured(run):
-        found.append(("Held-out error, loss taken", percent(taken.objective)))
+        named_values.append(("Held-out error, loss taken", percent(taken.objective)))
         if start is not None and start is not taken:
-            found.append(("Held-out error, start", percent(start.objective)))
+            named_values.append(("Held-out error, start", percent(start.objective)))
     totals = run.class_totals
     if totals.any():
-        found.append(("Training examples", f"{totals.sum():,.0f}"))
+        named_values.append(("Training examples", f"{totals.sum():,.0f}"))
         rarest = totals[run.order[-1]]
         if rarest > 0:
             ratio = f"{totals[run.order[0]] / rarest:,.0f} to 1"
-            found.append(("Most frequent to rarest class", ratio))
+            named_values.append(("Most frequent to rarest class", ratio))
     if run.seconds.get("total") is not None:
-        found.append(("Time in all", duration(run.seconds["total"])))
-    return found
+        named_values.append(("Time in all", duration(run.seconds["total"])))
+    return named_values
 
 
-def _about_decision(run: Run, taken: dict[str, Any]) -> str:
-    said = (
+def _about_decision(run: Run, point: dict[str, Any]) -> str:
+    text = (
         "One network was trained by cross-entropy for the probability of each class and group; no "
         f"group is needed to predict. On held-out examples its decisions have a "
-        f"{in_words(run.frontier['main'])} of {percent(taken['main'])} and a DEO of {percent(taken['gap'])}"
+        f"{in_words(run.frontier['main'])} of {percent(point['main'])} and a DEO of {percent(point['gap'])}"
     )
     for other in run.frontier["baselines"][:1]:
-        said += f", its most probable classes {percent(other['main'])} and {percent(other['gap'])}"
-    worst = taken.get("worst_cell")
+        text += f", its most probable classes {percent(other['main'])} and {percent(other['gap'])}"
+    worst = point.get("worst_cell")
     if worst is not None:
-        said += f"; the worst class within a group errs in {percent(worst)} of cases"
-    said += "."
-    if (taken.get("drawn_from") or 1) > 1:
-        said += (
-            f" For each row it is drawn which of {taken['drawn_from']:.0f} rules decides. The draw is a "
+        text += f"; the worst class within a group errs in {percent(worst)} of cases"
+    text += "."
+    if (point.get("drawn_from") or 1) > 1:
+        text += (
+            f" For each row it is drawn which of {point['drawn_from']:.0f} rules decides. The draw is a "
             "function of the features: the same row always gets the same decision, similar ones may not."
         )
-    return said
+    return text
 
 
 def _asked(run: Run) -> str:
@@ -139,7 +140,7 @@ def _asked(run: Run) -> str:
     return f"autobalance was asked for {what} {goal} small, given {sizes}."
 
 
-def _found(run: Run) -> str:
+def _outcome(run: Run) -> str:
     if run.decided:
         return _about_decision(run, run.decided)
     if not run.parts:
@@ -150,11 +151,18 @@ def _found(run: Run) -> str:
                 f"The search never changed the loss: what is shown is its start, {start_name(run)}."
             )
         return f"The search left the loss where it began, at {start_name(run)}."
-    said = [_about_additive(run, p) if p.key == "additive" else _about_range(p) for p in run.parts]
+    about = [_about_additive(run, p) if p.key == "additive" else _about_range(p) for p in run.parts]
     subject = "The loss it found" if run.choice == "designed" else "The loss the search designed"
     if run.search_status != "finished":
         subject = "The loss so far"
-    return f"{subject} {'; '.join(s for s in said if s)}."
+    return f"{subject} {'; '.join(text for text in about if text)}."
+
+
+def end_label(run: Run) -> str:
+    """What the loss at the end of the search is called beside its start."""
+    if run.search_status != "finished":
+        return "at the stop"
+    return "found" if run.choice == "designed" else "designed"
 
 
 def start_name(run: Run) -> str:
@@ -172,7 +180,7 @@ def start_name(run: Run) -> str:
     return "logit adjustment shared with class weights" if weighs else "logit adjustment"
 
 
-def _correction(run: Run, when: Literal["start", "found"]) -> np.ndarray:
+def _correction(run: Run, when: Literal["start", "end"]) -> np.ndarray:
     """ℓ - log w per row and class: by how much the loss corrects the classes' odds."""
     parts = {p.key: getattr(p, when) for p in run.parts}
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -183,21 +191,21 @@ def _slopes(run: Run, rows: np.ndarray) -> list[float]:
     """Per row, how a correction changes with the logarithm of the class's frequency."""
     with np.errstate(divide="ignore"):
         logs = np.where(run.counts > 0, np.log(run.counts), np.nan)
-    found = [slope(row, log) for row, log in zip(rows, logs, strict=True)]
-    return [s for s in found if s is not None]
+    slopes = [slope(row, log) for row, log in zip(rows, logs, strict=True)]
+    return [s for s in slopes if s is not None]
 
 
 def _about_additive(run: Run, part: Part) -> str:
     if not part.changed:
         return "keeps the additive adjustment ℓ of its start"
-    start, found = (_slopes(run, _correction(run, when)) for when in ("start", "found"))
-    group, k = np.unravel_index(np.nanargmax(np.abs(part.found - part.start)), part.found.shape)
-    shift = part.found[group, k] - part.start[group, k]
+    start, end = (_slopes(run, _correction(run, when)) for when in ("start", "end"))
+    group, k = np.unravel_index(np.nanargmax(np.abs(part.end - part.start)), part.end.shape)
+    shift = part.end[group, k] - part.start[group, k]
     whom = run.classes[k] + (f" in {run.groups[group]}" if run.groups else "")
     moved = f"ℓ of {whom} moved most, by {number(shift)}"
-    if not start or not found:
+    if not start or not end:
         return f"shifts the classes' logits in training; {moved}"
-    before, after = float(np.mean(start)), float(np.mean(found))
+    before, after = float(np.mean(start)), float(np.mean(end))
     what = "ℓ - log w" if any(p.key == "weight" for p in run.parts) else "ℓ"
     return (
         f"{_leaning(run, before, after)}. Its strength, the growth of {what} with log class "
@@ -229,7 +237,7 @@ def _leaning(run: Run, before: float, after: float) -> str:
 def _about_range(part: Part) -> str:
     if not part.changed:
         return ""
-    low, high = np.nanmin(part.found), np.nanmax(part.found)
+    low, high = np.nanmin(part.end), np.nanmax(part.end)
     return f"its {part.title} runs from {number(low)} to {number(high)}"
 
 
@@ -261,12 +269,12 @@ def _against(after: Method, other: Method, key: str) -> str:
     title = in_sentence(other.title)
     if gap == 0:
         return f"as much as {title}"
-    said = f"{abs(gap):.1f} points {'less' if gap < 0 else 'more'} than {title}"
+    text = f"{abs(gap):.1f} points {'less' if gap < 0 else 'more'} than {title}"
     reach = gap_half_width(after, other) if key == "balanced_error" else None
     if reach is None:
-        return said
+        return text
     verdict = "more than" if abs(gap) > 100 * reach else "within what"
-    return f"{said}, {verdict} the choice of test examples explains"
+    return f"{text}, {verdict} the choice of test examples explains"
 
 
 def in_sentence(title: str) -> str:
@@ -282,8 +290,12 @@ def gap_half_width(a: Method, b: Method) -> float | None:
 
 
 def _unmeasured(run: Run) -> str:
-    if run.method("autobalance") is None:
+    tested = run.method("autobalance")
+    if tested is None:
         return "Nothing was measured on test data."
+    key, name = _score(run)
+    if key in tested.undefined:
+        return f"On test data the {name} is not defined, for {tested.undefined[key]}."
     return f"On test data the {_score(run)[1]} was not measured; for that of groups give --groups."
 
 

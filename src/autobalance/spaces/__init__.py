@@ -1,17 +1,11 @@
 """Design spaces: few free parameters that make the loss parameters (w, l, delta), and the tunable loss."""
 
-from autobalance.spaces.spaces import (
-    ClassSpace,
-    ClusterSpace,
-    DesignSpace,
-    GroupSpace,
-    HierarchicalSpace,
-    SpaceFactory,
-    WithUnknownGroup,
-    made_space,
-    prior_strength,
-)
-from autobalance.spaces.tunable_loss import TunableCrossEntropy
+from autobalance.spaces.base import DesignSpace, prior_strength
+from autobalance.spaces.class_space import ClassSpace, ClusterSpace
+from autobalance.spaces.default_space import SpaceFactory, build_space
+from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
+from autobalance.spaces.tunable_loss import LossSnapshot, TunableCrossEntropy
 
 __all__ = [
     "ClassSpace",
@@ -19,9 +13,10 @@ __all__ = [
     "DesignSpace",
     "GroupSpace",
     "HierarchicalSpace",
+    "LossSnapshot",
     "SpaceFactory",
     "TunableCrossEntropy",
     "WithUnknownGroup",
-    "made_space",
+    "build_space",
     "prior_strength",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +16,58 @@ from autobalance.losses import (
     check_width,
     reduced_loss,
 )
-from autobalance.spaces.spaces import DesignSpace
+from autobalance.spaces.base import DesignSpace
+
+
+@dataclass(frozen=True)
+class LossSnapshot:
+    """A tunable loss at one point of its design space; the space may move on without it.
+
+    A search trains with one snapshot between two upper steps, so that the few operations that make
+    the loss's parameters are not repeated in every training step.
+
+    Attributes
+    ----------
+    parameters : LossParameters
+        w, l and delta, which carry no gradient.
+    num_classes : int
+        Number of classes k.
+    num_groups : int or None
+        Number of groups whose examples have rows of their own, or None.
+    options : dict
+        Reduction, ignored target and label smoothing, as of `ParametricCrossEntropy`.
+    """
+
+    parameters: LossParameters
+    num_classes: int
+    num_groups: int | None
+    options: dict[str, Any]
+
+    def __call__(
+        self,
+        input: Tensor,  # torch's name for it
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """As `ParametricCrossEntropy.forward`."""
+        check_width(input, self.num_classes)
+        if groups is None and self.num_groups is not None:
+            raise InputError(
+                "This loss has one row per group: pass groups=, one index per example."
+            )
+        return reduced_loss(
+            input, target, self.parameters, groups=groups, sample_weight=sample_weight, fused=True,
+            **self.options,
+        )  # fmt: skip
 
 
 class TunableCrossEntropy(nn.Module):
     """Parametric cross-entropy at a design space's present point.
 
     Train with it as with any loss: its gradient reaches the network only, never the space.
-    `LossTuner` moves the space.
+    `LossTuner` moves the space; the loss follows, as its parameters are computed in every call.
 
     Parameters
     ----------
@@ -53,12 +98,6 @@ class TunableCrossEntropy(nn.Module):
             "ignore_index": ignore_index,
             "label_smoothing": label_smoothing,
         }
-        self._current: LossParameters | None = None
-        self.register_load_state_dict_post_hook(_refresh)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.refresh()
-        return super()._apply(*args, **kwargs)
 
     def forward(
         self,
@@ -68,21 +107,14 @@ class TunableCrossEntropy(nn.Module):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """As `ParametricCrossEntropy.forward`."""
-        check_width(input, self.space.num_classes)
-        if groups is None and self.space.num_groups is not None:
-            raise InputError(
-                "This loss has one row per group: pass groups=, one index per example."
-            )
-        current = self._current
-        if current is None:
-            # Not in inference mode, whose tensors could not serve in training afterwards.
-            with torch.inference_mode(False):
-                current = self._current = self.space().detach()
-        return reduced_loss(
-            input, target, current, groups=groups, sample_weight=sample_weight, fused=True,
-            **self.options,
-        )  # fmt: skip
+        """As `ParametricCrossEntropy.forward`, at the space's present point."""
+        return self.snapshot()(input, target, groups=groups, sample_weight=sample_weight)
+
+    def snapshot(self) -> LossSnapshot:
+        """The loss as it is now, to train with until the space moves."""
+        with torch.no_grad():
+            parameters = self.space().detach()
+        return LossSnapshot(parameters, self.space.num_classes, self.space.num_groups, self.options)
 
     def at(
         self,
@@ -98,15 +130,6 @@ class TunableCrossEntropy(nn.Module):
             input, target, parameters, groups=groups, sample_weight=sample_weight, **self.options
         )
 
-    def refresh(self) -> None:
-        """Take up the space's present values; to be called whenever the space was moved."""
-        self._current = None
-
     def frozen(self) -> ParametricCrossEntropy:
         """The loss at the space's present values, free of the space."""
         return ParametricCrossEntropy(**self.space().detach()._asdict(), **self.options)
-
-
-def _refresh(module: TunableCrossEntropy, _: Any) -> None:
-    """Hook after loading a state dict; a plain function, so that the loss can be pickled."""
-    module.refresh()

@@ -37,7 +37,7 @@ from autobalance.spaces import (
     DesignSpace,
     HierarchicalSpace,
     TunableCrossEntropy,
-    made_space,
+    build_space,
 )
 from autobalance_bench.augmentations import KorniaAugmentation, ResizedCrop, StandardAugmentation
 
@@ -466,7 +466,7 @@ def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callabl
 def _start_alone(task: Task) -> Trained:
     """What a search would begin with, trained without one."""
     goal = task.objective
-    space = made_space(None, task.data.counts(), goal)
+    space = build_space(None, task.data.counts(), goal)
     return Trained(task.train(TunableCrossEntropy(space).frozen(), recipe=task.recipe))
 
 

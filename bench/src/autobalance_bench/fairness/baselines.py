@@ -23,8 +23,8 @@ from autobalance._validation import InputError, fraction, one_of, positive, whol
 from autobalance.bilevel import ModelFactory, predict_logits, retrain, seeded
 from autobalance.data import ArrayData, stratified_folds
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.posthoc import Evaluated, evaluate_probabilities
-from autobalance.records import Recipe
+from autobalance.posthoc import evaluate_probabilities
+from autobalance.records import ErrorTable, Recipe
 from autobalance.spaces import GroupSpace, TunableCrossEntropy
 from autobalance_bench.comparison.methods import Method, Task, Trained
 
@@ -128,7 +128,7 @@ class Mitigated:
     details: dict[str, Any] = field(default_factory=dict)
     model: nn.Module | None = None
 
-    def evaluate(self, data: ArrayData) -> Evaluated:
+    def evaluate(self, data: ArrayData) -> ErrorTable:
         """Expected error rates.
 
         Raises

@@ -1,0 +1,129 @@
+"""What a search holds out, and how well its networks do on it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autobalance._validation import InputError
+from autobalance.calibration import class_masses, fit_temperature, subsample_stride
+from autobalance.data import ArrayData, concatenated, stratified_folds
+from autobalance.losses import ParametricCrossEntropy
+from autobalance.objectives import group_class_sums
+from autobalance.records import Calibration, HeldOut, SearchSettings, confused_pairs
+
+Splits = Sequence[tuple[ArrayData, ArrayData]]
+"""Training and held-out data of each fold."""
+
+
+def splits_of(
+    data: ArrayData, validation: ArrayData | None, settings: SearchSettings, seed: int
+) -> list[tuple[ArrayData, ArrayData]]:
+    """Training and validation data of each fold, as a search with this seed takes them.
+
+    Examples of unknown group are in no validation data.
+
+    Raises
+    ------
+    InputError
+        If there are folds beside a validation set, the two sets do not belong together, or no
+        class has an example to hold out.
+    """
+    if validation is not None:
+        if settings.folds != 1:
+            raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")
+        concatenated(data, validation)  # refuses sets that do not belong together
+        groups = validation.num_groups if data.groups is None else data.num_groups
+        held = replace(validation, num_classes=data.num_classes, num_groups=groups)
+        return [(data, held.with_known_groups())]
+    generator = torch.Generator().manual_seed(seed)
+    cells = data.cells().cpu()
+    known = torch.nonzero(cells >= 0).squeeze(1)
+    folds = stratified_folds(cells[known], settings.validation_fraction, settings.folds, generator)
+    unknown = torch.nonzero(cells < 0).squeeze(1)
+    splits = [
+        (torch.cat([known[train], unknown]).sort().values, known[held]) for train, held in folds
+    ]
+    if any(len(held) == 0 for _, held in splits):
+        raise InputError(
+            f"No class has enough examples for validation among {len(data)}: the search needs at "
+            "least 3 in some class. Add data, or train with ParametricCrossEntropy.logit_adjusted."
+        )
+    return [(data.subset(train), data.subset(held)) for train, held in splits]
+
+
+def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
+    """Counts over all folds' held-out data, shape ``(3, g, k)``.
+
+    Parameters
+    ----------
+    splits : sequence of (ArrayData, ArrayData)
+        As from `splits_of`.
+    predictions : sequence of Tensor
+        For each fold the classes predicted of its held-out examples, on the CPU.
+
+    Returns
+    -------
+    Tensor
+        Examples predicted wrongly and all examples, by group and class; and examples by group and
+        the class predicted.
+    """
+    totals = []
+    for (_, held), predicted in zip(splits, predictions, strict=True):
+        target = held.target.cpu()
+        wrong = (predicted != target).double()
+        groups = None if held.groups is None else held.groups.cpu()
+        tables = (
+            *group_class_sums(wrong, target, groups, held.num_classes),
+            group_class_sums(wrong, predicted, groups, held.num_classes)[1],
+        )
+        rows = (held.num_groups or 1) - len(tables[0])
+        totals.append(torch.stack([F.pad(t, (0, 0, 0, rows)) for t in tables]))
+    return torch.stack(totals).sum(dim=0)
+
+
+def evaluate_held_out(splits: Splits, predictions: Sequence[Tensor]) -> HeldOut:
+    """Errors, examples and predictions on all folds' held-out data; as for `count_errors`."""
+    wrong, n, by_class = (table.long().tolist() for table in count_errors(splits, predictions))
+    target = torch.cat([held.target.cpu() for _, held in splits])
+    return HeldOut(n, wrong, by_class, confused_pairs(target, torch.cat([*predictions]), len(n[0])))
+
+
+def calibration_stride(splits: Splits) -> int:
+    """Every how manyth held-out example's logits `calibrate` looks at."""
+    return subsample_stride(sum(held.target.numel() * held.num_classes for _, held in splits))
+
+
+def calibrate(
+    splits: Splits, logits: Sequence[Tensor], designed: ParametricCrossEntropy
+) -> Calibration | None:
+    """Temperature and calibration errors of the networks searched with.
+
+    Parameters
+    ----------
+    splits : sequence of (ArrayData, ArrayData)
+        As from `splits_of`.
+    logits : sequence of Tensor
+        For each fold those of every `calibration_stride`-th held-out example.
+    designed : ParametricCrossEntropy
+        The loss designed, which the networks were lately trained with, or about so.
+
+    Returns
+    -------
+    Calibration or None
+        None where all training examples of some class have weight 0.
+    """
+    masses = np.sum([class_masses(train) for train, _ in splits], axis=0)
+    if not np.atleast_2d(masses).sum(axis=0).all():
+        return None
+    step = calibration_stride(splits)
+    target, groups = (
+        None if parts[0] is None else torch.cat([part[::step].cpu() for part in parts])
+        for parts in zip(*((held.target, held.groups) for _, held in splits), strict=True)
+    )
+    return fit_temperature(torch.cat([*logits]), target, designed, masses, groups=groups)

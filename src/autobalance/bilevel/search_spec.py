@@ -1,0 +1,63 @@
+"""What a search is asked to do, in one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autobalance._validation import InputError, instance
+from autobalance.augment import AugmentChoice
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
+from autobalance.bilevel.types import ModelFactory
+from autobalance.data import ArrayData
+from autobalance.hypergrad import Solver
+from autobalance.objectives import BalancedError, Objective
+from autobalance.records import Precision, Recipe, SearchSettings
+from autobalance.spaces import SpaceFactory
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchSpec:
+    """Everything that decides on the result of a search.
+
+    Attributes
+    ----------
+    data, validation, space, settings, seed, device
+        As for `search`.
+    objective : Objective
+        What is to become small on held-out data.
+    model_factory : callable or None
+        Returns a new network; None where the lower level is a linear head on frozen features.
+    recipe, solver, checkpoint, augment, test, precision
+        As for `search`; of a network's search only.
+
+    Raises
+    ------
+    InputError
+        If the data cannot be searched on, or the objective is over groups that the data lack.
+    """
+
+    data: ArrayData
+    validation: ArrayData | None = None
+    objective: Objective = field(default_factory=BalancedError)
+    space: SpaceFactory | None = None
+    settings: SearchSettings = field(default_factory=SearchSettings)
+    seed: int = 0
+    device: str = "auto"
+    model_factory: ModelFactory | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    solver: Solver = DEFAULT_SOLVER
+    checkpoint: str | Path | None = None
+    augment: AugmentChoice = None
+    test: ArrayData | None = None
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        instance("solver", self.solver, Solver)
+        instance("objective", self.objective, Objective)
+        judged = self.data if self.validation is None else self.validation
+        if self.objective.over != "class" and judged.groups is None:
+            raise InputError(
+                "The objective is over groups, but the data has none. Pass groups (groups= of "
+                "ArrayData.of, sensitive_features, --groups), or choose an objective over classes."
+            )

@@ -1,0 +1,186 @@
+"""The default space: shared strengths, and a shrunken deviation of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autobalance._validation import (
+    InputError,
+    array_of_numbers,
+    finite_number,
+    positive,
+    zero_to_one,
+)
+from autobalance.losses import LossParameters
+from autobalance.spaces.base import DesignSpace, centred
+
+MOST_RHO = 0.5
+"""A searched rho goes no further, unless it starts there. On the datasets that defaults are developed on
+more gains nothing, and a training far from its end asked for 0.68, which cost 2 points:
+`docs/experiments.md`, "Weights and adjustments at once"."""
+
+
+class HierarchicalSpace(DesignSpace):
+    r"""Shared strengths plus shrunken deviations per class. The default.
+
+    .. math::
+        u_k = \tau \log \pi_k - \log \omega_k + \epsilon_k, \qquad
+        l_k = (1 - \rho) u_k, \qquad
+        \log w_k = -\rho u_k + \epsilon''_k, \qquad
+        \log \delta_k = \gamma \log(n_k / n_{max}) + \epsilon'_k
+
+    u is how much each class's odds are corrected, rho the share of it that the weights carry: 0 is
+    logit adjustment (LA), 1 class weights; searched, it ends at most at 0.5 (or its start, if that is
+    more) and may fall below 0. It starts at tau = 1, gamma = 0 and no deviations: with omega = 1 that
+    is consistent for the balanced error whatever rho is (Menon et al., 2021, theorem 1 with
+    delta_k = pi_k^(1 - rho)), and else for the error weighted by omega. With a ``(g, k)`` table of
+    counts see `GroupSpace`.
+
+    Parameters
+    ----------
+    counts : array-like
+        Training examples per class, shape ``(k,)``.
+    learn : iterable of str
+        Which of "weight" (epsilon''), "additive" (tau, epsilon and rho) and "multiplicative" (gamma
+        and epsilon') to learn.
+    tau : float
+        Start of tau.
+    rho : float
+        Start of rho, in [0, 1].
+    importance : array-like, optional
+        omega_k, how much the objective makes of each class's error, shape ``(k,)``, not negative;
+        only ratios matter. None: all alike.
+    sigma_tau, sigma_eps : float
+        Standard deviations of the priors on the shared strengths (tau, gamma) and on each
+        deviation, in the units of log pi (nats) for l and of log delta for delta.
+    sigma_rho : float or None
+        Standard deviation of the prior on rho; None holds rho where it starts.
+    deviations : bool
+        False learns the shared strengths alone; w has none.
+    """
+
+    offset: Tensor
+
+    def __init__(
+        self,
+        counts: Any,
+        *,
+        learn: Iterable[str] = ("additive",),
+        tau: float = 1.0,
+        rho: float = 0.2,
+        importance: Any = None,
+        sigma_tau: float = 0.5,
+        sigma_eps: float = 0.5,
+        sigma_rho: float | None = 1.0,
+        deviations: bool = True,
+    ) -> None:
+        super().__init__(counts, learn)
+        if self.counts.ndim != 1:
+            raise InputError(
+                "HierarchicalSpace takes counts per class (k,); for groups use GroupSpace."
+            )
+        self.sigma_tau = positive("sigma_tau", sigma_tau)
+        self.sigma_eps = positive("sigma_eps", sigma_eps)
+        self.start = float(finite_number("tau", tau))
+        self.sigma_rho = None if sigma_rho is None else positive("sigma_rho", sigma_rho)
+        self.start_rho = float(zero_to_one("rho", rho))
+        self.most_rho = max(MOST_RHO, self.start_rho)
+        self.rho: Tensor | float = self.start_rho
+        self.deviations = deviations
+        if not deviations and "weight" in self.learns:
+            raise InputError(
+                "w has no shared strength: without deviations, leave weight out of learn."
+            )
+        k = self.num_classes
+        self.register_buffer("offset", _log_importance(importance, k))
+        self._importance = None if importance is None else np.asarray(importance).tolist()
+        if "additive" in self.learns:
+            self.tau = nn.Parameter(torch.tensor(float(tau)))
+            if self.sigma_rho is not None:
+                self.rho = nn.Parameter(torch.tensor(self.start_rho))
+        self._weighs = "weight" in self.learns or isinstance(self.rho, Tensor) or self.rho > 0.0
+        if "multiplicative" in self.learns:
+            self.gamma = nn.Parameter(torch.zeros(()))
+        if "additive" in self.learns and deviations:
+            self.eps = nn.Parameter(torch.zeros(k))
+        if "multiplicative" in self.learns and deviations:
+            self.log_delta = nn.Parameter(torch.zeros(k))
+        if "weight" in self.learns:
+            self.log_weight = nn.Parameter(torch.zeros(k))
+
+    def extra_repr(self) -> str:
+        """The options, as `repr` shows them."""
+        return (
+            f"learn={self.learns}, tau={self.start:g}, rho={self.start_rho:g}, "
+            f"sigma_tau={self.sigma_tau:g}, sigma_eps={self.sigma_eps:g}, "
+            f"sigma_rho={self.sigma_rho}, deviations={self.deviations}"
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Same as in `DesignSpace`."""
+        given = {"tau": self.start, "rho": self.start_rho, "importance": self._importance}
+        names = ("sigma_tau", "sigma_eps", "sigma_rho", "deviations")
+        return {**super().options(), **given, **{name: getattr(self, name) for name in names}}
+
+    def forward(self) -> LossParameters:
+        """Same as in `DesignSpace`."""
+        log_prior = (self.counts / self.counts.sum()).log()
+        weight = multiplicative = None
+        tau = self.tau if "additive" in self.learns else self.start
+        correction = tau * log_prior - self.offset
+        if "additive" in self.learns and self.deviations:
+            correction = correction + centred(self.eps)
+        if "multiplicative" in self.learns:
+            shared = self.gamma * (self.counts / self.counts.max()).log()
+            multiplicative = (shared + centred(self.log_delta) if self.deviations else shared).exp()
+        rho = self._share()
+        if self._weighs:
+            log_weight = -rho * correction
+            if "weight" in self.learns:
+                log_weight = log_weight + centred(self.log_weight)
+            weight = self._mean_one(log_weight)
+        return LossParameters(weight, (1.0 - rho) * correction, multiplicative)
+
+    def _share(self) -> Tensor | float:
+        """Where rho acts; a step beyond the most it may be has no effect, and the prior takes it back."""
+        return self.rho.clamp(max=self.most_rho) if isinstance(self.rho, Tensor) else self.rho
+
+    def values(self) -> dict[str, list[Any]]:
+        """Same as in `DesignSpace`."""
+        found = super().values()
+        share = self._share()
+        if isinstance(share, Tensor):
+            found["rho"] = share.detach().tolist()
+        return found
+
+    def priors(self) -> dict[str, tuple[float, float]]:
+        """Same as in `DesignSpace`."""
+        shared = {"tau": (self.start, self.sigma_tau), "gamma": (0.0, self.sigma_tau)}
+        if self.sigma_rho is not None:
+            shared["rho"] = (self.start_rho, self.sigma_rho)
+        names = (name for name, _ in self.named_parameters())
+        return {name: shared.get(name, (0.0, self.sigma_eps)) for name in names}
+
+
+def _log_importance(importance: Any, classes: int) -> Tensor:
+    """Log omega_k, its largest 0; a class of no importance counts as one of 1e-3."""
+    if importance is None:
+        return torch.zeros(classes)
+    omega = torch.as_tensor(
+        array_of_numbers("importance", importance), dtype=torch.get_default_dtype()
+    )
+    if (
+        omega.shape != (classes,)
+        or not bool(((omega >= 0) & omega.isfinite()).all())
+        or not float(omega.max()) > 0
+    ):
+        raise InputError(
+            f"importance must hold one non-negative number per class ({classes}), not all 0; "
+            f"got shape {tuple(omega.shape)}."
+        )
+    return (omega / omega.max()).clamp(min=1e-3).log()
