@@ -151,30 +151,46 @@ def retrain(
         if state is not None:
             lower.load_state_dict(state["lower"])
             own_loss.load_state_dict(state["loss"])
-        good = latest = lower.weights()
-        kept_at = lower.done
-        log = LoggerAdapter(logger, writes=lower.processes.rank == 0)
-        try:
-            with log.open():
-                while lower.done < lower.total:
-                    if lower.done % KEEP_EVERY == 0:
-                        lower.check()
-                        good, latest, kept_at = latest, lower.weights(), lower.done
-                    value = lower.step(own_loss)
-                    saved.save_if_due()
-                    if lower.done % REPORT_EVERY == 0 or lower.done == lower.total:
-                        _log_step(log, lower, value)
-                        if progress:
-                            progress(Progress("retrain", lower.done, lower.total))
-        except TrainingDiverged as error:
-            # Of the weights that the very step started from, nothing finite is known.
-            error.partial = lower.result(latest if error.step > kept_at + 1 else good)
-            raise
-        except KeyboardInterrupt:
-            raise Interrupted(lower.result()) from None
+        _train(
+            lower,
+            own_loss,
+            saved,
+            LoggerAdapter(logger, writes=lower.processes.rank == 0),
+            progress,
+        )
         lower.processes.agree(lower.module)
         saved.save()
     return lower.result()
+
+
+def _train(
+    lower: LowerLevel,
+    loss: FixedLoss,
+    saved: Checkpoint,
+    log: LoggerAdapter,
+    progress: ProgressListener | None,
+) -> None:
+    """Take all steps that are left; what stops them on the way carries the network so far."""
+    good = latest = lower.weights()
+    kept_at = lower.done
+    try:
+        with log.open():
+            while lower.done < lower.total:
+                if lower.done % KEEP_EVERY == 0:
+                    lower.check()
+                    good, latest, kept_at = latest, lower.weights(), lower.done
+                value = lower.step(loss)
+                saved.save_if_due()
+                if lower.done % REPORT_EVERY == 0 or lower.done == lower.total:
+                    _log_step(log, lower, value)
+                    if progress:
+                        progress(Progress("retrain", lower.done, lower.total))
+    except TrainingDiverged as error:
+        # Of the weights that the very step started from, nothing finite is known.
+        error.partial = lower.result(latest if error.step > kept_at + 1 else good)
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(lower.result()) from None
 
 
 def _log_step(log: LoggerAdapter, lower: LowerLevel, value: Tensor) -> None:

@@ -38,9 +38,11 @@ class ShuffledBatches(Iterator[Tensor]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
+        """What continues the stream elsewhere."""
         return {"generator": self.generator.get_state(), "left": self.left}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         self.generator.set_state(state["generator"])
         self.left = state["left"].to(self.left.device)
 
@@ -60,9 +62,11 @@ class ResampledBatches(Iterator[Tensor]):
         return torch.multinomial(self.weights, self.size, True, generator=self.generator)
 
     def state_dict(self) -> dict[str, Any]:
+        """What continues the stream elsewhere."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         self.generator.set_state(state["generator"])
 
 
@@ -89,10 +93,12 @@ class BalancedBatches(Iterator[Tensor]):
         return torch.cat([self.members[i][next(self.draws[i])] for i in chosen])
 
     def state_dict(self) -> dict[str, Any]:
+        """What continues the stream elsewhere."""
         left = [stream.left for stream in (*self.draws, self.turns)]
         return {"generator": self.generator.get_state(), "left": left}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         self.generator.set_state(state["generator"])
         for stream, left in zip((*self.draws, self.turns), state["left"], strict=True):
             stream.left = left

@@ -67,18 +67,22 @@ class StoredRows:
 
     @property
     def shape(self) -> torch.Size:
+        """Number of rows, and the shape of each."""
         return torch.Size((len(self.rows), *self._arrays[0].shape[1:]))
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions."""
         return self._arrays[0].ndim
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the values, as torch names it."""
         return torch.from_numpy(np.empty(0, self._arrays[0].dtype)).dtype
 
     @property
     def nbytes(self) -> int:
+        """Bytes that all rows would take in memory."""
         return len(self.rows) * self._arrays[0][:1].nbytes
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
