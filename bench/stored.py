@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from autobalance_bench.datasets.photographs import Photographs
 from PIL import Image
 
 from autobalance.data.batches import ArrayData
-from autobalance_bench.datasets.photographs import Photographs
 from measuring import cpu_seconds, options_of, prepare, write_json
 
 PLACES = 40
