@@ -9,8 +9,9 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from autobalance._validation import InputError
-from autobalance.records import file_lock
 from autobalance_bench.datasets._optional import import_optional
 
 TIMEOUT = 30.0
@@ -63,7 +64,7 @@ def fetch(file: Published, folder: str | Path) -> Path:
     path = Path(folder).expanduser() / file.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(path):  # other processes, such as torchrun's, wait and then find it
+        with FileLock(f"{path}.lock"):  # other processes, such as torchrun's, wait and then find it
             if path.exists():
                 # pooch would replace a file of another checksum, which may be the user's own.
                 _check_present(file, path, pooch)
@@ -108,7 +109,7 @@ def fetch_folder(archive: Published, folder: Path, name: str) -> None:
         folder, or has no such folder in it.
     """
     path = fetch(archive, folder)
-    with file_lock(folder / name):
+    with FileLock(folder / f"{name}.lock"):
         if (folder / name).is_dir():  # another process has unpacked it meanwhile
             return
         partial = folder / f"{name}.part"
