@@ -49,7 +49,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.bilevel.driver import search, splits_of
 from autobalance.bilevel.lower_level import predict_logits
 from autobalance.bilevel.pareto_frontier import MIXES, Frontier, baselines, frontier

@@ -57,7 +57,7 @@ from .calibration import (
 from .calibration import (
     fit_temperature as fit_temperature,
 )
-from .cli import (
+from .cli.run_folder import (
     save_search as save_search,
 )
 from .data import (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autobalance._validation import InputError, one_of, whole, zero_to_one
+from autobalance import InputError
 from autobalance.augment import (
     Augmentation,
     Draw,
@@ -25,6 +25,7 @@ from autobalance.augment import (
     image_operations,
     to_unit,
 )
+from autobalance_bench._checks import check_choice, check_int, check_unit_interval
 
 
 class NoAugmentation(nn.Module):
@@ -54,7 +55,7 @@ class StandardAugmentation(nn.Module):
         self, padding: int = 4, *, flip: bool = True, value_range: Any = (0.0, 1.0)
     ) -> None:
         super().__init__()
-        self.padding = whole("padding", padding, least=0)
+        self.padding = check_int("padding", padding, least=0)
         self.flip = flip
         self.draw = Draw(value_range=checked_range(value_range))
 
@@ -121,12 +122,12 @@ class ResizedCrop(nn.Module):
         value_range: Any = (0.0, 1.0),
     ) -> None:
         super().__init__()
-        self.size = whole("size", size, least=1)
+        self.size = check_int("size", size, least=1)
         self.scale, self.ratio = _interval("scale", scale), _interval("ratio", ratio)
         if self.scale[1] > 1.0:
             raise InputError(f"scale must lie in (0, 1]; got {tuple(scale)}.")
-        self.flip, self.colour, self.hue = flip, zero_to_one("colour", colour), hue
-        if not 0.0 <= zero_to_one("hue", hue) <= 0.5:
+        self.flip, self.colour, self.hue = flip, check_unit_interval("colour", colour), hue
+        if not 0.0 <= check_unit_interval("hue", hue) <= 0.5:
             raise InputError(f"hue must lie in [0, 0.5]; got {hue}.")
         self.draw = Draw(value_range=checked_range(value_range))
         kornia = _kornia("Crops of any size")
@@ -186,16 +187,16 @@ class KorniaAugmentation(nn.Module):
         value_range: Any = (0.0, 1.0),
     ) -> None:
         super().__init__()
-        self.name = one_of("name", name, ("trivial", "random"))
-        self.share = whole("share", share, least=1)
+        self.name = check_choice("name", name, ("trivial", "random"))
+        self.share = check_int("share", share, least=1)
         self.draw = Draw(value_range=checked_range(value_range))
         auto = _kornia("TrivialAugment and RandAugment").auto
         if name == "trivial":
             self.kornia = auto.TrivialAugment()
-        elif not 1 <= whole("m", m, least=1) <= 29:
+        elif not 1 <= check_int("m", m, least=1) <= 29:
             raise InputError(f"m must lie in 1..29, RandAugment's scale; got {m}.")
         else:
-            self.kornia = auto.RandAugment(whole("n", n, least=1), m)
+            self.kornia = auto.RandAugment(check_int("n", n, least=1), m)
         self.requires_grad_(False)  # Kornia's probabilities are parameters, which do not learn
 
     def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -274,7 +275,7 @@ def by_hand(
     if unknown:
         raise InputError(f"The table names class {unknown[0]!r}, which is none of {order}.")
     known = {o.name: o for o in (image_operations() if operations is None else operations)}
-    named = {one_of("operation", name, known) for row in table.values() for name in row}
+    named = {check_choice("operation", name, known) for row in table.values() for name in row}
     used = [o for name, o in known.items() if name in named]
     sizes = {
         what: [

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data.fashion import CLASSES
 from autobalance.networks import SmallCNN, TableNetwork
 from autobalance.records.settings import Recipe

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import datasets
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data.stored import StoredRows
 from autobalance.networks import FromBytes, Normalize, ResNet32
 from autobalance_bench.comparison import dataset_readers

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets.celeba import load_celeba
 from tiny_sets import tiny_celeba
 

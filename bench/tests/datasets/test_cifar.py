@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data.splits import stratified_folds
 from autobalance_bench.datasets.cifar import CIFAR, load_cifar, load_cifar_lt
 from autobalance_bench.datasets.longtail import exponential_counts

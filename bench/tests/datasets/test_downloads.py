@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets import fashion
 from autobalance_bench.datasets.downloads import Published, fetch, fetch_folder
 from tiny_sets import md5, pack

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data import fashion as sample
 from autobalance.data.fashion import CLASSES, long_tailed_sample
 from autobalance_bench.datasets import fashion

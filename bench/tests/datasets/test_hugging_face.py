@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import datasets
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets.hugging_face import read_hugging_face, read_hugging_face_vectors
 from tiny_sets import picture
 

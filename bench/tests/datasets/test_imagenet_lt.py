@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets import imagenet_lt
 from autobalance_bench.datasets.imagenet_lt import LISTS, load_imagenet_lt
 from autobalance_bench.datasets.images import ImageSplits

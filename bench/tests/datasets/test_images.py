@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets import images as module
 from autobalance_bench.datasets.file_lists import read_codes, split_by_number
 from autobalance_bench.datasets.images import LabelledImages

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets import inaturalist
 from autobalance_bench.datasets.downloads import Published
 from autobalance_bench.datasets.images import LabelledImages

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets.longtail import (
     PROFILES,
     exponential_counts,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets.own_images import read_class_folders, read_image_table
 from tiny_sets import picture
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data.fashion import CLASSES
 from autobalance_bench.datasets import textures
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets import waterbirds as module
 from autobalance_bench.datasets.downloads import Published
 from autobalance_bench.datasets.waterbirds import FOLDER, load_waterbirds

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.fairness.hypervolume import hypervolume, non_dominated
 
 Points = list[tuple[float, float]]

@@ -3,7 +3,6 @@
 from autobalance.cli.main import entry, main
 from autobalance.cli.options import DONE, FAILED, complain
 from autobalance.cli.plugins import Command
-from autobalance.cli.run_folder import save_search
 from autobalance.cli.terminal import FILE_WIDTH, format_percent, narrow_table, plain_text
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "main",
     "narrow_table",
     "plain_text",
-    "save_search",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition
 from autobalance_bench.comparison.dataset_readers import FILES, READERS, Request, Rows
 

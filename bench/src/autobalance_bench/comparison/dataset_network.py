@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.bilevel import ModelFactory
 from autobalance.networks import (
     CentralCrop,

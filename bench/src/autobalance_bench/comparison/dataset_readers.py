@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autobalance._validation import InputError, whole
+from autobalance import InputError
+from autobalance_bench._checks import check_int
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +80,7 @@ def _fashion(folder: Path, request: Request) -> Rows:
     train, test = load_fashion_mnist(folder)
     names = np.array(CLASSES)[np.concatenate([train.target, test.target])]
     images = np.concatenate([train.images, test.images])
-    padding = whole("padding", request.options.get("padding", 0), least=0)
+    padding = check_int("padding", request.options.get("padding", 0), least=0)
     if padding:
         images = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     return _array_rows({"label": names}, images, request, num_test=len(test.target))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition
 from autobalance_bench.comparison.dataset_readers import Rows
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autobalance._validation import InputError, whole
+from autobalance import InputError
+from autobalance_bench._checks import check_int
 from autobalance_bench.comparison.dataset_definitions import (
     DatasetDefinition,
     definition_of,
@@ -98,7 +99,7 @@ def load_problem(
     from autobalance.data import ArrayData
     from autobalance_bench.comparison.dataset_network import check_importable, network_factory
 
-    whole("seed", seed, least=0)
+    check_int("seed", seed, least=0)
     check_importable(definition)
     rows = read_rows(definition, data, device)
     target, class_names = _classes(definition, rows)

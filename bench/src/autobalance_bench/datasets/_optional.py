@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from autobalance._validation import InputError
+from autobalance import InputError
 
 
 def import_optional(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets._optional import import_optional
 from autobalance_bench.datasets.file_lists import describe_folder, drop_missing
 from autobalance_bench.datasets.images import ImageSplits, LabelledImages

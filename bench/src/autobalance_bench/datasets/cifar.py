@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data import ArrayData
 from autobalance_bench.datasets._optional import import_optional
 from autobalance_bench.datasets.file_lists import describe_folder

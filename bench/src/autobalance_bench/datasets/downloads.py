@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets._optional import import_optional
 
 TIMEOUT = 30.0

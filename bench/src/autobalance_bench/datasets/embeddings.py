@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from autobalance._validation import InputError, path_of
+from autobalance import InputError
 from autobalance.data import ArrayData, Labelled, check_expansion, numbered, shortened
+from autobalance_bench._checks import check_path
 
 INPUTS = ("inputs", "embedding", "embeddings", "features")
 """Names of the column or array that is taken for the embeddings where none is given."""
@@ -53,7 +54,7 @@ def read_embeddings(
         If the file cannot be read or lacks a column, lists differ in length, a number is missing
         or not finite, a label is missing or none of the names given, or there is only one class.
     """
-    path = path_of("The file", path).expanduser()
+    path = check_path("The file", path).expanduser()
     if not path.is_file():
         raise InputError(f"There is no file {path}. Give the path of a Parquet or .npz file.")
     labels = [name for name in (target, groups, sample_weight) if name is not None]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data import ImageSet, as_image_set
 from autobalance_bench.datasets.downloads import Published, fetch
 

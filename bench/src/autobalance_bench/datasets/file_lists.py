@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autobalance._validation import InputError, whole
+from autobalance import InputError
 from autobalance.data import column, shortened
+from autobalance_bench._checks import check_int
 from autobalance_bench.datasets.images import MOST_NAMED, ImageSplits, LabelledImages
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def drop_missing(images: LabelledImages, *, allowed: int, where: Path) -> Labell
     InputError
         If more are missing; up to ten are named.
     """
-    whole("allowed_missing", allowed, least=0)
+    check_int("allowed_missing", allowed, least=0)
     contents: dict[str, set[str]] = {}
     absent = []
     for row, path in enumerate(images.names):

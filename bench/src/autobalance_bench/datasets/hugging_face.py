@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data import ArrayData, Labelled, numbered, shortened
 from autobalance_bench.datasets._optional import import_optional
 from autobalance_bench.datasets.images import LabelledImages

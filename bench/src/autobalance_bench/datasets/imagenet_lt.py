@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data import shortened
 from autobalance_bench.datasets.file_lists import (
     check_disjoint,

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
-from autobalance._validation import InputError, path_of, whole
+from autobalance import InputError
 from autobalance.data import Part, StoredRows, sampled, written
+from autobalance_bench._checks import check_int, check_path
 from autobalance_bench.datasets._optional import import_optional
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class LabelledImages(Dataset[Any]):
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        whole("size", self.size, least=1)
+        check_int("size", self.size, least=1)
 
     @classmethod
     def of_files(
@@ -146,7 +147,7 @@ class LabelledImages(Dataset[Any]):
         takes all.
         """
         n = len(self)
-        if limit is None or n <= whole("limit", limit, least=1):
+        if limit is None or n <= check_int("limit", limit, least=1):
             return self
         k = len(self.class_names)
         cells = self.targets if self.groups is None else self.groups * k + self.targets
@@ -169,7 +170,7 @@ class LabelledImages(Dataset[Any]):
         InputError
             If there are more, or no image is left.
         """
-        whole("allowed", allowed, least=0)
+        check_int("allowed", allowed, least=0)
         if not bad:
             return self
         if len(bad) > allowed or len(bad) == len(self):
@@ -262,7 +263,7 @@ class LabelledImages(Dataset[Any]):
         InputError
             As for `load`; if the file holds other images, or the disk has no room.
         """
-        path = path_of("The file of decoded images", path).expanduser()
+        path = check_path("The file of decoded images", path).expanduser()
 
         def parts(start: int) -> Iterator[Part]:
             done = start

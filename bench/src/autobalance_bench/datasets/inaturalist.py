@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data import shortened
 from autobalance_bench.datasets.downloads import BROKEN_ARCHIVE, Published, fetch, fetch_folder
 from autobalance_bench.datasets.file_lists import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data import column, numbered, read_table, shortened
 from autobalance_bench.datasets._optional import import_optional
 from autobalance_bench.datasets.file_lists import check_folder, describe_folder, drop_missing

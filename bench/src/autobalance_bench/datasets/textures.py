@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autobalance._validation import InputError, fraction, whole
+from autobalance import InputError
 from autobalance.data import CLASSES, ImageSet
+from autobalance_bench._checks import check_fraction, check_int
 from autobalance_bench.datasets._optional import import_optional
 from autobalance_bench.datasets.fashion import load_fashion_mnist
 
@@ -77,11 +78,11 @@ def build_fashion_textures(
         If scikit-image is not installed, a file is missing, a size or share is out of range, or
         more objects are asked for than there are.
     """
-    whole("train_size", train_size, least=4)
-    whole("test_size", test_size, least=4)
-    fraction("aligned", aligned)
+    check_int("train_size", train_size, least=4)
+    check_int("test_size", test_size, least=4)
+    check_fraction("aligned", aligned)
     photographs = _load_photographs()
-    generator = np.random.default_rng(whole("seed", seed, least=0))
+    generator = np.random.default_rng(check_int("seed", seed, least=0))
     train, test = load_fashion_mnist(folder)
     skewed, even = _count_cells(train_size // 2, aligned), np.full((2, 2), test_size // 4)
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data import column, read_table
 from autobalance_bench.datasets.downloads import Published, fetch_folder
 from autobalance_bench.datasets.file_lists import (
