@@ -61,7 +61,7 @@ def server() -> Iterator[Server]:
 
 def at(server: Server, name: str = "data.tar.gz", checksum: str | None = None) -> Published:
     url = f"http://127.0.0.1:{server.server_port}/{name}"
-    return Published(url, md5(server.content) if checksum is None else checksum)
+    return Published(url, f"md5:{md5(server.content)}" if checksum is None else checksum)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_file_comes_once(server: Server, tmp_path: Path) -> None:
     assert names_in(path.parent) == ["data.tar.gz"]
     assert fetch(at(server), path.parent) == path
     assert len(server.requests) == 1
-    longer = at(server, checksum=hashlib.sha256(CONTENT).hexdigest())
+    longer = at(server, checksum=f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
     assert fetch(longer, tmp_path).read_bytes() == CONTENT
 
 
@@ -95,7 +95,7 @@ def test_two_at_once_get_one_file_once(server: Server, tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["data.tar.gz"]
 
 
-@pytest.mark.parametrize("checksum", ["0" * 32, "0" * 64])
+@pytest.mark.parametrize("checksum", ["md5:" + "0" * 32, "sha256:" + "0" * 64])
 def test_an_altered_file_is_removed(server: Server, tmp_path: Path, checksum: str) -> None:
     with pytest.raises(InputError, match=r"cannot be downloaded: .*hash .* does not match"):
         fetch(at(server, checksum=checksum), tmp_path)
@@ -122,7 +122,9 @@ def test_a_file_of_the_users_is_not_replaced(server: Server, tmp_path: Path) -> 
 def test_what_cannot_be_had_is_told_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
     with socket.socket() as closed:  # bound, but nobody listens
         closed.bind(("127.0.0.1", 0))
-        file = Published(f"http://127.0.0.1:{closed.getsockname()[1]}/data.tar.gz", md5(CONTENT))
+        file = Published(
+            f"http://127.0.0.1:{closed.getsockname()[1]}/data.tar.gz", f"md5:{md5(CONTENT)}"
+        )
         with pytest.raises(InputError, match=r"refused.*put it at .*/data.tar.gz\.$"):
             fetch(file, tmp_path)
     with pytest.raises(InputError, match="cannot be downloaded: 404"):

@@ -88,7 +88,9 @@ def test_archives_are_unpacked_where_a_download_is_allowed(
         pack(tmp_path / "mine" / f"{name}.tar.gz", name, source / name)
         for name in ("train2018.json", "val2018.json", "train_val2018")
     ]
-    published = [Published(f"http://127.0.0.1:9/{p.name}", md5(p.read_bytes())) for p in files]
+    published = [
+        Published(f"http://127.0.0.1:9/{p.name}", f"md5:{md5(p.read_bytes())}") for p in files
+    ]
     monkeypatch.setattr(inaturalist, "ANNOTATIONS", tuple(published[:2]))
     monkeypatch.setattr(inaturalist, "IMAGES", published[2])
     check(load_inaturalist_2018(tmp_path / "mine", size=4, download=True))

@@ -104,7 +104,7 @@ def test_the_archive_is_downloaded_and_unpacked_once(
     files = {str(p.relative_to(tmp_path)): p.read_bytes() for p in source.rglob("*") if p.is_file()}
     archive = pack(mine / f"{FOLDER}.tar.gz", files)
     url = f"http://127.0.0.1:9/{archive.name}"
-    monkeypatch.setattr(module, "ARCHIVE", Published(url, md5(archive.read_bytes())))
+    monkeypatch.setattr(module, "ARCHIVE", Published(url, f"md5:{md5(archive.read_bytes())}"))
     assert load_waterbirds(mine, size=8, download=True).train.load()[1].shape == (8, 3, 8, 8)
     assert sorted(path.name for path in mine.iterdir() if path.suffix != ".lock") == [
         FOLDER, archive.name,

@@ -7,7 +7,7 @@ import sys
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -22,7 +22,7 @@ BROKEN_ARCHIVE = (tarfile.TarError, EOFError, zlib.error, OSError)
 
 
 class Published(NamedTuple):
-    """A file at its public address, with its published MD5 or SHA-256 in hexadecimal digits."""
+    """A file at its public address, with its published checksum: "md5:" or "sha256:" and digits."""
 
     url: str
     checksum: str
@@ -31,11 +31,6 @@ class Published(NamedTuple):
     def name(self) -> str:
         """The file's name: the last part of its address."""
         return self.url.rsplit("/", 1)[1]
-
-    @property
-    def algorithm(self) -> str:
-        """Name of the checksum's algorithm, told by its length: "md5" or "sha256"."""
-        return "md5" if len(self.checksum) == 32 else "sha256"
 
 
 def fetch(file: Published, folder: str | Path) -> Path:
@@ -67,15 +62,22 @@ def fetch(file: Published, folder: str | Path) -> Path:
         with FileLock(f"{path}.lock"):  # other processes, such as torchrun's, wait and then find it
             if path.exists():
                 # pooch would replace a file of another checksum, which may be the user's own.
-                _check_present(file, path, pooch)
+                algorithm, digits = file.checksum.split(":")
+                if pooch.file_hash(str(path), alg=algorithm) != digits:
+                    raise InputError(
+                        f"{path} is there, but is not the published file (its checksum is not "
+                        f"{file.checksum}). Remove it to have it downloaded again."
+                    )
                 return path
             pooch.retrieve(
                 file.url,
-                known_hash=f"{file.algorithm}:{file.checksum}",
+                known_hash=file.checksum,
                 fname=file.name,
                 path=path.parent,
-                downloader=pooch.HTTPDownloader(progressbar=_has_terminal(), timeout=TIMEOUT),
+                downloader=pooch.HTTPDownloader(timeout=TIMEOUT, progressbar=sys.stderr.isatty()),
             )
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # requests' own are OSErrors, a wrong hash a ValueError
         reason = " ".join(str(error).split()).removesuffix(".")
         raise InputError(
@@ -83,18 +85,6 @@ def fetch(file: Published, folder: str | Path) -> Path:
             f"put it at {path}."
         ) from None
     return path
-
-
-def _check_present(file: Published, path: Path, pooch: Any) -> None:
-    if pooch.file_hash(str(path), alg=file.algorithm) != file.checksum:
-        raise InputError(
-            f"{path} is there, but is not the published file (its {file.algorithm} is not "
-            f"{file.checksum}). Remove it to have it downloaded again."
-        )
-
-
-def _has_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def fetch_folder(archive: Published, folder: Path, name: str) -> None:

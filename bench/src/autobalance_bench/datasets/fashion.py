@@ -14,7 +14,7 @@ from autobalance_bench.datasets.downloads import Published, fetch
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
 _ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 FILES = tuple(
-    Published(_ADDRESS + name, md5)
+    Published(_ADDRESS + name, f"md5:{md5}")
     for name, md5 in (
         ("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
         ("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),

@@ -27,10 +27,10 @@ from autobalance_bench.datasets.images import LabelledImages
 SOURCE = "https://github.com/visipedia/inat_comp/tree/master/2018"
 _ADDRESS = "https://ml-inat-competition-datasets.s3.amazonaws.com/2018/"
 ANNOTATIONS = (
-    Published(f"{_ADDRESS}train2018.json.tar.gz", "bfa29d89d629cbf04d826a720c0a68b0"),
-    Published(f"{_ADDRESS}val2018.json.tar.gz", "f2ed8bfe3e9901cdefceb4e53cd3775d"),
+    Published(f"{_ADDRESS}train2018.json.tar.gz", "md5:bfa29d89d629cbf04d826a720c0a68b0"),
+    Published(f"{_ADDRESS}val2018.json.tar.gz", "md5:f2ed8bfe3e9901cdefceb4e53cd3775d"),
 )
-IMAGES = Published(f"{_ADDRESS}train_val2018.tar.gz", "b1c6952ce38f31868cc50ea72d066cc3")
+IMAGES = Published(f"{_ADDRESS}train_val2018.tar.gz", "md5:b1c6952ce38f31868cc50ea72d066cc3")
 FOLDER = "train_val2018"
 
 

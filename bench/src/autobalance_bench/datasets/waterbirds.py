@@ -24,7 +24,7 @@ FOLDER = "waterbird_complete95_forest2water2"
 # Its authors publish no checksum; this one is in the public repository GrGrie/Spur_SpLiCE.
 ARCHIVE = Published(
     f"https://nlp.stanford.edu/data/dro/{FOLDER}.tar.gz",
-    "56c51b77f7d17283ac97003d973e9107e8af9ceebffcb0c8be14d024f846f951",
+    "sha256:56c51b77f7d17283ac97003d973e9107e8af9ceebffcb0c8be14d024f846f951",
 )
 BIRDS = ("landbird", "waterbird")
 PLACES = ("land", "water")
