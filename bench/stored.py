@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance_bench.datasets import LabelledImages
 from measuring import cpu_seconds, options_of, prepare, write_json
 

@@ -32,12 +32,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
 from autobalance.bilevel.driver import search
+from autobalance.bilevel.execution import make_fabric, seeded
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric, predict_logits, seeded
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.cli.demo import RECIPE, network
-from autobalance.data.batches import ArrayData, BalancedBatches
+from autobalance.data.array_data import ArrayData
 from autobalance.data.fashion import CLASSES, ImageSet, long_tailed_sample
+from autobalance.data.index_streams import BalancedBatches
 from autobalance.data.splits import stratified_folds
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.metrics import class_errors

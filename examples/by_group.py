@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.metrics import balanced_accuracy_score, recall_score, zero_one_loss
 
 from autobalance import ArrayData, AutoBalanceClassifier, ParametricCrossEntropy, Recipe, retrain
-from autobalance.bilevel.lower_level import predict_logits
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.networks import TableNetwork
 from autobalance.records.metrics import classification_report
 

@@ -66,6 +66,12 @@ from .data import (
 from .data import (
     Batch as Batch,
 )
+from .data import (
+    DatasetData as DatasetData,
+)
+from .data import (
+    ExampleError as ExampleError,
+)
 from .export import (
     export_model as export_model,
 )
@@ -206,10 +212,12 @@ __all__ = [
     "ClusterSpace",
     "ConjugateGradient",
     "CrossEntropyRisk",
+    "DatasetData",
     "DeferredLoss",
     "DesignSpace",
     "ErrorDeviation",
     "Exact",
+    "ExampleError",
     "FocalLoss",
     "Frontier",
     "FrontierPoint",

@@ -17,9 +17,10 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from autobalance import InputError
-from autobalance.data import Part, StoredRows, sampled, written
+from autobalance.data import StoredRows, sampled
 from autobalance_bench._checks import check_int, check_path
 from autobalance_bench.datasets._optional import import_optional
+from autobalance_bench.datasets.stored_images import Part, write_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -274,7 +275,7 @@ class LabelledImages(Dataset[Any]):
                     progress(done, len(self))
 
         shape = (len(self), 3, self.size, self.size)
-        bad = written(path, identity=self.identity, shape=shape, parts=parts)
+        bad = write_rows(path, identity=self.identity, shape=shape, parts=parts)
         good = np.delete(np.arange(len(self)), list(bad))
         return self.drop(bad, allowed), StoredRows([path], good)
 
