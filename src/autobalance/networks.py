@@ -16,6 +16,20 @@ from torch.nn import functional as F
 from autobalance._validation import InputError, whole
 from autobalance.losses import last_linear, new_layer_like
 
+__all__ = [
+    "SMALLEST_IMAGE",
+    "CentralCrop",
+    "FromBytes",
+    "Normalize",
+    "ResNet32",
+    "SmallCNN",
+    "TableNetwork",
+    "by_path",
+    "imported",
+    "with_new_head",
+    "without_head",
+]
+
 SMALLEST_IMAGE = 7
 """Height and width below which `SmallCNN` has nothing left to flatten."""
 

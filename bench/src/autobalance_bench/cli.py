@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from autobalance._validation import InputError, one_of, path_of, whole
+from autobalance import InputError
 from autobalance.cli import DONE, FAILED, Command, complain
 from autobalance.records import write_atomically
+from autobalance_bench._checks import check_choice, check_int, check_path
 
 if TYPE_CHECKING:
     from autobalance_bench.comparison.configuration import Configuration
@@ -57,13 +58,13 @@ def run_compare(options: Namespace, command: str) -> int:
     from autobalance_bench.terminal import print_comparison
 
     for name in ("jobs", "threads"):
-        whole(name, options[name], least=1)
+        check_int(name, options[name], least=1)
     configuration = read_configuration(options.config)
     if options.subset is not None:
         configuration = configuration.subset(options.subset)
     for name in options.again:
-        one_of("again", name, configuration.methods)
-    out = path_of("The output", options.out)
+        check_choice("again", name, configuration.methods)
+    out = check_path("The output", options.out)
     store = Store(out / "cells.jsonl")
     failed: list[dict[str, Any]] = []
     keys: list[Key] = []

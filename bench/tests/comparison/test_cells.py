@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.bilevel.lower_level import LowerLevel
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.comparison.statistics import summary
 from autobalance_bench.comparison.tables import (
     _joined,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance_bench.comparison.configuration import (
     DEFAULT_METHODS,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.comparison.reporting import as_json, failures, summaries, write_report
 from autobalance_bench.comparison.statistics import summary
 from autobalance_bench.comparison.store import Store

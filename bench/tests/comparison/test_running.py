@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.comparison import running
 from autobalance_bench.comparison.cells import Cell, run_cell
 from autobalance_bench.comparison.running import foreseen, run_cells, waiting_cells

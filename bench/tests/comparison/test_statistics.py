@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.comparison.statistics import (
     critical_difference,
     friedman,

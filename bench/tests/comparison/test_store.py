@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.comparison.store import Store, key_of
 
 

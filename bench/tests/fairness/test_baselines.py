@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.bilevel.retraining import retrain
 from autobalance.data.array_data import ArrayData
 from autobalance.data.splits import stratified_folds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.fairness.hypervolume import hypervolume, non_dominated
 
 Points = list[tuple[float, float]]

@@ -25,7 +25,7 @@ from autobalance.cli.options import (
     complain,
     explain_mistake,
 )
-from autobalance.cli.plugins import check_installed, load_commands
+from autobalance.cli.plugins import Command, load_commands
 
 __all__ = ["GAP_NAMES", "OBJECTIVES", "entry", "main"]
 
@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     # OpenMP's threads wait by spinning, which on a shared machine slows training many times over.
     # It is read when torch is imported, which only the commands do.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    added = load_commands()
+    added: dict[str, Command] = {}
     try:
-        check_installed(arguments[0] if arguments else "", added)
+        added = load_commands(arguments[0] if arguments else "", _COMMANDS)
         parsed = command_parser(added).parse_args(arguments)
         command = parsed.subcommand
         if not (command in added and added[command].all_processes):

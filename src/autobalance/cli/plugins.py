@@ -8,8 +8,9 @@ A distribution adds a command by naming a `Command` in its ``pyproject.toml``::
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
@@ -43,21 +44,65 @@ class Command(NamedTuple):
     all_processes: bool = False
 
 
-def load_commands() -> dict[str, Command]:
-    """The commands that installed distributions add, by name."""
-    return {entry.name: entry.load() for entry in entry_points(group=GROUP)}
+def find_commands(own: Iterable[str]) -> dict[str, EntryPoint]:
+    """The commands that installed distributions add, by name, none of them imported yet.
+
+    Parameters
+    ----------
+    own : iterable of str
+        Names of the core's commands, which no distribution can replace.
+    """
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in {*own}}
 
 
-def check_installed(name: str, commands: dict[str, Command]) -> None:
-    """Refuse a command of autobalance-bench where that distribution is not installed.
+def load_commands(name: str, own: Iterable[str]) -> dict[str, Command]:
+    """The added commands that a call of the command line needs, by name.
+
+    A call of one added command needs that one, a call of a core command needs none, and any other
+    (`--help`, a misspelt name) needs all. In that last case commands that do not load are left
+    out, so that a broken distribution hides nobody else's commands.
+
+    Parameters
+    ----------
+    name : str
+        First argument of the command line; "" if there is none.
+    own : iterable of str
+        Names of the core's commands.
 
     Raises
     ------
     InputError
-        With the way to install it.
+        If `name` is an added command that does not load, or a command of autobalance-bench while
+        that distribution is not installed.
     """
-    if name in OF_BENCH and name not in commands:
+    own = {*own}
+    if name in own:
+        return {}
+    entries = find_commands(own)
+    if name in entries:
+        return {name: _load(entries[name])}
+    if name in OF_BENCH:
         raise InputError(
             f"autobalance {name} belongs to the distribution autobalance-bench, which is not "
-            "installed. Install it from this repository: pip install ./bench"
+            "installed. Install it from a clone of the repository: pip install ./bench"
         )
+    commands = {}
+    for added, entry in entries.items():
+        with suppress(InputError):
+            commands[added] = _load(entry)
+    return commands
+
+
+def _load(entry: EntryPoint) -> Command:
+    try:
+        command = entry.load()
+        if not isinstance(command, Command):
+            raise TypeError(f"{entry.value} is no autobalance.cli.Command")
+    except Exception as error:  # importing a distribution can raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(".")
+        source = entry.dist.name if entry.dist else entry.value
+        raise InputError(
+            f"autobalance {entry.name} cannot be loaded from {source} ({reason}). Install that "
+            "distribution anew, or remove it."
+        ) from None
+    return command

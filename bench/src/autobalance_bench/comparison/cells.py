@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.bilevel import ModelFactory, make_fabric, predict_logits, used_versions
 from autobalance.functional import first_process, processes_started
 from autobalance.losses import COSINE_SCALE, with_normalized_head

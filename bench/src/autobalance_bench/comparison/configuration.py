@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from autobalance._validation import InputError, one_of, path_of, shown, whole
+from autobalance import InputError
 from autobalance.records import Precision, Recipe, SearchSettings
+from autobalance_bench._checks import check_choice, check_int, check_path, format_value
 from autobalance_bench.comparison.dataset_definitions import (
     DatasetDefinition,
     definition_of,
@@ -107,20 +108,24 @@ class Configuration:
         for key in ("methods", "objectives"):
             for value in getattr(self, key):
                 if not isinstance(value, str):
-                    raise InputError(f"{key} must be a list of names; got {shown(value)} in it.")
+                    raise InputError(
+                        f"{key} must be a list of names; got {format_value(value)} in it."
+                    )
         for seed in self.seeds:
-            whole("each of seeds", seed, least=0)
+            check_int("each of seeds", seed, least=0)
         names = [d if isinstance(d, str) else d.name for d in self.datasets]
         for key, values in (("datasets", names), *((k, getattr(self, k)) for k in _LISTS[1:])):
             twice = [v for i, v in enumerate(values) if v in values[:i]]
             if twice:
                 raise InputError(f"{key} names {twice[0]} twice. Name each once.")
-        whole("tuning_runs", self.tuning_runs, least=2)
-        one_of("head", self.head, get_args(Head))
-        one_of("precision", self.precision, get_args(Precision))
+        check_int("tuning_runs", self.tuning_runs, least=2)
+        check_choice("head", self.head, get_args(Head))
+        check_choice("precision", self.precision, get_args(Precision))
         for key in ("channels_last", "compiled"):
             if not isinstance(getattr(self, key), bool):
-                raise InputError(f"{key} must be true or false; got {shown(getattr(self, key))}.")
+                raise InputError(
+                    f"{key} must be true or false; got {format_value(getattr(self, key))}."
+                )
         if self.augment is not None:
             _check_augment(self.augment)
 
@@ -128,7 +133,7 @@ class Configuration:
         """The comparison with the settings of a subset in place of its own."""
         if not self.subsets:
             raise InputError(f"There is no subset {name!r}: the configuration names no subsets.")
-        one_of("subset", name, self.subsets)
+        check_choice("subset", name, self.subsets)
         changes = _settings(self.subsets[name], f"subset {name}")
         if "subsets" in changes:
             raise InputError(
@@ -149,7 +154,7 @@ def read_configuration(path: str | Path) -> Configuration:
     InputError
         If the file is missing, no YAML, or has an unknown key or a bad value.
     """
-    path = path_of("The configuration", path)
+    path = check_path("The configuration", path)
     if not path.is_file():
         raise InputError(f"There is no file {path}. Give a YAML file that says what to compare.")
     try:
@@ -208,10 +213,10 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif key == "augment" and isinstance(value, str):
             value = {"name": value}
         elif key == "seeds" and isinstance(value, int):
-            value = tuple(range(whole("seeds", value, least=1)))
+            value = tuple(range(check_int("seeds", value, least=1)))
         elif key in _LISTS:
             if not isinstance(value, list):
-                raise InputError(f"{where}: {key} must be a list; got {shown(value)}.")
+                raise InputError(f"{where}: {key} must be a list; got {format_value(value)}.")
             value = tuple(_dataset(v, where) for v in value) if key == "datasets" else tuple(value)
         values[key] = value
     return values
@@ -220,9 +225,9 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check_augment(value: Any) -> None:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise InputError(
-            f"augment must be a name, or a mapping with name and options; got {shown(value)}."
+            f"augment must be a name, or a mapping with name and options; got {format_value(value)}."
         )
-    known = AUGMENTATIONS[one_of("augment", value["name"], AUGMENTATIONS)]
+    known = AUGMENTATIONS[check_choice("augment", value["name"], AUGMENTATIONS)]
     for key in value:
         if key not in ("name", *known):
             raise InputError(
@@ -231,13 +236,13 @@ def _check_augment(value: Any) -> None:
     if value["name"] == "resized_crop" and "size" not in value:
         raise InputError("augment: resized_crop needs size, the pixels that networks train on.")
     if not isinstance(value.get("flip", True), bool):
-        raise InputError(f"augment: flip must be true or false; got {shown(value['flip'])}.")
+        raise InputError(f"augment: flip must be true or false; got {format_value(value['flip'])}.")
 
 
 def _record(kind: type, value: Any, where: str) -> Any:
     known = [f.name for f in fields(kind)]
     if not isinstance(value, Mapping):
-        raise InputError(f"{where} must map settings to values; got {shown(value)}.")
+        raise InputError(f"{where} must map settings to values; got {format_value(value)}.")
     for key in value:
         if key not in known:
             raise InputError(f"{where}: unknown key {key!r}. Known are: {', '.join(known)}.")
@@ -250,7 +255,7 @@ def _dataset(value: Any, where: str) -> str | DatasetDefinition:
     if not isinstance(value, Mapping) or "name" not in value:
         raise InputError(
             f"{where}: a dataset is a name, or a mapping with name, path, target and more; "
-            f"got {shown(value)}."
+            f"got {format_value(value)}."
         )
     settings = {k: v for k, v in value.items() if k != "name"}
     return read_definitions({value["name"]: settings})[str(value["name"])]

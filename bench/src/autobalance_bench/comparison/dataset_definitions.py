@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import yaml
 
-from autobalance._validation import InputError, fraction, one_of, positive, whole
+from autobalance import InputError
 from autobalance.records import Recipe
+from autobalance_bench._checks import check_choice, check_fraction, check_int, check_positive
 
 PACKAGED = "datasets.yaml"
 NETWORKS = ("table", "linear", "cnn", "resnet32")
@@ -21,7 +22,7 @@ LAYOUTS = {
     "fashion": ("padding",),
     "fashion-textures": (),
     "waterbirds": ("allowed_missing", "download"),
-    "celeba": ("allowed_missing",),
+    "celeba": ("allowed_missing", "download"),
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "cifar10_lt": _LONG_TAIL,
@@ -31,7 +32,7 @@ LAYOUTS = {
     "class_folders": ("square",),
     "image_table": ("allowed_missing", "folder", "path", "square"),
     "embeddings": ("inputs",),
-    "hugging_face": ("image", "inputs", "square"),
+    "hugging_face": ("image", "inputs", "split", "square"),
 }
 """Layouts of what `path` names, and the options of their readers."""
 PHOTOGRAPHS = (
@@ -64,18 +65,19 @@ class DatasetDefinition:
     layout : str
         How to read a folder, or some files. With a test set of their own: "fashion" has
         Fashion-MNIST's four IDX files (target "label"; with `padding` 2 they are 32 x 32);
-        "fashion-textures" the same, for the images of `autobalance_bench.datasets.textures` (target "object",
+        "fashion-textures" the same, for the images of `build_fashion_textures` (target "object",
         group "background"); "waterbirds" (target "bird", group "place") and "celeba" (target
-        "hair", group "sex") the photographs of `autobalance_bench.datasets.waterbirds` and `.celeba`; "cifar10",
-        "cifar100", "cifar10_lt", "cifar100_lt", "imagenet_lt" and "inaturalist_2018" (target "class")
-        what the readers of `autobalance.data` of these names read; iNaturalist's validation images
-        are the test set. Without one: "class_folders" (target "class"), "image_table", a file whose
-        columns are named by `target` and `groups`, "embeddings", a file likewise, and "hugging_face", a
-        folder that ``Dataset.save_to_disk`` wrote, for the readers `class_folders`, `image_table`,
-        `read_embeddings` and `hugging_face_images` (or `from_hugging_face`, where `inputs` names a
-        column of numbers).
+        "hair", group "sex") what `load_waterbirds` and `load_celeba` read; "cifar10", "cifar100",
+        "cifar10_lt", "cifar100_lt", "imagenet_lt" and "inaturalist_2018" (target "class") what the
+        functions of these names in `autobalance_bench.datasets` read; iNaturalist's validation
+        images are the test set. Without one: "class_folders" (target "class"), "image_table", a
+        file whose columns are named by `target` and `groups`, "embeddings", a file likewise, and
+        "hugging_face", a folder that ``save_to_disk`` wrote or ``load_dataset`` reads, for the
+        functions `read_class_folders`, `read_image_table`, `read_embeddings` and
+        `read_hugging_face` (or `read_hugging_face_vectors`, where `inputs` names a column of
+        numbers).
     options : mapping
-        Of that reader, such as ``{imbalance: 100}`` for "cifar10_lt", whose draw does not depend on
+        Options of that reader, such as ``{imbalance: 100}`` for "cifar10_lt", whose draw does not depend on
         the comparison's seed; see `LAYOUTS`. A path among them leads from the data folder.
     image_size : int
         Height and width that photographs are scaled to. CIFAR's stay 32 x 32.
@@ -116,7 +118,7 @@ class DatasetDefinition:
     class_names : str, optional
         Array of an .npz file with the name of each class index.
     merge_below : int
-        Classes of fewer members, over all rows, are merged: see `merged_classes`.
+        Classes of fewer members, over all rows, are merged: see `merge_classes`.
     long_tail : mapping, optional
         ``{"largest": n, "imbalance": r}``: training rows are drawn to the exponential profile,
         the first class in sorted order being the largest. With ``"profile": "pareto"`` (and
@@ -209,17 +211,17 @@ class DatasetDefinition:
             object.__setattr__(self, key, tuple(value))
         if not self.family:
             object.__setattr__(self, "family", self.name)
-        fraction(self._key("test_fraction"), self.test_fraction)
-        whole(self._key("merge_below"), self.merge_below, least=0)
-        whole(self._key("vocabulary"), self.vocabulary, least=1)
-        whole(self._key("image_size"), self.image_size, least=1)
-        whole(self._key("allowed_broken"), self.allowed_broken, least=0)
+        check_fraction(self._key("test_fraction"), self.test_fraction)
+        check_int(self._key("merge_below"), self.merge_below, least=0)
+        check_int(self._key("vocabulary"), self.vocabulary, least=1)
+        check_int(self._key("image_size"), self.image_size, least=1)
+        check_int(self._key("allowed_broken"), self.allowed_broken, least=0)
         self._check_layout()
         for key in ("train_size", "test_size", "limit"):
             if getattr(self, key) is not None:
-                whole(self._key(key), getattr(self, key), least=1)
+                check_int(self._key(key), getattr(self, key), least=1)
         if self.half is not None:
-            one_of(self._key("half"), self.half, ("develop", "confirm"))
+            check_choice(self._key("half"), self.half, ("develop", "confirm"))
         self._check_networks()
         self._check_long_tail()
         if not isinstance(self.recipe, Mapping):
@@ -235,7 +237,7 @@ class DatasetDefinition:
         return f"{self.name}: {key}"
 
     def _check_layout(self) -> None:
-        one_of(self._key("layout"), self.layout, LAYOUTS)
+        check_choice(self._key("layout"), self.layout, LAYOUTS)
         if not isinstance(self.options, Mapping):
             raise InputError(
                 f"{self._key('options')} must map options of the layout {self.layout} to values; "
@@ -250,7 +252,7 @@ class DatasetDefinition:
                 f"{self._key('as_bytes')} must be true or false; got {self.as_bytes!r}."
             )
 
-        one_of(self._key("validation"), self.validation, ("held_out", "published"))
+        check_choice(self._key("validation"), self.validation, ("held_out", "published"))
         if self.validation == "published" and self.layout not in WITH_VALIDATION:
             raise InputError(
                 f"{self._key('validation')}: the layout {self.layout} comes with no validation part; "
@@ -267,7 +269,7 @@ class DatasetDefinition:
     def _check_networks(self) -> None:
         if isinstance(self.network, str):
             if not set(":.") & set(self.network):
-                one_of(f"{self._key('network')} (or an import path)", self.network, NETWORKS)
+                check_choice(f"{self._key('network')} (or an import path)", self.network, NETWORKS)
         else:
             self._check_built("network", self.network)
         if self.backbone is not None:
@@ -296,7 +298,7 @@ class DatasetDefinition:
                 f"got {normalize!r}."
             )
         if value.get("crop") is not None:
-            whole(f"{self._key(key)}: crop", value["crop"], least=1)
+            check_int(f"{self._key(key)}: crop", value["crop"], least=1)
         if not isinstance(new_head, bool):
             raise InputError(f"{self._key(key)}: new_head must be true or false; got {new_head!r}.")
 
@@ -311,13 +313,13 @@ class DatasetDefinition:
                 f"{self._key('long_tail')} must be {{largest: rows, imbalance: ratio}}, perhaps with "
                 f"profile (pareto with power, step with minority); got {self.long_tail!r}."
             )
-        one_of(self._key("profile"), profile, PROFILES)
-        whole(self._key("largest"), tail["largest"], least=1)
+        check_choice(self._key("profile"), profile, PROFILES)
+        check_int(self._key("largest"), tail["largest"], least=1)
         if "power" in tail:
-            positive(self._key("power"), tail["power"])
+            check_positive(self._key("power"), tail["power"])
         if "minority" in tail:
-            fraction(self._key("minority"), tail["minority"])
-        if positive(self._key("imbalance"), self.long_tail["imbalance"]) < 1:
+            check_fraction(self._key("minority"), tail["minority"])
+        if check_positive(self._key("imbalance"), self.long_tail["imbalance"]) < 1:
             raise InputError(f"{self._key('imbalance')} must be 1 or more.")
         if self.train_size is not None:
             raise InputError(f"{self._key('train_size')} and long_tail exclude each other.")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.augment import AugmentChoice, described
 from autobalance.bilevel import FixedLoss, ModelFactory, predict_logits, retrain, search, splits_of
 from autobalance.data import ArrayData

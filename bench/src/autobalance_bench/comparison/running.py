@@ -21,7 +21,7 @@ from typing import Any
 import joblib
 import torch
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.bilevel import make_fabric
 from autobalance.functional import Processes, first_process, processes_started
 from autobalance_bench.comparison.cells import Cell, run_cell

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from autobalance._validation import InputError, fraction
+from autobalance import InputError
+from autobalance_bench._checks import check_fraction
 
 MAIN = "autobalance"
 HALVES = ("develop", "confirm")
@@ -136,7 +137,7 @@ def not_worse(
     InputError
         If the methods share no dataset and seed.
     """
-    fraction("alpha", alpha)
+    check_fraction("alpha", alpha)
     grid = _grid(_compared(cells, metric), metric)
     found: dict[str, dict[str, Any]] = {}
     for dataset in sorted(grid, key=_natural):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.records import to_json
 
 Key = tuple[str, str, "str | None", int]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from autobalance._validation import InputError
+from autobalance import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

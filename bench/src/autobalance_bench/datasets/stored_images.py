@@ -1,4 +1,4 @@
-"""Images decoded once into a file of rows, which `StoredRows` reads; what broke off goes on."""
+"""Images decoded once into a .npy file, which `StoredRows` reads; a run that was killed is continued."""
 
 from __future__ import annotations
 
@@ -11,39 +11,44 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.records import format_bytes, free_bytes, write_atomically
 
 Part = tuple[np.ndarray, Mapping[int, str]]
-"""Consecutive rows, and by number within the whole those that are not good, with the reason."""
+"""Consecutive rows of bytes, and the reason why a row is not good by its number in the whole file."""
 
 
 def write_rows(
     path: Path, *, identity: str, shape: tuple[int, ...], parts: Callable[[int], Iterator[Part]]
 ) -> dict[int, str]:
-    """Write bytes of this shape into a .npy file, unless it is there; rows that are not good, and why.
+    """Write bytes into a .npy file, unless it is there.
 
-    What is being written grows as ``NAME.part``; where that broke off the next call goes on. Processes of
-    one machine wait for the one that writes.
+    The file grows under the name ``NAME.part``, and a call after one that was killed continues it.
+    Processes of one machine wait for the one that writes.
 
     Parameters
     ----------
     path : Path
-        The file; its folder is made if need be. ``NAME.json`` beside it says what it holds.
+        The file; its folder is made if need be. ``NAME.json`` beside it records what it holds.
     identity : str
         Tells these rows from others.
     shape : tuple of int
-        Of all rows.
+        Shape of all rows together, ``(n, ...)``.
     parts : callable
-        From a row number to the parts from there on.
+        Called with the number of the first row to write; returns the parts from there on.
+
+    Returns
+    -------
+    dict
+        From the numbers of rows that are not good to the reasons.
 
     Raises
     ------
     InputError
-        If the file holds something else, or the disk does not take it.
+        If the file holds other rows, or the disk has no room for it or does not take it.
     """
     if path.exists():  # the folder may be one that only others can write in
-        return _as_wanted(path, identity)
+        return _read_bad_rows(path, identity)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f"{path.name}.lock")):
@@ -59,20 +64,21 @@ def _write_rows(
     path: Path, identity: str, shape: tuple[int, ...], parts: Callable[[int], Iterator[Part]]
 ) -> dict[int, str]:
     if path.exists():  # another process has written it meanwhile
-        return _as_wanted(path, identity)
+        return _read_bad_rows(path, identity)
     growing = path.with_name(f"{path.name}.part")
-    told = _notes(path)
+    notes = _read_notes(path)
     row = int(np.prod(shape[1:]))
     done, bad = 0, {}
-    begun = told.get("identity") == identity and growing.exists()
+    begun = notes.get("identity") == identity and growing.exists()
     header = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), np.uint8))
     with growing.open("r+b" if begun else "wb") as out:
-        there = out.seek(0, os.SEEK_END)
+        size = out.seek(0, os.SEEK_END)
         out.seek(0)
         np.lib.format.write_array_header_1_0(out, {**header, "shape": shape})
-        if begun:  # as far as it really got to the disk
-            done = max(0, min(int(told["done"]), (there - out.tell()) // row))
-            bad = {i: why for i, why in _numbered(told).items() if i < done}
+        if begun:
+            # The notes may be ahead of what reached the disk before the machine went down.
+            done = max(0, min(int(notes["done"]), (size - out.tell()) // row))
+            bad = {i: why for i, why in _bad_rows(notes).items() if i < done}
         out.truncate(out.seek(out.tell() + done * row))
         needed, free = (shape[0] - done) * row, free_bytes(path.parent)
         if needed > free:
@@ -80,38 +86,39 @@ def _write_rows(
                 f"{path} takes {format_bytes(needed)} more, but {format_bytes(int(free))} are free. "
                 "Make room, name another folder, or take a smaller size."
             )
-        for rows, found in parts(done):
+        for rows, reasons in parts(done):
             out.write(np.ascontiguousarray(rows).data)
             out.flush()
-            done, bad = done + len(rows), {**bad, **found}
+            done, bad = done + len(rows), {**bad, **reasons}
             record = {"identity": identity, "done": done, "bad": bad}
-            write_atomically(_beside(path), json.dumps(record).encode())
+            write_atomically(_notes_path(path), json.dumps(record).encode())
         os.fsync(out.fileno())
     growing.replace(path)
     return bad
 
 
-def _as_wanted(path: Path, identity: str) -> dict[int, str]:
-    told = _notes(path)
-    if told.get("identity") != identity:
+def _read_bad_rows(path: Path, identity: str) -> dict[int, str]:
+    """The rows of a finished file that are not good; refused where it holds other rows."""
+    notes = _read_notes(path)
+    if notes.get("identity") != identity:
         raise InputError(
-            f"{path} holds other images than these, or they have changed, or {_beside(path).name} is not "
+            f"{path} holds other images than these, or they have changed, or {_notes_path(path).name} is not "
             "beside it. Remove it, or name another file."
         )
-    return _numbered(told)
+    return _bad_rows(notes)
 
 
-def _beside(path: Path) -> Path:
+def _notes_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _notes(path: Path) -> dict[str, Any]:
+def _read_notes(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(_beside(path).read_text(encoding="utf-8")))
+        return dict(json.loads(_notes_path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
 
-def _numbered(told: Mapping[str, Any]) -> dict[int, str]:
-    """The rows that are not good, whose numbers JSON made texts of."""
-    return {int(row): reason for row, reason in told.get("bad", {}).items()}
+def _bad_rows(notes: Mapping[str, Any]) -> dict[int, str]:
+    """The rows that are not good; JSON has their numbers as text."""
+    return {int(row): reason for row, reason in notes.get("bad", {}).items()}

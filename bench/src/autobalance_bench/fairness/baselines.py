@@ -19,13 +19,14 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from autobalance._validation import InputError, fraction, one_of, positive, whole
+from autobalance import InputError
 from autobalance.bilevel import ModelFactory, predict_logits, retrain, seeded
 from autobalance.data import ArrayData, stratified_folds
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.posthoc import evaluate_probabilities
 from autobalance.records import ErrorTable, Recipe
 from autobalance.spaces import GroupSpace, TunableCrossEntropy
+from autobalance_bench._checks import check_choice, check_fraction, check_int, check_positive
 from autobalance_bench.comparison.methods import Method, Task, Trained
 
 if TYPE_CHECKING:
@@ -192,11 +193,11 @@ def exponentiated_gradient(
     """
     reductions = _fairlearn("reductions")
     _check_binary(task)
-    one_of("base", base, ("logistic", "boosting", "network"))
-    eps_values = [fraction("eps", eps) for eps in eps_values]
-    if positive("share", share) > 1.0:
+    check_choice("base", base, ("logistic", "boosting", "network"))
+    eps_values = [check_fraction("eps", eps) for eps in eps_values]
+    if check_positive("share", share) > 1.0:
         raise InputError(f"share must lie in (0, 1]; got {share}.")
-    whole("max_iter", max_iter, least=1)
+    check_int("max_iter", max_iter, least=1)
     inputs, target, groups = (
         _array(t) for t in (task.data.in_memory(), task.data.target, _groups(task))
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autobalance._validation import InputError
+from autobalance import InputError
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
