@@ -67,10 +67,12 @@ from autobalance.records.files import write_atomically
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance_bench.comparison.dataset_definitions import definition_of
 from autobalance_bench.comparison.datasets import load_problem
-from autobalance_bench.comparison.methods import METHODS as LOSSES
-from autobalance_bench.comparison.methods import Task
-from autobalance_bench.fairness.baselines import METHODS as GROUP_LOSSES
-from autobalance_bench.fairness.baselines import exponentiated_gradient, threshold_optimizer
+from autobalance_bench.comparison.methods import METHODS as LOSSES, Task
+from autobalance_bench.fairness.baselines import (
+    METHODS as GROUP_LOSSES,
+    exponentiated_gradient,
+    threshold_optimizer,
+)
 from autobalance_bench.fairness.hypervolume import hypervolume
 from measuring import prepare, write_json
 

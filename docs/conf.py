@@ -9,6 +9,7 @@ samples in the package. For a draft, AUTOBALANCE_NOTEBOOKS=off leaves the notebo
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src"
-sys.path[:0] = [str(SOURCE), str(HERE / "_extensions")]
+BENCH = HERE.parent / "bench" / "src"
+sys.path[:0] = [str(SOURCE), str(BENCH), str(HERE / "_extensions")]
 # The tutorials' kernels are processes of their own.
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    [str(SOURCE), str(BENCH), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TTY_COMPATIBLE"] = "0"  # commands in a notebook: no progress bars
@@ -42,6 +44,7 @@ extensions = [
     "myst_nb",
     "sphinx_copybutton",
     "command_line",
+    "entries",
     "mathml",
 ]
 exclude_patterns = ["_build", "_extensions"]
@@ -84,18 +87,40 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 
-# Links to files outside docs/ that have a page here; on the code host they lead to the file.
-PAGES_OF_FILES = {
-    "](../bench/results/BENCHMARKS.md": "](suite.md",
-    "](../bench/results/objectives/BENCHMARKS.md": "](suite_objectives.md",
-    "](../bench/results/cosine/BENCHMARKS.md": "](suite_cosine.md",
+# Pages of the comparison harness that the site shows too. Each has a file here that stands for it in
+# the table of contents; its text is read from where it belongs.
+PAGES_OF_THE_BENCH = {
+    "bench/experiments": "bench/docs/experiments.md",
+    "bench/benchmarks": "bench/docs/benchmarks.md",
+    "bench/datasets": "bench/docs/datasets.md",
+    "bench/suite": "bench/results/BENCHMARKS.md",
+    "bench/suite_objectives": "bench/results/objectives/BENCHMARKS.md",
+    "bench/suite_cosine": "bench/results/cosine/BENCHMARKS.md",
 }
+PAGES = {
+    **{path.resolve(): path for path in HERE.rglob("*.md")},
+    **{HERE.parent / path: HERE / f"{name}.md" for name, path in PAGES_OF_THE_BENCH.items()},
+}
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
-def _link_to_pages(_: Sphinx, __: str, source: list[str]) -> None:
-    for there, here in PAGES_OF_FILES.items():
-        source[0] = source[0].replace(there, here)
+def _read_page(_: Sphinx, name: str, source: list[str]) -> None:
+    """Take the text from where it belongs, and let links lead to the site's pages.
+
+    In the files links lead to other files, as the code host follows them.
+    """
+    here = HERE / f"{name}.md"
+    if not here.exists():
+        return
+    origin = HERE.parent / PAGES_OF_THE_BENCH[name] if name in PAGES_OF_THE_BENCH else here
+    text = source[0] if origin is here else origin.read_text("utf-8")
+
+    def link(match: re.Match[str]) -> str:
+        target = (origin.parent / match[1]).resolve()
+        return os.path.relpath(PAGES.get(target, target), here.parent)
+
+    source[0] = LINK.sub(link, text)
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("source-read", _link_to_pages)
+    app.connect("source-read", _read_page)

@@ -2,9 +2,9 @@
 
     python examples/adult.py
 
-Few women in Adult earn that much, so a plainly trained network misses many of those who do. Here
-the objective is the balanced error of each sex, averaged, and the loss has an adjustment for each
-income and sex. To predict, the network does not see the sex.
+Few women in Adult earn that much, so a network trained with cross-entropy misses many of those who
+do. Here the objective is the balanced error of each sex, averaged over the sexes. The loss has one
+adjustment for each pair of income and sex. The network does not see the sex when it predicts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from autobalance.data.adult import adult_sample
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=4000, help="use the first so many rows")
+    parser.add_argument(
+        "--rows", type=int, default=4000, help="number of rows to use, from the top of the table"
+    )
     parser.add_argument("--steps", type=int, default=400, help="training steps")
     args = parser.parse_args(arguments)
 

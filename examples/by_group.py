@@ -1,4 +1,4 @@
-"""What the examples share: a network trained plainly, to compare with, and a table by group."""
+"""What the examples share: a network trained with cross-entropy, to compare with, and a table by group."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pandas as pd
 from sklearn.metrics import balanced_accuracy_score, recall_score, zero_one_loss
 
 from autobalance import ArrayData, AutoBalanceClassifier, ParametricCrossEntropy, Recipe, retrain
-from autobalance.bilevel.lower_level import predict_logits
+from autobalance.bilevel import predict_logits
 from autobalance.networks import TableNetwork
-from autobalance.records.metrics import classification_report
+from autobalance.records import classification_report
 
 try:
     from fairlearn.metrics import MetricFrame, count
@@ -25,7 +25,7 @@ def plain_predictions(
     test: pd.DataFrame,
     recipe: Recipe,
 ) -> np.ndarray:
-    """Labels from the same network, encoder and recipe as `designed`, by plain cross-entropy."""
+    """Predicted labels of the network, encoder and recipe of `designed`, trained with cross-entropy."""
     encoder, features = designed.encoder_, train[0]
     target = np.searchsorted(designed.classes_, train[1])
     data = ArrayData.of(encoder.transform(features), target)
@@ -39,8 +39,8 @@ def plain_predictions(
 def table_by_group(y_true: pd.Series, y_pred: np.ndarray, groups: pd.Series) -> pd.DataFrame:
     """Rows of each group, and its error, balanced error and worst class's error in percent.
 
-    By fairlearn's MetricFrame where it is installed, else by autobalance's own report; the numbers
-    are the same.
+    Computed by fairlearn's MetricFrame if fairlearn is installed, else by autobalance's own report. The
+    numbers are the same.
     """
     if MetricFrame is not None:
         metrics = {

@@ -2,9 +2,10 @@
 
     python examples/compas.py --data compas-scores-two-years.csv
 
-The file is ProPublica's, from https://github.com/propublica/compas-analysis. What else it has was
-recorded after the decision and is left out. Errors here are against later charges, which are not
-the same as later crimes: who is watched more is charged more. No loss repairs that.
+The file is ProPublica's, from https://github.com/propublica/compas-analysis. Its other columns were
+recorded after the decision, so they are left out. Errors here are measured against later charges,
+which are not the same as later crimes: people who are watched more are charged more. No loss repairs
+that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from by_group import plain_predictions, table_by_group
 from sklearn.model_selection import train_test_split
 
 from autobalance import AutoBalanceClassifier, Recipe
-from autobalance.data.tables import column, read_table
+from autobalance.data import column, read_table
 
 FEATURES = [
     "age", "sex", "juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count",
@@ -23,12 +24,16 @@ FEATURES = [
 ]  # fmt: skip
 TARGET, GROUP = "two_year_recid", "race"
 SMALLEST = 100
-"""A group of fewer rows is put with "Other": its error could not be told."""
+"""Groups with fewer rows are merged into "Other", because their errors could not be measured."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="compas-scores-two-years.csv, also as .gz")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="the file compas-scores-two-years.csv, may be compressed as .gz",
+    )
     parser.add_argument("--steps", type=int, default=400, help="training steps")
     args = parser.parse_args(arguments)
 

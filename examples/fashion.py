@@ -1,4 +1,4 @@
-"""What the examples on images share: long-tailed images in parts, and the error of a network."""
+"""What the examples on images share: long-tailed images, split into parts, and the error of a network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from autobalance.data.fashion import long_tailed_sample
+from autobalance.data import long_tailed_sample
 
 
 class Images(NamedTuple):
     """Fashion-MNIST, with 500 to 5 images per class in `everything`.
 
-    A fifth of each class is `held` out for the tuner and the rest is `train`, with `held_counts` and
-    `counts` images per class. `test` has 100 of each.
+    `held` is the fifth of each class that is held out for the tuner, and `train` is the rest. They have
+    `held_counts` and `counts` images per class. `test` has 100 images of each class.
     """
 
     train: TensorDataset
@@ -47,14 +47,14 @@ def small_network() -> nn.Module:
 
 
 def endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches, one pass after the other."""
+    """Yield the batches of a loader again and again."""
     while True:
         yield from loader
 
 
 @torch.no_grad()
 def balanced_error(model: nn.Module, data: TensorDataset) -> float:
-    """Mean of the errors in each class, in percent."""
+    """Return the mean of the classes' errors, in percent."""
     inputs, target = data.tensors
     wrong = (model.eval()(inputs).argmax(dim=1) != target).double()
     model.train()

@@ -2,9 +2,9 @@
 
     python examples/grid_search.py
 
-The groups' column is routed as metadata to the classifier's `fit` and to the score, which here is the
-error of the worse-off sex; no prediction sees it. Printed are each candidate's errors over the folds
-and the best one's on rows that the search has not seen.
+The column of the groups is routed as metadata to the classifier's `fit` and to the score, which here is
+the error of the worse-off sex. No prediction sees it. The example prints the errors of each candidate
+over the folds, and the error of the best one on rows that the grid search has not seen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from autobalance.data.adult import adult_sample
 
 
 def worst_group(y_true: Any, y_pred: Any, *, sensitive_features: Any) -> float:
-    """Lowest balanced accuracy of a group."""
+    """Return the lowest balanced accuracy of a group."""
     y_true, y_pred, groups = map(np.asarray, (y_true, y_pred, sensitive_features))
     parts = [groups == g for g in np.unique(groups)]
     return min(balanced_accuracy_score(y_true[part], y_pred[part]) for part in parts)
@@ -34,7 +34,9 @@ def worst_group(y_true: Any, y_pred: Any, *, sensitive_features: Any) -> float:
 @sklearn.config_context(enable_metadata_routing=True)
 def main(arguments: list[str] | None = None) -> GridSearchCV:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=2000, help="use the first so many rows")
+    parser.add_argument(
+        "--rows", type=int, default=2000, help="number of rows to use, from the top of the table"
+    )
     parser.add_argument("--steps", type=int, default=100, help="training steps")
     args = parser.parse_args(arguments)
 
@@ -62,10 +64,10 @@ def main(arguments: list[str] | None = None) -> GridSearchCV:
         cv=2,
     )
     grid.fit(train[features], train["income"], sensitive_features=train["sex"])
-    for chosen, value in zip(
+    for options, value in zip(
         grid.cv_results_["params"], grid.cv_results_["mean_test_score"], strict=True
     ):
-        objective, lr = chosen["model__objective"], chosen["model__recipe"].lr
+        objective, lr = options["model__objective"], options["model__recipe"].lr
         print(f"{objective}, lr {lr:g}: error of the worse-off sex {100 * (1 - value):.1f} %")
     predicted = grid.predict(test[features])
     error = 1 - worst_group(test["income"], predicted, sensitive_features=test["sex"])

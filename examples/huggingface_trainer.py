@@ -2,10 +2,10 @@
 
     python examples/huggingface_trainer.py
 
-A tiny ConvNeXt, made from a configuration with random weights, learns long-tailed images.
-`compute_loss` takes the tunable loss, and every fifth `training_step` moves it. Batches are the
-dictionaries that collators make: "labels", and the model's keyword arguments. Training stops half
-way and goes on from the checkpoint, to which a callback adds the tuner's state.
+A tiny ConvNeXt with random weights, made from a configuration, learns long-tailed images.
+`compute_loss` uses the tunable loss, and every fifth `training_step` moves it. Batches are the
+dictionaries that collators make: "labels" and the model's keyword arguments. Training stops half
+way and continues from the checkpoint, to which a callback adds the state of the tuner.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TunedTrainer(Trainer):
     def __init__(self, *args: Any, tuner: LossTuner, held: Any, every: int = 5, **options: Any):
         super().__init__(*args, **options)
         self.tuner, self.held, self.every, self.batches = tuner, held, every, 0
-        # compute_loss gives a batch's mean, so that the Trainer must divide where it accumulates.
+        # compute_loss returns the mean of a batch, so the Trainer must divide when it accumulates.
         self.model_accepts_loss_kwargs = False
         self.add_callback(SaveTuner(tuner))
 
@@ -50,7 +50,9 @@ class TunedTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **options)
         self.batches += 1
-        if self.batches % self.every == 0:  # gradients accumulated so far are left as they are
+        if (
+            self.batches % self.every == 0
+        ):  # this leaves the gradients accumulated so far as they are
             self.tuner.optimizer = self.optimizer
             held = self._prepare_inputs(next(self.held))
             self.tuner.step(model, self._prepare_inputs(inputs), held)
@@ -78,8 +80,8 @@ def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
 
 
 def balanced_error(prediction: Any) -> dict[str, float]:
-    found = prediction.predictions.argmax(axis=1)
-    return {"balanced_error": 1.0 - balanced_accuracy_score(prediction.label_ids, found)}
+    predicted = prediction.predictions.argmax(axis=1)
+    return {"balanced_error": 1.0 - balanced_accuracy_score(prediction.label_ids, predicted)}
 
 
 def main(arguments: list[str] | None = None) -> list[TunedTrainer]:
@@ -112,8 +114,8 @@ def main(arguments: list[str] | None = None) -> list[TunedTrainer]:
             trainer.train(checkpoint)
             checkpoint = str(Path(folder) / f"checkpoint-{steps}")
             error = 100 * trainer.evaluate()["eval_balanced_error"]
-            shown = [round(v, 2) for v in loss.frozen().additive.tolist()]
-            print(f"After {steps} steps: balanced error {error:.1f} %, additive {shown}")
+            additive = [round(v, 2) for v in loss.frozen().additive.tolist()]
+            print(f"After {steps} steps: balanced error {error:.1f} %, additive {additive}")
             trainers.append(trainer)
     return trainers
 

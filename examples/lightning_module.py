@@ -2,10 +2,10 @@
 
     python examples/lightning_module.py
 
-Lightning trains as ever, with automatic optimisation; after every fifth batch the tuner moves the
-loss. The tuner holds the loss, so that the module's parameters are the network's alone, as optimisers
-and DDP want them; its state, the loss's included, joins the checkpoint. Training stops half way and
-goes on from the file.
+Lightning trains as usual, with automatic optimisation, and after every fifth batch the tuner moves the
+loss. The tuner holds the loss, so the parameters of the module are those of the network alone, as
+optimisers and DDP expect. The checkpoint holds the state of the tuner, which includes the loss.
+Training stops half way and continues from the file.
 """
 
 from __future__ import annotations

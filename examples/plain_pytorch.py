@@ -1,10 +1,10 @@
-"""A loss designed in a training loop of one's own, in plain PyTorch.
+"""A loss designed in your own training loop, in plain PyTorch.
 
     python examples/plain_pytorch.py
 
-A network learns long-tailed images, and every 5 steps `LossTuner` moves its loss by what a batch of
-held-out images says. With the loss found, frozen, a new network is then trained on all images.
-Printed are the errors of networks trained with cross-entropy and with that loss, and the loss.
+A network learns long-tailed images. Every 5 steps `LossTuner` moves its loss so that the balanced error
+on a batch of held-out images falls. Then a new network is trained on all images with the loss found.
+The example prints the errors of networks trained with cross-entropy and with that loss, and the loss.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from autobalance import HierarchicalSpace, LossTuner, ParametricCrossEntropy, TunableCrossEntropy
 
 
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
 
 
 def design(data: Images, steps: int) -> ParametricCrossEntropy:
-    """The loss that has come about while a network trained with it."""
+    """Train a network while a tuner moves its loss, and return that loss."""
     torch.manual_seed(0)
     model = small_network()
-    optimizer = optimizer_of(model)
+    optimizer = build_optimizer(model)
     loss = TunableCrossEntropy(HierarchicalSpace(data.counts))
     tuner = LossTuner(
         loss, "balanced_error", optimizer=optimizer, validation_counts=data.held_counts
@@ -38,7 +38,7 @@ def design(data: Images, steps: int) -> ParametricCrossEntropy:
         optimizer.zero_grad()
         loss(model(inputs), target).backward()
         optimizer.step()
-        if step >= 0.3 * steps and step % 5 == 4:  # first the network learns something
+        if step >= 0.3 * steps and step % 5 == 4:  # the network must have learned something first
             tuner.step(model, (inputs, target), next(held))
     return loss.frozen()
 
@@ -46,7 +46,7 @@ def design(data: Images, steps: int) -> ParametricCrossEntropy:
 def train(data: TensorDataset, loss: nn.Module, steps: int) -> nn.Module:
     torch.manual_seed(0)
     model = small_network()
-    optimizer = optimizer_of(model)
+    optimizer = build_optimizer(model)
     loader = endless(DataLoader(data, 64, shuffle=True, drop_last=True))
     for _, (inputs, target) in zip(range(steps), loader, strict=False):
         optimizer.zero_grad()
@@ -57,7 +57,7 @@ def train(data: TensorDataset, loss: nn.Module, steps: int) -> nn.Module:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="of each training run")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of each run")
     args = parser.parse_args(arguments)
 
     data = images()

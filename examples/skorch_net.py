@@ -2,9 +2,10 @@
 
     python examples/skorch_net.py
 
-A Pipeline holds a `NeuralNetClassifier`; its options nest as ever, `net__module__hidden`. The callback
-moves the loss on the rows that skorch's own split holds out. A second net is then trained on all rows
-with the loss found. Printed are both balanced errors, and that of plain cross-entropy.
+A Pipeline holds a `NeuralNetClassifier`, whose options nest as usual: `net__module__hidden`. The
+callback moves the loss, judged on the rows that skorch's own split holds out. Then a second net is
+trained on all rows with the loss found. The example prints the balanced errors of both nets and of one
+trained with cross-entropy.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Network(nn.Sequential):
 
 
 def tunable(counts: np.ndarray) -> TunableCrossEntropy:
-    """A new one for each fit, which starts at logit adjustment."""
+    """Build a new loss for each fit. It starts at logit adjustment."""
     return TunableCrossEntropy(HierarchicalSpace(counts))
 
 
 class Tune(Callback):
-    """Moves a net's criterion, a `TunableCrossEntropy`, every so many batches."""
+    """Moves the criterion of a net, a `TunableCrossEntropy`, after every `every` batches."""
 
     def __init__(self, objective: str = "balanced_error", every: int = 5) -> None:
         self.objective, self.every = objective, every
@@ -67,9 +68,8 @@ def pipeline(criterion: Any, **options: Any) -> Pipeline:
         lr=5e-3,
         batch_size=64,
         iterator_train__shuffle=True,
-        predict_nonlinearity=nn.Softmax(
-            dim=-1
-        ),  # the losses take logits, so the network gives them
+        # The losses take logits, so the network returns logits.
+        predict_nonlinearity=nn.Softmax(dim=-1),
         verbose=0,
         **options,
     )
@@ -93,16 +93,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Pipeline]:
     )
     designing.set_params(net__module__hidden=64)
     torch.manual_seed(0)
-    found = {"Designing": designing.fit(X, y)}
+    models = {"Designing": designing.fit(X, y)}
     loss = designing["net"].criterion_.frozen()
     for name, criterion in (("Cross-entropy", nn.CrossEntropyLoss()), ("Designed loss", loss)):
         torch.manual_seed(0)
-        found[name] = pipeline(criterion, module__hidden=64, train_split=None, **common).fit(X, y)
-    for name, model in found.items():
+        models[name] = pipeline(criterion, module__hidden=64, train_split=None, **common).fit(X, y)
+    for name, model in models.items():
         error = 100 * (1 - balanced_accuracy_score(y_test, model.predict(X_test)))
         print(f"{name}: balanced error {error:.1f} %")
     print("The loss adds to the logits:", [round(v, 2) for v in loss.additive.tolist()])
-    return found
+    return models
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""One boundary, from noise around a rare class's examples or from a loss designed for it.
+"""The same decision boundary, once by noise around the examples of a rare class, once by a loss.
 
     python examples/spherical_noise.py --output spherical_noise.svg
 
-Two classes in the plane, which a line separates. Training to convergence with cross-entropy puts it
-in the middle of the gap. A delta of 3 for the frequent class moves it three times as far from the
-rare class as from the frequent one; so does noise of the radius that `noise_radii` computes. Needs
-no data.
+A line separates two classes in the plane. Training to convergence with cross-entropy puts this line in
+the middle of the gap. A delta of 3 for the frequent class moves it three times as far from the rare
+class as from the frequent one. Noise of the radius that `noise_radii` computes does the same. The
+example needs no data.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from autobalance.augment import SphericalNoise
 from autobalance.augment.spherical import loss_margins, noise_radii, separation
-from autobalance.augment.tensors import SphericalNoise
 
 DELTA = (3.0, 1.0)
 COPIES = 40
 
 
 def two_classes() -> tuple[Tensor, Tensor]:
-    """Thirty examples of class 0 and six of class 1, with a gap of about 1.5 between them."""
+    """Draw thirty examples of class 0 and six of class 1, with a gap of about 1.5 between them."""
     generator = torch.Generator().manual_seed(3)
     spread = torch.tensor([0.5, 1.0], dtype=torch.float64)
     inputs = spread * torch.randn(36, 2, generator=generator, dtype=torch.float64).clamp(-2, 2)
@@ -36,14 +36,16 @@ def two_classes() -> tuple[Tensor, Tensor]:
     return inputs, target
 
 
-def trained(inputs: Tensor, target: Tensor, delta: tuple[float, float], steps: int) -> Tensor:
-    """W and b of h = f_1 - f_0 after gradient descent whose steps are divided by the loss.
+def train_boundary(
+    inputs: Tensor, target: Tensor, delta: tuple[float, float], steps: int
+) -> Tensor:
+    """Return w and b of h = f_1 - f_0 after gradient descent whose steps are divided by the loss.
 
-    The loss is that of `ParametricCrossEntropy` with rows (3, 3) and (1, 1) and `groups=target`,
-    log(1 + exp(-m)) of the margin m; written out, it keeps its digits where m is in the hundreds.
+    The loss is log(1 + exp(-m)) of the margin m, which is `ParametricCrossEntropy` with rows (3, 3) and
+    (1, 1) and `groups=target`. Written out it stays precise if m is in the hundreds.
     """
     side = torch.tensor(delta, dtype=torch.float64)[target] * (2.0 * target - 1.0)
-    bias = 4.0  # as a feature, so that its steps are longer than those of w
+    bias = 4.0  # the bias is a feature of this size, so that its steps are longer than those of w
     rows = torch.cat([inputs, torch.full_like(inputs[:, :1], bias)], dim=1) * side[:, None]
     theta = torch.zeros(3, dtype=torch.float64)
     for _ in range(steps):
@@ -53,8 +55,8 @@ def trained(inputs: Tensor, target: Tensor, delta: tuple[float, float], steps: i
     return torch.cat([theta[:2], bias * theta[2:]])
 
 
-def with_noise(inputs: Tensor, target: Tensor, radii: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Each example and copies of it, moved by the radius of its class in random directions."""
+def add_noise(inputs: Tensor, target: Tensor, radii: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Copy each example and move the copies in random directions by the radius of its class."""
     copies, classes = inputs.repeat(COPIES, 1), target.repeat(COPIES)
     radius = torch.tensor(radii, dtype=torch.float64)[classes]
     limit = max(max(radii), 1e-6)
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     inputs, target = two_classes()
     gap = separation(inputs, target)
     radii = noise_radii(gap.gap, DELTA)
-    moved, classes = with_noise(inputs, target, radii)
+    moved, classes = add_noise(inputs, target, radii)
     panels = {
         "cross-entropy": (inputs, target, (1.0, 1.0)),
         f"noise of radius {radii[1]:.2f} on the rare class": (moved, classes, (1.0, 1.0)),
@@ -82,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     print(f"{'':40} {'angle':>7} {'from class 0':>13} {'from class 1':>13}   gap {gap.gap:.3f}")
     for place, (title, (x, y, delta)) in enumerate(panels.items()):
-        line = trained(x, y, delta, args.steps)
+        line = train_boundary(x, y, delta, args.steps)
         normal, offset = line[:2] / line[:2].norm(), float(line[2] / line[:2].norm())
         heights = inputs @ normal + offset
         distances = float(-heights[target == 0].max()), float(heights[target == 1].min())

@@ -1,11 +1,11 @@
-"""A loss designed in a training loop as timm's: autocast, accumulated gradients, averaged weights.
+"""A loss designed in a training loop like timm's: autocast, accumulated gradients, averaged weights.
 
     python examples/timm_loop.py
-    python examples/timm_loop.py --model resnet18    # where timm is installed
+    python examples/timm_loop.py --model resnet18    # if timm is installed
 
-The tuner's step stands after the optimiser's, with the batches accumulated for it, under the same
-autocast; it looks at the network in training, not at the average of its weights (EMA). Mixup and CutMix
-are off: they make targets soft, while the loss needs each image's class.
+The step of the tuner follows that of the optimiser. It gets the batches accumulated for that step and
+runs under the same autocast. It uses the network in training, not the average of its weights (EMA).
+Mixup and CutMix are off, because they make targets soft, while the loss needs the class of each image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from autobalance import HierarchicalSpace, LossTuner, TunableCrossEntropy
 
 
 def create_model(name: str | None) -> nn.Module:
-    """One of timm's by its name, or else a small one with BatchNorm."""
+    """Create a network of timm by its name, or without a name a small one with BatchNorm."""
     if name is not None:
         import timm
 
@@ -38,9 +38,9 @@ def create_model(name: str | None) -> nn.Module:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="a name of timm's")
+    parser.add_argument("--model", help="name of a network of timm")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--accumulate", type=int, default=2, help="batches for one step")
+    parser.add_argument("--accumulate", type=int, default=2, help="batches per optimiser step")
     args = parser.parse_args(arguments)
 
     torch.manual_seed(0)

@@ -1,193 +1,66 @@
 """Designs the training loss for imbalanced and group-sensitive classification."""
 
-from ._validation import (
-    InputError as InputError,
-)
-from ._validation import (
-    TrainingDiverged as TrainingDiverged,
-)
+from ._validation import InputError, TrainingDiverged
 from .augment import (
-    Augmentation as Augmentation,
-)
-from .augment import (
-    AugmentationPolicy as AugmentationPolicy,
-)
-from .augment import (
-    default_policy as default_policy,
-)
-from .augment import (
-    image_operations as image_operations,
-)
-from .augment import (
-    tensor_operations as tensor_operations,
+    Augmentation,
+    AugmentationPolicy,
+    default_policy,
+    image_operations,
+    tensor_operations,
 )
 from .bilevel import (
-    Frontier as Frontier,
+    Frontier,
+    FrontierPoint,
+    Interrupted,
+    LossTuner,
+    MLflowLogger,
+    SearchResult,
+    WandbLogger,
+    frontier,
+    retrain,
+    search,
 )
-from .bilevel import (
-    FrontierPoint as FrontierPoint,
-)
-from .bilevel import (
-    Interrupted as Interrupted,
-)
-from .bilevel import (
-    LossTuner as LossTuner,
-)
-from .bilevel import (
-    MLflowLogger as MLflowLogger,
-)
-from .bilevel import (
-    SearchResult as SearchResult,
-)
-from .bilevel import (
-    WandbLogger as WandbLogger,
-)
-from .bilevel import (
-    frontier as frontier,
-)
-from .bilevel import (
-    retrain as retrain,
-)
-from .bilevel import (
-    search as search,
-)
-from .calibration import (
-    corrected_probabilities as corrected_probabilities,
-)
-from .calibration import (
-    fit_temperature as fit_temperature,
-)
-from .cli.run_folder import (
-    save_search as save_search,
-)
-from .data import (
-    ArrayData as ArrayData,
-)
-from .data import (
-    Batch as Batch,
-)
-from .export import (
-    export_model as export_model,
-)
-from .heads import (
-    extract_features as extract_features,
-)
-from .heads import (
-    retrain_head as retrain_head,
-)
-from .heads import (
-    search_head as search_head,
-)
-from .hypergrad import (
-    ConjugateGradient as ConjugateGradient,
-)
-from .hypergrad import (
-    Exact as Exact,
-)
-from .hypergrad import (
-    Identity as Identity,
-)
-from .hypergrad import (
-    Neumann as Neumann,
-)
-from .hypergrad import (
-    Nystrom as Nystrom,
-)
-from .hypergrad import (
-    SingleLoop as SingleLoop,
-)
+from .calibration import corrected_probabilities, fit_temperature
+from .cli.run_folder import save_search
+from .data import ArrayData, Batch
+from .export import export_model
+from .heads import extract_features, retrain_head, search_head
+from .hypergrad import ConjugateGradient, Exact, Identity, Neumann, Nystrom, SingleLoop
 from .losses import (
-    DeferredLoss as DeferredLoss,
-)
-from .losses import (
-    FocalLoss as FocalLoss,
-)
-from .losses import (
-    GroupDROLoss as GroupDROLoss,
-)
-from .losses import (
-    LDAMLoss as LDAMLoss,
-)
-from .losses import (
-    ParametricCrossEntropy as ParametricCrossEntropy,
-)
-from .losses import (
-    with_normalized_head as with_normalized_head,
+    DeferredLoss,
+    FocalLoss,
+    GroupDROLoss,
+    LDAMLoss,
+    ParametricCrossEntropy,
+    with_normalized_head,
 )
 from .objectives import (
-    BalancedError as BalancedError,
+    BalancedError,
+    Blend,
+    BoundedGap,
+    CrossEntropyRisk,
+    CVaRError,
+    ErrorDeviation,
+    Objective,
+    OddsGap,
+    OpportunityGap,
+    ParityGap,
+    QuantileError,
+    SmoothError,
+    WeightedError,
+    WorstError,
 )
-from .objectives import (
-    Blend as Blend,
-)
-from .objectives import (
-    BoundedGap as BoundedGap,
-)
-from .objectives import (
-    CrossEntropyRisk as CrossEntropyRisk,
-)
-from .objectives import (
-    CVaRError as CVaRError,
-)
-from .objectives import (
-    ErrorDeviation as ErrorDeviation,
-)
-from .objectives import (
-    Objective as Objective,
-)
-from .objectives import (
-    OddsGap as OddsGap,
-)
-from .objectives import (
-    OpportunityGap as OpportunityGap,
-)
-from .objectives import (
-    ParityGap as ParityGap,
-)
-from .objectives import (
-    QuantileError as QuantileError,
-)
-from .objectives import (
-    SmoothError as SmoothError,
-)
-from .objectives import (
-    WeightedError as WeightedError,
-)
-from .objectives import (
-    WorstError as WorstError,
-)
-from .posthoc import (
-    cell_posterior as cell_posterior,
-)
-from .records import (
-    Recipe as Recipe,
-)
-from .records import (
-    SearchSettings as SearchSettings,
-)
-from .sklearn import (
-    AutoBalanceClassifier as AutoBalanceClassifier,
-)
+from .posthoc import cell_posterior
+from .records import Recipe, SearchSettings
+from .sklearn import AutoBalanceClassifier
 from .spaces import (
-    ClassSpace as ClassSpace,
-)
-from .spaces import (
-    ClusterSpace as ClusterSpace,
-)
-from .spaces import (
-    DesignSpace as DesignSpace,
-)
-from .spaces import (
-    GroupSpace as GroupSpace,
-)
-from .spaces import (
-    HierarchicalSpace as HierarchicalSpace,
-)
-from .spaces import (
-    TunableCrossEntropy as TunableCrossEntropy,
-)
-from .spaces import (
-    WithUnknownGroup as WithUnknownGroup,
+    ClassSpace,
+    ClusterSpace,
+    DesignSpace,
+    GroupSpace,
+    HierarchicalSpace,
+    TunableCrossEntropy,
+    WithUnknownGroup,
 )
 
 __version__: str

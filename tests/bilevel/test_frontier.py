@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from autobalance._validation import InputError, TrainingDiverged
-from autobalance.bilevel import driver as searching
-from autobalance.bilevel import pareto_frontier as sweeping
+from autobalance.bilevel import driver as searching, pareto_frontier as sweeping
 from autobalance.bilevel.driver import SearchRun, search
 from autobalance.bilevel.lower_level import Interrupted, Progress, predict_logits
 from autobalance.bilevel.pareto_frontier import Frontier, FrontierPoint, baselines, frontier

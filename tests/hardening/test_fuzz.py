@@ -24,8 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from autobalance import InputError, SearchResult, cli
 from autobalance.bilevel.checkpoints import load_checkpoint, save_checkpoint

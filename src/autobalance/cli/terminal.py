@@ -12,8 +12,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from autobalance.bilevel import Baseline, Frontier, FrontierPoint, SearchResult
-    from autobalance.bilevel import Progress as RunProgress
+    from autobalance.bilevel import (
+        Baseline,
+        Frontier,
+        FrontierPoint,
+        Progress as RunProgress,
+        SearchResult,
+    )
     from autobalance.posthoc import Decided
 
 
