@@ -27,9 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autobalance.bilevel.execution import make_fabric
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, coupled_weight_decay
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.data.fashion import CLASSES, long_tailed_sample
 from autobalance.data.splits import stratified_folds
 from autobalance.functional.model import flatten, unflatten

@@ -29,9 +29,9 @@ import torch
 
 from autobalance import ParametricCrossEntropy
 from autobalance.bilevel.driver import search, splits_of
-from autobalance.bilevel.lower_level import predict_logits
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import used_versions
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.records.metrics import classification_report
 from autobalance.records.settings import SearchSettings
 from autobalance.spaces.spaces import HierarchicalSpace

@@ -18,7 +18,7 @@ import torch
 
 from autobalance.cli.demo import TITLES, Demo
 from autobalance.data.fashion import ImageSet, long_tailed_sample
-from autobalance_bench.datasets.fashion import original
+from autobalance_bench.datasets import load_fashion_mnist
 from autobalance_bench.datasets.longtail import exponential_counts, sample_by_class
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    all_train, test = original(options.data)
+    all_train, test = load_fashion_mnist(options.data)
     rows: list[dict[str, dict[str, float]]] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         train = resampled(all_train, seed) if options.resample else long_tailed_sample()[0]

@@ -45,11 +45,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autobalance.bilevel.driver import SearchRun, search
+from autobalance.bilevel.execution import make_fabric, seeded
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric, seeded
+from autobalance.bilevel.lower_level import LowerLevel
 from autobalance.bilevel.retraining import retrain
 from autobalance.cli import main as autobalance
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.networks import ResNet32
 from autobalance.objectives.aggregates import BalancedError

@@ -51,9 +51,9 @@ import torch
 
 from autobalance import InputError
 from autobalance.bilevel.driver import search, splits_of
-from autobalance.bilevel.lower_level import predict_logits
 from autobalance.bilevel.pareto_frontier import MIXES, Frontier, baselines, frontier
-from autobalance.data.batches import ArrayData
+from autobalance.bilevel.prediction import predict_logits
+from autobalance.data.array_data import ArrayData
 from autobalance.posthoc.expected_errors import Evaluated, evaluate_model, evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
     POINTS,

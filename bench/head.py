@@ -36,7 +36,7 @@ from autobalance import ArrayData, ParametricCrossEntropy, extract_features
 from autobalance.data.batches import Batch
 from autobalance.data.splits import stratified_folds
 from autobalance.heads.search import retrain_head, search_head
-from autobalance_bench.datasets.fashion import original
+from autobalance_bench.datasets import load_fashion_mnist
 from autobalance_bench.datasets.longtail import exponential_counts, sample_by_class
 
 IMBALANCE = 100.0
@@ -141,7 +141,7 @@ def letters(folder: Path, seed: int) -> Sets:
 
 def clothes(folder: Path, seed: int) -> Sets:
     """Fashion-MNIST, 1,000 to 10 of each class, under a random convolutional network."""
-    train, test = original(folder / "fashion_mnist")
+    train, test = load_fashion_mnist(folder / "fashion_mnist")
     generator = np.random.default_rng(seed)
     torch.manual_seed(seed)
     backbone = nn.Sequential(

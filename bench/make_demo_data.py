@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autobalance.data.fashion import SAMPLE
-from autobalance_bench.datasets.fashion import original
+from autobalance_bench.datasets import load_fashion_mnist
 from autobalance_bench.datasets.longtail import exponential_counts, sample_by_class
 
 TARGET = Path(__file__).parents[1] / "src/autobalance/data" / SAMPLE
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder with Fashion-MNIST's four .gz files")
     folder = parser.parse_args().data
-    train, test = original(folder)
+    train, test = load_fashion_mnist(folder)
     generator = np.random.default_rng(SEED)
     arrays = {}
     for name, images, counts in (

@@ -21,9 +21,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autobalance.bilevel.execution import make_fabric
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.hypergrad.solvers import Solver
 from autobalance.records.settings import Recipe
 from autobalance.spaces.spaces import HierarchicalSpace

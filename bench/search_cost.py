@@ -23,7 +23,7 @@ from autobalance.bilevel.driver import search
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
 from autobalance.cli.demo import network
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.data.fashion import CLASSES, long_tailed_sample
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.networks import TableNetwork

@@ -4,7 +4,7 @@
     .venv/bin/python bench/stored.py --images 20000 --size 256 --batch 128   # a file larger than usual
 
 JPEGs of 500 x 375 pixels, smooth with noise (some 60 kB each), made in a temporary folder. "decoded"
-is `Photographs.stored` into a new file, by the clock, with all processors that this process may use;
+is `LabelledImages.store` into a new file, by the clock, with all processors that this process may use;
 "read" draws batches at random from the file, which the system holds in memory by then, in one thread,
 by CPU time, the median over turns; "copied" is the same from a tensor in memory. Memory is
 how much the process's own grew by it (unique set size, which leaves out pages of files): reading
@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from autobalance.data.batches import ArrayData
-from autobalance_bench.datasets.photographs import Photographs
+from autobalance.data.array_data import ArrayData
+from autobalance_bench.datasets import LabelledImages
 from measuring import cpu_seconds, options_of, prepare, write_json
 
 PLACES = 40
@@ -34,7 +34,7 @@ PLACES = 40
 TURNS = 5
 
 
-def photographs(folder: Path, n: int, size: int) -> Photographs:
+def make_photographs(folder: Path, n: int, size: int) -> LabelledImages:
     generator = np.random.default_rng(0)
     made = []
     for _ in range(PLACES):
@@ -48,8 +48,7 @@ def photographs(folder: Path, n: int, size: int) -> Photographs:
     for i in range(n):
         files.append(folder / f"image{i}.jpg")
         files[-1].write_bytes(made[i % PLACES])
-    target = np.arange(n) % 10
-    return Photographs(tuple(files), target, None, tuple("0123456789"), (), size, True, "")
+    return LabelledImages.of_files(files, np.arange(n) % 10, "0123456789", size=size)
 
 
 def own_bytes() -> int:
@@ -74,14 +73,14 @@ def rate(data: ArrayData, batch: int, batches: int) -> float:
 def measured(n: int, size: int, batch: int) -> dict[str, Any]:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        images = photographs(folder, n, size)
+        images = make_photographs(folder, n, size)
         begin, start = own_bytes(), time.perf_counter()
-        data = images.stored(folder / "decoded.npy")
+        data = ArrayData.of(images.store(folder / "decoded.npy")[1], images.targets)
         seconds = time.perf_counter() - start
         batches = max(2, min(n, 4000) // batch)
         read = rate(data, batch, batches)
         held = own_bytes() - begin
-        loaded = images.with_inputs(data.inputs[slice(0, n)])
+        loaded = ArrayData.of(data.inputs[slice(0, n)], images.targets)
         in_memory = own_bytes() - begin
         return {
             "images": n,

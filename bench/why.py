@@ -32,19 +32,22 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
 from autobalance.bilevel.driver import search
+from autobalance.bilevel.execution import make_fabric, seeded
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric, predict_logits, seeded
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.cli.demo import RECIPE, network
-from autobalance.data.batches import ArrayData, BalancedBatches
+from autobalance.data.array_data import ArrayData
 from autobalance.data.fashion import CLASSES, ImageSet, long_tailed_sample
+from autobalance.data.index_streams import BalancedBatches
 from autobalance.data.splits import stratified_folds
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.metrics import class_errors
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance.spaces.spaces import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
-from autobalance_bench.datasets.fashion import original
+from autobalance_bench.datasets import load_fashion_mnist
 from measuring import options_of, prepare, write_json
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -432,7 +435,7 @@ def main() -> None:
 
     train, test = long_tailed_sample()
     if options.data:
-        test = original(options.data)[1]
+        test = load_fashion_mnist(options.data)[1]
     first = options.first_seed
     seeds = range(first, first + options.seeds)
     few = seeds[: options.fraction_seeds]

@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from autobalance.bilevel import lower_level as training
+from autobalance.bilevel import checkpoints, execution
 from autobalance.bilevel.driver import search
-from autobalance.bilevel.lower_level import LowerLevel, make_fabric, predict_logits, seeded
+from autobalance.bilevel.execution import make_fabric, seeded
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.data.stored import StoredRows
 from autobalance.heads.features import extract_features
 from autobalance.heads.search import search_head
@@ -111,13 +113,13 @@ def test_training_steps_wait_for_nothing(device: str, augment: nn.Module | None)
         )  # fmt: skip
     loss = ParametricCrossEntropy.logit_adjusted(data.counts()).to(fabric.device)
     for _ in range(
-        training.CHECK_EVERY
+        execution.CHECK_EVERY
     ):  # what is allocated and tuned once, and the look at the end
         lower.step(loss)
     with waits_refused(device):
-        for _ in range(training.CHECK_EVERY - 1):
+        for _ in range(execution.CHECK_EVERY - 1):
             lower.step(loss)
-    assert lower.done == 2 * training.CHECK_EVERY - 1
+    assert lower.done == 2 * execution.CHECK_EVERY - 1
 
 
 @on_devices
@@ -192,7 +194,7 @@ def test_a_learned_augmentation_works(device: str) -> None:
 def test_a_stopped_run_goes_on(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     run = partial(
         search, smooth, images(), recipe=RECIPE, settings=SETTINGS, device=device,
         checkpoint=tmp_path / "state",

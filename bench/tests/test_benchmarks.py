@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from autobalance.bilevel.driver import search
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance.spaces.spaces import HierarchicalSpace
 from autobalance_bench.comparison.configuration import read_configuration

@@ -21,7 +21,7 @@ from autobalance_bench.comparison.configuration import Configuration, read_confi
 from autobalance_bench.comparison.dataset_definitions import LAYOUTS
 from autobalance_bench.comparison.datasets import load_problem
 from autobalance_bench.comparison.methods import METHODS, augmentation_of
-from autobalance_bench.datasets import photographs
+from autobalance_bench.datasets.images import LabelledImages
 from tiny_sets import picture, tiny_cifar
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -84,8 +84,10 @@ def test_both_cifars_have_one_recipe() -> None:
     assert ten.recipe.epochs * ten.search.warmup == pytest.approx(120)
 
 
-def test_cifar10_lt_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny_cifar(tmp_path / "data", each=10, test=4)
+def test_cifar10_lt_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_cifar(tmp_path / "data", monkeypatch, each=10, test=4)
     path = str(FOLDER / "cifar10_lt.yaml")
     out = tmp_path / "out"
     command = [
@@ -120,7 +122,7 @@ def test_a_folder_without_cifar(tmp_path: Path, capsys: pytest.CaptureFixture[st
     path = str(FOLDER / "cifar10_lt.yaml")
     command = ["run", path, "--subset", "quick", "--data", str(tmp_path)]
     assert main([*command, "--out", str(tmp_path / "out")]) == 1
-    assert "must hold cifar-10-batches-bin" in capsys.readouterr().err
+    assert "must hold cifar-10-batches-py" in capsys.readouterr().err
 
 
 # Those for photographs, with a network that takes torchvision's place ------------------------
@@ -204,8 +206,13 @@ def test_imagenet_lt_runs_on_images_in_files(
         augment={**(whole.augment or {}), "size": 16},
     )  # fmt: skip
     assert (few.precision, few.channels_last, whole.compiled) == ("bf16-mixed", True, True)
-    decode, decoded = photographs._decoded, []
-    monkeypatch.setattr(photographs, "_decoded", lambda *a: (decoded.append(a[0]), decode(*a))[1])
+    decode, decoded = LabelledImages._decode, []
+
+    def record(self: LabelledImages, row: int) -> Any:
+        decoded.append(self.names[row])
+        return decode(self, row)
+
+    monkeypatch.setattr(LabelledImages, "_decode", record)
     held = []
     for cell in cells_of(few, str(tmp_path), "cpu"):
         record = run_cell(cell)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autobalance.bilevel.candidate_selection import compare
-from autobalance.data.batches import BalancedBatches
+from autobalance.data.index_streams import BalancedBatches
 from autobalance.data.splits import members_by_cell, stratified_folds
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.aggregates import WeightedError

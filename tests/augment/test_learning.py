@@ -30,9 +30,9 @@ from autobalance.augment.augmentation import Augmentation
 from autobalance.augment.choice import as_augmentation
 from autobalance.augment.policy import AugmentationPolicy, default_policy
 from autobalance.augment.tensors import GaussianNoise
-from autobalance.bilevel import lower_level as training
-from autobalance.bilevel.lower_level import Progress
-from autobalance.data.batches import ArrayData
+from autobalance.bilevel import checkpoints
+from autobalance.bilevel.types import Progress
+from autobalance.data.array_data import ArrayData
 from autobalance.networks import SmallCNN
 from autobalance_bench.augmentations import KorniaAugmentation, StandardAugmentation
 from helpers import blobs
@@ -116,7 +116,7 @@ def test_a_killed_search_continues_to_the_same_bits(tmp_path: Path, monkeypatch:
         if progress.phase == "search" and progress.step > 30:
             raise Killed
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     whole = quick(augment="personalised")
     path = tmp_path / "state"
     with pytest.raises(Killed):

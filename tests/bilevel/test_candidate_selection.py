@@ -13,7 +13,7 @@ from torch import Tensor
 from autobalance.bilevel import candidate_selection as choosing
 from autobalance.bilevel.candidate_selection import _standard_error, best, compare, train_candidates
 from autobalance.bilevel.result import Candidate
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.aggregates import BalancedError, WeightedError, WorstError
 from autobalance.objectives.base import Objective

@@ -15,13 +15,13 @@ import torch
 
 from autobalance._validation import InputError
 from autobalance.bilevel.checkpoints import (
+    Checkpoint,
     fingerprint,
     load_checkpoint,
     random_state,
     save_checkpoint,
     set_random_state,
 )
-from autobalance.bilevel.lower_level import Checkpoint
 
 IDENTITY = {
     "kind": "search", "seed": 3, "recipe": {"lr": 0.1}, "shapes": {"0.weight": [3, 2]},

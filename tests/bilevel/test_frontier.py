@@ -16,11 +16,12 @@ from torch import nn
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import driver as searching, pareto_frontier as sweeping
 from autobalance.bilevel.driver import SearchRun, search
-from autobalance.bilevel.lower_level import Interrupted, Progress, predict_logits
 from autobalance.bilevel.pareto_frontier import Frontier, FrontierPoint, baselines, frontier
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData
+from autobalance.bilevel.types import Interrupted, Progress
+from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.metrics import class_errors, deo
 from autobalance.records.settings import Recipe, SearchSettings
@@ -412,7 +413,7 @@ def test_divergence_keeps_the_points_so_far() -> None:
     ("given", "message"),
     [
         ({"data": ArrayData.of(DATA.inputs, DATA.target)}, "the data has none. Pass groups"),
-        ({"data": [1]}, "data must be an ArrayData; got list"),
+        ({"data": [1]}, "data must be an ArrayData or a Dataset; got list"),
         ({"main": "f1"}, "main must be one of balanced_error, .*deo.*; got 'f1'"),
         ({"gap": "dei"}, "gap must be one of .*deo.*; got 'dei'"),
         ({"gap": ["deo"]}, r"gap must be one of .*; got \['deo'\]"),

@@ -14,21 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged
-from autobalance.bilevel import lower_level as training
+from autobalance.bilevel import checkpoints, execution
 from autobalance.bilevel.checkpoints import random_state
-from autobalance.bilevel.lower_level import (
-    CHECK_EVERY,
-    Interrupted,
-    LowerLevel,
-    Progress,
-    absorb,
-    make_fabric,
-    make_optimizer,
-    predict_logits,
-    seeded,
-)
+from autobalance.bilevel.execution import CHECK_EVERY, make_fabric, seeded
+from autobalance.bilevel.initialisation import init_bias_offset, make_optimizer
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData, ResampledBatches, ShuffledBatches
+from autobalance.bilevel.types import Interrupted, Progress
+from autobalance.data.array_data import ArrayData
+from autobalance.data.index_streams import ResampledBatches, ShuffledBatches
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.losses.published import DeferredLoss, FocalLoss, GroupDROLoss, with_normalized_head
 from autobalance.objectives.aggregates import BalancedError
@@ -280,7 +275,7 @@ def test_a_killed_run_continues_to_the_same_bits(
         if progress.step >= 20:
             raise Killed
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     path = tmp_path / "retrain.checkpoint"
     whole = quick(network, seed=2)
     with pytest.raises(Killed):
@@ -312,7 +307,7 @@ def test_a_killed_run_remembers_its_loss_and_sampling(
         if progress.step >= 20:
             raise Killed
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
     given = {"data": blobs(groups=True), **given}
     whole = quick(network, **given)
     with pytest.raises(Killed):
@@ -432,9 +427,9 @@ def test_ctrl_c_keeps_the_network_so_far() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"factory": linear_factory(4)}, r"3 classes, but .* width 4"),
+        ({"factory": linear_factory(4)}, r"4 logits .* 3 classes"),
         ({"factory": nn.Flatten}, "The network has no trainable parameter"),
-        ({"data": [1, 2]}, "data must be an ArrayData; got list. Build one"),
+        ({"data": [1, 2]}, "data must be an ArrayData or a Dataset; got list"),
         ({"factory": dict}, "must return a torch.nn.Module; got dict"),
         ({"device": "abacus"}, "The device 'abacus' cannot be used here"),
         ({"sampling": "even"}, "sampling must be one of balanced, shuffled; got 'even'"),
@@ -509,7 +504,7 @@ def test_an_index_is_refused_where_several_processes_share_a_machine(
 
         def launch(self) -> None: ...
 
-    monkeypatch.setattr(training, "Fabric", Recording)
+    monkeypatch.setattr(execution, "Fabric", Recording)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "4")
     for local in ("2", None):  # without it all are on this machine
@@ -624,7 +619,7 @@ def test_weight_decay_leaves_what_was_absorbed(optimizer: Any) -> None:
 def test_networks_without_a_fitting_last_layer_start_as_they_are() -> None:
     for network in (nn.Linear(4, 3, bias=False), nn.Linear(4, 5), nn.Conv2d(1, 3, 1)):
         before = {name: p.clone() for name, p in network.state_dict().items()}
-        found = absorb(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1]))
+        found = init_bias_offset(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1]))
         assert found is None
         assert all(torch.equal(p, before[name]) for name, p in network.state_dict().items())
 
@@ -632,7 +627,7 @@ def test_networks_without_a_fitting_last_layer_start_as_they_are() -> None:
 def test_a_cosine_head_absorbs_nothing_nor_does_the_layer_before_it() -> None:
     network = with_normalized_head(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)), 16.0)
     before = copy.deepcopy(network.state_dict())
-    assert absorb(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1])) is None
+    assert init_bias_offset(network, torch.tensor([0.0, -1.0, -2.0]), np.array([6, 3, 1])) is None
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -640,7 +635,7 @@ def test_a_cosine_head_absorbs_nothing_nor_does_the_layer_before_it() -> None:
 def test_of_groups_the_mean_over_the_examples_is_absorbed() -> None:
     network = nn.Linear(4, 2)
     before = network.bias.detach().clone()
-    absorb(network, torch.tensor([[0.0, -2.0], [0.0, 2.0]]), np.array([[5, 1], [1, 1]]))
+    init_bias_offset(network, torch.tensor([[0.0, -2.0], [0.0, 2.0]]), np.array([[5, 1], [1, 1]]))
     torch.testing.assert_close(network.bias.detach() - before, torch.tensor([-0.5, 0.5]))
 
 

@@ -13,7 +13,7 @@ from autobalance import AutoBalanceClassifier, Recipe, SearchSettings, search
 from autobalance._validation import InputError
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.test_monitor import LOOKS, Watch
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.objectives.registry import NAMED
 from helpers import blobs, linear_factory
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from autobalance.augment.choice import as_augmentation
+from autobalance.bilevel.execution import CHECK_EVERY, make_fabric
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import CHECK_EVERY, LowerLevel, make_fabric
-from autobalance.data.batches import ArrayData
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.data.array_data import ArrayData
 from autobalance.hypergrad.solvers import (
     ConjugateGradient,
     Identity,

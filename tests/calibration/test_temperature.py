@@ -17,7 +17,7 @@ from autobalance.calibration.temperature import (
     fit_temperature,
     thinning,
 )
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.metrics import expected_calibration_error
 from helpers import blobs, linear_factory

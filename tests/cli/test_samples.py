@@ -21,7 +21,7 @@ from autobalance.augment.policy import AugmentationPolicy
 from autobalance.augment.tensors import GaussianNoise
 from autobalance.cli import main
 from autobalance.cli.run_folder import DRAWS, EXAMPLES, sample_sheet
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.networks import SmallCNN
 from autobalance.report.html import render_report
 from autobalance.report.samples import MOST_ROWS, Sheet, packed, unpacked

@@ -13,17 +13,10 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 
 from autobalance._validation import InputError
-from autobalance.data.batches import (
-    ArrayData,
-    BalancedBatches,
-    Batch,
-    ResampledBatches,
-    ShuffledBatches,
-    as_batch,
-    as_batches,
-    concatenated,
-    indices,
-)
+from autobalance.data.array_data import ArrayData, concatenated
+from autobalance.data.arrays import indices
+from autobalance.data.batches import Batch, as_batch, as_batches
+from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
 
 X = np.arange(8.0).reshape(4, 2)
 Y = np.array([0, 2, 1, 2])

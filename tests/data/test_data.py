@@ -20,12 +20,6 @@ def test_every_name_is_there_and_none_is_that_of_a_module() -> None:
         _ = data.cifar11
 
 
-def test_every_reader_is_named_in_the_overview() -> None:
-    text = str(data.__doc__)
-    kinds = {"ArrayData", "Batch", "as_batch", "CIFAR", "Labelled", "Photographs"}
-    assert [name for name in data.__all__ if name not in kinds and f"`{name}`" not in text] == []
-
-
 def test_reading_without_images_needs_no_pillow() -> None:
     code = (
         "import sys; sys.modules['PIL'] = None; import autobalance.data as d; "

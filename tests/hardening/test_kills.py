@@ -21,11 +21,11 @@ import os, signal, sys, time, json
 import torch
 torch.set_num_threads(1)
 from autobalance import cli
-from autobalance.bilevel import lower_level as training
+from autobalance.bilevel import checkpoints
 import autobalance.cli.run_folder, autobalance.cli.terminal, autobalance.sklearn.classifier
 import autobalance.bilevel.pareto_frontier
 import autobalance_bench.comparison.running, autobalance_bench.comparison.reporting
-training.CHECKPOINT_SECONDS = 0.05
+checkpoints.CHECKPOINT_SECONDS = 0.05
 for line in sys.stdin:
     seconds, arguments = json.loads(line)
     begun = time.monotonic()

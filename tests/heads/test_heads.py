@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from autobalance import (
@@ -41,7 +39,6 @@ from autobalance.heads.quasi_newton import descend
 from autobalance.losses.modules import reduced_loss
 from autobalance.losses.parametric import LossParameters
 from autobalance.spaces.spaces import PARTS
-from autobalance_bench.datasets.folders import class_folders
 from helpers import scatter
 
 DECAY = 1e-2
@@ -539,24 +536,6 @@ def test_extraction_is_the_evaluation_pass_and_leaves_all_as_it_was() -> None:
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
     assert extract_features(model.half(), x.half(), device="cpu").dtype == torch.float32
     assert extract_features(nn.Identity(), np.zeros((3, 2)), device="cpu").shape == (3, 2)
-
-
-def test_features_of_photographs_are_those_of_their_pixels(tmp_path: Path) -> None:
-    """Only a batch of them is decoded at a time; a head is then trained on the features."""
-    for name, red, n in (("a", 40, 12), ("b", 200, 5)):
-        (tmp_path / name).mkdir()
-        for i in range(n):
-            Image.new("RGB", (9, 9), (red + i, 3 * i, 0)).save(tmp_path / name / f"{i:02}.png")
-    images = class_folders(tmp_path, size=8)
-    backbone = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
-    features = extract_features(backbone, images, batch_size=5, device="cpu")
-    expected = extract_features(backbone, images.load().inputs, batch_size=5, device="cpu")
-    assert torch.equal(features, expected)
-    head = retrain_head(images.with_inputs(features), ParametricCrossEntropy.cross_entropy())
-    assert head(features).argmax(dim=1).tolist() == images.target.tolist()
-    images.files[7].unlink()
-    with pytest.raises(InputError, match=r"The image .*07.png is not there"):
-        extract_features(backbone, images, batch_size=5, device="cpu")
 
 
 def test_extraction_gives_the_modes_back_after_a_failure() -> None:

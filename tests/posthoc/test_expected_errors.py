@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.posthoc.expected_errors import Evaluated, evaluate_model, evaluate_probabilities
 from autobalance.records.metrics import classification_report
 

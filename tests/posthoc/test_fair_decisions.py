@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.posthoc import fair_decisions as decisions
 from autobalance.posthoc.expected_errors import evaluate_model
 from autobalance.posthoc.fair_decisions import (

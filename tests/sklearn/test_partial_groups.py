@@ -15,7 +15,7 @@ from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.pareto_frontier import baselines, frontier
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.hypergrad.implicit import hypergradient
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.aggregates import BalancedError

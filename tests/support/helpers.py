@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.functional.model import flatten
 from autobalance.objectives.base import Objective
 from autobalance.spaces.spaces import PARTS, ClassSpace

@@ -24,7 +24,8 @@ from autobalance.augment.images import image_operations
 from autobalance.augment.policy import AugmentationPolicy
 from autobalance.bilevel.loss_tuner import LossTuner
 from autobalance.bilevel.lower_level import LowerLevel
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.hypergrad.solvers import (
     ConjugateGradient,
     Identity,

@@ -1,7 +1,8 @@
-"""Augmentation that no search has learned, called as a learned one is.
+"""Fixed augmentations of images: the baselines of those that a search learns.
 
-Each takes ``(inputs, target, groups=None)`` and returns a batch like the inputs. A single policy
-learned for all classes is `AugmentationPolicy` with ``personalised=False``.
+Each is called as a learned one, ``augment(inputs, target, groups=None)``, with images ``(n, c, h, w)``
+of one or three channels, and returns images of the same type and range. They ignore the target and
+the groups, but for `build_augmentation`, whose strengths are by class.
 """
 
 from __future__ import annotations
@@ -28,27 +29,25 @@ from autobalance.augment import (
 from autobalance_bench._checks import check_choice, check_int, check_unit_interval
 
 
-class NoAugmentation(nn.Module):
-    """Returns the inputs."""
-
-    def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
-        return inputs
-
-
 class StandardAugmentation(nn.Module):
-    """Random crops from padded images, and flips: the recipe of He et al. (2016) for CIFAR.
+    """Crop padded images at random and flip them: the recipe of He et al. (2016) for CIFAR.
 
-    Crops are by whole pixels and drawn for each example, as are flips.
+    Crops are by whole pixels; each example gets its own crop and flip.
 
     Parameters
     ----------
     padding : int
         Pixels of black on each side before the crop, at least 0.
     flip : bool
-        Whether to exchange left and right of every other image; not where side matters, as in
-        digits.
+        Whether to exchange left and right of half of the images, at random. Pass False where left
+        and right carry meaning, as in digits.
     value_range : tuple
         As for `AugmentationPolicy`; its lowest value is black.
+
+    Raises
+    ------
+    InputError
+        If an option is out of range.
     """
 
     def __init__(
@@ -60,47 +59,50 @@ class StandardAugmentation(nn.Module):
         self.draw = Draw(value_range=checked_range(value_range))
 
     def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
+        """Crop and flip a batch of images ``(n, c, h, w)``; the size stays."""
         checked_inputs(inputs, (Flip(),), self.draw)
         n, _, height, width = inputs.shape
         device = inputs.device
-        # Above black, 0 is black whatever the range is, and needs no rescaling by channel.
+        # Padding adds zeros, so black is moved to zero first and back afterwards.
         black = self.draw.low(inputs)
         padded = F.pad(inputs - black, [self.padding] * 4)
         start = torch.randint(2 * self.padding + 1, (2, n, 1), device=device)
         rows = start[0] + torch.arange(height, device=device)
         columns = start[1] + torch.arange(width, device=device)
         if self.flip:
-            turned = torch.rand(n, 1, device=device) < 0.5
-            columns = torch.where(turned, columns.flip(1), columns)
+            is_flipped = torch.rand(n, 1, device=device) < 0.5
+            columns = torch.where(is_flipped, columns.flip(1), columns)
         example = torch.arange(n, device=device)[:, None, None]
         crop = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]
         return crop.permute(0, 3, 1, 2).contiguous() + black
 
     def extra_repr(self) -> str:
+        """The options, as the module's repr shows them."""
         return f"padding={self.padding}, flip={self.flip}"
 
 
 class ResizedCrop(nn.Module):
-    """Crops of any size and shape scaled to one size, flips and colours: the recipe for ImageNet.
+    """Crop images at any size and shape, scale, flip and recolour them: the recipe for ImageNet.
 
-    That of Szegedy et al. (2015), by Kornia, whose images of one channel pass as grey ones of three.
+    This is the recipe of Szegedy et al. (2015), by Kornia. Images of one channel are treated as grey
+    images of three.
 
     Parameters
     ----------
     size : int
-        Height and width of what the network trains on. It must take the inputs' own size, too, on which it
-        predicts: `autobalance.networks.CentralCrop` before it cuts them to `size`.
+        Height and width of the crops that the network trains on. It predicts on inputs of their own
+        size, so put `autobalance.networks.CentralCrop` of `size` before it.
     scale : (float, float)
         Least and largest share of the image's area, in (0, 1].
     ratio : (float, float)
         Least and largest width over height, above 0.
     flip : bool
-        Whether to exchange left and right of every other image.
+        Whether to exchange left and right of half of the images, at random.
     colour : float
-        Brightness, contrast and saturation change by factors in 1 - colour to 1 + colour, in any order; in
-        [0, 1], 0 for no change.
+        Brightness, contrast and saturation are multiplied by factors from 1 - colour to 1 + colour,
+        in random order. In [0, 1]; 0 changes nothing.
     hue : float
-        Hues turn by up to so much of the circle, either way, in [0, 0.5].
+        Hues turn by up to this share of the colour circle, either way. In [0, 0.5].
     value_range : tuple
         As for `AugmentationPolicy`.
 
@@ -123,14 +125,14 @@ class ResizedCrop(nn.Module):
     ) -> None:
         super().__init__()
         self.size = check_int("size", size, least=1)
-        self.scale, self.ratio = _interval("scale", scale), _interval("ratio", ratio)
+        self.scale, self.ratio = _check_interval("scale", scale), _check_interval("ratio", ratio)
         if self.scale[1] > 1.0:
             raise InputError(f"scale must lie in (0, 1]; got {tuple(scale)}.")
         self.flip, self.colour, self.hue = flip, check_unit_interval("colour", colour), hue
         if not 0.0 <= check_unit_interval("hue", hue) <= 0.5:
             raise InputError(f"hue must lie in [0, 0.5]; got {hue}.")
         self.draw = Draw(value_range=checked_range(value_range))
-        kornia = _kornia("Crops of any size")
+        kornia = _import_kornia("Crops of any size")
         both = (self.size, self.size)
         self.steps = nn.Sequential(
             kornia.RandomResizedCrop(
@@ -143,10 +145,12 @@ class ResizedCrop(nn.Module):
             self.steps.append(kornia.ColorJitter(colour, colour, colour, hue))
 
     def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
+        """Crop, flip and recolour a batch of images, to ``(n, c, size, size)``."""
         checked_inputs(inputs, (Flip(),), self.draw)
-        return _by_kornia(self.steps, inputs, self.draw)
+        return _apply_kornia(self.steps, inputs, self.draw)
 
     def extra_repr(self) -> str:
+        """The options, as the module's repr shows them."""
         return (
             f"size={self.size}, scale={self.scale}, ratio={self.ratio}, flip={self.flip}, "
             f"colour={self.colour}, hue={self.hue}"
@@ -154,20 +158,20 @@ class ResizedCrop(nn.Module):
 
 
 class KorniaAugmentation(nn.Module):
-    """TrivialAugment or RandAugment as Kornia has them, for images.
+    """Apply TrivialAugment or RandAugment, by Kornia.
 
-    Images of one channel pass as grey ones of three.
+    Images of one channel are treated as grey images of three.
 
     Parameters
     ----------
     name : {"trivial", "random"}
-        TrivialAugment (Mueller and Hutter, 2021), one operation of any strength; or RandAugment
-        (Cubuk et al., 2020), `n` operations of strength `m`.
+        "trivial" is TrivialAugment (Mueller and Hutter, 2021), one operation of random strength;
+        "random" is RandAugment (Cubuk et al., 2020), `n` operations of strength `m`.
     n, m : int
-        Of RandAugment: operations one after the other, and their strength, from 1 to 29.
+        For "random": number of operations, and their strength from 1 to 29.
     share : int
-        So many examples of a batch get the same operations, each with random numbers of its own.
-        1 is as published; 16 makes it ten times as fast.
+        Number of neighbouring examples that get the same operations, each with random strengths of
+        its own. 1 is as published; 16 is ten times as fast.
     value_range : tuple
         As for `AugmentationPolicy`.
 
@@ -190,25 +194,26 @@ class KorniaAugmentation(nn.Module):
         self.name = check_choice("name", name, ("trivial", "random"))
         self.share = check_int("share", share, least=1)
         self.draw = Draw(value_range=checked_range(value_range))
-        auto = _kornia("TrivialAugment and RandAugment").auto
+        auto = _import_kornia("TrivialAugment and RandAugment").auto
         if name == "trivial":
             self.kornia = auto.TrivialAugment()
         elif not 1 <= check_int("m", m, least=1) <= 29:
             raise InputError(f"m must lie in 1..29, RandAugment's scale; got {m}.")
         else:
             self.kornia = auto.RandAugment(check_int("n", n, least=1), m)
-        self.requires_grad_(False)  # Kornia's probabilities are parameters, which do not learn
+        self.requires_grad_(False)  # Kornia holds its probabilities as parameters
 
     def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None = None) -> Tensor:
+        """Augment a batch of images ``(n, c, h, w)``; the size stays."""
         checked_inputs(inputs, (Flip(),), self.draw)
 
-        def in_parts(x: Tensor) -> Tensor:
+        def augment_in_parts(x: Tensor) -> Tensor:
             return torch.cat([self.kornia(part) for part in x.split(self.share)]) if len(x) else x
 
-        return _by_kornia(in_parts, inputs, self.draw)
+        return _apply_kornia(augment_in_parts, inputs, self.draw)
 
 
-def _kornia(what: str) -> Any:
+def _import_kornia(what: str) -> Any:
     try:
         import kornia.augmentation.auto
     except ImportError:
@@ -218,15 +223,15 @@ def _kornia(what: str) -> Any:
     return kornia.augmentation
 
 
-def _by_kornia(operation: Callable[[Tensor], Tensor], inputs: Tensor, draw: Draw) -> Tensor:
-    """An operation on images of three channels in [0, 1], on any images."""
+def _apply_kornia(operation: Callable[[Tensor], Tensor], inputs: Tensor, draw: Draw) -> Tensor:
+    """Apply an operation on images of three channels in [0, 1] to images of any range."""
     x = operation(to_unit(inputs, draw).clamp(0.0, 1.0).expand(-1, 3, -1, -1))
     if inputs.shape[1] == 1:
         x = x.mean(dim=1, keepdim=True)
     return from_unit(x.clamp(0.0, 1.0), draw).to(inputs.dtype)
 
 
-def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:
+def _check_interval(name: str, values: Sequence[float]) -> tuple[float, float]:
     pair = isinstance(values, Sequence) and len(values) == 2
     if not pair or not all(isinstance(v, (int, float)) for v in values):
         raise InputError(f"{name} must be two numbers, the least and the largest; got {values!r}.")
@@ -237,25 +242,25 @@ def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def by_hand(
+def build_augmentation(
     table: Mapping[Any, Mapping[str, Mapping[str, float]]],
     classes: Sequence[Any] | None = None,
     *,
     operations: Sequence[Operation] | None = None,
     **options: Any,
 ) -> Augmentation:
-    """A fixed augmentation from a table of one's own.
+    """Build a fixed augmentation from a table of strengths by class.
 
     Parameters
     ----------
     table : mapping
-        Class, then operation, then "probability" (1 where it is missing) and "magnitude" (1), both
-        in [0, 1]; as `Augmentation.per_class` gives it. What is not named does not act.
+        From class to operation to "probability" and "magnitude", both in [0, 1] and 1 by default;
+        the layout of `Augmentation.per_class`. Operations that are not named are not applied.
     classes : sequence, optional
-        Keys of `table` in the order of the class indices, some perhaps not in the table. None:
-        the table's own order.
+        The classes in the order of their indices; some need not be in the table. By default the
+        table's own order.
     operations : sequence of Operation, optional
-        Those that the table may name; `image_operations()` by default.
+        Operations that the table may name; `image_operations()` by default.
     **options
         As for `Augmentation`.
 
@@ -266,7 +271,7 @@ def by_hand(
 
     Examples
     --------
-    >>> rare = by_hand({"cat": {}, "lynx": {"rotation": {"magnitude": 0.5}, "flip": {}}})
+    >>> rare = build_augmentation({"cat": {}, "lynx": {"rotation": {"magnitude": 0.5}, "flip": {}}})
     >>> [o.name for o in rare.operations]
     ['rotation', 'flip']
     """

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from autobalance import InputError
-from autobalance.bilevel.lower_level import LowerLevel, predict_logits
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.losses.published import COSINE_SCALE, NormalizedLinear

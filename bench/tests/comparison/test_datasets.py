@@ -29,8 +29,8 @@ from autobalance_bench.comparison.dataset_definitions import (
     packaged_definitions,
     read_definitions,
 )
-from autobalance_bench.comparison.dataset_split import held_out, proportional
-from autobalance_bench.comparison.datasets import Problem, load_problem, merged_classes
+from autobalance_bench.comparison.dataset_split import hold_out, proportional
+from autobalance_bench.comparison.datasets import Problem, load_problem, merge_classes
 from autobalance_bench.datasets.longtail import exponential_counts
 
 
@@ -245,7 +245,7 @@ def test_held_out_units_stay_whole_and_classes_are_on_both_sides() -> None:
     for _ in range(30):
         units = generator.integers(0, 60, 300)
         cells = np.minimum(generator.geometric(0.4, 300) - 1, 4)
-        held = held_out(cells, units, 0.4, generator)
+        held = hold_out(cells, units, 0.4, generator)
         assert not set(units[held]) & set(units[~held])
         for cell in range(4):
             if len(np.unique(units[cells == cell])) > 20:
@@ -254,7 +254,7 @@ def test_held_out_units_stay_whole_and_classes_are_on_both_sides() -> None:
 
 def test_held_out_shares_of_rows_are_exact() -> None:
     cells = np.repeat([0, 1, 2, 3], [10, 5, 2, 1])
-    held = held_out(cells, np.arange(18), 0.3, np.random.default_rng(0))
+    held = hold_out(cells, np.arange(18), 0.3, np.random.default_rng(0))
     assert [int(held[cells == c].sum()) for c in range(4)] == [3, 2, 1, 0]
 
 
@@ -338,7 +338,7 @@ def test_a_given_test_set_is_kept(tmp_path: Path) -> None:
 def test_small_classes_are_merged(
     values: list[Any], counts: list[int], least: int, expected: tuple[str, ...]
 ) -> None:
-    merged, names = merged_classes(np.array(values), np.array(counts), least)
+    merged, names = merge_classes(np.array(values), np.array(counts), least)
     assert names == expected
     for value, index in zip(values, merged.tolist(), strict=True):
         if isinstance(value, int):
@@ -585,25 +585,6 @@ def test_waterbirds_folder_gives_its_training_and_test_parts(tmp_path: Path) -> 
     assert few.train.inputs.shape == few.test.inputs.shape == (4, 3, 16, 16)
     with pytest.raises(InputError, match=r"target column 'y' is not in .* has: bird, place"):
         load_problem(replace(definition, target="y"), 0, tmp_path)
-
-
-def test_celebas_folder_gives_its_training_and_test_parts(tmp_path: Path) -> None:
-    names = [f"{i:06d}.jpg" for i in range(12)]
-    write_photographs(tmp_path / "celeba" / "img_align_celeba", names)
-    signs = [(1, 1), (1, -1), (-1, 1), (-1, -1)] * 3
-    lines = [f"{n} {blond} {male}" for n, (blond, male) in zip(names, signs, strict=True)]
-    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text(
-        "\n".join(["12", "Blond_Hair Male", *lines])
-    )
-    (tmp_path / "celeba" / "list_eval_partition.txt").write_text(
-        "\n".join(f"{name} {i // 4}" for i, name in enumerate(names))
-    )
-    problem = load_problem(packaged_definitions()["celeba"], 0, tmp_path)
-    assert problem.class_names == ("blond", "not blond")
-    assert problem.group_names == ("female", "male")
-    assert problem.train.counts().tolist() == problem.test.counts().tolist() == [[1, 1], [1, 1]]
-    reds = (problem.test.inputs[:, 0, 9, 9] * 255).numpy()
-    np.testing.assert_allclose(reds, [8 * i for i in range(8, 12)], atol=3)
 
 
 # Errors -----------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import datasets
 from autobalance import InputError
 from autobalance.data.stored import StoredRows
 from autobalance.networks import FromBytes, Normalize, ResNet32
 from autobalance_bench.comparison import dataset_readers
 from autobalance_bench.comparison.dataset_definitions import LAYOUTS, DatasetDefinition
-from autobalance_bench.comparison.datasets import Problem, load_problem
-from autobalance_bench.datasets import photographs
-from autobalance_bench.datasets.cifar import cifar10_lt
-from tiny_sets import picture, tiny_cifar
+from autobalance_bench.comparison.datasets import Problem, load_problem, packaged_definitions
+from autobalance_bench.datasets.cifar import load_cifar_lt
+from autobalance_bench.datasets.images import LabelledImages
+from tiny_sets import picture, tiny_celeba, tiny_cifar
 
 
 def define(**values: Any) -> DatasetDefinition:
@@ -46,10 +48,12 @@ def test_every_layout_has_a_reader() -> None:
 # Published sets -----------------------------------------------------------------------------
 
 
-def test_cifar_lt_is_the_readers_draw_whatever_the_seed(tmp_path: Path) -> None:
-    tiny_cifar(tmp_path)
+def test_cifar_lt_is_the_readers_draw_whatever_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_cifar(tmp_path, monkeypatch)
     definition = define(layout="cifar10_lt", options={"imbalance": 10, "seed": 3})
-    train, test, names = cifar10_lt(tmp_path, imbalance=10, seed=3)
+    train, test, names = load_cifar_lt(tmp_path, imbalance=10, seed=3)
     for seed in (0, 1):
         problem = load_problem(definition, seed, tmp_path)
         assert problem.class_names == names
@@ -61,12 +65,30 @@ def test_cifar_lt_is_the_readers_draw_whatever_the_seed(tmp_path: Path) -> None:
     assert balanced.train.counts().tolist() == [20] * 10
 
 
-def test_cifar_100_is_read_from_the_folder_itself(tmp_path: Path) -> None:
-    tiny_cifar(tmp_path, classes=100, each=4, test=1)
-    definition = define(path="cifar-100-binary", layout="cifar100_lt", options={"imbalance": 4})
+def test_cifar_100_is_read_from_the_folder_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_cifar(tmp_path, monkeypatch, classes=100, each=4, test=1)
+    definition = define(path="cifar-100-python", layout="cifar100_lt", options={"imbalance": 4})
     problem = load_problem(definition, 0, tmp_path)
     counts = problem.train.counts()
     assert (counts.max(), counts.min(), len(problem.test)) == (4, 1, 100)
+
+
+def test_celeba_is_published_with_a_validation_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_celeba(tmp_path, monkeypatch, [1, -1] * 6, [1, 1, -1, -1] * 3, [0] * 4 + [2] * 4 + [1] * 4)
+    definition = replace(packaged_definitions()["celeba"], validation="published")
+    problem = load_problem(definition, 0, tmp_path)
+    assert (problem.class_names, problem.group_names) == (
+        ("blond", "not blond"),
+        ("female", "male"),
+    )
+    assert problem.train.target.tolist() == problem.test.target.tolist() == [0, 1, 0, 1]
+    assert reds(problem)[1] == pytest.approx([80, 100, 120, 140], abs=4)
+    assert problem.validation is not None
+    assert problem.validation.counts().tolist() == [[1, 1], [1, 1]]
 
 
 def write_imagenet(folder: Path) -> None:
@@ -134,7 +156,7 @@ def test_decoded_photographs_are_kept_and_read_from_there(
         assert isinstance(there.inputs, StoredRows)
         assert torch.equal(there.inputs[slice(0, len(there))], here.inputs)
         assert torch.equal(there.target, here.target)
-    monkeypatch.setattr(photographs, "_decoded", None)  # would fail
+    monkeypatch.setattr(LabelledImages, "_decode", None)  # would fail
     again = define(**values, store=str(tmp_path / "decoded"), train_size=2)
     assert len(load_problem(again, 1, tmp_path).train) == 2
     with pytest.raises(InputError, match=r"store keeps images as bytes\. Add as_bytes: true"):
@@ -230,35 +252,31 @@ def test_a_table_of_images_with_groups(tmp_path: Path) -> None:
         load_problem(define(**{**values, "path": "pictures"}), 0, tmp_path)
 
 
-def test_a_dataset_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_of_hugging_face(tmp_path: Path) -> None:
     """Of images, decoded when they are asked for, or of numbers."""
-
-    class Rows(list[dict[str, Any]]):
-        features: ClassVar[dict[str, Any]] = {"image": None, "kind": None, "site": None, "x": None}
-
-        def __getitem__(self, key: Any) -> Any:
-            if isinstance(key, str):
-                return [row[key] for row in self]
-            return super().__getitem__(key)
-
-    rows = Rows(
-        {"image": {"path": str(tmp_path / f"{i}.png"), "bytes": None}, "kind": f"k{i % 2}"}
-        | {"site": "north" if i % 4 < 2 else "south", "x": [float(i), 1.0]}
-        for i in range(16)
-    )
-    for i in range(16):
-        picture(tmp_path / f"{i}.png", 10 * i)
-    datasets = ModuleType("datasets")
-    datasets.__dict__["load_from_disk"] = lambda folder: rows
-    monkeypatch.setitem(sys.modules, "datasets", datasets)
-    values: dict[str, Any] = {"layout": "hugging_face", "target": "kind", "groups": ["site"]}
-    problem = load_problem(define(**values, as_bytes=True, store="kept"), 0, tmp_path)
+    columns = {
+        "image": [str(tmp_path / picture(tmp_path / f"{i}.png", 10 * i)) for i in range(16)],
+        "kind": [f"k{i % 2}" for i in range(16)],
+        "site": ["north" if i % 4 < 2 else "south" for i in range(16)],
+        "x": [[float(i), 1.0] for i in range(16)],
+    }
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    datasets.DatasetDict({"all": rows}).save_to_disk(str(tmp_path / "saved"))
+    values: dict[str, Any] = {
+        "path": "saved",
+        "layout": "hugging_face",
+        "target": "kind",
+        "groups": ["site"],
+    }
+    options = {"split": "all"}
+    stored = define(**values, options=options, as_bytes=True, store="decoded")
+    problem = load_problem(stored, 0, tmp_path)
     assert problem.group_names == ("north", "south")
     assert problem.train.counts().tolist() == [[2, 2], [2, 2]]
     for part in (problem.train, problem.test):
         red = part.inputs[slice(0, len(part))][:, 0, 4, 4]
         assert (red // 10 % 2).tolist() == part.target.tolist()
-    numbers = define(**values, options={"inputs": "x"}, network="linear")
+    numbers = define(**values, options={**options, "inputs": "x"}, network="linear")
     assert load_problem(numbers, 0, tmp_path).train.inputs.shape == (8, 2)
 
 
@@ -291,12 +309,12 @@ def test_embeddings(tmp_path: Path) -> None:
             {"path": "gone", "layout": "cifar10"},
             r"needs .*/gone, which is not there. It comes from: ",
         ),
-        ({"layout": "cifar10_lt"}, r"must hold cifar-10-batches-bin \(or cifar-10-binary.tar.gz\)"),
+        ({"layout": "cifar10_lt"}, r"must hold cifar-10-batches-py as published; it has: other"),
         ({"layout": "imagenet_lt"}, r"lacks ImageNet_LT_train.txt, .*it has: other"),
         ({"layout": "inaturalist_2018"}, "lacks train2018.json"),
         ({"layout": "class_folders"}, "hold no image: other"),
         ({"layout": "waterbirds"}, "metadata.csv is not there"),
-        ({"layout": "celeba"}, "has none of list_attr_celeba.csv"),
+        ({"layout": "celeba"}, "must be the folder celeba of torchvision's layout, or hold it"),
         ({"layout": "embeddings"}, "is a folder, but a Parquet or .npz file"),
     ],
 )
@@ -343,9 +361,11 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def network_of(tmp_path: Path, network: Any, **values: Any) -> nn.Module:
-    if not (tmp_path / "cifar-10-batches-bin").exists():
-        tiny_cifar(tmp_path)
-    problem = load_problem(define(layout="cifar10", network=network, **values), 0, tmp_path)
+    if not (tmp_path / "images.npz").exists():
+        images = np.random.default_rng(0).random((80, 3, 32, 32), dtype=np.float32)
+        np.savez(tmp_path / "images.npz", X=images, y=np.arange(80) % 10)
+    definition = define(path="images.npz", target="y", network=network, **values)
+    problem = load_problem(definition, 0, tmp_path)
     model = pickle.loads(pickle.dumps(problem.network))().eval()
     assert model(problem.test.inputs).shape == (40, 10)
     return model
@@ -422,7 +442,7 @@ def test_features_of_a_frozen_backbone_are_computed_once(
 
     monkeypatch.setattr(Pretrained, "forward", counted)
     problems = [load_problem(definition, seed, tmp_path) for seed in (0, 1)]
-    assert passes == [5]  # training and test images, each once for both seeds
+    assert passes == [3, 2]  # training and test images, each once for both seeds
     images = load_problem(
         define(**{**values, "network": "cnn"}, options={"lists": "lists"}), 0, tmp_path
     )
@@ -439,8 +459,10 @@ def test_features_of_a_frozen_backbone_are_computed_once(
 
 
 @pytest.mark.usefixtures("library")
-def test_a_backbone_takes_arrays_of_images_and_no_table(tmp_path: Path) -> None:
-    tiny_cifar(tmp_path)
+def test_a_backbone_takes_arrays_of_images_and_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_cifar(tmp_path, monkeypatch)
     backbone = {"path": "fake_vision.models.small"}
     cifar = define(layout="cifar10", backbone=backbone, network="linear")
     assert load_problem(cifar, 0, tmp_path).test.inputs.shape == (40, 4)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from autobalance.augment.choice import augmented
 from autobalance.bilevel.driver import search
-from autobalance.bilevel.lower_level import predict_logits, seeded
+from autobalance.bilevel.execution import seeded
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData, Batch
+from autobalance.data.array_data import ArrayData
+from autobalance.data.batches import Batch
 from autobalance.data.splits import stratified_folds
 from autobalance.heads.search import retrain_head, search_head
 from autobalance.hypergrad.solvers import Neumann

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets.embeddings import read_embeddings
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -10,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets import inaturalist
 from autobalance_bench.datasets.downloads import Published
-from autobalance_bench.datasets.inaturalist import inaturalist_2018
-from autobalance_bench.datasets.photographs import Photographs
-from image_files import picture
+from autobalance_bench.datasets.images import LabelledImages
+from autobalance_bench.datasets.inaturalist import load_inaturalist_2018
+from tiny_sets import md5, picture
 
 TRAIN = {11: 5, 12: 5, 13: 8000, 14: 5, 15: 42}
 """Category of each image id: ids with gaps, of which 5 has three images."""
@@ -56,19 +56,19 @@ def pack(path: Path, name: str, source: Path) -> Path:
     return path
 
 
-def check(parts: tuple[Photographs, Photographs]) -> None:
+def check(parts: tuple[LabelledImages, LabelledImages]) -> None:
     train, held = parts
     assert train.class_names == held.class_names == ("Species 5", "Species 42", "Species 8000")
-    assert train.target.tolist() == [0, 0, 2, 0, 1]
-    assert held.target.tolist() == [1, 0]
-    assert train.pixels()[:, 0, 0, 0].tolist() == list(TRAIN)
-    assert held.pixels()[:, 0, 0, 0].tolist() == list(HELD)
-    assert train.load().counts().tolist() == [3, 1, 1]
+    assert train.targets.tolist() == [0, 0, 2, 0, 1]
+    assert held.targets.tolist() == [1, 0]
+    assert train.load()[1][:, 0, 0, 0].tolist() == list(TRAIN)
+    assert held.load()[1][:, 0, 0, 0].tolist() == list(HELD)
+    assert np.bincount(train.targets).tolist() == [3, 1, 1]
 
 
 def test_the_annotations_are_read(tmp_path: Path) -> None:
-    check(inaturalist_2018(write(tmp_path), size=4))
-    assert [len(p) for p in inaturalist_2018(tmp_path, limit=2)] == [2, 2]
+    check(load_inaturalist_2018(write(tmp_path), size=4))
+    assert [len(p) for p in load_inaturalist_2018(tmp_path, limit=2)] == [2, 2]
 
 
 def test_annotations_are_read_as_they_are_packed(tmp_path: Path) -> None:
@@ -76,46 +76,49 @@ def test_annotations_are_read_as_they_are_packed(tmp_path: Path) -> None:
     for name in ("train2018.json", "val2018.json"):
         pack(tmp_path / f"{name}.tar.gz", f"./{name}", tmp_path / name)
         (tmp_path / name).unlink()
-    check(inaturalist_2018(tmp_path, size=4))
+    check(load_inaturalist_2018(tmp_path, size=4))
 
 
-def test_downloads_are_unpacked_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_are_unpacked_where_a_download_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "source")
+    (tmp_path / "mine").mkdir()
     files = [
-        pack(tmp_path / f"{name}.tar.gz", name, source / name)
+        pack(tmp_path / "mine" / f"{name}.tar.gz", name, source / name)
         for name in ("train2018.json", "val2018.json", "train_val2018")
     ]
-    published = [Published(p.as_uri(), hashlib.md5(p.read_bytes()).hexdigest()) for p in files]
+    published = [
+        Published(f"http://127.0.0.1:9/{p.name}", f"md5:{md5(p.read_bytes())}") for p in files
+    ]
     monkeypatch.setattr(inaturalist, "ANNOTATIONS", tuple(published[:2]))
     monkeypatch.setattr(inaturalist, "IMAGES", published[2])
-    mine = tmp_path / "mine"
-    check(inaturalist_2018(mine, size=4, download=True))
-    assert not list(mine.glob("*.part"))
-    for path in files:
-        path.unlink()
-    check(inaturalist_2018(mine, size=4, download=True))
+    check(load_inaturalist_2018(tmp_path / "mine", size=4, download=True))
+    assert not list((tmp_path / "mine").glob("*.part"))
+    with pytest.raises(InputError, match=r"train2018.json.tar.gz cannot be downloaded"):
+        load_inaturalist_2018(tmp_path / "other", download=True)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"The folder .* of iNaturalist 2018 is not there"):
-        inaturalist_2018(tmp_path / "none")
+        load_inaturalist_2018(tmp_path / "none")
     with pytest.raises(
         InputError, match=r"lacks train2018.json \(or train2018.json.tar.gz\); it is empty. Get it"
     ):
-        inaturalist_2018(tmp_path)
+        load_inaturalist_2018(tmp_path)
     write(tmp_path)
     (tmp_path / "train_val2018").rename(tmp_path / "images")
     with pytest.raises(
         InputError,
         match=r"lacks the folder train_val2018; it has: images, .*download=True \(120 GB",
     ):
-        inaturalist_2018(tmp_path)
+        load_inaturalist_2018(tmp_path)
     (tmp_path / "images").rename(tmp_path / "train_val2018")
     (tmp_path / "train_val2018" / "Aves" / "5" / "12.png").unlink()
     with pytest.raises(InputError, match=r"train2018.json names 1 of 5 images .*5/12.png"):
-        inaturalist_2018(tmp_path)
+        load_inaturalist_2018(tmp_path)
     with pytest.warns(UserWarning, match="1 of 5"):
-        assert len(inaturalist_2018(tmp_path, allowed_missing=1)[0]) == 4
+        assert len(load_inaturalist_2018(tmp_path, allowed_missing=1)[0]) == 4
 
 
 def test_a_training_image_among_the_validation_images_is_refused(tmp_path: Path) -> None:
@@ -127,7 +130,7 @@ def test_a_training_image_among_the_validation_images_is_refused(tmp_path: Path)
         InputError,
         match=r"train2018.json and .*val2018.json both name the image .*5/12.png, but no",
     ):
-        inaturalist_2018(folder)
+        load_inaturalist_2018(folder)
 
 
 def drop(key: str) -> Callable[[dict[str, Any]], Any]:
@@ -164,19 +167,19 @@ def test_broken_annotations_are_refused(tmp_path: Path, spoil: Any, message: str
     spoil(held)
     (folder / "val2018.json").write_text(json.dumps(held))
     with pytest.raises(InputError, match=message):
-        inaturalist_2018(folder)
+        load_inaturalist_2018(folder)
 
 
 def test_unreadable_annotations_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "val2018.json").write_text("{")
     with pytest.raises(InputError, match=r"val2018.json cannot be read: .* Get it from https"):
-        inaturalist_2018(folder)
+        load_inaturalist_2018(folder)
     (folder / "val2018.json").unlink()
     (folder / "val2018.json.tar.gz").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match=r"val2018.json.tar.gz cannot be read"):
-        inaturalist_2018(folder)
+        load_inaturalist_2018(folder)
     with tarfile.open(folder / "val2018.json.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("readme"), io.BytesIO())
     with pytest.raises(InputError, match=r"does not hold val2018.json"):
-        inaturalist_2018(folder)
+        load_inaturalist_2018(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance_bench.datasets.longtail import (
     PROFILES,
     exponential_counts,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.data.fashion import CLASSES
 from autobalance_bench.datasets import textures
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def build(folder: Path, **changes: Any) -> tuple[textures.TexturedImages, textures.TexturedImages]:
-    return textures.fashion_textures(folder, **{"train_size": 80, "test_size": 40, **changes})
+    return textures.build_fashion_textures(folder, **{"train_size": 80, "test_size": 40, **changes})
 
 
 def cells(part: textures.TexturedImages) -> list[list[int]]:
@@ -116,7 +116,7 @@ def test_training_and_testing_share_neither_object_nor_background(
         return np.full((len(target), 28, 28), 255 if name == "train" else 0)
 
     halves = np.full((256, 128), 0.1, np.float32), np.full((256, 128), 0.3, np.float32)
-    monkeypatch.setattr(textures, "_photographs", lambda: [halves, halves])
+    monkeypatch.setattr(textures, "_load_photographs", lambda: [halves, halves])
     train, test = build(write(tmp_path, draw))
     assert set(np.unique(train.images)) == {np.float32(0.1), np.float32(1.0)}
     assert set(np.unique(test.images)) == {np.float32(0.3)}
@@ -130,7 +130,7 @@ def test_no_object_is_used_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return np.broadcast_to(brightness[:, None, None], (len(target), 28, 28))
 
     black = np.zeros((256, 128), np.float32)
-    monkeypatch.setattr(textures, "_photographs", lambda: [(black, black), (black, black)])
+    monkeypatch.setattr(textures, "_load_photographs", lambda: [(black, black), (black, black)])
     train, _ = build(write(tmp_path, draw), train_size=2 * PER_CLASS)
     shown = np.round(train.images.max(axis=(1, 2, 3)) * 255).astype(int)
     for kind in (0, 1):
@@ -138,7 +138,7 @@ def test_no_object_is_used_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_photographs_are_halves_of_different_textures() -> None:
-    (a, b), (c, d) = textures._photographs()
+    (a, b), (c, d) = textures._load_photographs()
     for part in (a, b, c, d):
         assert part.shape == (256, 128)
         assert part.mean() == pytest.approx(textures.BRIGHTNESS, abs=1e-3)
@@ -185,6 +185,6 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_without_scikit_image_the_message_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(InputError, match=r"not installed. Install it: pip install scikit-image"):
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    with pytest.raises(InputError, match=r"needs skimage, .* Install it: pip install scikit-image"):
         build(folder)

@@ -14,7 +14,7 @@ from torch import nn
 
 from autobalance import InputError
 from autobalance.bilevel.retraining import retrain
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from autobalance.data.splits import stratified_folds
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.posthoc.expected_errors import evaluate_model, evaluate_probabilities

@@ -5,10 +5,11 @@ on examples of a class, and how strongly. Augmenting a rare class more than a fr
 its margin, as the designed loss does; see `spherical` for where the two are the same.
 """
 
-from autobalance.augment.augmentation import OPERATIONS, Augmentation
+from autobalance.augment.augmentation import Augmentation, OPERATIONS
 from autobalance.augment.choice import (
     AugmentChoice,
     as_augmentation,
+    as_batch_transform,
     augmented,
     described,
     drawn,
@@ -54,7 +55,6 @@ from autobalance.augment.tensors import (
 )
 
 __all__ = [
-    "OPERATIONS",
     "AugmentChoice",
     "Augmentation",
     "AugmentationPolicy",
@@ -70,6 +70,7 @@ __all__ = [
     "ImageOperation",
     "Mixup",
     "Noise",
+    "OPERATIONS",
     "Operation",
     "Rotation",
     "Samples",
@@ -82,6 +83,7 @@ __all__ = [
     "SphericalNoise",
     "TensorOperation",
     "as_augmentation",
+    "as_batch_transform",
     "augmented",
     "checked_inputs",
     "checked_range",

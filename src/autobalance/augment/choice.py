@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -30,7 +31,8 @@ def as_augmentation(
     choice : {"personalised", "shared"}, nn.Module, callable or None
         A policy to be learned for each class (and group), with the default operations for such
         inputs; one for all; a module, of which a copy is made, to be learned where it is an
-        `AugmentationPolicy` and else fixed, such as an `Augmentation`; or a function of
+        `AugmentationPolicy` and else fixed, such as an `Augmentation`; a transform of a whole batch,
+        a callable of ``(inputs)`` or of ``(inputs, target, groups)``; or a function of
         ``(inputs, counts)`` that returns a module. None: no augmentation.
     inputs : Tensor
         Training inputs, or some of them.
@@ -53,7 +55,9 @@ def as_augmentation(
             )
         made: Any = default_policy(inputs, counts, personalised=choice == "personalised")
     elif isinstance(choice, nn.Module):
-        made = copy.deepcopy(choice)
+        made = as_batch_transform(copy.deepcopy(choice))
+    elif callable(choice) and _positional(choice) != 2:
+        made = as_batch_transform(choice)
     elif callable(choice):
         made = choice(inputs, counts)
     else:
@@ -64,6 +68,51 @@ def as_augmentation(
             f"function of (inputs, counts) that returns one; got {type(made).__name__}."
         )
     return made.to(device)
+
+
+class InputsTransform(nn.Module):
+    """A transform of a batch's inputs alone, called as an augmentation with target and groups."""
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, inputs: Any, target: Tensor, groups: Tensor | None = None) -> Any:
+        """The inputs transformed, whatever their classes."""
+        return self.transform(inputs)
+
+
+class LabelledTransform(InputsTransform):
+    """A function of ``(inputs, target, groups)`` that is no module."""
+
+    def forward(self, inputs: Any, target: Tensor, groups: Tensor | None = None) -> Any:
+        """What the function returns."""
+        return self.transform(inputs, target, groups)  # type: ignore[call-arg]
+
+
+def as_batch_transform(transform: Callable[..., Any]) -> nn.Module:
+    """A module that is called with ``(inputs, target, groups)``, from one that may take inputs alone.
+
+    Raises
+    ------
+    InputError
+        If it cannot be called.
+    """
+    if not callable(transform) or isinstance(transform, (type, str)):
+        raise InputError(
+            "augment must be a module or function of (inputs), or of (inputs, target, groups), such as "
+            f"search(...).augment; got {type(transform).__name__}."
+        )
+    if _positional(transform) <= 1:
+        return InputsTransform(transform)
+    return transform if isinstance(transform, nn.Module) else LabelledTransform(transform)
+
+
+def _positional(function: Callable[..., Any]) -> int:
+    """Number of arguments that it names; those of ``*args`` do not count."""
+    call = function.forward if isinstance(function, nn.Module) else function
+    parameters = inspect.signature(call).parameters.values()
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def augmented(augment: nn.Module | None, batch: Batch) -> Any:

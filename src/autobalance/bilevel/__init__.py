@@ -3,46 +3,43 @@
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.driver import search, splits_of
+from autobalance.bilevel.execution import check_options, make_fabric, seeded
 from autobalance.bilevel.loggers import (
-    MetricLogger,
     MLflowLogger,
+    MetricLogger,
     RunLog,
     WandbLogger,
     local_logger,
 )
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
-from autobalance.bilevel.lower_level import (
+from autobalance.bilevel.pareto_frontier import (
+    Baseline,
+    Frontier,
+    FrontierPoint,
+    MIXES,
+    baselines,
+    frontier,
+)
+from autobalance.bilevel.prediction import predict_logits
+from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, extended, used_versions
+from autobalance.bilevel.retraining import retrain
+from autobalance.bilevel.types import (
     FixedLoss,
     Interrupted,
     ModelFactory,
     Progress,
     ProgressListener,
-    check_data,
-    check_options,
-    make_fabric,
-    predict_logits,
-    seeded,
 )
-from autobalance.bilevel.pareto_frontier import (
-    MIXES,
-    Baseline,
-    Frontier,
-    FrontierPoint,
-    baselines,
-    frontier,
-)
-from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, extended, used_versions
-from autobalance.bilevel.retraining import retrain
 
 __all__ = [
-    "DEFAULT_SOLVER",
-    "MIXES",
     "Baseline",
+    "DEFAULT_SOLVER",
     "FixedLoss",
     "Frontier",
     "FrontierPoint",
     "Interrupted",
     "LossTuner",
+    "MIXES",
     "MLflowLogger",
     "MetricLogger",
     "ModelFactory",
@@ -56,7 +53,6 @@ __all__ = [
     "UpperRecord",
     "WandbLogger",
     "baselines",
-    "check_data",
     "check_options",
     "choose",
     "extended",

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.bilevel.lower_level import ModelFactory, Progress, ProgressListener, predict_logits
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.retraining import retrain
+from autobalance.bilevel.types import ModelFactory, Progress, ProgressListener
 from autobalance.data import ArrayData
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective

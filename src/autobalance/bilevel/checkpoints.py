@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from autobalance._validation import InputError
+from autobalance._validation import InputError, path_of
+from autobalance.data import ArrayData
+from autobalance.functional import ALONE, Processes
 from autobalance.records import write_atomically
 
+CHECKPOINT_SECONDS = 30.0
 _FORMAT, _VERSION = "autobalance-checkpoint", 1
 _OPAQUE = {
     "network": "its network has other weights",
@@ -217,3 +221,97 @@ def _said(key: str, found: Any, expected: Any) -> str:
     if max(map(len, shown)) > _LONGEST:
         return f"its {key} is another"
     return f"its {key} is {shown[0]}, this run's is {shown[1]}"
+
+
+def describe(module: nn.Module, data: ArrayData) -> dict[str, Any]:
+    """The parts of a run's identity that come from the network and the data."""
+    shapes = {name: list(value.shape) for name, value in module.state_dict().items()}
+    return {
+        "network": shapes,
+        "data": fingerprint(data.inputs, data.target, data.groups, data.sample_weight),
+        "torch": torch.__version__,
+    }
+
+
+class Checkpoint:
+    """Where a run keeps its state, and when.
+
+    Parameters
+    ----------
+    path : path or None
+        The file; None keeps nothing.
+    identity : callable
+        Returns what makes it this run and no other; called where there is a path.
+    state : callable
+        Returns the run's state, beside the global random state, which is kept with it.
+    processes : Processes
+        Those that train together: the first one writes and reads, for all of them. Where the others'
+        disks are elsewhere they need no file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        identity: Callable[[], dict[str, Any]],
+        state: Callable[[], dict[str, Any]],
+        processes: Processes = ALONE,
+    ) -> None:
+        self.processes = processes
+        self.path = processes.of_first(lambda: None if path is None else _writable(path))
+        self.identity = identity() if self.path else {}
+        self.state = state
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of an earlier run, its random state restored; None where there is none.
+
+        Raises
+        ------
+        InputError
+            If the file is no checkpoint, or not of this run in each of the processes.
+        """
+        if self.path is None:
+            return None
+        identities = self.processes.gathered(self.identity)
+        saved = self.processes.of_first(lambda: self._read(identities))
+        if saved is None:
+            return None
+        set_random_state(saved["random"])
+        rank = self.processes.rank
+        if rank > 0:  # the state is the first process's, whose draws are not for all
+            torch.manual_seed(int(torch.randint(2**62, ())) + rank)
+        return saved["state"]
+
+    def _read(self, identities: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """What the file holds, which must be of each of these runs; None where there is no file."""
+        if self.path is None or not self.path.exists():
+            return None
+        distinct = [run for i, run in enumerate(identities) if run not in identities[:i]]
+        saved, *_ = [load_checkpoint(self.path, run) for run in distinct]  # each is checked
+        return saved
+
+    def save_if_due(self) -> None:
+        if (
+            self.path is not None
+            and self.processes.rank == 0
+            and time.monotonic() - self._last >= CHECKPOINT_SECONDS
+        ):
+            self.save()
+
+    def save(self) -> None:
+        if self.path is not None and self.processes.rank == 0:
+            tree = {"state": self.state(), "random": random_state()}
+            save_checkpoint(self.path, tree, self.identity)
+            self._last = time.monotonic()
+
+
+def _writable(path: str | Path) -> Path:
+    """A checkpoint's path. What cannot be written is said now, and not when there is work to lose."""
+    path = path_of("checkpoint", path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The checkpoint {path} cannot be written: {error}.") from None
+    if path.is_dir():
+        raise InputError(f"The checkpoint {path} is a folder; give the name of a file.")
+    return path

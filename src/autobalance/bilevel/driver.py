@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from autobalance._validation import InputError, TrainingDiverged, instance
 from autobalance.augment import (
@@ -25,27 +26,25 @@ from autobalance.augment import (
     frozen,
 )
 from autobalance.bilevel.candidate_selection import Outcomes, choose, train_candidates
-from autobalance.bilevel.checkpoints import fingerprint
+from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
+from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
 from autobalance.bilevel.loggers import MetricLogger, RunLog
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep, free_parameters
-from autobalance.bilevel.lower_level import (
-    Checkpoint,
-    Interrupted,
-    LowerLevel,
-    ModelFactory,
-    Progress,
-    ProgressListener,
-    check_data,
-    check_options,
-    describe,
-    make_fabric,
-    predict_logits,
-    seeded,
-)
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import PathPoint, SearchResult, UpperRecord, extended
 from autobalance.bilevel.test_monitor import Watch
+from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
 from autobalance.calibration import Calibration, class_masses, fit_temperature, thinning
-from autobalance.data import ArrayData, BalancedBatches, concatenated, stratified_folds
+from autobalance.data import (
+    ArrayData,
+    BalancedBatches,
+    BatchSource,
+    as_data,
+    concatenated,
+    reading,
+    stratified_folds,
+)
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective, group_class_sums
@@ -65,9 +64,9 @@ SHOWN = 256
 
 def search(
     model_factory: ModelFactory,
-    data: ArrayData,
+    data: ArrayData | Dataset[Any],
     *,
-    validation: ArrayData | None = None,
+    validation: ArrayData | Dataset[Any] | None = None,
     objective: str | Objective = "balanced_error",
     space: SpaceFactory | None = None,
     augment: AugmentChoice = None,
@@ -79,7 +78,7 @@ def search(
     checkpoint: str | Path | None = None,
     progress: ProgressListener | None = None,
     logger: MetricLogger | None = None,
-    test: ArrayData | None = None,
+    test: ArrayData | Dataset[Any] | None = None,
     precision: Precision = "32-true",
 ) -> SearchResult:
     """Design the training loss for an objective, by bilevel search.
@@ -88,10 +87,10 @@ def search(
     ----------
     model_factory : callable
         Returns a new, untrained `torch.nn.Module` from inputs to logits ``(n, k)``.
-    data : ArrayData
-        Labelled data; with groups, the loss gets one row per group. Examples of unknown group (-1)
-        are trained on, under a row of their own that is the mean of the others; they are never
-        held out.
+    data : ArrayData or Dataset
+        Labelled data. A Dataset must have its targets; `DatasetData` has its options. With groups,
+        the loss gets one row per group. Examples of unknown group (-1) are trained on, under a row of
+        their own that is the mean of the others; they are never held out.
     validation : ArrayData, optional
         A validation set of the user's own. By default a share of `data` is held out. Where it
         alone has groups, the loss has no rows for them, but the objective may be over them.
@@ -154,16 +153,18 @@ def search(
     instance("solver", solver, Solver)
     recipe, settings = recipe or Recipe(), settings or SearchSettings()
     goal = as_objective(objective)
-    check_data(data)
+    data = as_data(data)
     if validation is not None:
-        check_data(validation, "validation")
+        validation = as_data(validation, "validation")
+    test = None if test is None else as_data(test, "test")
+    warn_of_min_steps(recipe, len(data))
     judged = data if validation is None else validation
     if goal.over != "class" and judged.groups is None:
         raise InputError(
             f"The objective {objective!r} is over groups, but the data has none. Pass groups "
             "(sensitive_features, --groups), or choose an objective over classes."
         )
-    with seeded(seed):
+    with seeded(seed), reading(data, validation, test):
         run = SearchRun(
             model_factory, data, validation, goal, space, recipe, settings, solver, seed, device,
             checkpoint, augment, test, precision,
@@ -205,7 +206,7 @@ class _Fold:
 
     lower: LowerLevel
     validation: ArrayData
-    draws: BalancedBatches
+    draws: BatchSource
 
 
 class SearchRun:
@@ -239,7 +240,11 @@ class SearchRun:
             design = WithUnknownGroup(design)
         self.loss = TunableCrossEntropy(design).to(fabric.device)
         self.start = self.loss.frozen().cpu()
-        self.augment = as_augmentation(augment, _shown(data), data.counts(), fabric.device)
+        self.augment = (
+            None
+            if augment is None
+            else as_augmentation(augment, _shown(data), data.counts(), fabric.device)
+        )
         self.splits = splits_of(data, validation, settings, seed)
         self.folds = [
             _fold(
@@ -526,8 +531,7 @@ class SearchRun:
         results = []
         for i, fold in enumerate(self.folds):
             batches = list(fold.lower.recent)
-            index = fold.lower.processes.share(next(fold.draws))
-            held = fold.validation.batch(index)
+            held = next(fold.draws)
             with fold.lower.fabric.autocast():
                 results.append(
                     self.tuner.hypergradient(
@@ -650,4 +654,7 @@ def _fold(
     )
     generator = torch.Generator().manual_seed(seed)
     draws = BalancedBatches(held.cells(), settings.validation_batch_size, generator)
-    return _Fold(lower, held.to(fabric.device), draws)
+    held = held.to(fabric.device)
+    processes = lower.processes
+    source = BatchSource(held, draws, seed=seed, share=processes.share, rank=processes.rank)
+    return _Fold(lower, held, source)

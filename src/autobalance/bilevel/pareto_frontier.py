@@ -15,19 +15,12 @@ from torch import Tensor
 from autobalance._validation import InputError, TrainingDiverged, fraction, number, shown
 from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
 from autobalance.bilevel.driver import SearchRun, splits_of
+from autobalance.bilevel.execution import check_options, seeded
 from autobalance.bilevel.loggers import MetricLogger, RunLog
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
-from autobalance.bilevel.lower_level import (
-    Interrupted,
-    ModelFactory,
-    Progress,
-    ProgressListener,
-    check_data,
-    check_options,
-    seeded,
-)
 from autobalance.bilevel.result import SearchResult
-from autobalance.data import ArrayData
+from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
+from autobalance.data import ArrayData, as_data
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import GAPS, NAMED, Blend, Gap, Objective, SmoothError, group_class_sums
@@ -269,7 +262,7 @@ def frontier(
     """
     check_options(recipe, settings, seed, progress)
     recipe, settings = recipe or Recipe(), replace(settings or SearchSettings(), choose=False)
-    check_data(data)
+    data = as_data(data)
     weights = _weights(mixes)
     objectives = _objectives(main, gap, weights)
     if (data if validation is None else validation).groups is None:
@@ -347,7 +340,7 @@ def baselines(
         As for `frontier`; on Ctrl-C `partial` is None.
     """
     recipe, settings = recipe or Recipe(), settings or SearchSettings()
-    check_data(data)
+    data = as_data(data)
     _objectives(main, gap, [0.0])
     counts = np.atleast_2d(data.counts())
     if data.groups is None:

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from autobalance._validation import InputError, TrainingDiverged, instance
-from autobalance.augment import described
+from autobalance._validation import InputError, TrainingDiverged, shown
+from autobalance.augment import as_batch_transform, described
+from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
+from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
 from autobalance.bilevel.loggers import MetricLogger, RunLog
-from autobalance.bilevel.lower_level import (
-    Checkpoint,
+from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.types import (
     FixedLoss,
     Interrupted,
-    LowerLevel,
     ModelFactory,
     Progress,
     ProgressListener,
     Sampling,
-    check_data,
-    check_options,
-    describe,
-    make_fabric,
-    seeded,
 )
-from autobalance.data import ArrayData
+from autobalance.data import ArrayData, as_data, reading
 from autobalance.records import Precision, Recipe
 
 REPORT_EVERY = 20
@@ -36,12 +34,12 @@ KEEP_EVERY = 20
 
 def retrain(
     model_factory: ModelFactory,
-    data: ArrayData,
-    loss: FixedLoss,
+    data: ArrayData | Dataset[Any],
+    loss: FixedLoss | nn.Module | Callable[[Tensor, Tensor], Tensor],
     *,
     recipe: Recipe | None = None,
     sampling: Sampling = "shuffled",
-    augment: nn.Module | None = None,
+    augment: nn.Module | Callable[..., Any] | None = None,
     seed: int = 0,
     device: str = "auto",
     checkpoint: str | Path | None = None,
@@ -55,19 +53,23 @@ def retrain(
     ----------
     model_factory : callable
         Returns a new, untrained `torch.nn.Module`.
-    data : ArrayData
-        All labelled data, training and validation together.
-    loss : ParametricCrossEntropy or another loss of `autobalance.losses`
-        For example ``search(...).loss``. It is copied; one with a state of its own starts from
-        the state that it has.
+    data : ArrayData or Dataset
+        All labelled data, training and validation together. A Dataset must have its targets; build
+        a `DatasetData` where it needs options.
+    loss : ParametricCrossEntropy, another loss of `autobalance.losses`, module or callable
+        For example ``search(...).loss``, or torch's `CrossEntropyLoss` as a baseline: anything that
+        is called with ``(logits, target)`` and returns their mean. It is copied; one with a state of
+        its own starts from the state that it has. Only the library's own losses take the data's
+        groups and sample weights; others leave groups out, and are refused with sample weights.
     recipe : Recipe, optional
         How to train; the same as in the search.
     sampling : {"shuffled", "balanced"}
         Every example as often, or every class (and group) as often: class-balanced sampling, to
         compare with. Losses designed or adjusted for the class priors expect "shuffled".
-    augment : nn.Module, optional
+    augment : nn.Module or callable, optional
         How to augment the training batches, for example ``search(...).augment`` or another
-        `autobalance.augment.Augmentation`: called with ``(inputs, target, groups)``. It is copied.
+        `autobalance.augment.Augmentation`: called with ``(inputs, target, groups)``, or with a
+        batch's inputs alone if it takes one argument, as torchvision's transforms do. It is copied.
     seed : int
         Seeds initial weights, the order of examples and dropout.
     device : str
@@ -94,38 +96,40 @@ def retrain(
     Interrupted
         On Ctrl-C; a KeyboardInterrupt whose `partial` is the network so far.
     InputError
-        If the checkpoint is not one of this run.
+        If the data, the loss or the network cannot be used, or the checkpoint is not one of this run.
+    ExampleError
+        If a Dataset raises for an example, or a worker that reads it dies.
+
+    Warns
+    -----
+    UserWarning
+        If the recipe's `min_steps` overrides `epochs`.
     """
     check_options(recipe, seed=seed, progress=progress, precision=precision)
     recipe = recipe or Recipe()
-    if not isinstance(loss, nn.Module) or not _takes_groups(loss):
-        raise InputError(
-            "loss must be one of autobalance.losses, such as search(...).loss or "
-            f"ParametricCrossEntropy.logit_adjusted(counts); got {type(loss).__name__}."
-        )
-    if augment is not None:
-        instance("augment", augment, nn.Module, "Such as search(...).augment.")
-    check_data(data)
-    if data.unknown and getattr(loss, "num_groups", None) == data.num_groups:
+    data = as_data(data)
+    own_loss = as_fixed_loss(loss, data)
+    augment = None if augment is None else as_batch_transform(copy.deepcopy(augment))
+    warn_of_min_steps(recipe, len(data))
+    if data.unknown and getattr(own_loss, "num_groups", None) == data.num_groups:
         raise InputError(
             f"The group of {data.unknown} examples is not known (-1), for whom this loss has no row. "
             "Search with such data, or build the loss from WithUnknownGroup(space)."
         )
     fabric = make_fabric(device, precision)
-    augment = copy.deepcopy(augment)
-    with seeded(seed):
+    with seeded(seed), reading(data):
         lower = LowerLevel(
             model_factory,
             data.to(fabric.device),
             recipe,
             fabric,
             seed,
-            additive=getattr(loss, "additive", None),
+            additive=getattr(own_loss, "additive", None),
             sampling=sampling,
             augment=None if augment is None else augment.to(fabric.device),
         )
         lower.processes.draw_apart(seed)
-        loss = copy.deepcopy(loss).to(fabric.device)
+        own_loss = copy.deepcopy(own_loss).to(fabric.device)
 
         def identity() -> dict[str, Any]:
             return {
@@ -134,19 +138,19 @@ def retrain(
                 "recipe": recipe.to_dict(),
                 "sampling": sampling,
                 "precision": precision,
-                "loss": loss.to_dict(),
+                "loss": own_loss.to_dict(),
                 "augment": described(augment),
                 **describe(lower.module, data),
             }
 
         def state_dict() -> dict[str, Any]:
-            return {"lower": lower.state_dict(), "loss": dict(loss.state_dict())}
+            return {"lower": lower.state_dict(), "loss": dict(own_loss.state_dict())}
 
         saved = Checkpoint(checkpoint, identity, state_dict, lower.processes)
         state = saved.load()
         if state is not None:
             lower.load_state_dict(state["lower"])
-            loss.load_state_dict(state["loss"])
+            own_loss.load_state_dict(state["loss"])
         good = latest = lower.weights()
         kept_at = lower.done
         log = RunLog(logger, writes=lower.processes.rank == 0)
@@ -156,7 +160,7 @@ def retrain(
                     if lower.done % KEEP_EVERY == 0:
                         lower.check()
                         good, latest, kept_at = latest, lower.weights(), lower.done
-                    value = lower.step(loss)
+                    value = lower.step(own_loss)
                     saved.save_if_due()
                     if lower.done % REPORT_EVERY == 0 or lower.done == lower.total:
                         _log_step(log, lower, value)
@@ -180,7 +184,77 @@ def _log_step(log: RunLog, lower: LowerLevel, value: Tensor) -> None:
         log.write(values, lower.done)
 
 
+class PlainLoss(nn.Module):
+    """A loss that knows nothing of groups and weights, called as the library's losses are.
+
+    Parameters
+    ----------
+    loss : callable
+        From ``(logits, target)`` to their mean loss, such as `torch.nn.CrossEntropyLoss`.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The mean loss of the batch; `groups` are left out."""
+        value = self.loss(input, target)
+        if not isinstance(value, Tensor) or value.ndim > 0:
+            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"The loss must return one number, the mean over the batch; got {came}. "
+                'Give it reduction="mean", or take the mean.'
+            )
+        return value
+
+    def to_dict(self) -> dict[str, Any]:
+        """What tells this loss from others: its name, settings and state."""
+        settings = {
+            name: value
+            for name, value in getattr(self.loss, "__dict__", {}).items()
+            if isinstance(value, (int, float, str)) and not name.startswith("_")
+        }
+        kind = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)
+        return {
+            "loss": f"{kind.__module__}.{kind.__qualname__}",
+            "settings": settings,
+            "state": fingerprint(*self.state_dict().values()),
+        }
+
+
+def as_fixed_loss(loss: Callable[..., Any], data: ArrayData) -> FixedLoss:
+    """A loss of the library as it is, and any other that takes ``(logits, target)`` as a `PlainLoss`.
+
+    Raises
+    ------
+    InputError
+        If it cannot be called, or takes no weights where the data has some.
+    """
+    if not callable(loss) or isinstance(loss, type):
+        raise InputError(
+            "loss must be one of autobalance.losses, such as search(...).loss or "
+            "ParametricCrossEntropy.logit_adjusted(counts), or a callable of (logits, target), such as "
+            f"torch.nn.CrossEntropyLoss(); got {shown(loss)}."
+        )
+    if isinstance(loss, nn.Module) and _takes_groups(loss):
+        return cast(FixedLoss, loss)
+    if data.sample_weight is not None:
+        raise InputError(
+            f"The data has sample weights, but {type(loss).__name__} takes none. Use a loss of "
+            "autobalance.losses, such as ParametricCrossEntropy.cross_entropy(), or leave them out."
+        )
+    return PlainLoss(loss)
+
+
 def _takes_groups(loss: nn.Module) -> bool:
     """Whether it is called as the library's losses are; torch's own are not."""
-    taken = inspect.signature(loss.forward).parameters.values()
-    return any(p.name == "groups" or p.kind is p.VAR_KEYWORD for p in taken)
+    parameters = inspect.signature(loss.forward).parameters.values()
+    return any(p.name == "groups" or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.bilevel.lower_level import check_data, predict_logits
-from autobalance.data import ArrayData
+from autobalance.bilevel.prediction import predict_logits
+from autobalance.data import ArrayData, as_data
 from autobalance.objectives import Objective, group_class_sums
 
 LOOKS = 40
@@ -37,7 +37,7 @@ class Watch:
     """
 
     def __init__(self, test: ArrayData, data: ArrayData, objective: Objective) -> None:
-        check_data(test, "test")
+        test = as_data(test, "test")
         if test.inputs.shape[1:] != data.inputs.shape[1:]:
             raise InputError(
                 "Training and test inputs must have the same shape per example; got "

@@ -6,10 +6,10 @@ from autobalance.cli.plugins import Command
 from autobalance.cli.terminal import FILE_WIDTH, format_percent, narrow_table, plain_text
 
 __all__ = [
+    "Command",
     "DONE",
     "FAILED",
     "FILE_WIDTH",
-    "Command",
     "complain",
     "entry",
     "format_percent",

@@ -1,30 +1,20 @@
 """Labelled examples: arrays, Datasets, tables, batches, splits and samplers.
 
-`ArrayData` holds examples in memory; `StoredRows` are inputs in files, read as they are needed;
-`BalancedSampler` keeps classes and groups even in loaders of your own.
+`ArrayData` holds examples in memory, `DatasetData` takes any map-style Dataset, `StoredRows` are inputs
+in files, and `BalancedSampler` keeps classes and groups even in loaders of your own.
 """
 
-from autobalance.data.batches import (
-    UNKNOWN,
-    ArrayData,
-    BalancedBatches,
-    Batch,
-    MissingGroups,
-    ResampledBatches,
-    ShuffledBatches,
-    as_batch,
-    as_batches,
-    as_tensor,
-    concatenated,
-    finite,
-    indices,
-    moved,
-)
+from autobalance.data.array_data import ArrayData, MissingGroups, concatenated, reading
+from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
+from autobalance.data.batches import Batch, BatchSource, as_batch, as_batches, moved
+from autobalance.data.dataset_data import DatasetData, as_data, as_inputs
+from autobalance.data.dataset_reader import ExampleError
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
+from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
 from autobalance.data.labels import Labelled, numbered, plural, shortened
 from autobalance.data.samplers import BalancedSampler
 from autobalance.data.splits import stratified_folds
-from autobalance.data.stored import Part, StoredRows, sampled, written
+from autobalance.data.stored import StoredRows, sampled
 from autobalance.data.tables import (
     TableEncoder,
     check_expansion,
@@ -40,17 +30,21 @@ __all__ = [
     "BalancedBatches",
     "BalancedSampler",
     "Batch",
+    "BatchSource",
+    "DatasetData",
+    "ExampleError",
     "ImageSet",
     "Labelled",
     "MissingGroups",
-    "Part",
     "ResampledBatches",
     "ShuffledBatches",
     "StoredRows",
     "TableEncoder",
     "as_batch",
     "as_batches",
+    "as_data",
     "as_image_set",
+    "as_inputs",
     "as_tensor",
     "check_expansion",
     "column",
@@ -63,8 +57,8 @@ __all__ = [
     "numbered",
     "plural",
     "read_table",
+    "reading",
     "sampled",
     "shortened",
     "stratified_folds",
-    "written",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autobalance._validation import InputError
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 
 
 class Labelled(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from autobalance._validation import InputError, same_length, whole
-from autobalance.data.batches import indices
+from autobalance.data.arrays import indices
 from autobalance.data.splits import members_by_cell
 
 

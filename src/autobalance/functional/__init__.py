@@ -1,6 +1,14 @@
 """A network as a function of its weights: passes, products, borrowing and processes."""
 
-from autobalance.functional.model import Passes, borrowed, flatten, logits_of, trainable, unflatten
+from autobalance.functional.model import (
+    Passes,
+    borrowed,
+    call_network,
+    flatten,
+    logits_of,
+    trainable,
+    unflatten,
+)
 from autobalance.functional.processes import (
     ALONE,
     Processes,
@@ -14,6 +22,7 @@ __all__ = [
     "Passes",
     "Processes",
     "borrowed",
+    "call_network",
     "first_process",
     "flatten",
     "logits_of",

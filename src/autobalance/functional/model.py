@@ -171,8 +171,15 @@ def _of_dual_numbers(layer: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
     return y if tangent is None else forward_ad.make_dual(y, tangent)
 
 
+def call_network(network: Callable[..., Any], inputs: Any) -> Any:
+    """What a network returns for a tensor, a tuple of arguments, or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+
+
 def logits_of(network: Callable[..., Any], inputs: Any) -> Tensor:
-    """Call a network with a tensor, or a mapping of its keyword arguments; its logits.
+    """Call a network with a tensor, a tuple of arguments, or a mapping of keyword arguments; its logits.
 
     A network may return the logits, or an object with an attribute or key "logits".
 
@@ -182,7 +189,7 @@ def logits_of(network: Callable[..., Any], inputs: Any) -> Tensor:
         If a batch is too small for BatchNorm, or the output holds no logits.
     """
     try:
-        output: Any = network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+        output = call_network(network, inputs)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, instance, whole
 from autobalance.bilevel import make_fabric
-from autobalance.data import ArrayData, StoredRows, as_tensor
-from autobalance.functional import borrowed
+from autobalance.data import as_inputs, moved
+from autobalance.functional import borrowed, call_network
 
 ROWS = 4096
 
@@ -30,8 +29,9 @@ def extract_features(
     ----------
     backbone : nn.Module
         From inputs ``(n, ...)`` to features ``(n, d)`` or ``(n, ...)``, which are flattened.
-    inputs : Tensor, array, ArrayData or StoredRows
-        Shape ``(n, ...)``, n at least 1. Of rows in files only a batch is in memory at a time.
+    inputs : Tensor, array, ArrayData, Dataset or lazy inputs
+        Shape ``(n, ...)``, n at least 1. Of files and Datasets only some batches are in memory at a
+        time; a Dataset's examples pass through its transforms for evaluation.
     batch_size : int
         Examples per pass.
     device : str
@@ -50,9 +50,7 @@ def extract_features(
     """
     whole("batch_size", batch_size, least=1)
     instance("backbone", backbone, nn.Module)
-    inputs = inputs.inputs if isinstance(inputs, ArrayData) else inputs
-    read_later = isinstance(inputs, StoredRows)
-    examples = inputs if read_later else as_tensor("inputs", inputs)
+    examples = as_inputs(inputs)
     if len(examples) == 0:
         raise InputError("There is no example to extract features from: the inputs are empty.")
     target = make_fabric(device).device
@@ -63,23 +61,22 @@ def extract_features(
         with borrowed(backbone):
             backbone.eval()
             first = 0
-            for part in _batches(examples, batch_size):
-                rows = _rows(backbone(part.to(target)), len(part), first)
+            for part in examples.split(batch_size):
+                output = call_network(backbone, moved(part, target))
+                rows = _rows(output, len(part) if isinstance(part, Tensor) else None, first)
                 if features is None:
                     features = rows.new_empty(len(examples), rows.shape[1], device="cpu")
-                features[first : first + len(part)] = rows.cpu()
-                first += len(part)
+                features[first : first + len(rows)] = rows.cpu()
+                first += len(rows)
     finally:
         backbone.to(home)
     assert features is not None  # there is an example
     return features
 
 
-def _batches(examples: Tensor | StoredRows, size: int) -> Iterator[Tensor]:
-    return iter(examples.split(size))
-
-
-def _rows(output: Any, examples: int, first: int) -> Tensor:
+def _rows(output: Any, examples: int | None, first: int) -> Tensor:
+    """The features of a batch, ``(m, d)``; of how many examples, only a tensor of inputs tells."""
+    examples = len(output) if examples is None and isinstance(output, Tensor) else examples
     if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != examples:
         came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(

@@ -29,13 +29,12 @@ from autobalance.bilevel import (
     RunLog,
     SearchResult,
     UpperRecord,
-    check_data,
     check_options,
     choose,
     extended,
     make_fabric,
 )
-from autobalance.data import ArrayData, Batch
+from autobalance.data import ArrayData, Batch, as_data
 from autobalance.heads.folds import split, standardised
 from autobalance.heads.newton import Minimum, Solved, conjugate_gradients, minimise
 from autobalance.heads.problem import HeadProblem, KroneckerPreconditioner, accumulate, linear
@@ -157,9 +156,9 @@ def search_head(
     2020; the preconditioner as in Martens and Grosse, "K-FAC", ICML 2015.
     """
     check_options(seed=seed, progress=progress)
-    check_data(data)
+    data = as_data(data)
     if validation is not None:
-        check_data(validation, "validation")
+        validation = as_data(validation, "validation")
     whole("folds", folds, least=1)
     fraction("validation_fraction", validation_fraction)
     whole("max_steps", max_steps, least=1)
@@ -223,7 +222,7 @@ def retrain_head(
     TrainingDiverged
         If the loss's parameters are so large that the training loss is not finite.
     """
-    check_data(data)
+    data = as_data(data)
     instance("loss", loss, ParametricCrossEntropy, "Such as search_head(...).loss.")
     if loss.label_smoothing:
         raise InputError(

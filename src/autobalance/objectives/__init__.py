@@ -27,8 +27,6 @@ from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 
 __all__ = [
-    "GAPS",
-    "NAMED",
     "BalancedError",
     "Blend",
     "BoundedGap",
@@ -36,7 +34,9 @@ __all__ = [
     "CellObjective",
     "CrossEntropyRisk",
     "ErrorDeviation",
+    "GAPS",
     "Gap",
+    "NAMED",
     "Objective",
     "OddsGap",
     "OpportunityGap",

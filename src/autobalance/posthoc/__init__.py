@@ -2,21 +2,21 @@
 
 from autobalance.posthoc.expected_errors import Evaluated, evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
-    MAINS,
     CellDecision,
     CellPosterior,
     ClassLogits,
     Decided,
+    MAINS,
     cell_posterior,
 )
 
 __all__ = [
-    "MAINS",
     "CellDecision",
     "CellPosterior",
     "ClassLogits",
     "Decided",
     "Evaluated",
+    "MAINS",
     "cell_posterior",
     "evaluate_probabilities",
 ]

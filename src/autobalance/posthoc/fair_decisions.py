@@ -35,12 +35,11 @@ from autobalance.bilevel import (
     ModelFactory,
     ProgressListener,
     SearchResult,
-    check_data,
     predict_logits,
     retrain,
     splits_of,
 )
-from autobalance.data import ArrayData
+from autobalance.data import ArrayData, as_data
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import with_new_head
 from autobalance.posthoc.expected_errors import Evaluated
@@ -415,7 +414,7 @@ def cell_posterior(
     Unified Post-Processing Framework for Group Fairness in Classification", arXiv 2405.04025.
     """
     recipe, settings = recipe or Recipe(), settings or SearchSettings(folds=5)
-    check_data(data)
+    data = as_data(data)
     if main not in MAINS:
         raise InputError(f"main of decisions must be {' or '.join(MAINS)}; got {shown(main)}.")
     if data.groups is None or (data.num_groups or 1) < 2 or int(data.groups.min()) < 0:

@@ -5,7 +5,6 @@ from autobalance.records.files import (
     RESULT,
     check_format,
     checkpoint_files,
-    file_lock,
     format_bytes,
     free_bytes,
     output_folder,
@@ -30,9 +29,9 @@ from autobalance.records.settings import Precision, Recipe, SearchSettings
 
 __all__ = [
     "DTYPES",
-    "RESULT",
     "HeldOut",
     "Precision",
+    "RESULT",
     "Recipe",
     "Reliability",
     "SearchSettings",
@@ -42,7 +41,6 @@ __all__ = [
     "classification_report",
     "confused_pairs",
     "expected_calibration_error",
-    "file_lock",
     "format_bytes",
     "free_bytes",
     "loss_snippet",

@@ -6,8 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,31 +122,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{path} is not a record of autobalance.")
     return record
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """While no other process of this machine is here for the same file; on Windows at once."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    lock = path.with_name(path.name + ".lock")
-    while True:
-        held = lock.open("w")
-        fcntl.flock(held, fcntl.LOCK_EX)
-        # The one before removes its lock: who has waited for that one takes the new one, as others do.
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(held.fileno()), lock.stat()):
-                break
-        held.close()
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            lock.unlink()
-        held.close()
 
 
 def format_bytes(size: int) -> str:

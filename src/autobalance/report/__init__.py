@@ -5,16 +5,17 @@ from autobalance.report.explain import as_html, as_text, explanation, few_in_a_c
 from autobalance.report.folders import EVALUATION, REPORT, SAMPLES, read_folder, save_evaluation
 from autobalance.report.frontier import GAP_TITLES, as_csv, as_svg
 from autobalance.report.html import render_report, render_runs, write_report
-from autobalance.report.record import Run, read_run
+from autobalance.report.record import Part, Run, read_run
 from autobalance.report.samples import LARGEST, Sheet, packed, rows_that_fit
 
 __all__ = [
     "EVALUATION",
     "GAP_TITLES",
     "LARGEST",
+    "Part",
     "REPORT",
-    "SAMPLES",
     "Run",
+    "SAMPLES",
     "Sheet",
     "as_csv",
     "as_html",

@@ -14,7 +14,7 @@ from torch import nn
 
 from autobalance import Recipe, SearchSettings, retrain, search
 from autobalance.bilevel.checkpoints import OtherRun, fingerprint
-from autobalance.data.batches import ArrayData
+from autobalance.data.array_data import ArrayData
 from helpers import blobs
 
 

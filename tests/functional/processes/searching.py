@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from autobalance import Recipe, SearchSettings, retrain, search
-from autobalance.bilevel import lower_level as training
+from autobalance.bilevel import checkpoints
 from helpers import blobs
 
 if __name__ == "__main__":
     out, folds = Path(sys.argv[1]), int(sys.argv[2])
     checkpoint = sys.argv[3] if len(sys.argv) > 3 else None
     torch.set_num_threads(1)
-    training.CHECKPOINT_SECONDS = 0.0
+    checkpoints.CHECKPOINT_SECONDS = 0.0
     data = blobs((60, 25, 9), groups=True)
     data = replace(data, inputs=data.inputs.double())
     # Odd, so that two processes have batches of different sizes.

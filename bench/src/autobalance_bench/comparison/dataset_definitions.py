@@ -22,7 +22,7 @@ LAYOUTS = {
     "fashion": ("padding",),
     "fashion-textures": (),
     "waterbirds": ("allowed_missing", "download"),
-    "celeba": ("allowed_missing",),
+    "celeba": ("allowed_missing", "download"),
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "cifar10_lt": _LONG_TAIL,
@@ -32,7 +32,7 @@ LAYOUTS = {
     "class_folders": ("square",),
     "image_table": ("allowed_missing", "folder", "path", "square"),
     "embeddings": ("inputs",),
-    "hugging_face": ("image", "inputs", "square"),
+    "hugging_face": ("image", "inputs", "split", "square"),
 }
 """Layouts of what `path` names, and the options of their readers."""
 PHOTOGRAPHS = (
@@ -65,18 +65,19 @@ class DatasetDefinition:
     layout : str
         How to read a folder, or some files. With a test set of their own: "fashion" has
         Fashion-MNIST's four IDX files (target "label"; with `padding` 2 they are 32 x 32);
-        "fashion-textures" the same, for the images of `autobalance_bench.datasets.textures` (target "object",
+        "fashion-textures" the same, for the images of `build_fashion_textures` (target "object",
         group "background"); "waterbirds" (target "bird", group "place") and "celeba" (target
-        "hair", group "sex") the photographs of `autobalance_bench.datasets.waterbirds` and `.celeba`; "cifar10",
-        "cifar100", "cifar10_lt", "cifar100_lt", "imagenet_lt" and "inaturalist_2018" (target "class")
-        what the readers of `autobalance.data` of these names read; iNaturalist's validation images
-        are the test set. Without one: "class_folders" (target "class"), "image_table", a file whose
-        columns are named by `target` and `groups`, "embeddings", a file likewise, and "hugging_face", a
-        folder that ``Dataset.save_to_disk`` wrote, for the readers `class_folders`, `image_table`,
-        `read_embeddings` and `hugging_face_images` (or `from_hugging_face`, where `inputs` names a
-        column of numbers).
+        "hair", group "sex") what `load_waterbirds` and `load_celeba` read; "cifar10", "cifar100",
+        "cifar10_lt", "cifar100_lt", "imagenet_lt" and "inaturalist_2018" (target "class") what the
+        functions of these names in `autobalance_bench.datasets` read; iNaturalist's validation
+        images are the test set. Without one: "class_folders" (target "class"), "image_table", a
+        file whose columns are named by `target` and `groups`, "embeddings", a file likewise, and
+        "hugging_face", a folder that ``save_to_disk`` wrote or ``load_dataset`` reads, for the
+        functions `read_class_folders`, `read_image_table`, `read_embeddings` and
+        `read_hugging_face` (or `read_hugging_face_vectors`, where `inputs` names a column of
+        numbers).
     options : mapping
-        Of that reader, such as ``{imbalance: 100}`` for "cifar10_lt", whose draw does not depend on
+        Options of that reader, such as ``{imbalance: 100}`` for "cifar10_lt", whose draw does not depend on
         the comparison's seed; see `LAYOUTS`. A path among them leads from the data folder.
     image_size : int
         Height and width that photographs are scaled to. CIFAR's stay 32 x 32.
@@ -117,7 +118,7 @@ class DatasetDefinition:
     class_names : str, optional
         Array of an .npz file with the name of each class index.
     merge_below : int
-        Classes of fewer members, over all rows, are merged: see `merged_classes`.
+        Classes of fewer members, over all rows, are merged: see `merge_classes`.
     long_tail : mapping, optional
         ``{"largest": n, "imbalance": r}``: training rows are drawn to the exponential profile,
         the first class in sorted order being the largest. With ``"profile": "pareto"`` (and

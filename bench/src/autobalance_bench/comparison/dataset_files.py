@@ -26,13 +26,28 @@ DATA_FOLDER = "Name the data folder by --data DIR or the environment variable AU
 
 
 def read_rows(definition: DatasetDefinition, data: str | Path | None, device: str) -> Rows:
-    """All rows that a definition names; a backbone turns images into features on the device."""
+    """Read all rows that a definition names.
+
+    Parameters
+    ----------
+    definition : DatasetDefinition
+        What to read.
+    data : path or None
+        The data folder; None will do where the definition's paths are absolute.
+    device : str
+        Where a backbone turns images into features.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, or is not of the layout that the definition names.
+    """
     paths = []
     for name in filter(None, (definition.path, definition.test_path)):
-        path = _found(definition, name, data)
+        path = _locate(definition, name, data)
         paths.append((path, path.stat().st_mtime_ns, path.stat().st_size))
     options = {
-        key: str(_found(definition, value, data)) if key in ("lists", "folder") else value
+        key: str(_locate(definition, value, data)) if key in ("lists", "folder") else value
         for key, value in definition.options.items()
     }
     form = Form(
@@ -49,7 +64,7 @@ def read_rows(definition: DatasetDefinition, data: str | Path | None, device: st
                 "options": options,
                 "backbone": definition.backbone,
                 "allowed_broken": definition.allowed_broken,
-                "store": _store(definition, data),
+                "store": _store_folder(definition, data),
                 "published": definition.validation == "published",
                 "device": device,
             }
@@ -62,14 +77,14 @@ def read_rows(definition: DatasetDefinition, data: str | Path | None, device: st
         raise InputError(f"{where}{error}") from None
 
 
-def _store(definition: DatasetDefinition, data: str | Path | None) -> str | None:
+def _store_folder(definition: DatasetDefinition, data: str | Path | None) -> str | None:
     """The folder of decoded photographs, which need not be there."""
     if definition.store is None:
         return None
     return str(Path(data or "").expanduser() / Path(definition.store).expanduser())
 
 
-def _found(definition: DatasetDefinition, name: str, data: str | Path | None) -> Path:
+def _locate(definition: DatasetDefinition, name: str, data: str | Path | None) -> Path:
     path = Path(str(name)).expanduser()
     if data is None and not path.is_absolute():
         raise InputError(f"{definition.name} needs {name}. {DATA_FOLDER}.")
@@ -85,7 +100,7 @@ def _found(definition: DatasetDefinition, name: str, data: str | Path | None) ->
 
 @dataclass(frozen=True)
 class Form:
-    """What of a definition decides how its files are read; see there."""
+    """The part of a definition that decides how its files are read; equal forms share the rows."""
 
     columns: tuple[str, ...]
     inputs: str
@@ -103,21 +118,21 @@ def _read(paths: tuple[tuple[Path, int, int], ...], form: Form) -> Rows:
     if len(parts) == 1:
         return parts[0]
     first, second = parts
-    if (first.inputs is None) != (second.inputs is None) or first.given:
+    if (first.inputs is None) != (second.inputs is None) or first.num_test:
         raise InputError(f"{paths[0][0].name} and {paths[1][0].name} must be of one kind.")
-    joined = None
+    inputs = None
     if first.inputs is not None and second.inputs is not None:
         if first.inputs.shape[1:] != second.inputs.shape[1:]:
             raise InputError(f"{paths[0][0].name} and {paths[1][0].name} differ in input shape.")
-        joined = _joined(first.inputs, second.inputs)
+        inputs = _join(first.inputs, second.inputs)
     absent = [c for c in first.table.columns if c not in second.table.columns]
     if absent:
         raise InputError(f"{paths[1][0]} lacks the column {absent[0]!r} of {paths[0][0].name}.")
     table = pd.concat([first.table, second.table[list(first.table.columns)]], ignore_index=True)
-    return Rows(table, joined, len(second.table), first.names)
+    return Rows(table, inputs, len(second.table), first.names)
 
 
-def _joined(
+def _join(
     first: np.ndarray | StoredRows, second: np.ndarray | StoredRows
 ) -> np.ndarray | StoredRows:
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):

@@ -26,13 +26,13 @@ from autobalance.networks import (
 )
 from autobalance_bench.comparison.dataset_definitions import NETWORKS, DatasetDefinition
 
-_OURS = ("path", "normalize", "new_head", "crop")
+_OWN_KEYS = ("path", "normalize", "new_head", "crop")
 
 
-def network_of(
+def network_factory(
     definition: DatasetDefinition, shape: tuple[int, ...], num_classes: int
 ) -> ModelFactory:
-    """What builds the definition's network, for inputs ``(n, *shape)``; it can be pickled.
+    """Return what builds the definition's network, for inputs ``(n, *shape)``; it can be pickled.
 
     Raises
     ------
@@ -40,7 +40,9 @@ def network_of(
         If the network does not fit the inputs, is not there, or needs arguments that are not given.
     """
     factory = _factory(definition, shape, num_classes)
-    return partial(_on_bytes, factory) if definition.as_bytes and len(shape) == 3 else factory
+    return (
+        partial(_build_for_bytes, factory) if definition.as_bytes and len(shape) == 3 else factory
+    )
 
 
 def check_importable(definition: DatasetDefinition) -> None:
@@ -60,17 +62,19 @@ def check_importable(definition: DatasetDefinition) -> None:
             raise InputError(f"{definition.name}: {error}") from None
 
 
-def backbone_of(definition: Mapping[str, Any]) -> nn.Module:
-    """A pretrained network without its last linear layer, from the mapping of a definition.
+def build_backbone(definition: Mapping[str, Any]) -> nn.Module:
+    """Build a pretrained network without its last linear layer, from the mapping of a definition.
 
     Raises
     ------
     InputError
         If it is not there, or cannot be built like this.
     """
-    given = {key: value for key, value in definition.items() if key not in _OURS}
+    given = {key: value for key, value in definition.items() if key not in _OWN_KEYS}
     network = without_head(by_path(definition["path"], **given))
-    return _prepared(network, definition.get("normalize", False), definition.get("crop"))
+    return _prepend_preprocessing(
+        network, definition.get("normalize", False), definition.get("crop")
+    )
 
 
 def _factory(
@@ -84,13 +88,13 @@ def _factory(
     if isinstance(name, Mapping):
         if len(shape) == 3 and name.get("crop") is not None:  # what it is going to see
             offered["size"] = tuple(min(side, name["crop"]) for side in shape[1:])
-        return _imported(definition, name, offered)
+        return _factory_by_path(definition, name, offered)
     if name == "table":
         return partial(TableNetwork, num_features, num_classes)
     if name == "linear":
         return partial(nn.Linear, num_features, num_classes)
     if name not in NETWORKS:
-        return _imported(definition, {"path": name}, offered)
+        return _factory_by_path(definition, {"path": name}, offered)
     if len(shape) != 3:
         raise InputError(
             f"{definition.name}: the network {name} takes images, but this dataset has rows of "
@@ -101,28 +105,28 @@ def _factory(
     return partial(SmallCNN, num_classes, channels=shape[0], size=(shape[1], shape[2]))
 
 
-def _imported(
+def _factory_by_path(
     definition: DatasetDefinition, network: Mapping[str, Any], offered: dict[str, Any]
 ) -> ModelFactory:
     path = network["path"]
-    own = {key: value for key, value in network.items() if key not in _OURS}
+    own = {key: value for key, value in network.items() if key not in _OWN_KEYS}
     num_classes = offered["num_classes"] if network.get("new_head", False) else None
     if num_classes is not None:
         del offered["num_classes"]  # it is built as it was pretrained
     try:
-        given = _accepted(path, imported(path), offered, own)
+        given = _select_arguments(path, imported(path), offered, own)
     except InputError as error:
         raise InputError(f"{definition.name}: {error}") from None
     before = network.get("normalize", False), network.get("crop")
-    return partial(_built, path, given, before, num_classes)
+    return partial(_build, path, given, before, num_classes)
 
 
-def _accepted(
+def _select_arguments(
     path: str, build: Any, offered: dict[str, Any], own: dict[str, Any]
 ) -> dict[str, Any]:
-    """`own`, and what else of `offered` the callable has parameters for.
+    """Add to the arguments `own` those of `offered` that the callable has parameters for.
 
-    One that takes any keyword hands them on, as torchvision's do; it gets the number of classes.
+    One that takes any keyword passes them on, as torchvision's do; it gets the number of classes.
     """
     try:
         wanted = inspect.signature(build).parameters
@@ -145,21 +149,21 @@ def _accepted(
     return given
 
 
-def _built(
+def _build(
     path: str, given: dict[str, Any], before: tuple[Any, int | None], num_classes: int | None
 ) -> nn.Module:
     network = by_path(path, **given)
     if num_classes is not None:
         network = with_new_head(network, num_classes)
-    return _prepared(network, *before)
+    return _prepend_preprocessing(network, *before)
 
 
-def _prepared(network: nn.Module, normalize: Any, crop: int | None) -> nn.Module:
+def _prepend_preprocessing(network: nn.Module, normalize: Any, crop: int | None) -> nn.Module:
     before: list[nn.Module] = [] if crop is None else [CentralCrop(crop)]
     if normalize:
         before.append(Normalize(**normalize) if normalize is not True else Normalize())
     return nn.Sequential(*before, network) if before else network
 
 
-def _on_bytes(factory: ModelFactory) -> nn.Module:
+def _build_for_bytes(factory: ModelFactory) -> nn.Module:
     return nn.Sequential(FromBytes(), factory())

@@ -22,7 +22,7 @@ from autobalance_bench.comparison.dataset_definitions import (
 )
 from autobalance_bench.comparison.dataset_files import read_rows
 from autobalance_bench.comparison.dataset_readers import Rows
-from autobalance_bench.comparison.dataset_split import division
+from autobalance_bench.comparison.dataset_split import split_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ class Problem:
 def load_problem(
     definition: DatasetDefinition, seed: int, data: str | Path | None, device: str = "cpu"
 ) -> Problem:
-    """One dataset, divided and encoded as the seed says.
+    """Load one dataset, divided and encoded as the seed says.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def load_problem(
         is left without training rows.
     """
     from autobalance.data import ArrayData
-    from autobalance_bench.comparison.dataset_network import check_importable, network_of
+    from autobalance_bench.comparison.dataset_network import check_importable, network_factory
 
     check_int("seed", seed, least=0)
     check_importable(definition)
@@ -105,14 +105,14 @@ def load_problem(
     target, class_names = _classes(definition, rows)
     groups, group_names = _groups(definition, rows)
     cells = target if groups is None else groups * len(class_names) + target
-    train, test = division(definition, rows, target, cells, np.random.default_rng(seed))
+    train, test = split_rows(definition, rows, target, cells, np.random.default_rng(seed))
     _check_present(definition.name, "class", target[train], class_names)
     if groups is not None and group_names is not None:
         _check_present(definition.name, "group", groups[train], group_names)
     parts = [train, test]
-    if rows.validation:
-        end = len(rows.table) - rows.given
-        parts.append(np.arange(end - rows.validation, end))
+    if rows.num_validation:
+        end = len(rows.table) - rows.num_test
+        parts.append(np.arange(end - rows.num_validation, end))
     sides = [
         ArrayData.of(
             inputs,
@@ -121,7 +121,7 @@ def load_problem(
             num_classes=len(class_names),
             num_groups=None if group_names is None else len(group_names),
         )
-        for inputs, index in zip(_encoded(definition, rows, parts), parts, strict=True)
+        for inputs, index in zip(_encode_inputs(definition, rows, parts), parts, strict=True)
     ]
     return Problem(
         name=definition.name,
@@ -129,7 +129,7 @@ def load_problem(
         test=sides[1],
         class_names=class_names,
         group_names=group_names,
-        network=network_of(definition, tuple(sides[0].inputs.shape[1:]), len(class_names)),
+        network=network_factory(definition, tuple(sides[0].inputs.shape[1:]), len(class_names)),
         recipe=dict(definition.recipe),
         validation=sides[2] if len(sides) == 3 else None,
     )
@@ -161,8 +161,8 @@ def _classes(definition: DatasetDefinition, rows: Rows) -> tuple[np.ndarray, tup
             f"{array[array != np.round(array)][0]:g}). Name a column of classes."
         )
     array = array.astype(np.int64) if ordered else array.astype(str)
-    found, target, counts = np.unique(array, return_inverse=True, return_counts=True)
-    merged, names = merged_classes(found, counts, definition.merge_below)
+    values, target, counts = np.unique(array, return_inverse=True, return_counts=True)
+    merged, names = merge_classes(values, counts, definition.merge_below)
     if len(names) < 2:
         raise InputError(
             f"{definition.name}: classification needs two classes; {definition.target!r} has "
@@ -171,10 +171,10 @@ def _classes(definition: DatasetDefinition, rows: Rows) -> tuple[np.ndarray, tup
     return merged[target], names
 
 
-def merged_classes(
+def merge_classes(
     values: np.ndarray, counts: np.ndarray, least: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """New class index of each class ``(k,)``, and the new names, sorted as `values` are.
+    """Return the new class index of each class ``(k,)``, and the new names, sorted as `values` are.
 
     Numbers are ordered: the smallest class, while it has fewer than `least` members, joins the
     smaller of its neighbours, ties going to the lower number; its name is then "24-29". Other
@@ -183,8 +183,8 @@ def merged_classes(
     if not np.issubdtype(values.dtype, np.integer):
         small = counts < least
         names = np.where(small, OTHER, values.astype(str)) if small.any() else values.astype(str)
-        found, merged = np.unique(names, return_inverse=True)
-        return merged, tuple(found.tolist())
+        distinct, merged = np.unique(names, return_inverse=True)
+        return merged, tuple(distinct.tolist())
     runs = [(i, i + 1) for i in range(len(values))]
     sizes = [int(n) for n in counts]
     while len(runs) > 1 and min(sizes) < least:
@@ -207,13 +207,13 @@ def _groups(
     if not definition.groups:
         return None, None
     parts = [column(rows.table, name, "group").astype(str) for name in definition.groups]
-    joined = parts[0]
+    combined = parts[0]
     for part in parts[1:]:
-        joined = joined + ", " + part
-    found, index = np.unique(joined.to_numpy(dtype=str), return_inverse=True)
-    if len(found) < 2:
-        raise InputError(f"{definition.name}: there is one group only, {str(found[0])!r}.")
-    return index, tuple(found.tolist())
+        combined = combined + ", " + part
+    names, index = np.unique(combined.to_numpy(dtype=str), return_inverse=True)
+    if len(names) < 2:
+        raise InputError(f"{definition.name}: there is one group only, {str(names[0])!r}.")
+    return index, tuple(names.tolist())
 
 
 def _check_present(name: str, what: str, index: np.ndarray, names: tuple[str, ...]) -> None:
@@ -228,7 +228,7 @@ def _check_present(name: str, what: str, index: np.ndarray, names: tuple[str, ..
 # Inputs ---------------------------------------------------------------------------------
 
 
-def _encoded(
+def _encode_inputs(
     definition: DatasetDefinition, rows: Rows, parts: Sequence[np.ndarray]
 ) -> list[np.ndarray | StoredRows]:
     """Inputs of each part, float32 or bytes; encoders see the first one's rows only, those of training."""
@@ -246,30 +246,30 @@ def _encoded(
         )
 
     if definition.text is not None:
-        return _weights_of_terms(definition, rows, parts)
+        return _tfidf_weights(definition, rows, parts)
     if images is None:
-        table = _features(definition, rows.table)
+        table = _select_features(definition, rows.table)
     elif images.ndim == 2:
         table = pd.DataFrame(images, columns=[f"x{i}" for i in range(images.shape[1])])
     else:
-        return [_pixels(definition, images[part]) for part in parts]
+        return [_scale_pixels(definition, images[part]) for part in parts]
     encoder = TableEncoder().fit(table.iloc[parts[0]])
     return [encoder.transform(table.iloc[part]) for part in parts]
 
 
-def _features(definition: DatasetDefinition, table: pd.DataFrame) -> pd.DataFrame:
+def _select_features(definition: DatasetDefinition, table: pd.DataFrame) -> pd.DataFrame:
     named = [*definition.drop, *definition.features]
     absent = [c for c in named if c not in table.columns]
     if absent:
-        shown = ", ".join(map(str, table.columns[:20])) + (", ..." if table.shape[1] > 20 else "")
+        columns = ", ".join(map(str, table.columns[:20])) + (", ..." if table.shape[1] > 20 else "")
         raise InputError(
-            f"{definition.name}: the column {absent[0]!r} is not in the table, which has: {shown}."
+            f"{definition.name}: the column {absent[0]!r} is not in the table, which has: {columns}."
         )
     out = {definition.target, definition.split_by, *definition.groups, *definition.drop}
     return table[[c for c in definition.features or table.columns if c not in out]]
 
 
-def _weights_of_terms(
+def _tfidf_weights(
     definition: DatasetDefinition, rows: Rows, parts: Sequence[np.ndarray]
 ) -> list[np.ndarray | StoredRows]:
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -287,7 +287,7 @@ def _weights_of_terms(
     return [weights.toarray() for weights in (fitted, *others)]
 
 
-def _pixels(definition: DatasetDefinition, images: np.ndarray) -> np.ndarray:
+def _scale_pixels(definition: DatasetDefinition, images: np.ndarray) -> np.ndarray:
     """Images ``(n, c, h, w)``, or flat for a network on flat inputs."""
     images = images if images.ndim == 4 else images[:, None]
     if definition.as_bytes:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from autobalance._validation import InputError, path_of
+from autobalance import InputError
 from autobalance.data import ArrayData, Labelled, check_expansion, numbered, shortened
+from autobalance_bench._checks import check_path
 
 INPUTS = ("inputs", "embedding", "embeddings", "features")
 """Names of the column or array that is taken for the embeddings where none is given."""
@@ -26,7 +27,7 @@ def read_embeddings(
     class_names: Sequence[str] | None = None,
     group_names: Sequence[str] | None = None,
 ) -> Labelled:
-    """Embeddings, for `search_head` and `retrain_head`.
+    """Read embeddings, for `search_head` and `retrain_head`.
 
     Parameters
     ----------
@@ -53,14 +54,14 @@ def read_embeddings(
         If the file cannot be read or lacks a column, lists differ in length, a number is missing
         or not finite, a label is missing or none of the names given, or there is only one class.
     """
-    path = path_of("The file", path).expanduser()
+    path = check_path("The file", path).expanduser()
     if not path.is_file():
         raise InputError(f"There is no file {path}. Give the path of a Parquet or .npz file.")
     labels = [name for name in (target, groups, sample_weight) if name is not None]
     if path.suffix.lower() == ".npz":
-        x, columns = _from_npz(path, inputs, labels)
+        x, columns = _read_npz(path, inputs, labels)
     elif path.suffix.lower() == ".parquet":
-        x, columns = _from_parquet(path, inputs, labels)
+        x, columns = _read_parquet(path, inputs, labels)
     else:
         raise InputError(f"{path.name} must end in .parquet or .npz.")
     y, classes = numbered(columns[target], class_names, what="class", where=str(path))
@@ -79,7 +80,7 @@ def read_embeddings(
     return Labelled(data, classes, sets)
 
 
-def _from_npz(
+def _read_npz(
     path: Path, inputs: str | None, labels: list[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     try:
@@ -87,7 +88,7 @@ def _from_npz(
             check_expansion(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as stream:
             names = list(stream.files)
-            name = _chosen(path, inputs, names, labels)
+            name = _choose_inputs(path, inputs, names, labels)
             arrays = {key: stream[key] for key in (name, *labels)}
     except InputError:
         raise
@@ -108,7 +109,7 @@ def _from_npz(
     return x.astype(np.float32), arrays
 
 
-def _from_parquet(
+def _read_parquet(
     path: Path, inputs: str | None, labels: list[str]
 ) -> tuple[np.ndarray, dict[str, Any]]:
     import pyarrow as pa
@@ -122,17 +123,17 @@ def _from_parquet(
     others = [name for name in table.column_names if name not in labels]
     if inputs is None and not set(INPUTS) & set(others):
         for name in labels:
-            _chosen(path, name, table.column_names, [])
+            _choose_inputs(path, name, table.column_names, [])
         if not others or table.num_rows == 0:
             raise InputError(f"{path} has no {'row' if others else 'column of numbers'}.")
-        x = np.column_stack([_numbers(path, name, table[name]) for name in others])
+        x = np.column_stack([_read_numbers(path, name, table[name]) for name in others])
     else:
-        name = _chosen(path, inputs, table.column_names, labels)
-        x = _lists(path, name, table[name])
+        name = _choose_inputs(path, inputs, table.column_names, labels)
+        x = _read_lists(path, name, table[name])
     return x, {name: table[name].to_pandas() for name in labels}
 
 
-def _chosen(path: Path, inputs: str | None, names: list[str], labels: list[str]) -> str:
+def _choose_inputs(path: Path, inputs: str | None, names: list[str], labels: list[str]) -> str:
     """The name of the embeddings; refused where it or a label's is absent."""
     name = inputs or next((n for n in INPUTS if n in names), INPUTS[0])
     absent = [n for n in (name, *labels) if n not in names]
@@ -141,7 +142,7 @@ def _chosen(path: Path, inputs: str | None, names: list[str], labels: list[str])
     return name
 
 
-def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
+def _read_numbers(path: Path, name: str, column: Any) -> np.ndarray:
     import pyarrow as pa
 
     kind = column.type
@@ -155,7 +156,7 @@ def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
     return column.to_numpy().astype(np.float32)
 
 
-def _lists(path: Path, name: str, column: Any) -> np.ndarray:
+def _read_lists(path: Path, name: str, column: Any) -> np.ndarray:
     """A column of lists of one length as a matrix, without a Python object for each number."""
     import pyarrow as pa
     from pyarrow import compute
@@ -168,7 +169,7 @@ def _lists(path: Path, name: str, column: Any) -> np.ndarray:
     if column.null_count or len(column) == 0:
         problem = f"{column.null_count} missing values" if len(column) else "no row"
         raise InputError(f"{path}: the column {name!r} has {problem}.")
-    values = _numbers(path, name, pa.chunked_array([c.flatten() for c in column.chunks]))
+    values = _read_numbers(path, name, pa.chunked_array([c.flatten() for c in column.chunks]))
     count: Any = compute.list_value_length  # pyright: ignore[reportAttributeAccessIssue]
     lengths = np.unique(count(column).to_numpy())
     if len(lengths) > 1 or lengths[0] == 0:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST's original files, from a folder."""
+"""Fashion-MNIST's original files, from a folder; read here so that the suite needs no torchvision."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from autobalance._validation import InputError
-from autobalance.data import CLASSES, ImageSet, as_image_set
+from autobalance import InputError
+from autobalance.data import ImageSet, as_image_set
 from autobalance_bench.datasets.downloads import Published, fetch
-
-__all__ = ["CLASSES", "ImageSet", "original"]
 
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
 _ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 FILES = tuple(
-    Published(_ADDRESS + name, md5)
+    Published(_ADDRESS + name, f"md5:{md5}")
     for name, md5 in (
         ("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
         ("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe"),
@@ -26,15 +24,15 @@ FILES = tuple(
 )
 
 
-def original(folder: str | Path, *, download: bool = False) -> tuple[ImageSet, ImageSet]:
-    """All of Fashion-MNIST, training and test, from a folder with its four IDX files.
+def load_fashion_mnist(folder: str | Path, *, download: bool = False) -> tuple[ImageSet, ImageSet]:
+    """Load all of Fashion-MNIST, training and test, from a folder with its four IDX files.
 
     Parameters
     ----------
     folder : path
         Where the files are.
     download : bool
-        Whether those that are not there are downloaded into the folder, 30 MB in all.
+        Whether those that are not there are downloaded into the folder, 30 MB in all, by pooch.
 
     Raises
     ------

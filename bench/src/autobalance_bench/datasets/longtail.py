@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from autobalance._validation import (
-    InputError,
-    finite_number,
-    fraction,
-    one_of,
-    positive,
-    seed_number,
-    whole,
+from autobalance import InputError
+from autobalance_bench._checks import (
+    check_choice,
+    check_fraction,
+    check_int,
+    check_number,
+    check_positive,
+    check_seed,
 )
 
 Profile = Callable[[int, int, float], np.ndarray]
@@ -44,7 +44,7 @@ def pareto_counts(
     Pareto distribution (Liu et al., CVPR 2019), holds 115,846.
     """
     _check(num_classes, largest, imbalance)
-    positive("power", power)
+    check_positive("power", power)
     c = np.expm1(np.log(imbalance) / power)
     return _rounded(largest * (1.0 + c * np.arange(num_classes) / (num_classes - 1)) ** -power)
 
@@ -64,7 +64,7 @@ def step_counts(
         Share of small classes, in (0, 1), rounded, but at least one class is small and one large.
     """
     _check(num_classes, largest, imbalance)
-    fraction("minority", minority)
+    check_fraction("minority", minority)
     small = min(num_classes - 1, max(1, round(minority * num_classes)))
     counts = np.full(num_classes, float(largest))
     counts[num_classes - small :] /= imbalance
@@ -98,7 +98,7 @@ def profile_of(name: str, **options: float) -> Profile:
     >>> profile_of("step", minority=0.25)(4, 50, 10.0).tolist()
     [50, 50, 50, 5]
     """
-    profile = PROFILES[one_of("profile", name, PROFILES)]
+    profile = PROFILES[check_choice("profile", name, PROFILES)]
     kinds = inspect.signature(profile).parameters.values()
     known = [kind.name for kind in kinds if kind.kind is kind.KEYWORD_ONLY]
     for option in options:
@@ -152,10 +152,10 @@ def long_tailed(
         profile = profile_of(profile)
     if not callable(profile):
         raise InputError(f"profile must be a name or a function; got {type(profile).__name__}.")
-    finite_number("imbalance", imbalance)
+    check_number("imbalance", imbalance)
     if largest is not None:
-        whole("largest", largest, least=1)
-    seed_number(seed)
+        check_int("largest", largest, least=1)
+    check_seed(seed)
     classes = np.asarray(target)
     if classes.ndim != 1 or classes.dtype.kind not in "iu" or not len(classes) or classes.min() < 0:
         raise InputError("target must hold whole numbers from 0, shape (n,), at least one.")

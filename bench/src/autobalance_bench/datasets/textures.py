@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autobalance._validation import InputError, fraction, whole
+from autobalance import InputError
 from autobalance.data import CLASSES, ImageSet
-from autobalance_bench.datasets.fashion import original
+from autobalance_bench._checks import check_fraction, check_int
+from autobalance_bench.datasets._optional import import_optional
+from autobalance_bench.datasets.fashion import load_fashion_mnist
 
 OBJECTS = ("Sneaker", "Ankle boot")
 """Fashion-MNIST's class of each class index."""
@@ -36,14 +38,14 @@ BRIGHTNESS = 0.25
 
 
 class TexturedImages(NamedTuple):
-    """Images ``(n, 1, 32, 32)`` in [0, 1], float32; class and group (texture) indices ``(n,)``."""
+    """Images ``(n, 1, 32, 32)`` in [0, 1], float32; class and texture (group) indices ``(n,)``."""
 
     images: np.ndarray
     target: np.ndarray
     groups: np.ndarray
 
 
-def fashion_textures(
+def build_fashion_textures(
     folder: str | Path,
     *,
     train_size: int = 8000,
@@ -51,7 +53,7 @@ def fashion_textures(
     aligned: float = 0.95,
     seed: int = 0,
 ) -> tuple[TexturedImages, TexturedImages]:
-    """Training and test images, from a folder with Fashion-MNIST's four IDX files.
+    """Build training and test images from a folder with Fashion-MNIST's four IDX files.
 
     Training objects are Fashion-MNIST's training images on the left halves of the photographs,
     test objects its test images on the right halves. No object is used twice.
@@ -59,7 +61,7 @@ def fashion_textures(
     Parameters
     ----------
     folder : path
-        With the files of `autobalance.data.fashion.original`.
+        With the files of `load_fashion_mnist`.
     train_size : int
         Training images, half of each class, at least 4; an odd one out is left away.
     test_size : int
@@ -76,67 +78,66 @@ def fashion_textures(
         If scikit-image is not installed, a file is missing, a size or share is out of range, or
         more objects are asked for than there are.
     """
-    whole("train_size", train_size, least=4)
-    whole("test_size", test_size, least=4)
-    fraction("aligned", aligned)
-    photographs = _photographs()
-    generator = np.random.default_rng(whole("seed", seed, least=0))
-    train, test = original(folder)
-    skewed, even = _cells(train_size // 2, aligned), np.full((2, 2), test_size // 4)
+    check_int("train_size", train_size, least=4)
+    check_int("test_size", test_size, least=4)
+    check_fraction("aligned", aligned)
+    photographs = _load_photographs()
+    generator = np.random.default_rng(check_int("seed", seed, least=0))
+    train, test = load_fashion_mnist(folder)
+    skewed, even = _count_cells(train_size // 2, aligned), np.full((2, 2), test_size // 4)
     return (
-        _built(train, skewed, [left for left, _ in photographs], generator),
-        _built(test, even, [right for _, right in photographs], generator),
+        _compose(train, skewed, [left for left, _ in photographs], generator),
+        _compose(test, even, [right for _, right in photographs], generator),
     )
 
 
-def _photographs() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Left and right half of each texture, in [0, 1], at half the photograph's resolution."""
-    try:
-        from skimage import data
-    except ImportError:
-        raise InputError(
-            "The textures come with scikit-image, which is not installed. Install it: "
-            "pip install scikit-image."
-        ) from None
-    photographs = [_halved(getattr(data, name)().astype(np.float32)) for name in TEXTURES]
-    return [(_evened(left), _evened(right)) for left, right in map(_sides, photographs)]
+def _load_photographs() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Load the left and right half of each texture, in [0, 1], at half the photograph's resolution."""
+    data = import_optional(
+        "skimage.data", "The set of textures", install="pip install scikit-image"
+    )
+    photographs = [_halve(getattr(data, name)().astype(np.float32)) for name in TEXTURES]
+    return [
+        (_even_brightness(left), _even_brightness(right))
+        for left, right in map(_split_middle, photographs)
+    ]
 
 
-def _sides(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _split_middle(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     middle = photograph.shape[1] // 2
     return photograph[:, :middle], photograph[:, middle:]
 
 
-def _evened(photograph: np.ndarray) -> np.ndarray:
-    """The photograph at the mean brightness of all."""
+def _even_brightness(photograph: np.ndarray) -> np.ndarray:
+    """Scale a photograph to the mean brightness of all."""
     return np.clip(photograph * (BRIGHTNESS / photograph.mean()), 0.0, 1.0)
 
 
-def _halved(images: np.ndarray) -> np.ndarray:
-    """Means over 2 x 2 pixels of images ``(..., h, w)``."""
+def _halve(images: np.ndarray) -> np.ndarray:
+    """Average over 2 x 2 pixels of images ``(..., h, w)``."""
     *rest, height, width = images.shape
     return images.reshape(*rest, height // 2, 2, width // 2, 2).mean(axis=(-3, -1))
 
 
-def _cells(per_class: int, share: float) -> np.ndarray:
-    """Images of each class (row) on each texture (column), shape ``(2, 2)``."""
+def _count_cells(per_class: int, share: float) -> np.ndarray:
+    """Count images of each class (row) on each texture (column), shape ``(2, 2)``."""
     own = min(max(1, round(share * per_class)), per_class - 1)
     return np.array([[own, per_class - own], [per_class - own, own]])
 
 
-def _built(
+def _compose(
     objects: ImageSet,
     cells: np.ndarray,
     photographs: list[np.ndarray],
     generator: np.random.Generator,
 ) -> TexturedImages:
-    """The images of all cells, in random order."""
+    """Compose the images of all cells, in random order."""
     target = np.repeat([0, 0, 1, 1], cells.ravel())
     groups = np.repeat([0, 1, 0, 1], cells.ravel())
     images = np.empty((len(target), SIDE, SIDE), dtype=np.float32)
     for texture, photograph in enumerate(photographs):
         members = groups == texture
-        images[members] = _crops(photograph, int(members.sum()), generator)
+        images[members] = _draw_crops(photograph, int(members.sum()), generator)
     chosen = np.empty(len(target), dtype=np.int64)
     for index, name in enumerate(OBJECTS):
         candidates = np.flatnonzero(objects.target == CLASSES.index(name))
@@ -147,13 +148,13 @@ def _built(
                 "asked for. Lower train_size or test_size."
             )
         chosen[target == index] = generator.choice(candidates, wanted, replace=False)
-    _paste(images, _halved(objects.images[chosen, 0]), generator)
+    _paste(images, _halve(objects.images[chosen, 0]), generator)
     order = generator.permutation(len(target))
     return TexturedImages(images[order, None], target[order], groups[order])
 
 
-def _crops(photograph: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Random windows of a photograph, every other one mirrored, shape ``(count, 32, 32)``."""
+def _draw_crops(photograph: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Cut random windows from a photograph, every other one mirrored, shape ``(count, 32, 32)``."""
     windows = np.lib.stride_tricks.sliding_window_view(photograph, (SIDE, SIDE))
     crops = windows[
         generator.integers(windows.shape[0], size=count),

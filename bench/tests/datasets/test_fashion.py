@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autobalance._validation import InputError
+from autobalance import InputError
+from autobalance.data import fashion as sample
+from autobalance.data.fashion import CLASSES, long_tailed_sample
 from autobalance_bench.datasets import fashion
 from autobalance_bench.datasets.longtail import exponential_counts
 
@@ -32,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_sample_is_long_tailed_for_training_and_balanced_for_testing() -> None:
-    train, test = fashion.long_tailed_sample()
+    train, test = long_tailed_sample()
     assert np.bincount(train.target).tolist() == exponential_counts(10, 500, 100).tolist()
     assert np.bincount(test.target).tolist() == [100] * 10
     for part in (train, test):
@@ -40,22 +42,22 @@ def test_the_sample_is_long_tailed_for_training_and_balanced_for_testing() -> No
         assert part.images.dtype == np.float32
         assert part.target.dtype == np.int64
         assert 0.0 == part.images.min() < part.images.max() <= 1.0
-    assert len(fashion.CLASSES) == 10
+    assert len(CLASSES) == 10
 
 
 def test_the_sample_shares_no_image_between_training_and_testing() -> None:
-    train, test = fashion.long_tailed_sample()
+    train, test = long_tailed_sample()
     known = {image.tobytes() for image in train.images}
     assert not any(image.tobytes() in known for image in test.images)
 
 
 def test_the_sample_is_small() -> None:
-    path = Path(fashion.__file__).with_name(fashion.SAMPLE)
+    path = Path(sample.__file__).with_name(sample.SAMPLE)
     assert path.stat().st_size <= 1.5e6
 
 
 def test_original_files_are_read(folder: Path) -> None:
-    train, test = fashion.original(folder)
+    train, test = fashion.load_fashion_mnist(folder)
     expected = np.random.default_rng(0).integers(0, 256, (3, 2, 2)) / 255.0
     np.testing.assert_allclose(train.images[:, 0], expected, rtol=1e-6)
     assert train.target.tolist() == [7, 8, 9]
@@ -99,4 +101,4 @@ def test_spoilt_files_are_refused(
 ) -> None:
     spoil(folder / "t10k-images-idx3-ubyte.gz")
     with pytest.raises(InputError, match=f"t10k-images-idx3-ubyte.gz {message}"):
-        fashion.original(folder)
+        fashion.load_fashion_mnist(folder)

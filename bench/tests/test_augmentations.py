@@ -10,24 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance._validation import InputError
+from autobalance import InputError
 from autobalance.augment.images import Rotation, image_operations
 from autobalance.augment.policy import AugmentationPolicy
 from autobalance_bench.augmentations import (
     KorniaAugmentation,
-    NoAugmentation,
     ResizedCrop,
     StandardAugmentation,
-    by_hand,
+    build_augmentation,
 )
 
 EACH: dict[str, Callable[..., nn.Module]] = {
-    "none": lambda **_: NoAugmentation(),
     "standard": StandardAugmentation,
     "resized crop": lambda **options: ResizedCrop(8, colour=0.4, **options),
     "trivial": lambda **options: KorniaAugmentation("trivial", **options),
     "random": lambda **options: KorniaAugmentation("random", share=3, **options),
-    "by hand": lambda **options: by_hand({0: {"rotation": {}}, 1: {"blur": {}}}, **options),
+    "by hand": lambda **options: build_augmentation(
+        {0: {"rotation": {}}, 1: {"blur": {}}}, **options
+    ),
     "shared": lambda **options: AugmentationPolicy(
         [4, 2], image_operations(1), personalised=False, **options
     ),
@@ -144,7 +144,7 @@ def test_kornia_draws_for_each_example_unless_told_otherwise() -> None:
     assert calls[9:] == [4, 4, 1]
 
 
-def test_by_hand_is_the_inverse_of_per_class() -> None:
+def test_build_augmentation_is_the_inverse_of_per_class() -> None:
     table = {
         "cat": {"flip": {"probability": 0.5}},
         "lynx": {
@@ -152,15 +152,15 @@ def test_by_hand_is_the_inverse_of_per_class() -> None:
             "flip": {"probability": 0.25},
         },
     }
-    found = by_hand(table)
+    found = build_augmentation(table)
     assert [o.name for o in found.operations] == ["rotation", "flip"]
     assert found.per_class(["cat", "lynx"])["lynx"] == table["lynx"]
     assert found.per_class(["cat", "lynx"])["cat"] == {
         "rotation": {"probability": 0.0, "magnitude": 0.0},
         "flip": {"probability": 0.5},
     }
-    assert by_hand(found.per_class()).to_dict() == found.to_dict()
-    part = by_hand({"b": {"rotation": {}}}, "abc", operations=[Rotation(10.0)])
+    assert build_augmentation(found.per_class()).to_dict() == found.to_dict()
+    part = build_augmentation({"b": {"rotation": {}}}, "abc", operations=[Rotation(10.0)])
     assert part.probability.tolist() == [[0.0], [1.0], [0.0]]
     assert part.operations == (Rotation(10.0),)
 
@@ -168,9 +168,9 @@ def test_by_hand_is_the_inverse_of_per_class() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: by_hand({"a": {"turn": {}}, "b": {}}), "operation must be one of .* got 'turn'"),
-        (lambda: by_hand({"a": {"flip": {}}}, ["b", "c"]), "names class 'a', which is none of"),
-        (lambda: by_hand({"a": {"flip": {"probability": 2}}, "b": {}}), "probability must lie in"),
+        (lambda: build_augmentation({"a": {"turn": {}}, "b": {}}), "operation must be one of .* got 'turn'"),
+        (lambda: build_augmentation({"a": {"flip": {}}}, ["b", "c"]), "names class 'a', which is none of"),
+        (lambda: build_augmentation({"a": {"flip": {"probability": 2}}, "b": {}}), "probability must lie in"),
         (lambda: StandardAugmentation(-1), "padding must be at least 0"),
         (lambda: StandardAugmentation()(torch.rand(3, 5), torch.zeros(3)), "are for images"),
         (lambda: ResizedCrop(0), "size must be at least 1"),

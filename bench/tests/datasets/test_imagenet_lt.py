@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from autobalance._validation import InputError
-from autobalance_bench.datasets import imagenet
-from autobalance_bench.datasets.imagenet import LISTS, imagenet_lt
-from autobalance_bench.datasets.photographs import PhotographSplits
-from image_files import picture
+from autobalance import InputError
+from autobalance_bench.datasets import imagenet_lt
+from autobalance_bench.datasets.imagenet_lt import LISTS, load_imagenet_lt
+from autobalance_bench.datasets.images import ImageSplits
+from tiny_sets import picture
 
 FOLDERS = ("n01440764", "n01443537", "n01484850")
 
@@ -39,27 +40,27 @@ def write(folder: Path, listed: list[list[str]], root: str = "", flat: bool = Fa
     return folder
 
 
-def check(parts: PhotographSplits) -> None:
+def check(parts: ImageSplits) -> None:
     assert [len(p) for p in parts] == [7, 3, 3]
-    assert parts.train.counts().tolist() == [4, 2, 1]
-    assert parts.test.target.tolist() == [2, 0, 1]
+    assert np.bincount(parts.train.targets).tolist() == [4, 2, 1]
+    assert parts.test.targets.tolist() == [2, 0, 1]
     for part in parts:
         assert part.class_names == FOLDERS
-        assert part.load().inputs.shape == (len(part), 3, 8, 8)
+        assert part.load()[1].shape == (len(part), 3, 8, 8)
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["sorted", "as published"])
 @pytest.mark.parametrize("root", ["", "ILSVRC/Data/CLS-LOC"], ids=["plain", "kaggle"])
 def test_the_lists_are_read(tmp_path: Path, root: str, flat: bool) -> None:
     write(tmp_path, lines(), root, flat)
-    check(imagenet_lt(tmp_path, size=8))
+    check(load_imagenet_lt(tmp_path, size=8))
     images = write(tmp_path / "b", lines(), root, flat)
     lists = tmp_path / "lists"
     lists.mkdir()
     for name in LISTS:
         (images / name).rename(lists / name)
-    check(imagenet_lt(images, lists=lists, size=8))
-    assert [len(p) for p in imagenet_lt(images, lists=lists, limit=2)] == [2, 2, 2]
+    check(load_imagenet_lt(images, lists=lists, size=8))
+    assert [len(p) for p in load_imagenet_lt(images, lists=lists, limit=2)] == [2, 2, 2]
 
 
 def test_a_tab_separates_too_and_names_may_be_of_another_encoding(tmp_path: Path) -> None:
@@ -68,9 +69,9 @@ def test_a_tab_separates_too_and_names_may_be_of_another_encoding(tmp_path: Path
     odd = b"train/n01440764/caf\xe9.JPEG\t0\n"
     listed.write_bytes(listed.read_bytes() + odd)
     with pytest.raises(InputError, match="caf"):
-        imagenet_lt(tmp_path, size=8)  # which is not there
+        load_imagenet_lt(tmp_path, size=8)  # which is not there
     with pytest.warns(UserWarning, match="caf"):
-        check(imagenet_lt(tmp_path, size=8, allowed_missing=1))
+        check(load_imagenet_lt(tmp_path, size=8, allowed_missing=1))
 
 
 def whole_set(folder: Path) -> Path:
@@ -89,13 +90,13 @@ def test_lists_of_all_classes_say_where_they_differ_from_the_published_ones(
 ) -> None:
     folder = whole_set(tmp_path)
     with pytest.warns(UserWarning, match="the published list has") as caught:
-        assert len(imagenet_lt(folder).train) == 1000
+        assert len(load_imagenet_lt(folder).train) == 1000
     assert caught[0].filename == __file__
     for warning, name, n in zip(caught, LISTS, ("115,846", "20,000", "50,000"), strict=True):
         text = f"{name} has 1,000 images; the published list has {n}. If it is not your own, it may"
         assert text in str(warning.message)
-    monkeypatch.setattr(imagenet, "PUBLISHED", (1000, 1000, 1000))
-    imagenet_lt(folder)
+    monkeypatch.setattr(imagenet_lt, "LENGTHS", (1000, 1000, 1000))
+    load_imagenet_lt(folder)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_an_image_listed_twice_is_refused(
     listed = lines()
     listed[add[0]].append(add[1])
     with pytest.raises(InputError, match=message):
-        imagenet_lt(write(tmp_path, listed, flat=flat))
+        load_imagenet_lt(write(tmp_path, listed, flat=flat))
 
 
 def test_missing_images_are_named_or_left_out(tmp_path: Path) -> None:
@@ -135,24 +136,24 @@ def test_missing_images_are_named_or_left_out(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"LT_train.txt names 1 of 7 images .*_2.JPEG. Check .*net.org"
     ):
-        imagenet_lt(folder)
+        load_imagenet_lt(folder)
     with pytest.warns(UserWarning, match="1 of 7 images"):
-        assert len(imagenet_lt(folder, allowed_missing=1).train) == 6
+        assert len(load_imagenet_lt(folder, allowed_missing=1).train) == 6
 
 
 def test_a_folder_of_another_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"The folder .* of ImageNet is not there"):
-        imagenet_lt(tmp_path / "none")
+        load_imagenet_lt(tmp_path / "none")
     picture(tmp_path / "images" / "x.jpg")
     with pytest.raises(
         InputError,
         match=r"lacks ImageNet_LT_train.txt, .*; it has: images. Get the lists from http",
     ):
-        imagenet_lt(tmp_path)
+        load_imagenet_lt(tmp_path)
     for name in LISTS:
         (tmp_path / name).write_text("train/a/x.JPEG 0\n")
     with pytest.raises(InputError, match=r"must hold ImageNet's folder train; it has: ImageNet_LT"):
-        imagenet_lt(tmp_path)
+        load_imagenet_lt(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -174,4 +175,4 @@ def test_broken_lists_are_refused(tmp_path: Path, part: int, content: str, messa
     folder = write(tmp_path, lines())
     (folder / LISTS[part]).write_text(content)
     with pytest.raises(InputError, match=message):
-        imagenet_lt(folder)
+        load_imagenet_lt(folder)

@@ -11,44 +11,47 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from autobalance._validation import InputError, whole
+from autobalance import InputError
 from autobalance.data import shortened
-from autobalance_bench.datasets.listing import all_different, contents, folder_of, without_missing
-from autobalance_bench.datasets.photographs import Photographs, PhotographSplits
+from autobalance_bench.datasets.file_lists import (
+    check_disjoint,
+    check_folder,
+    describe_folder,
+    drop_missing,
+)
+from autobalance_bench.datasets.images import ImageSplits, LabelledImages
 
 SOURCE = "https://github.com/zhmiao/OpenLongTailRecognition-OLTR"
 IMAGES = "https://image-net.org"
 LISTS = ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt", "ImageNet_LT_test.txt")
-PUBLISHED, CLASSES = (115_846, 20_000, 50_000), 1_000
-"""Images of each list as published, and classes of each."""
+NUM_CLASSES = 1_000
+LENGTHS = (115_846, 20_000, 50_000)
+"""Number of images in each list as published."""
 
 INSIDE = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 """Where the folders train and val are below the folder given: as unpacked, or as Kaggle packs it."""
 
 
-def imagenet_lt(
+def load_imagenet_lt(
     folder: str | Path,
     *,
     lists: str | Path | None = None,
     size: int = 224,
     limit: int | None = None,
     allowed_missing: int = 0,
-) -> PhotographSplits:
-    """Training, validation and test photographs of ImageNet-LT, an index that is read when needed.
-
-    At size 224 all 115,846 training images would take 70 GB as float32, so load a part (`limit`),
-    a smaller size, or extract features of a frozen network: `extract_features(backbone, train)`.
+) -> ImageSplits:
+    """Index ImageNet-LT's training, validation and test images.
 
     Parameters
     ----------
     folder : path
         ImageNet: ``train/n01440764/x.JPEG`` and ``val/n01440764/x.JPEG``. Validation images that
-        lie in ``val`` itself, as published, will do.
+        lie in ``val`` itself, as published, are found too.
     lists : path, optional
         The folder of ``ImageNet_LT_train.txt``, ``..._val.txt`` and ``..._test.txt``, with lines
         ``train/n01440764/x.JPEG 0``. By default the images' own.
     size : int
-        Height and width, at least 1, that the central square of each image is scaled to.
+        Height and width that the central square of each image is scaled to.
     limit : int, optional
         At most so many images of each part, in proportion to the classes; small classes can lose
         all of their images.
@@ -57,66 +60,54 @@ def imagenet_lt(
 
     Returns
     -------
-    PhotographSplits
-        Of 115,846, 20,000 and 50,000 images; the latter two are balanced. Classes are named by
-        their folders (WordNet's numbers).
+    ImageSplits
+        Of 115,846, 20,000 and 50,000 images, decoded when they are needed; the latter two are
+        balanced. Classes are named by their folders (WordNet's numbers).
 
     Raises
     ------
     InputError
         If a folder, a list or more images are missing, a line is not a path and a class, class
         numbers have gaps or do not go with the folders, or an image is listed twice, in one list
-        or in two. Lists of all 1,000 classes with other numbers of images are told by a warning.
+        or in two. Lists of all 1,000 classes with other numbers of images bring a warning.
     """
-    whole("size", size, least=1)
-    folder = folder_of(folder, what="ImageNet")
-    place = folder if lists is None else folder_of(lists, what="ImageNet-LT's lists")
-    absent = [name for name in LISTS if not (place / name).is_file()]
+    folder = check_folder(folder, what="ImageNet")
+    place = folder if lists is None else check_folder(lists, what="ImageNet-LT's lists")
+    paths = [place / name for name in LISTS]
+    absent = [path.name for path in paths if not path.is_file()]
     if absent:
         raise InputError(
-            f"{place} lacks {', '.join(absent)}; {contents(place)}. Get the lists from {SOURCE}, "
-            "or name their folder with lists=."
+            f"{place} lacks {', '.join(absent)}; {describe_folder(place)}. Get the lists from "
+            f"{SOURCE}, or name their folder with lists=."
         )
-    root = next(
-        (folder / inside for inside in INSIDE if (folder / inside / "train").is_dir()), None
-    )
+    root = next((folder / name for name in INSIDE if (folder / name / "train").is_dir()), None)
     if root is None:
         raise InputError(
-            f"{folder} must hold ImageNet's folder train; {contents(folder)}. Get it from {IMAGES}."
+            f"{folder} must hold ImageNet's folder train; {describe_folder(folder)}. Get it from "
+            f"{IMAGES}."
         )
-    listed = [_listed(place / name) for name in LISTS]
-    names = _class_names(*listed[0], place / LISTS[0])
+    listed = [_read_list(path) for path in paths]
+    names = _name_classes(*listed[0], paths[0])
     flat = not any(entry.is_dir() for entry in _entries(root / "val"))
-    files = [tuple(root / _published(path, flat) for path in paths) for paths, _ in listed]
-    all_different(
-        {place / name: part for name, part in zip(LISTS, files, strict=True)}, source=SOURCE
-    )
+    files = [[root / _published(path, flat) for path in images] for images, _ in listed]
+    check_disjoint(dict(zip(paths, files, strict=True)), source=SOURCE)
     parts = []
-    for name, part, (_, target), published in zip(LISTS, files, listed, PUBLISHED, strict=True):
-        if len(names) == CLASSES and len(part) != published:
+    for path, part, (_, targets), length in zip(paths, files, listed, LENGTHS, strict=True):
+        if len(names) == NUM_CLASSES and len(part) != length:
             warnings.warn(
-                f"{place / name} has {len(part):,} images; the published list has {published:,}. If it "
-                f"is not your own, it may be cut: get it again from {SOURCE}.",
+                f"{path} has {len(part):,} images; the published list has {length:,}. If it is not "
+                f"your own, it may be cut: get it again from {SOURCE}.",
                 stacklevel=2,
             )
-        if target.max() >= len(names):
+        if targets.max() >= len(names):
             raise InputError(
-                f"{place / name} has class {target.max()}, but {LISTS[0]} only 0 to "
-                f"{len(names) - 1}. Get the lists together, from {SOURCE}."
+                f"{path} has class {targets.max()}, but {LISTS[0]} only 0 to {len(names) - 1}. Get "
+                f"the lists together, from {SOURCE}."
             )
-        images = Photographs(
-            files=part,
-            target=target,
-            groups=None,
-            class_names=names,
-            group_names=(),
-            size=size,
-            square=True,
-            source=IMAGES,
-        )
-        images = without_missing(images, allowed=allowed_missing, where=place / name)
-        parts.append(images if limit is None else images.limited(limit))
-    return PhotographSplits(*parts)
+        images = LabelledImages.of_files(part, targets, names, size=size, source=IMAGES)
+        images = drop_missing(images, allowed=allowed_missing, where=path)
+        parts.append(images.limited(limit))
+    return ImageSplits(*parts)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -129,7 +120,7 @@ def _published(path: str, flat: bool) -> str:
     return f"val/{parts[-1]}" if flat and parts[0] == "val" else path
 
 
-def _listed(path: Path) -> tuple[list[str], np.ndarray]:
+def _read_list(path: Path) -> tuple[list[str], np.ndarray]:
     """Paths and class indices ``(n,)`` of a list."""
     paths, target = [], []
     # As the published readers split; a byte that is no UTF-8 stays what it is in a file's name.
@@ -150,7 +141,7 @@ def _listed(path: Path) -> tuple[list[str], np.ndarray]:
     return paths, np.array(target, dtype=np.int64)
 
 
-def _class_names(paths: list[str], target: np.ndarray, where: Path) -> tuple[str, ...]:
+def _name_classes(paths: list[str], target: np.ndarray, where: Path) -> tuple[str, ...]:
     """The folder of each class; every class has one, and it has images."""
     folders: dict[int, str] = {}
     for path, k in zip(paths, target.tolist(), strict=True):

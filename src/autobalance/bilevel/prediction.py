@@ -1,0 +1,43 @@
+"""What a network predicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autobalance.data import as_inputs, moved
+from autobalance.functional import logits_of
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, inputs: Any, batch_size: int = 1024) -> Tensor:
+    """Raw logits in evaluation mode, shape ``(n, k)``, on the CPU; the network's mode comes back.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From inputs to logits.
+    inputs : Tensor, array, ArrayData, DatasetData, Dataset or lazy inputs
+        Examples, those of a Dataset through its transforms for evaluation.
+    batch_size : int
+        Most examples per pass.
+
+    Raises
+    ------
+    InputError
+        If the output holds no logits, or an example of a Dataset cannot be used.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.eval()
+    try:
+        parts = [
+            logits_of(model, moved(part, device)).cpu()
+            for part in as_inputs(inputs).split(batch_size)
+        ]
+    finally:
+        for module, training in modes:
+            module.training = training
+    return torch.cat(parts)

@@ -1,0 +1,98 @@
+"""Endless streams of index batches: shuffled, class-balanced, and even over validation cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autobalance.data.batches import moved
+from autobalance.data.splits import members_by_cell
+
+
+class ShuffledBatches(Iterator[Tensor]):
+    """Endless stream of index batches, each of exactly ``min(size, examples)``.
+
+    One permutation follows the other and a batch may span two of them, so that no batch is
+    short: a short last batch would be noisy, and of a single example unfit for BatchNorm. On a GPU
+    a permutation is sent there as a whole.
+    """
+
+    def __init__(
+        self,
+        examples: int,
+        size: int,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.examples, self.size, self.generator = examples, min(size, examples), generator
+        self.left = torch.empty(0, dtype=torch.int64, device=device)
+
+    def __next__(self) -> Tensor:
+        while len(self.left) < self.size:
+            more = torch.randperm(self.examples, generator=self.generator)
+            self.left = torch.cat([self.left, moved(more, self.left.device)])
+        batch, self.left = self.left[: self.size], self.left[self.size :]
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "left": self.left}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.left = state["left"].to(self.left.device)
+
+
+class ResampledBatches(Iterator[Tensor]):
+    """Endless stream of index batches of `size`, every cell as likely, with replacement.
+
+    Class-balanced sampling, as over-sampling the rare classes does: for training. Each place of a
+    batch draws a cell, then a member of it.
+    """
+
+    def __init__(self, cells: Tensor, size: int, generator: torch.Generator) -> None:
+        _, inverse, counts = torch.unique(cells.cpu(), return_inverse=True, return_counts=True)
+        self.weights, self.size, self.generator = 1.0 / counts[inverse].double(), size, generator
+
+    def __next__(self) -> Tensor:
+        return torch.multinomial(self.weights, self.size, True, generator=self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+class BalancedBatches(Iterator[Tensor]):
+    """Endless stream of index batches of at most `size`, drawn evenly over the cells.
+
+    Where everything fits into one batch, that is every batch. Otherwise each cell gives the same
+    number (a small one all it has), each cell in its own shuffled order; where there are more
+    cells than places, cells take turns.
+    """
+
+    def __init__(self, cells: Tensor, size: int, generator: torch.Generator) -> None:
+        self.everything = torch.arange(len(cells)) if len(cells) <= size else None
+        self.generator = generator
+        self.members = members_by_cell(cells)
+        each = max(1, size // len(self.members))
+        self.draws = [ShuffledBatches(len(m), each, generator) for m in self.members]
+        self.turns = ShuffledBatches(len(self.members), size, generator)
+
+    def __next__(self) -> Tensor:
+        if self.everything is not None:
+            return self.everything
+        chosen = next(self.turns).tolist()
+        return torch.cat([self.members[i][next(self.draws[i])] for i in chosen])
+
+    def state_dict(self) -> dict[str, Any]:
+        left = [stream.left for stream in (*self.draws, self.turns)]
+        return {"generator": self.generator.get_state(), "left": left}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        for stream, left in zip((*self.draws, self.turns), state["left"], strict=True):
+            stream.left = left
