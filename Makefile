@@ -8,7 +8,7 @@ install: .venv/.installed
 # One full environment: both distributions, their extras and the test tools, pinned.
 .venv/.installed: pyproject.toml bench/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e ./bench
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e "./bench[images]"
 	touch $@
 
 demo: install
@@ -33,7 +33,7 @@ lint: install
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-# Wheel and sdist, checked, and tests against the installed wheel in an environment of its own.
+# Wheel and sdist of both distributions, checked, and tests against each in an environment of its own.
 wheel: install
 	.ci/wheel dist
 

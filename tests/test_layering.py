@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_imports_point_only_downward(path: Path) -> None:
 
 def test_every_layer_exists() -> None:
     assert set(DEPTH) == {room(path) for path in FILES}
+
+
+@pytest.mark.parametrize("folder", [ROOT, Path(__file__).parent], ids=["library", "tests"])
+def test_nothing_here_imports_the_benchmarks(folder: Path) -> None:
+    """The library and its tests run where autobalance-bench is not installed."""
+    pattern = re.compile(r"^\s*(from|import) autobalance_bench\b", re.MULTILINE)
+    files = sorted(folder.rglob("*.py"))
+    assert len(files) > 20
+    assert [p.name for p in files if pattern.search(p.read_text(encoding="utf-8"))] == []
 
 
 LIGHT = ["autobalance", "autobalance.cli", "autobalance.report", "autobalance.records"]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import backend_registration
 
-from autobalance import InputError
+from autobalance import ArrayData, InputError, Recipe, SearchSettings, search
 from autobalance.augment.images import Rotation, image_operations
 from autobalance.augment.policy import AugmentationPolicy
+from autobalance.networks import SmallCNN
 from autobalance_bench.augmentations import (
     KorniaAugmentation,
     ResizedCrop,
@@ -196,3 +203,34 @@ def test_without_kornia_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         KorniaAugmentation()
     with pytest.raises(InputError, match=r"Crops of any size need Kornia. Install it"):
         ResizedCrop(8)
+
+
+@pytest.mark.filterwarnings("ignore:At the end of the search")  # so short a training
+def test_kornias_augmentation_serves_a_search() -> None:
+    data = ArrayData.of(pictures(1, 60), torch.arange(60) % 7 // 4)
+    result = search(
+        lambda: SmallCNN(2, size=(8, 8)),
+        data,
+        augment=KorniaAugmentation("trivial", share=16),
+        recipe=Recipe(epochs=1, min_steps=40, batch_size=16),
+        settings=SearchSettings(every=20),
+        device="cpu",
+    )
+    assert isinstance(result.augment, KorniaAugmentation)
+    assert all(isfinite(record.objective) for record in result.history)
+
+
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch cannot be told of a device that is not there",
+)
+def test_crop_and_flip_mixes_no_devices() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = Path(__file__).parent / "support/augmentation_placement.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    failed = json.loads(done.stdout)
+    assert "two devices, cpu and pretend:0" in failed.pop("mixed")
+    assert failed == {}

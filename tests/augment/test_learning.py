@@ -34,7 +34,6 @@ from autobalance.bilevel import checkpoints
 from autobalance.bilevel.types import Progress
 from autobalance.data.array_data import ArrayData
 from autobalance.networks import SmallCNN
-from autobalance_bench.augmentations import KorniaAugmentation, StandardAugmentation
 from helpers import blobs
 
 RECIPE = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
@@ -212,11 +211,11 @@ def test_a_module_of_the_users_own_is_used_and_named() -> None:
     result = quick(
         pictures(),
         factory=lambda: SmallCNN(3, size=(12, 12)),
-        augment=StandardAugmentation(1),
+        augment=Recorded(),
     )
-    assert isinstance(result.augment, StandardAugmentation)
+    assert isinstance(result.augment, Recorded)
     record = result.to_dict()["augment"]
-    assert "StandardAugmentation" in record["module"]
+    assert "Recorded" in record["module"]
     assert SearchResult.from_json(result.to_json()).augment is None
 
 
@@ -291,15 +290,3 @@ def test_the_classifier_augments_tables() -> None:
 def test_what_cannot_augment_is_refused(choice: Any, inputs: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         as_augmentation(choice, inputs, [5, 4])
-
-
-@pytest.mark.filterwarnings("ignore:At the end of the search")  # so short a training
-def test_kornias_augmentation_serves_a_search() -> None:
-    result = quick(
-        pictures(),
-        factory=lambda: SmallCNN(3, size=(12, 12)),
-        augment=KorniaAugmentation("trivial", share=16),
-        settings=SearchSettings(every=20),
-    )
-    assert isinstance(result.augment, KorniaAugmentation)
-    assert all(np.isfinite(u.objective) for u in result.history)

@@ -1,4 +1,4 @@
-"""Readers of configurations, tables, RUN folders and checkpoints, given files that were altered.
+"""Readers of tables, options, RUN folders and checkpoints, given files that were altered.
 
 What comes back is the content or a clear refusal; nothing in a file is run, and none fills the memory.
 """
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given
 
 from autobalance import InputError, SearchResult, cli
 from autobalance.bilevel.checkpoints import load_checkpoint, save_checkpoint
@@ -32,15 +32,8 @@ from autobalance.cli.run_folder import load_run
 from autobalance.data.tables import read_table
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.files import read_json
-from autobalance_bench.comparison.configuration import read_configuration
-from autobalance_bench.comparison.store import Store
-from autobalance_bench.datasets.embeddings import read_embeddings
+from fuzzing import BOTH, Bomb, altered, clean, with_a_leaf_changed
 
-FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-BOTH = pytest.mark.parametrize(
-    "how", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"]
-)
 FIT = [
     "fit",
     "data.csv",
@@ -54,13 +47,6 @@ FIT = [
     "10",
 ]
 RECORDS = ("result.json", "model.json", "loss.json", "model.safetensors")
-
-
-class Bomb:
-    """A pickle that makes the file "touched" where it is loaded."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, ("touched", "w")
 
 
 def table() -> pd.DataFrame:
@@ -92,65 +78,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@st.composite
-def altered(draw: Callable[..., Any], content: bytes) -> bytes:
-    """Cut short, with bytes flipped, put in or taken out."""
-    if draw(st.booleans()):
-        content = content[: draw(st.integers(0, len(content)))]
-    changed = bytearray(content)
-    for _ in range(draw(st.integers(0, 4))):
-        if changed:
-            changed[draw(st.integers(0, len(changed) - 1))] = draw(st.integers(0, 255))
-    at = draw(st.integers(0, len(changed)))
-    changed[at : at + draw(st.integers(0, 8))] = draw(st.binary(max_size=8))
-    return bytes(changed)
-
-
-JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.text(max_size=5),
-    st.just([]),
-    st.just({}),
-    st.just([[]]),
-    st.just([1, "a", None]),
-    st.just({"a": 1}),
-    st.just(10**30),
-    st.just("../../x"),
-)
-
-
-@st.composite
-def with_a_leaf_changed(draw: Callable[..., Any], record: Any) -> Any:
-    """The record with a value somewhere within replaced, or missing."""
-    record = json.loads(json.dumps(record))
-    place, key = {"": record}, ""
-    inner = record
-    while isinstance(inner, (dict, list)) and inner and (key == "" or draw(st.integers(0, 3))):
-        place = inner
-        key = draw(
-            st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(min(len(inner), 3)))
-        )
-        inner = inner[key]
-    if draw(st.integers(0, 3)):
-        place[key] = draw(JUNK)
-    else:
-        del place[key]
-    return record
-
-
-def clean(call: Callable[[], Any]) -> Any:
-    """What it returns, or the InputError with a message of moderate length."""
-    try:
-        return call()
-    except InputError as caught:
-        error = caught
-    assert 15 < len(str(error)) < 2000, str(error)
-    return error
 
 
 # RUN folders -----------------------------------------------------------------------------------
@@ -232,11 +159,9 @@ def test_no_pickle_is_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None
                 assert "is not a checkpoint" in capsys.readouterr().err
                 assert Path("run", name).read_bytes() == bomb
             shutil.rmtree("run")
-        for name in ("x.csv", "x.csv.gz", "x.parquet", "x.npz", "x.yaml"):
+        for name in ("x.csv", "x.csv.gz", "x.parquet"):
             Path(name).write_bytes(bomb)
             clean(lambda name=name: read_table(name))
-            clean(lambda name=name: read_embeddings(name))
-            clean(lambda name=name: read_configuration(name))
     assert not Path("touched").exists()
     pickle.loads(bombs[0]).close()  # the bomb does go off where a pickle is loaded
     assert Path("touched").exists()
@@ -289,25 +214,6 @@ def test_a_table_with_bytes_altered(name: str, how: Any) -> None:
     check()
 
 
-@BOTH
-@pytest.mark.parametrize("name", ["x.npz", "x.parquet"])
-def test_embeddings_with_bytes_altered(name: str, how: Any) -> None:
-    x, y = np.ones((6, 2), dtype=np.float32), np.arange(6) % 2
-    if name == "x.npz":
-        np.savez(name, inputs=x, target=y)
-    else:
-        pd.DataFrame({"inputs": list(x), "target": y}).to_parquet(name)
-    content = Path(name).read_bytes()
-
-    @how
-    @given(altered(content))
-    def check(changed: bytes) -> None:
-        Path(name).write_bytes(changed)
-        clean(lambda: read_embeddings(name))
-
-    check()
-
-
 def bombs(folder: Path) -> dict[str, Callable[[], Any]]:
     """Files of at most a few MB with 512 MiB of zeros in each, and what reads them."""
     part = b"0" * 2**24
@@ -316,22 +222,16 @@ def bombs(folder: Path) -> dict[str, Callable[[], Any]]:
             stream.write(b"x,kind\n")
             for _ in range(32):
                 stream.write(part)
-    for name, inner in (("b.csv.zip", "b.csv"), ("b.npz", "inputs.npy")):
-        with (
-            zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive,
-            archive.open(inner, "w", force_zip64=True) as stream,
-        ):
-            if name == "b.npz":
-                np.lib.format.write_array_header_1_0(
-                    stream, {"descr": "|u1", "fortran_order": False, "shape": (2**29, 1)}
-                )
-            for _ in range(32):
-                stream.write(part)
+    with (
+        zipfile.ZipFile(folder / "b.csv.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("b.csv", "w", force_zip64=True) as stream,
+    ):
+        for _ in range(32):
+            stream.write(part)
     return {
         "b.csv.gz": lambda: read_table(folder / "b.csv.gz"),
         "b.csv.xz": lambda: read_table(folder / "b.csv.xz"),
         "b.csv.zip": lambda: read_table(folder / "b.csv.zip"),
-        "b.npz": lambda: read_embeddings(folder / "b.npz"),
     }
 
 
@@ -345,60 +245,6 @@ def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
 
 
 # Configurations --------------------------------------------------------------------------------
-
-CONFIGURATION = """datasets:
-  - {name: mine, path: table.csv, target: label}
-methods: [cross_entropy, autobalance]
-seeds: 3
-recipe: {epochs: 3, lr: 0.01}
-search: {folds: 2}
-augment: {name: standard, padding: 4}
-subsets: {small: {seeds: 1}}
-"""
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in zip("abcdefgh", "bcdefghi", strict=True)
-)
-
-
-@BOTH
-def test_a_configuration_altered(how: Any) -> None:
-    @how
-    @given(altered(CONFIGURATION.encode()))
-    def check(changed: bytes) -> None:
-        Path("x.yaml").write_bytes(changed)
-        clean(lambda: read_configuration("x.yaml"))
-
-    check()
-
-
-@BOTH
-def test_a_configuration_with_a_value_changed(how: Any) -> None:
-    import yaml
-
-    @how
-    @given(with_a_leaf_changed(yaml.safe_load(CONFIGURATION)))
-    def check(changed: Any) -> None:
-        Path("x.yaml").write_text(yaml.safe_dump(changed))
-        clean(lambda: read_configuration("x.yaml"))
-
-    check()
-
-
-def test_yaml_that_grows_or_runs_code_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("data.csv").write_text(table().to_csv(index=False))
-    for text in (
-        LAUGHS,
-        f"{LAUGHS}datasets: *i\n",
-        "a: &a [*a]\n",
-        "datasets: &d [*d]\n",
-        "[" * 3000,
-        "x: !!python/object/apply:os.mkdir [touched]\n",
-        "\0",
-        "a: b: c",
-    ):
-        Path("x.yaml").write_text(text)
-        assert isinstance(clean(lambda: read_configuration("x.yaml")), InputError)
-    assert not Path("touched").exists()
 
 
 def test_options_of_a_file_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,31 +269,6 @@ def test_options_of_a_file_that_are_none(capsys: pytest.CaptureFixture[str]) -> 
         assert said.count("\n") == 1, said
     assert not Path("touched").exists()
     assert not Path("new").exists()
-
-
-@BOTH
-def test_results_of_a_comparison_altered(how: Any) -> None:
-    record = {
-        "dataset": "d",
-        "method": "m",
-        "objective": None,
-        "seed": 0,
-        "identity": "i",
-        "status": "failed",
-        "reason": "r",
-    }
-    store = Store("cells.jsonl")
-    for seed in range(3):
-        store.append({**record, "seed": seed})
-    content = Path("cells.jsonl").read_bytes()
-
-    @how
-    @given(altered(content))
-    def check(changed: bytes) -> None:
-        Path("cells.jsonl").write_bytes(changed)
-        clean(lambda: Store("cells.jsonl").cells())
-
-    check()
 
 
 def test_json_that_is_nested_too_deeply() -> None:
@@ -484,7 +305,6 @@ def test_hostile_names_are_names(run: Path, capsys: pytest.CaptureFixture[str]) 
             ["predict", str(run / "run"), str(run / "data.csv"), "--out", f"gone/{name}/"],
             ["evaluate", name, str(run / "data.csv"), "--target", "kind"],
             ["explain", name],
-            ["compare", name, "--out", "out"],
             ["frontier", name, "--target", "kind", "--groups", "size", "--out", "new"],
         ):
             try:

@@ -26,8 +26,6 @@ from autobalance.records.metrics import (
     expected_calibration_error,
     group_class_errors,
 )
-from autobalance_bench.datasets.embeddings import read_embeddings
-from autobalance_bench.datasets.longtail import long_tailed
 
 N, K, G, D = 24, 3, 2, 4
 NAN, INF = float("nan"), float("inf")
@@ -869,18 +867,6 @@ entry(
     target=[Y[:5].numpy(), None, 3, "text"],
     bins=WHOLE,
 )
-LONG = np.arange(90) % 3
-entry(
-    "long_tailed",
-    long_tailed,
-    {"target": LONG, "imbalance": 10.0},
-    target=[None, "text", [], [0.5] * 5, LONG - 1, [["a"]]],
-    imbalance=[*NO_NUMBER, 0.0, -1.0, INF, 0.5],
-    profile=NAME,
-    largest=[v for v in WHOLE if v is not None],
-    order=["text", [0], [0, 0, 1], 3, [5, 6, 7]],
-    seed=SEED,
-)
 for kind in (ParametricCrossEntropy, ab.SearchResult, ab.Augmentation):
     entry(f"{kind.__name__}.from_json", kind.from_json, {}, text=JSON_TEXT)
 entry(
@@ -890,7 +876,6 @@ entry(
     record=[None, 3, "x", {}, [], {"format": "autobalance-table-encoder", "version": 1}],
 )
 entry("read_table", read_table, {}, path=PATH)
-entry("read_embeddings", read_embeddings, {}, path=PATH)
 
 # Augmentation
 ONE = [[0.5], [0.2], [0.1]]

@@ -27,7 +27,8 @@ from autobalance_bench.comparison.datasets import load_problem
 from autobalance_bench.comparison.methods import METHODS, Computing, Task
 from autobalance_bench.comparison.running import run_cells
 from autobalance_bench.comparison.store import Store
-from toys import GROUPED, IMAGES, RECIPE, SEARCH, TOY, cell, told, write_images, write_toy
+from toy_cells import GROUPED, IMAGES, RECIPE, SEARCH, TOY, cell, told, write_images
+from toys import write_toy
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ from rich.console import Console
 from autobalance import InputError
 from autobalance_bench.comparison.statistics import summary
 from autobalance_bench.comparison.tables import (
-    _joined,
-    _levels,
     critical_difference_plot,
     markdown,
     terminal_tables,
@@ -218,7 +216,8 @@ def test_the_picture_names_every_method_without_overlap(n: int) -> None:
         heights = sorted(y for t, _, y in labels if t.startswith("[") == side)
         assert all(np.diff(heights) > 12)
     assert all(0 < x < width and 0 < y < height for _, x, y in drawn)
-    assert f"critical difference {found['tests']['critical_difference']:.2f}" in drawn[n][0]
+    critical = f"critical difference {found['tests']['critical_difference']:.2f}"
+    assert critical in [t for t, *_ in drawn]
 
 
 def test_the_picture_is_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,17 +236,39 @@ def test_no_picture_of_one_family() -> None:
         critical_difference_plot(found)
 
 
+def crossbars(svg: bytes) -> list[list[float]]:
+    """Horizontal places that each red bar joins, from left to right."""
+    paths = re.findall(rb'<path d="([^"]*)"[^>]*style="[^"]*stroke: #b03a2e', svg)
+    return [sorted(float(x) for x in re.findall(rb"[ML] ([-\d.]+)", path)) for path in paths]
+
+
 def test_bars_join_what_is_not_told_apart() -> None:
+    ranks = {"a": 1.0, "b": 2.5, "c": 2.7, "d": 4.0, "e": 4.2}
+    found = {
+        "methods": {},
+        "average_rank": ranks,
+        "tests": {
+            "methods": list(ranks), "critical_difference": 1.6, "families": 4, "alpha": 0.05
+        },
+    }  # fmt: skip
+    bars = crossbars(critical_difference_plot(found))
     # From 1.0 to 2.5; 2.5 reaches 4.0 but not 4.2; 4.2 is joined to 4.0 and 2.7.
-    assert _joined([1.0, 2.5, 2.7, 4.0, 4.2], 1.6) == [(1.0, 2.5), (2.5, 4.0), (2.7, 4.2)]
+    expected = [[1.0, 2.5], [2.5, 2.7, 4.0], [2.7, 4.0, 4.2]]
+    assert [len(bar) for bar in bars] == [2, 3, 3]
+    scale = (bars[2][-1] - bars[0][0]) / (4.2 - 1.0)
+    for bar, values in zip(bars, expected, strict=True):
+        assert [1 + (x - bars[0][0]) / scale for x in bar] == pytest.approx(values, abs=1e-3)
     # A difference of exactly the critical one is told apart.
-    assert _joined([1.0, 2.0, 3.0], 1.0) == []
-    assert _joined([1.0, 1.0], 0.5) == [(1.0, 1.0)]
+    found["tests"]["critical_difference"] = 1.5
+    assert [len(bar) for bar in crossbars(critical_difference_plot(found))] == [2, 2, 2]
 
 
-def test_bars_that_would_touch_are_on_different_levels() -> None:
-    bars = [(1.0, 2.5), (2.5, 4.0), (3.0, 5.0), (4.5, 6.0)]
-    assert [level for *_, level in _levels(bars)] == [0, 1, 0, 1]
+def test_methods_of_one_title_are_told_apart() -> None:
+    found = many(3)
+    for method in found["methods"].values():
+        method["title"] = "twin"
+    labels = {t for t, *_ in texts(critical_difference_plot(found)) if "twin" in t}
+    assert {re.search(r"\((\w+)\)", label)[1] for label in labels} == set(found["methods"])
 
 
 def test_the_lowest_mean_is_the_lowest_number() -> None:

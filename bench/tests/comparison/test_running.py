@@ -17,7 +17,8 @@ from autobalance_bench.comparison import running
 from autobalance_bench.comparison.cells import Cell, run_cell
 from autobalance_bench.comparison.running import foreseen, run_cells, waiting_cells
 from autobalance_bench.comparison.store import Store
-from toys import cell, told, write_toy
+from toy_cells import cell, told
+from toys import write_toy
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_what_will_fail_is_known_before_it_is_tried(
     for package in ("optuna", "kornia"):
         monkeypatch.setitem(sys.modules, package, None)
     expected = {
-        "Optuna is not installed (pip install 'autobalance[compare]')": ["vs_tuned", "cdt_tuned"],
+        "Optuna is not installed (pip install optuna)": ["vs_tuned", "cdt_tuned"],
         "Kornia is not installed (pip install 'autobalance[vision]')": ["autobalance_trivial"],
         "there is no such method": ["smote"],
     }

@@ -336,7 +336,7 @@ def _tuned(
             import optuna
         except ImportError:
             raise InputError(
-                "Tuned methods need Optuna. Install it: pip install 'autobalance[compare]'."
+                "Tuned methods need Optuna. Install it: pip install optuna."
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         runs = task.tuning_runs

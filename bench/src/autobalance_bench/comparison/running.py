@@ -28,7 +28,7 @@ from autobalance_bench.comparison.cells import Cell, run_cell
 from autobalance_bench.comparison.methods import METHODS
 from autobalance_bench.comparison.store import Store
 
-_EXTRAS = {"optuna": "compare", "kornia": "vision"}
+_INSTALLED_BY = {"optuna": "optuna", "kornia": "'autobalance[vision]'"}
 _UNFIT = {
     "threading": "its cells would share one random state, so that none could be repeated",
     "multiprocessing": "it gives records back only when all cells have ended",
@@ -154,8 +154,7 @@ def _hindrance(cell: Cell) -> str | None:
     )
     for package in (method.needs, "kornia" if augmented else None):
         if package is not None and not _installed(package):
-            extra = _EXTRAS[package]
-            return f"{package.capitalize()} is not installed (pip install 'autobalance[{extra}]')"
+            return f"{package.capitalize()} is not installed (pip install {_INSTALLED_BY[package]})"
     return None
 
 

@@ -193,15 +193,18 @@ def paired(differences: Sequence[float]) -> dict[str, Any]:
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction (S. Holm, Scandinavian Journal of Statistics 6, 1979).
 
-    The i-th smallest of m p-values (i from 0) times m - i, at least the one before, at most 1.
-    None stays None and does not count.
+    The i-th smallest of m p-values (i from 0) is multiplied by m - i; a corrected value is at least
+    the one before and at most 1. None stays None and does not count.
     """
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    # Only here: the import takes seconds, which commands that compare nothing need not wait for.
+    from statsmodels.stats.multitest import multipletests
+
+    known = [i for i, p in enumerate(p_values) if p is not None]
     corrected: list[float | None] = [None] * len(p_values)
-    least = 0.0
-    for step, (p, i) in enumerate(known):
-        least = max(least, min(1.0, (len(known) - step) * p))
-        corrected[i] = least
+    if known:
+        adjusted = multipletests([p_values[i] for i in known], method="holm")[1]
+        for i, p in zip(known, adjusted, strict=True):
+            corrected[i] = float(p)
     return corrected
 
 
@@ -222,6 +225,8 @@ def friedman(ranks: np.ndarray) -> dict[str, Any]:
         chi2, p of chi2; f, p_f of F. None where fewer than two rows or columns, or all ties, leave
         nothing to test; f is None where it is infinite, with p_f 0.
     """
+    # `scipy.stats.friedmanchisquare` refuses two methods, gives NaN where all are tied and lacks F,
+    # so the statistic is computed here; a test compares it with scipy's where that has one.
     nothing = {"chi2": None, "p": None, "f": None, "p_f": None}
     n, k = ranks.shape
     if n < 2 or k < 2:
@@ -249,6 +254,7 @@ def nemenyi_quantile(k: int, alpha: float = 0.05) -> float:
 def critical_difference(k: int, n: int, alpha: float = 0.05) -> float | None:
     """Difference of average ranks beyond chance: q sqrt(k (k + 1) / (6 n)) (Demsar, section 3.2.2).
 
+    The libraries for such tests give Nemenyi's p-values, but not the difference that a diagram shows.
     None for fewer than two methods k or families n.
     """
     if k < 2 or n < 2:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from autobalance import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.font_manager import FontProperties
 
 _PARTS = {"develop": "Half used for development", "confirm": "Half kept for confirmation"}
 _MAIN = "autobalance"
@@ -358,18 +355,16 @@ def _inline(text: str) -> str:
     return re.sub(r"([|<>\[\]`_\\])", r"\\\1", plain)
 
 
-# The picture. Lengths are in inches.
+# Inches of the diagram's rank axis, and of one line of labels.
 _AXIS = 5.0
 _LINE = 0.24
-_BAR = 0.13
-_SIZE = 10
 
 
 def critical_difference_plot(summary: Mapping[str, Any]) -> bytes:
-    """Demsar's diagram of average ranks as SVG; the same summary gives the same bytes.
+    """Demsar's diagram of average ranks as SVG, drawn by scikit-posthocs.
 
-    The best rank is on the left. Methods that a bar joins are not told apart: their average ranks
-    differ by less than Nemenyi's critical difference.
+    The best rank is on the left. A bar joins methods that are not told apart, because their average
+    ranks differ by less than Nemenyi's critical difference. The same summary gives the same bytes.
 
     Parameters
     ----------
@@ -388,111 +383,56 @@ def critical_difference_plot(summary: Mapping[str, Any]) -> bytes:
             "A critical difference needs at least two ranked methods and two families of datasets; "
             f"got {len(tests['methods'])} methods and {tests['families']} families."
         )
+    # Only here: these imports take seconds, which the summary in the terminal need not wait for.
     import matplotlib
+    import pandas as pd
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.font_manager import FontProperties
+    from scikit_posthocs import critical_difference_diagram
 
-    ranks = sorted((summary["average_rank"][m], _title(summary, m)) for m in tests["methods"])
+    ranks = pd.Series(_ranks_by_label(summary, tests["methods"]))
+    apart = np.abs(ranks.to_numpy()[:, None] - ranks.to_numpy()) >= critical
+    # The diagram takes p-values. Those of Nemenyi's test lie below alpha exactly where ranks differ
+    # by the critical difference or more, so 0 and 1 say all that it needs.
+    p_values = pd.DataFrame(1.0 - apart, index=ranks.index, columns=ranks.index)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.hashsalt": "autobalance", "text.parse_math": False})
-        font = FontProperties(size=_SIZE)
-        widths = [_width(_label(r, title), font) + 0.45 for r, title in ranks]
-        left = (len(ranks) + 1) // 2
-        margins = max(widths[:left]), max(widths[left:])
-        bars = _levels(_joined([r for r, _ in ranks], critical))
-        below = 0.22 + _BAR * len({level for *_, level in bars})
-        depth = below + _LINE * left + 0.1
-        width, height = _AXIS + sum(margins), depth + 0.95
-        figure = Figure(figsize=(width, height), facecolor="white")
+        figure = Figure(figsize=(_AXIS, 1.0), facecolor="white")
         FigureCanvasSVG(figure)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(-margins[0], _AXIS + margins[1]), ylim=(-depth, 0.95))
-        axes.axis("off")
-        _draw(axes, ranks, critical, bars, below)
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        critical_difference_diagram(
+            ranks,
+            p_values,
+            alpha=tests["alpha"],
+            ax=axes,
+            label_fmt_left="{label}  {rank:.2f}",
+            label_fmt_right="{rank:.2f}  {label}",
+            elbow_props={"color": "#333333", "linewidth": 0.8},
+            marker_props={"color": "black", "s": 12},
+            text_h_margin=0.02 * float(np.ptp(ranks)),
+            crossbar_props={"color": "#b03a2e", "linewidth": 3},
+        )
+        # The library's own bar for the critical difference would cross the numbers of the axis.
+        lowest = ranks.min()
+        axes.plot([lowest, lowest + critical], [2, 2], color="black", linewidth=1.6, marker="|")
+        axes.text(lowest, 2.3, f"critical difference {critical:.2f}", va="bottom")
+        axes.set_ylim(axes.get_ylim()[0], 3)
+        figure.set_figheight(_LINE * float(np.ptp(axes.get_ylim())))
         stream = io.BytesIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            stream, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        )
     return stream.getvalue()
 
 
-def _draw(
-    axes: Axes,
-    ranks: Sequence[tuple[float, str]],
-    critical: float,
-    bars: Sequence[tuple[float, float, int]],
-    below: float,
-) -> None:
-    last = len(ranks)
-
-    def x(rank: float) -> float:
-        return _AXIS * (rank - 1) / (last - 1)
-
-    def line(xs: Sequence[float], ys: Sequence[float], width: float = 0.8, **style: Any) -> None:
-        axes.plot(xs, ys, color=style.pop("color", "black"), linewidth=width, **style)
-
-    line([0, _AXIS], [0, 0], 1.0)
-    for rank in range(1, last + 1):
-        line([x(rank)] * 2, [0, 0.08])
-        axes.text(x(rank), 0.11, str(rank), ha="center", va="bottom", fontsize=_SIZE - 1)
-    # On a small field the critical difference may be longer than the axis.
-    length = min(_AXIS * critical / (last - 1), _AXIS)
-    line([0, length], [0.5, 0.5], 1.6)
-    for end in (0, length):
-        line([end] * 2, [0.45, 0.55], 1.6)
-    note = f"critical difference {critical:.2f}"
-    note += " (longer than the axis)" if critical > last - 1 else ""
-    axes.text(0, 0.6, note, ha="left", va="bottom", fontsize=_SIZE - 1)
-    for low, high, level in bars:
-        y = -0.14 - _BAR * level
-        line([x(low) - 0.04, x(high) + 0.04], [y, y], 3.2, solid_capstyle="round", color="#b03a2e")
-    left = (last + 1) // 2
-    for place, (rank, title) in enumerate(ranks):
-        on_left = place < left
-        y = -below - _LINE * ((place if on_left else last - 1 - place) + 0.5)
-        edge = -0.15 if on_left else _AXIS + 0.15
-        line([x(rank), x(rank), edge], [0, y, y], color="#555555", solid_joinstyle="miter")
-        axes.plot([x(rank)], [0], marker="o", markersize=3.2, color="black")
-        axes.text(
-            edge + (-0.07 if on_left else 0.07),
-            y,
-            _label(rank, title, on_left=on_left),
-            ha="right" if on_left else "left",
-            va="center_baseline",
-            fontsize=_SIZE,
-        )
-
-
-def _label(rank: float, title: str, *, on_left: bool = True) -> str:
-    return f"{title}  {rank:.2f}" if on_left else f"{rank:.2f}  {title}"
-
-
-def _width(text: str, font: FontProperties) -> float:
-    """Width of a text in inches."""
-    from matplotlib.textpath import TextPath
-
-    return float(TextPath((0, 0), text, prop=font, size=_SIZE).get_extents().width) / 72
-
-
-def _joined(ranks: Sequence[float], critical: float) -> list[tuple[float, float]]:
-    """Longest runs of sorted ranks that differ by less than the critical difference."""
-    runs: list[tuple[int, int]] = []
-    for start, low in enumerate(ranks):
-        end = max(i for i, r in enumerate(ranks) if r - low < critical)
-        if end > start and (not runs or end > runs[-1][1]):
-            runs.append((start, end))
-    return [(ranks[a], ranks[b]) for a, b in runs]
-
-
-def _levels(runs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
-    """Give each bar the first level below the axis where it touches no other."""
-    ends: list[float] = []
-    placed = []
-    for low, high in runs:
-        free = next((i for i, end in enumerate(ends) if end < low), len(ends))
-        if free == len(ends):
-            ends.append(high)
-        else:
-            ends[free] = high
-        placed.append((low, high, free))
-    return placed
+def _ranks_by_label(summary: Mapping[str, Any], methods: Sequence[str]) -> dict[str, float]:
+    """Average ranks by title; methods that share a title have their names added."""
+    titles = [_title(summary, method) for method in methods]
+    labels = [
+        t if titles.count(t) == 1 else f"{t} ({m})" for m, t in zip(methods, titles, strict=True)
+    ]
+    return {
+        label: summary["average_rank"][method]
+        for label, method in zip(labels, methods, strict=True)
+    }

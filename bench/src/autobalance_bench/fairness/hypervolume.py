@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import moocore
 import numpy as np
 
 from autobalance import InputError
@@ -24,9 +25,9 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
         If the shape is another or a cost is not finite.
     """
     points = _costs(points)
-    no_worse = (points[:, None] <= points[None]).all(axis=2)
-    better = (points[:, None] < points[None]).any(axis=2)
-    return np.logical_not((no_worse & better).any(axis=0))
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    return moocore.is_nondominated(points, keep_weakly=True)
 
 
 def hypervolume(points: np.ndarray, reference: tuple[float, float] = (50.0, 60.0)) -> float:
@@ -55,14 +56,7 @@ def hypervolume(points: np.ndarray, reference: tuple[float, float] = (50.0, 60.0
     """
     points = _costs(points)
     [worst] = _costs([reference], name="reference")
-    inside = points[(points < worst).all(axis=1)]
-    area, lowest = 0.0, worst[1]
-    # From left to right, each point adds the strip below all before it.
-    for first, second in inside[np.lexsort(inside.T[::-1])]:
-        if second < lowest:
-            area += (worst[0] - first) * (lowest - second)
-            lowest = second
-    return float(area)
+    return float(moocore.hypervolume(points, ref=worst)) if len(points) else 0.0
 
 
 def _costs(points: object, name: str = "points") -> np.ndarray:
