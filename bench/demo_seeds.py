@@ -18,7 +18,7 @@ import torch
 
 from autobalance.cli.demo import TITLES, Demo
 from autobalance.data.fashion import ImageSet, long_tailed_sample
-from autobalance_bench.datasets import load_fashion_mnist
+from autobalance_bench.datasets.fashion import load_fashion_mnist
 from autobalance_bench.datasets.longtail import exponential_counts, sample_by_class
 
 

@@ -36,7 +36,7 @@ from autobalance import ArrayData, ParametricCrossEntropy, extract_features
 from autobalance.data.batches import Batch
 from autobalance.data.splits import stratified_folds
 from autobalance.heads.search import retrain_head, search_head
-from autobalance_bench.datasets import load_fashion_mnist
+from autobalance_bench.datasets.fashion import load_fashion_mnist
 from autobalance_bench.datasets.longtail import exponential_counts, sample_by_class
 
 IMBALANCE = 100.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autobalance.data.fashion import SAMPLE
-from autobalance_bench.datasets import load_fashion_mnist
+from autobalance_bench.datasets.fashion import load_fashion_mnist
 from autobalance_bench.datasets.longtail import exponential_counts, sample_by_class
 
 TARGET = Path(__file__).parents[1] / "src/autobalance/data" / SAMPLE

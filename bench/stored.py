@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from autobalance.data.array_data import ArrayData
-from autobalance_bench.datasets import LabelledImages
+from autobalance_bench.datasets.images import LabelledImages
 from measuring import cpu_seconds, options_of, prepare, write_json
 
 PLACES = 40

@@ -47,7 +47,7 @@ from autobalance.records.metrics import class_errors
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
-from autobalance_bench.datasets import load_fashion_mnist
+from autobalance_bench.datasets.fashion import load_fashion_mnist
 from measuring import options_of, prepare, write_json
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5)

@@ -8,7 +8,8 @@ from importlib.metadata import EntryPoint
 import pytest
 from jsonargparse import ArgumentParser, Namespace
 
-from autobalance.cli import Command, main, plugins
+from autobalance.cli import main, plugins
+from autobalance.cli.plugins import Command
 
 Install = Callable[..., None]
 

@@ -15,11 +15,7 @@ from rich.console import Console
 
 from autobalance import InputError
 from autobalance_bench.comparison.statistics import summary
-from autobalance_bench.comparison.tables import (
-    critical_difference_plot,
-    markdown,
-    terminal_tables,
-)
+from autobalance_bench.comparison.tables import critical_difference_plot, markdown, terminal_tables
 
 OURS = ("autobalance", "variant")
 

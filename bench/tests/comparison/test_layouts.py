@@ -21,8 +21,12 @@ from autobalance import InputError
 from autobalance.data.stored import StoredRows
 from autobalance.networks import FromBytes, Normalize, ResNet32
 from autobalance_bench.comparison import dataset_readers
-from autobalance_bench.comparison.dataset_definitions import LAYOUTS, DatasetDefinition
-from autobalance_bench.comparison.datasets import Problem, load_problem, packaged_definitions
+from autobalance_bench.comparison.dataset_definitions import (
+    LAYOUTS,
+    DatasetDefinition,
+    packaged_definitions,
+)
+from autobalance_bench.comparison.datasets import Problem, load_problem
 from autobalance_bench.datasets.cifar import load_cifar_lt
 from autobalance_bench.datasets.images import LabelledImages
 from tiny_sets import picture, tiny_celeba, tiny_cifar

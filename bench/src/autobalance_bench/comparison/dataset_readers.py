@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autobalance.data import Labelled, StoredRows
-    from autobalance_bench.datasets import LabelledImages
+    from autobalance_bench.datasets.images import LabelledImages
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Request:
 
 def _fashion(folder: Path, request: Request) -> Rows:
     from autobalance.data import CLASSES
-    from autobalance_bench.datasets import load_fashion_mnist
+    from autobalance_bench.datasets.fashion import load_fashion_mnist
 
     train, test = load_fashion_mnist(folder)
     names = np.array(CLASSES)[np.concatenate([train.target, test.target])]
@@ -87,7 +87,7 @@ def _fashion(folder: Path, request: Request) -> Rows:
 
 
 def _textures(folder: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import OBJECTS, TEXTURES, build_fashion_textures
+    from autobalance_bench.datasets.textures import OBJECTS, TEXTURES, build_fashion_textures
 
     train, test = build_fashion_textures(folder)
     target = np.concatenate([train.target, test.target])
@@ -98,25 +98,25 @@ def _textures(folder: Path, request: Request) -> Rows:
 
 
 def _waterbirds(folder: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import load_waterbirds
+    from autobalance_bench.datasets.waterbirds import load_waterbirds
 
     return _image_rows(load_waterbirds(folder, **_options(request)), request, "bird", "place")
 
 
 def _celeba(folder: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import load_celeba
+    from autobalance_bench.datasets.celeba import load_celeba
 
     return _image_rows(load_celeba(folder, **_options(request)), request, "hair", "sex")
 
 
 def _imagenet_lt(folder: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import load_imagenet_lt
+    from autobalance_bench.datasets.imagenet_lt import load_imagenet_lt
 
     return _image_rows(load_imagenet_lt(folder, **_options(request)), request)
 
 
 def _inaturalist(folder: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import load_inaturalist_2018
+    from autobalance_bench.datasets.inaturalist import load_inaturalist_2018
 
     return _image_rows(load_inaturalist_2018(folder, **_options(request)), request)
 
@@ -127,13 +127,13 @@ def _options(request: Request) -> dict[str, Any]:
 
 
 def _class_folders(folder: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import read_class_folders
+    from autobalance_bench.datasets.own_images import read_class_folders
 
     return _image_rows([read_class_folders(folder, **_options(request))], request)
 
 
 def _image_table(path: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import read_image_table
+    from autobalance_bench.datasets.own_images import read_image_table
 
     _refuse_folder(path, "a CSV or Parquet file that lists images")
     images = read_image_table(
@@ -147,7 +147,7 @@ def _image_table(path: Path, request: Request) -> Rows:
 
 def _cifar(num_classes: int, long_tailed: bool) -> Callable[[Path, Request], Rows]:
     def read(folder: Path, request: Request) -> Rows:
-        from autobalance_bench.datasets import load_cifar, load_cifar_lt
+        from autobalance_bench.datasets.cifar import load_cifar, load_cifar_lt
 
         load = load_cifar_lt if long_tailed else load_cifar
         train, test, names = load(folder, num_classes, **request.options)
@@ -159,7 +159,7 @@ def _cifar(num_classes: int, long_tailed: bool) -> Callable[[Path, Request], Row
 
 
 def _hugging_face(folder: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import read_hugging_face, read_hugging_face_vectors
+    from autobalance_bench.datasets.hugging_face import read_hugging_face, read_hugging_face_vectors
 
     labels: dict[str, Any] = {"target": request.target, "groups": request.group()}
     if "inputs" in request.options:  # a column of numbers
@@ -173,7 +173,7 @@ def _hugging_face(folder: Path, request: Request) -> Rows:
 
 
 def _embeddings(path: Path, request: Request) -> Rows:
-    from autobalance_bench.datasets import read_embeddings
+    from autobalance_bench.datasets.embeddings import read_embeddings
 
     _refuse_folder(path, "a Parquet or .npz file of embeddings")
     if request.backbone is not None:

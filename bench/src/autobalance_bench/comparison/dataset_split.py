@@ -44,7 +44,7 @@ def split_rows(
         If no row can be tested, or there are fewer rows than a profile or size asks for.
     """
     from autobalance.data import column
-    from autobalance_bench.datasets import sample_by_class
+    from autobalance_bench.datasets.longtail import sample_by_class
 
     n = len(rows.table)
     if rows.num_test:
@@ -75,7 +75,7 @@ def split_rows(
 
 def _tail_counts(tail: Mapping[str, Any], num_classes: int) -> np.ndarray:
     """Training rows of each class, shape ``(k,)``."""
-    from autobalance_bench.datasets import profile_of
+    from autobalance_bench.datasets.longtail import profile_of
 
     own = {key: float(tail[key]) for key in ("power", "minority") if key in tail}
     profile = profile_of(tail.get("profile", "exponential"), **own)
@@ -120,7 +120,7 @@ def _cap_rows(
     cells: np.ndarray,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    from autobalance_bench.datasets import sample_by_class
+    from autobalance_bench.datasets.longtail import sample_by_class
 
     size = getattr(definition, key)
     if size is None or len(rows) <= size:

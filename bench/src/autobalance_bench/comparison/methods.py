@@ -335,9 +335,7 @@ def _tuned(
         try:
             import optuna
         except ImportError:
-            raise InputError(
-                "Tuned methods need Optuna. Install it: pip install optuna."
-            ) from None
+            raise InputError("Tuned methods need Optuna. Install it: pip install optuna.") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         runs = task.tuning_runs
         if len(ranges) == 1:
