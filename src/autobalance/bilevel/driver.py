@@ -255,7 +255,7 @@ class SearchRun:
             )
             for i, (train, held) in enumerate(self.splits)
         ]
-        self.folds[0].lower.processes.draw_apart(seed)
+        self.folds[0].lower.processes.seed_per_rank(seed)
         self.held_counts = np.sum([held.counts() for _, held in self.splits], axis=0)
         self.tuner = self._new_tuner()
         self.total = self.folds[0].lower.total
@@ -373,7 +373,7 @@ class SearchRun:
         """By each fold's network, now: the classes predicted, and logits thinned out by `thinning`."""
         found = []
         for fold in self.folds:
-            fold.lower.processes.agree(fold.lower.module)
+            fold.lower.processes.broadcast_buffers(fold.lower.module)
             logits = predict_logits(fold.lower.module, fold.validation.inputs)
             found.append((logits.argmax(dim=1), logits[:: self._thinning()].clone()))
         return found

@@ -37,7 +37,7 @@ from autobalance.bilevel.checkpoints import (
     set_random_state,
 )
 from autobalance.data import ArrayData, Batch, ResampledBatches, ShuffledBatches, StoredRows
-from autobalance.functional import ALONE, Processes, logits_of, processes_started
+from autobalance.functional import ALONE, Processes, compute_logits, processes_started
 from autobalance.losses import check_width, last_linear
 from autobalance.records import Precision, Recipe, SearchSettings
 
@@ -209,7 +209,7 @@ class Checkpoint:
         processes: Processes = ALONE,
     ) -> None:
         self.processes = processes
-        self.path = processes.of_first(lambda: None if path is None else _writable(path))
+        self.path = processes.run_on_rank_zero(lambda: None if path is None else _writable(path))
         self.identity = identity() if self.path else {}
         self.state = state
         self._last = time.monotonic()
@@ -224,8 +224,8 @@ class Checkpoint:
         """
         if self.path is None:
             return None
-        identities = self.processes.gathered(self.identity)
-        saved = self.processes.of_first(lambda: self._read(identities))
+        identities = self.processes.all_gather_objects(self.identity)
+        saved = self.processes.run_on_rank_zero(lambda: self._read(identities))
         if saved is None:
             return None
         set_random_state(saved["random"])
@@ -412,7 +412,7 @@ class LowerLevel:
         with torch.no_grad():
             inputs = augmented(self.augment, batch)
         try:
-            logits = logits_of(self.network, inputs)
+            logits = compute_logits(self.network, inputs)
         except RuntimeError as error:
             refused = _other_dtype(inputs, self._weights, error)
             if refused is None:
@@ -421,7 +421,10 @@ class LowerLevel:
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
         sizes = self.processes.sizes(len(index))
-        whole, logits = self.processes.labels(batch, sizes), self.processes.union(logits, sizes)
+        whole, logits = (
+            self.processes.labels(batch, sizes),
+            self.processes.all_gather_rows(logits, sizes),
+        )
         value = loss(logits, whole.target, groups=whole.groups, sample_weight=whole.sample_weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(value * self.processes.size)  # DDP takes the mean over processes

@@ -124,7 +124,7 @@ def retrain(
             sampling=sampling,
             augment=None if augment is None else augment.to(fabric.device),
         )
-        lower.processes.draw_apart(seed)
+        lower.processes.seed_per_rank(seed)
         loss = copy.deepcopy(loss).to(fabric.device)
 
         def identity() -> dict[str, Any]:
@@ -168,7 +168,7 @@ def retrain(
             raise
         except KeyboardInterrupt:
             raise Interrupted(lower.result()) from None
-        lower.processes.agree(lower.module)
+        lower.processes.broadcast_buffers(lower.module)
         saved.save()
     return lower.result()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, instance, whole
 from autobalance.bilevel import make_fabric
 from autobalance.data import ArrayData, StoredRows, as_tensor
-from autobalance.functional import borrowed
+from autobalance.functional import preserve_module_state
 
 ROWS = 4096
 
@@ -60,7 +60,7 @@ def extract_features(
     features: Tensor | None = None
     try:
         backbone.to(target)
-        with borrowed(backbone):
+        with preserve_module_state(backbone):
             backbone.eval()
             first = 0
             for part in _batches(examples, batch_size):
