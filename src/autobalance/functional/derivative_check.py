@@ -26,7 +26,11 @@ from autobalance.functional.model import (
     unflatten,
     use_copies,
 )
-from autobalance.functional.module_state import preserve_random_state
+from autobalance.functional.module_state import (
+    HostRandomState,
+    preserve_random_state,
+    repeat_host_draws,
+)
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3}
 """Relative differences between the two products that rounding explains; half precision has `LOW`."""
@@ -145,7 +149,11 @@ class _DerivativeCheck:
             moved[name] = noise.requires_grad_()
         before = {**self.network.copy_state(), **self.network.frozen}
         state = {name: t.detach().clone() for name, t in before.items()}
+        host = HostRandomState()
         logits = self.network(plain, self.inputs, state=state)
+        if not host.is_unchanged():
+            host.set()
+            repeat_host_draws(self.network.model)
         own = {**self.network.parameters, **self.network.frozen}
         current = {**state, **plain}
         if any(current[n]._version or not _same(current[n], p) for n, p in own.items()):

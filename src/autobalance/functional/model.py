@@ -26,7 +26,7 @@ from autobalance.functional.batch_norm import (
     normalize_over_processes,
     replace_forward,
 )
-from autobalance.functional.module_state import AttributeSnapshot, RandomState
+from autobalance.functional.module_state import AttributeSnapshot, RandomState, draws_on_host
 from autobalance.functional.outputs import compute_logits
 from autobalance.functional.processes import ALONE, Processes
 
@@ -412,7 +412,7 @@ class Linearization:
     def _call(self, parameters: Mapping[str, Tensor], inputs: Any = None, **options: Any) -> Tensor:
         if self._random is None:
             device = next(iter(self.network.parameters.values())).device
-            self._random = RandomState(device)
+            self._random = RandomState(device, host=draws_on_host(self.network.model))
         self._random.set()
         with _unfused(self.derivative == "double backward"):
             return self.network(parameters, self.inputs if inputs is None else inputs, **options)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
+import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,11 @@ from autobalance._validation import InputError
 FROZEN_COPY_LIMIT = 1 << 26
 """Frozen numbers up to which a copy is kept. Of larger frozen parts, such as the language model below an
 adapter, a checksum tells whether they were written to."""
+
+_WITHOUT_STATE = ("torch.nn.", "autobalance.networks")
+
+_host_drawers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks that draw from the generators of Python or numpy."""
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MODULE_ATTRIBUTES = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
@@ -56,10 +62,12 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
         If frozen weights too large to be copied were written to.
     """
     loan = Loan()
-    attributes = AttributeSnapshot(model.modules())
     modes = [(module, module.training) for module in model.modules()]
-    gradients = [(p, p.grad) for p in model.parameters() if not is_lazy(p)]
-    tensors = TensorSnapshot(model)
+    attributes = AttributeSnapshot([module for module, _ in modes])
+    parameters = list(model.named_parameters())
+    gradients = [(p, p.grad) for _, p in parameters if not is_lazy(p)]
+    tensors = TensorSnapshot(parameters, list(model.named_buffers()))
+    host = HostRandomState() if model in _host_drawers else None
     with ExitStack() as stack:
         stack.enter_context(preserve_random_state(model))
         # The fused kernels of attention have neither forward-mode nor second derivatives.
@@ -71,6 +79,8 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
         finally:
             _restore_modes(modes)
             attributes.restore()
+            if host is not None:
+                host.set()
             for p, gradient in gradients:
                 if p.grad is not gradient:
                     p.grad = gradient
@@ -86,7 +96,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     that order; the rounding that this leaves in the weights is undone.
     """
     modes = [(module, module.training) for module in model.modules()]
-    tensors = TensorSnapshot(model) if mode_overrides(model) else None
+    tensors = None
+    if mode_overrides(model):
+        tensors = TensorSnapshot(list(model.named_parameters()), list(model.named_buffers()))
     with preserve_random_state(model):
         try:
             model.eval()
@@ -141,46 +153,72 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
 
 @contextmanager
 def preserve_random_state(model: nn.Module) -> Iterator[None]:
-    """Give the random states back: torch's on the CPU and the model's GPUs, numpy's and Python's."""
+    """Give torch's random states back, on the CPU and on the model's GPUs."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    python, array = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=list(devices)):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
+        yield
+
+
+def draws_on_host(model: nn.Module) -> bool:
+    """Whether the network is known to draw from the generators of Python or numpy."""
+    return model in _host_drawers
+
+
+def repeat_host_draws(model: nn.Module) -> None:
+    """From now on let all passes through one batch draw the same numbers from Python and numpy."""
+    _host_drawers.add(model)
+
+
+class HostRandomState:
+    """The random states of Python and numpy at one moment, which few networks draw from."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+
+    def is_unchanged(self) -> bool:
+        """Whether nothing was drawn since."""
+        _, keys, position, *_ = np.random.get_state()
+        same = position == self._numpy[2] and np.array_equal(keys, self._numpy[1])
+        return same and random.getstate() == self._python
+
+    def set(self) -> None:
+        """Let both draw again what they drew from that moment on."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
 
 
 class RandomState:
-    """The random state at one moment, to be set again before each pass that must draw the same."""
+    """The random state at one moment, to be set again before each pass that must draw the same.
 
-    def __init__(self, device: torch.device) -> None:
+    That of Python and numpy is part of it where `host` is true.
+    """
+
+    def __init__(self, device: torch.device, *, host: bool = False) -> None:
         self.device = device
         self.on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self.on_cpu = torch.random.get_rng_state()
-        self.python, self.array = random.getstate(), np.random.get_state()
+        self.on_host = HostRandomState() if host else None
 
     def set(self) -> None:
         """Let all generators draw again what they drew from that moment on."""
         torch.random.set_rng_state(self.on_cpu)
         if self.on_device is not None:
             torch.cuda.set_rng_state(self.on_device, self.device)
-        random.setstate(self.python)
-        np.random.set_state(self.array)
+        if self.on_host is not None:
+            self.on_host.set()
 
 
 class AttributeSnapshot:
     """Attributes of modules that a forward pass may set: counters, caches, layers built on the way.
 
-    torch's own layers set none, unless a hook does, and are left out.
+    torch's own layers and ours set none, unless a hook does, and are left out.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._saved: list[tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]] = []
         for module in modules:
             hooks = module._forward_pre_hooks or module._forward_hooks
-            if hooks or not type(module).__module__.startswith("torch.nn."):
+            if hooks or not type(module).__module__.startswith(_WITHOUT_STATE):
                 own = vars(module)
                 values = {k: v for k, v in own.items() if k not in _MODULE_ATTRIBUTES}
                 parts = [(v, _copy(v)) for v in values.values() if isinstance(v, _CONTAINERS)]
@@ -226,10 +264,11 @@ def _entries(value: Any) -> Iterator[Any]:
 class TensorSnapshot:
     """Bits of a model's parameters and buffers, in one copy for each dtype and device."""
 
-    def __init__(self, model: nn.Module) -> None:
-        named = [*model.named_parameters(), *model.named_buffers()]
-        named = [(name, t) for name, t in named if _has_plain_memory(t)]
-        frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    def __init__(
+        self, parameters: Sequence[tuple[str, Tensor]], buffers: Sequence[tuple[str, Tensor]]
+    ) -> None:
+        named = [(name, t) for name, t in (*parameters, *buffers) if _has_plain_memory(t)]
+        frozen = {id(p) for _, p in parameters if not p.requires_grad}
         large = sum(t.numel() for _, t in named if id(t) in frozen) > FROZEN_COPY_LIMIT
         self._summed = [(n, t) for n, t in named if large and id(t) in frozen]
         self._sums = [_checksum(t) for _, t in self._summed]
