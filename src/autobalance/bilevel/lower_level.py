@@ -37,7 +37,14 @@ from autobalance.bilevel.checkpoints import (
     set_random_state,
 )
 from autobalance.data import ArrayData, Batch, ResampledBatches, ShuffledBatches, StoredRows
-from autobalance.functional import ALONE, Processes, compute_logits, processes_started
+from autobalance.functional import (
+    ALONE,
+    Processes,
+    compute_logits,
+    evaluation_mode,
+    processes_started,
+    warn_if_probabilities,
+)
 from autobalance.losses import check_width, last_linear
 from autobalance.records import Precision, Recipe, SearchSettings
 
@@ -420,6 +427,7 @@ class LowerLevel:
             raise refused from None
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
+            warn_if_probabilities(logits)
         sizes = self.processes.sizes(len(index))
         whole, logits = (
             self.processes.labels(batch, sizes),
@@ -539,15 +547,9 @@ def absorb(module: nn.Module, additive: Tensor, counts: np.ndarray) -> nn.Parame
 @torch.no_grad()
 def predict_logits(model: nn.Module, inputs: Tensor | StoredRows, batch_size: int = 1024) -> Tensor:
     """Raw logits in evaluation mode, shape ``(n, k)``, on the CPU; the mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.eval()
-    try:
-        parts = [model(part.to(device)).cpu() for part in inputs.split(batch_size)]
-    finally:
-        for module, training in modes:
-            module.training = training
-    return torch.cat(parts)
+    with evaluation_mode(model):
+        return torch.cat([model(part.to(device)).cpu() for part in inputs.split(batch_size)])
 
 
 def _other_dtype(inputs: Any, weights: Sequence[Tensor], error: RuntimeError) -> InputError | None:

@@ -76,6 +76,7 @@ def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
     )
     if key in known:
         return known[key]
+    host = HostRandomState()
     with preserve_random_state(network.model):
         check = _DerivativeCheck(network, inputs)
         chosen = check.run()
@@ -87,6 +88,8 @@ def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
                 "backward in differentiable torch operations or give its autograd.Function a jvp, make its "
                 "random draws repeatable, or freeze what lies before it."
             )
+    if not host.is_unchanged():
+        host.set()
     if chosen != "forward":
         reason, detail = check.reasons["forward"]
         warnings.warn(

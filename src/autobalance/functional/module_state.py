@@ -28,6 +28,9 @@ _WITHOUT_STATE = ("torch.nn.", "autobalance.networks")
 _host_drawers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Networks that draw from the generators of Python or numpy."""
 
+_quiet_on_host: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks that drew nothing from them when they were borrowed first; reading their state takes time."""
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MODULE_ATTRIBUTES = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 
@@ -67,7 +70,7 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
     parameters = list(model.named_parameters())
     gradients = [(p, p.grad) for _, p in parameters if not is_lazy(p)]
     tensors = TensorSnapshot(parameters, list(model.named_buffers()))
-    host = HostRandomState() if model in _host_drawers else None
+    host = None if model in _quiet_on_host else HostRandomState()
     with ExitStack() as stack:
         stack.enter_context(preserve_random_state(model))
         # The fused kernels of attention have neither forward-mode nor second derivatives.
@@ -79,7 +82,9 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
         finally:
             _restore_modes(modes)
             attributes.restore()
-            if host is not None:
+            if host is not None and host.is_unchanged():
+                _quiet_on_host.add(model)
+            elif host is not None:
                 host.set()
             for p, gradient in gradients:
                 if p.grad is not gradient:
