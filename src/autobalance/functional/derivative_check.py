@@ -175,12 +175,13 @@ class _DerivativeCheck:
         fresh = {name: p.detach().clone().requires_grad_() for name, p in at.items()}
         point = Linearization(network, self.inputs, at=fresh)
         point.derivative = derivative
-        generator = torch.Generator().manual_seed(1)
+        # v must be the same in all processes, which may have different numbers of rows.
+        own, common = (torch.Generator().manual_seed(seed) for seed in (1, 2))
         try:
-            u = self._normal(point.value, generator)
+            u = self._normal(point.value, own)
             pulled = unflatten(processes.all_reduce(point.vjp(u)), leaves)
             scales = self._scales(derivative, pulled, list(fresh.values()))
-            v = [s * self._normal(p, generator) for s, p in zip(scales, leaves, strict=True)]
+            v = [s * self._normal(p, common) for s, p in zip(scales, leaves, strict=True)]
             tangent = point.jvp(flatten(v))
         except torch.OutOfMemoryError:
             raise

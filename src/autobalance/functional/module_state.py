@@ -178,11 +178,13 @@ class HostRandomState:
     """The random states of Python and numpy at one moment, which few networks draw from."""
 
     def __init__(self) -> None:
-        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._python = random.getstate()
+        self._numpy: Any = np.random.get_state()
 
     def is_unchanged(self) -> bool:
         """Whether nothing was drawn since."""
-        _, keys, position, *_ = np.random.get_state()
+        now: Any = np.random.get_state()
+        _, keys, position, *_ = now
         same = position == self._numpy[2] and np.array_equal(keys, self._numpy[1])
         return same and random.getstate() == self._python
 
