@@ -241,17 +241,17 @@ def against_retraining(network: str, decay: float) -> dict[str, Any]:
 
     estimators: dict[str, dict[int, Agreement]] = {}
     for name, solver in {**SOLVERS, **EXACT}.items():
-        carried: dict[str, Tensor] = {}
+        solver_state: dict[str, Tensor] = {}
         estimators[name] = {}
         for step in range(1, STEPS[-1] + 1):
             result = hypergradient(
                 model, lower.loss, OBJECTIVE, lower.train, reduced(held),
-                solver=solver, weight_decay=decay, carried=carried,
+                solver=solver, weight_decay=decay, solver_state=solver_state,
             )  # fmt: skip
-            carried = result.solution.carried
+            solver_state = result.solution.solver_state
             if step in STEPS:
                 estimators[name][step] = agreement(flat(result), truth)
-            if not carried:
+            if not solver_state:
                 break
     return {
         "weights": sum(p.numel() for p in lower.weights),
@@ -272,16 +272,16 @@ class _Kept:
     """An estimator and the solution that it keeps."""
 
     solver: Solver
-    carried: dict[str, Tensor]
+    solver_state: dict[str, Tensor]
 
     def hypergradient(
         self, lower: LowerLevel, loss: TunableCrossEntropy, train: Batch, held: Batch
     ) -> Hypergradient:
         result = hypergradient(
             lower.module, loss, BalancedError(), train, held, solver=self.solver,
-            weight_decay=coupled_weight_decay(lower.optimizer, lower.module), carried=self.carried,
+            weight_decay=coupled_weight_decay(lower.optimizer, lower.module), solver_state=self.solver_state,
         )  # fmt: skip
-        self.carried = result.solution.carried
+        self.solver_state = result.solution.solver_state
         return result
 
 
@@ -306,7 +306,7 @@ def as_training_goes_on(points: Sequence[int], decay: float, draws: int = 50) ->
         fit = float(lower.step(loss))
         if lower.done % 5 == 0:
             for estimator in kept.values():
-                if estimator.carried or lower.done == 5:
+                if estimator.solver_state or lower.done == 5:
                     estimator.hypergradient(lower, loss, lower.recent[-1], validation)
         if lower.done not in points:
             continue

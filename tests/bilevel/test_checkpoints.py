@@ -183,7 +183,7 @@ def test_each_process_goes_on_with_draws_of_its_own(tmp_path: Path) -> None:
 
     def at(rank: int) -> Checkpoint:
         processes: Any = SimpleNamespace(
-            rank=rank, of_first=lambda make: make(), gathered=lambda own: [own]
+            rank=rank, run_on_rank_zero=lambda make: make(), all_gather_objects=lambda own: [own]
         )
         return Checkpoint(tmp_path / "state", dict, lambda: {"done": 1}, processes)
 

@@ -25,7 +25,7 @@ from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.types import Interrupted, Progress
 from autobalance.data.array_data import ArrayData, concatenated
-from autobalance.functional.model import Passes
+from autobalance.functional.model import FunctionalModel
 from autobalance.hypergrad.solvers import Identity, Solver
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.objectives.aggregates import BalancedError
@@ -392,13 +392,13 @@ def test_looking_at_losses_seldom_ends_it_with_the_same_result(
 
 def test_the_upper_level_is_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
-    original = Passes.__call__
+    original = FunctionalModel.__call__
 
     def spy(*args: Any, **options: Any) -> Tensor:
         seen.append(original(*args, **options).dtype)
         return original(*args, **options)
 
-    monkeypatch.setattr(Passes, "__call__", spy)
+    monkeypatch.setattr(FunctionalModel, "__call__", spy)
     quick(precision="bf16-mixed")
     assert set(seen) == {torch.float32}
 

@@ -127,7 +127,7 @@ def test_the_loss_given_is_the_one_trained_with() -> None:
 def test_returns_the_network_trained_in_evaluation_mode_on_the_cpu() -> None:
     data = blobs()
     model = quick(network)
-    assert isinstance(model, nn.Sequential)  # the factory's own, unwrapped
+    assert isinstance(model, nn.Sequential)  # the factory's own, unwrap
     assert not any(m.training for m in model.modules())
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert int(model.get_buffer("1.num_batches_tracked")) == 40

@@ -14,7 +14,8 @@ from autobalance.augment.images import Flip
 from autobalance.augment.policy import AugmentationPolicy
 from autobalance.augment.tensors import GaussianNoise, Mixup, SphericalNoise
 from autobalance.data.batches import Batch
-from autobalance.functional.model import borrowed, flatten, unflatten
+from autobalance.functional.model import flatten, unflatten
+from autobalance.functional.module_state import preserve_module_state
 from autobalance.hypergrad import curvature
 from autobalance.hypergrad.curvature import TrainingSystem
 from autobalance.hypergrad.implicit import advantage, hypergradient
@@ -80,7 +81,7 @@ def test_the_mixed_product_equals_double_backward(name: str, monkeypatch: Any) -
         for x, b in zip(inputs, batches, strict=True)
     ]
     found = TrainingSystem(model, given, [], 0.0)
-    with borrowed(model):
+    with preserve_module_state(model):
         pulls = found.mixed_by_inputs(q, found.tangent(q))
     gradient = flatten(torch.autograd.grad(inputs, list(augment.parameters()), pulls))
     assert float((gradient - expected).norm() / expected.norm()) < 1e-5
@@ -143,7 +144,7 @@ def test_hard_gates_have_the_derivative_of_the_mean_over_draws() -> None:
         given = TrainingSystem(
             model, [(inputs, lambda f: loss.at(loss.space(), f, batch.target))], [], 0.0
         )
-        with borrowed(model):
+        with preserve_module_state(model):
             return given.slopes(given.tangent(q))[0]
 
     change = slopes(batch.inputs.flip(-1)) - slopes(batch.inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,8 +15,9 @@ from torch.autograd import forward_ad
 
 from autobalance._validation import InputError
 from autobalance.data.batches import Batch
-from autobalance.functional.model import Passes, borrowed, flatten, trainable, unflatten
-from autobalance.hypergrad.curvature import LogitLoss, TrainingSystem, _without_forward_mode
+from autobalance.functional.model import FunctionalModel, flatten, trainable, unflatten
+from autobalance.functional.module_state import preserve_module_state
+from autobalance.hypergrad.curvature import LogitLoss, TrainingSystem
 from autobalance.hypergrad.implicit import hypergradient
 from autobalance.hypergrad.solvers import SingleLoop
 from autobalance.objectives.aggregates import BalancedError
@@ -51,7 +53,7 @@ def tunable(
 
 
 def system_of(
-    model: nn.Module,
+    model: nn.Module | FunctionalModel,
     loss: TunableCrossEntropy,
     batch: Batch | list[Batch],
     shift: float | Tensor = SHIFT,
@@ -87,7 +89,7 @@ def close(found: Tensor, expected: Tensor, relative: float) -> None:
 def test_tangent_equals_the_dense_jacobian(name: str) -> None:
     model, batch = network(name), images(10)
     v = direction(model)
-    with borrowed(model):
+    with preserve_module_state(model):
         found = system_of(model, tunable(), batch).tangent(v)
     close(found.reshape(-1), dense_jacobian(model, batch.inputs) @ v, 1e-12)
 
@@ -97,7 +99,7 @@ def test_tangent_equals_finite_differences_of_the_forward_pass(name: str) -> Non
     """Independent of any derivative of torch's: forward mode through BatchNorm was wrong before."""
     model, batch = network(name), images(10)
     v = direction(model)
-    with borrowed(model):
+    with preserve_module_state(model):
         found = system_of(model, tunable(), batch).tangent(v)
     h = 1e-5
 
@@ -124,7 +126,7 @@ def test_product_equals_the_dense_gauss_newton_matrix(
     J = dense_jacobian(model, batch.inputs)
     logits, _ = forward(model, batch.inputs)
     curvature = logit_curvature(loss, logits, batch, reduction=reduction)
-    with borrowed(model):
+    with preserve_module_state(model):
         found, tangent = system_of(model, loss, batch).product(v)
     close(found, J.T @ (curvature @ (J @ v)) + SHIFT * v, 1e-11)
     close(tangent.reshape(-1), J @ v, 1e-12)
@@ -167,7 +169,7 @@ def test_mixed_product_equals_double_backward_and_finite_differences(
     loss = tunable(groups=groups, reduction=reduction, label_smoothing=smoothing)
     free = list(loss.space.parameters())
     q = direction(model)
-    with borrowed(model):
+    with preserve_module_state(model):
         system = system_of(model, loss, batch)
         found = flatten(system.mixed(system.tangent(q)))
 
@@ -254,7 +256,7 @@ def test_product_and_quadratic_are_means_of_the_batches_dense_matrices(
     dense = batch_by_batch(model, batches, lambda b: CURVATURES[curvature](model, loss, b))
     A = torch.stack(dense).mean(dim=0) + SHIFT * torch.eye(len(v), dtype=v.dtype)
     rows = batch_by_batch(model, batches, lambda b: dense_jacobian(model, b.inputs) @ v)
-    with borrowed(model):
+    with preserve_module_state(model):
         system = system_of(model, loss, batches, curvature=curvature)
         found, tangent = system.product(v)
         again, _ = system.product(v)
@@ -274,7 +276,7 @@ def test_the_mixed_product_of_several_batches_is_the_mean_of_theirs(
     q, free = direction(model), list(loss.space.parameters())
     along = batch_by_batch(model, batches, lambda b: training_gradient(model, loss, b) @ q)
     expected = flatten(torch.autograd.grad(torch.stack(along).mean(), free))
-    with borrowed(model):
+    with preserve_module_state(model):
         system = system_of(model, loss, batches, curvature=curvature)
         _, tangent = system.product(q)  # its passes leave the mixed product what it needs
         found = flatten(system.mixed(tangent))
@@ -285,12 +287,12 @@ def test_the_mixed_product_of_several_batches_is_the_mean_of_theirs(
 
 def test_each_batch_has_a_dropout_mask_of_its_own() -> None:
     model, batch = network("dropout"), images(10)
-    with borrowed(model):
+    with preserve_module_state(model):
         first, second = (
             system_of(model, class_loss(), [batch, batch]).tangent(direction(model)).split(10)
         )
     assert not torch.allclose(first, second)
-    with borrowed(model):
+    with preserve_module_state(model):
         alone = system_of(model, class_loss(), batch).tangent(direction(model))
     assert torch.equal(first, alone)
 
@@ -306,11 +308,11 @@ class Watched(nn.Module):
         super().__init__()
         self.network = network("mlp")
         self.alive: weakref.WeakSet[_Graph] = weakref.WeakSet()
-        self.most = 0
+        self.seen = SimpleNamespace(most=0)  # an attribute of the module itself would be set back
 
     def forward(self, inputs: Tensor) -> Tensor:
         logits = _watch(self, self.network(inputs))
-        self.most = max(self.most, len(self.alive))
+        self.seen.most = max(self.seen.most, len(self.alive))
         return logits
 
 
@@ -339,17 +341,16 @@ def _watch(owner: Watched, logits: Tensor) -> Tensor:
 def test_many_batches_need_the_memory_of_one(curvature: Any, forward_mode: bool) -> None:
     """No graph of an earlier batch is kept."""
     model = Watched()
-    if not forward_mode:
-        _without_forward_mode.add(model)
+    network = FunctionalModel(model, derivative="forward" if forward_mode else "double backward")
     v = direction(model)
-    system = system_of(model, class_loss(), uneven(), curvature=curvature)
+    system = system_of(network, class_loss(), uneven(), curvature=curvature)
     for _ in range(2):
         _, tangent = system.product(v)
         system.quadratic(v, tangent)
         system.mixed(tangent)
-    assert model.most == 1
+    assert model.seen.most == 1
     assert len(model.alive) == 0
-    alone = system_of(model, class_loss(), images(10), curvature=curvature)
+    alone = system_of(network, class_loss(), images(10), curvature=curvature)
     alone.product(v)
     assert len(model.alive) == 1  # a single batch's is kept for the next product
 
@@ -360,13 +361,13 @@ def test_double_backward_equals_forward_mode(name: str, curvature: Any) -> None:
     """What stands in where a network has no forward mode, here on networks that have it."""
     model, loss, batches = network(name), class_loss(), uneven()
     v = direction(model)
-    with borrowed(model):
+    with preserve_module_state(model):
         system = system_of(model, loss, batches, curvature=curvature)
         product, tangent = system.product(v)
         mixed = flatten(system.mixed(tangent))
-    _without_forward_mode.add(model)
-    with borrowed(model):
-        system = system_of(model, loss, batches, curvature=curvature)
+    other_way = FunctionalModel(model, derivative="double backward")
+    with preserve_module_state(model):
+        system = system_of(other_way, loss, batches, curvature=curvature)
         other, other_tangent = system.product(v)
         close(flatten(system.mixed(other_tangent)), mixed, 1e-10)
     close(other, product, 1e-10)
@@ -406,7 +407,7 @@ def test_borrowed_gives_modes_and_random_state_back_even_after_an_error() -> Non
     state = torch.random.get_rng_state()
 
     def fail() -> None:
-        with borrowed(model):
+        with preserve_module_state(model):
             model.train()
             torch.rand(3)
             raise RuntimeError("inside")
@@ -420,7 +421,7 @@ def test_borrowed_gives_modes_and_random_state_back_even_after_an_error() -> Non
 def test_passes_write_to_no_buffer() -> None:
     model = network("batch_norm")
     before = {name: b.clone() for name, b in model.named_buffers()}
-    logits = Passes(model)(trainable(model), images(10).inputs)
+    logits = FunctionalModel(model)(trainable(model), images(10).inputs)
     torch.testing.assert_close(logits, forward(model, images(10).inputs)[0], rtol=1e-14, atol=0)
     after = dict(model.named_buffers())
     assert int(before["1.num_batches_tracked"]) == 0
@@ -458,7 +459,7 @@ def test_passes_of_tied_weights_and_of_buffers_that_are_written(dual: bool) -> N
     torch.manual_seed(0)
     model, x = Counting(), images(10).inputs
     before = {name: b.clone() for name, b in model.named_buffers()}
-    passes = Passes(model)
+    passes = FunctionalModel(model)
     assert list(passes.parameters) == list(trainable(model))
     directions = {name: torch.randn_like(p) for name, p in passes.parameters.items()}
     if dual:
@@ -503,7 +504,7 @@ def test_batch_norms_short_rule_is_torchs(affine: bool, frozen: tuple[str, ...],
         if affine or name.startswith("0"):
             model.get_parameter(name).requires_grad_(False)
     x = images(10).inputs if kind == "images" else images(10).inputs.flatten(1)
-    passes = Passes(model)
+    passes = FunctionalModel(model)
     directions = {name: torch.randn_like(p) for name, p in passes.parameters.items()}
     found = []
     for dual in (True, False):
@@ -522,7 +523,7 @@ def test_bfloat16_keeps_its_kind_through_the_short_rule() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
     )
-    passes, x = Passes(model), images(10).inputs.float()
+    passes, x = FunctionalModel(model), images(10).inputs.float()
     directions = {name: torch.randn_like(p) for name, p in passes.parameters.items()}
     found = []
     for mixed in (False, True):

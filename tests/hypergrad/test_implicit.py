@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autobalance._validation import InputError
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.data.batches import Batch
-from autobalance.functional.model import Passes, flatten, unflatten
+from autobalance.functional.model import FunctionalModel, flatten, unflatten
 from autobalance.hypergrad import implicit
 from autobalance.hypergrad.implicit import Hypergradient, hypergradient
 from autobalance.hypergrad.solvers import (
@@ -102,14 +102,14 @@ def test_a_large_validation_batch_passes_in_parts(
     given: Any = {"solver": Exact(damping=0.01), "weight_decay": DECAY}
     expected = hypergradient(model, loss, objective, train, held, **given)
     passes: list[int] = []
-    call = Passes.__call__
+    call = FunctionalModel.__call__
 
-    def counted(self: Passes, parameters: Any, inputs: Tensor, **options: Any) -> Tensor:
+    def counted(self: FunctionalModel, parameters: Any, inputs: Tensor, **options: Any) -> Tensor:
         if not self.model.training:
             passes.append(len(inputs))
         return call(self, parameters, inputs, **options)
 
-    monkeypatch.setattr(Passes, "__call__", counted)
+    monkeypatch.setattr(FunctionalModel, "__call__", counted)
     monkeypatch.setattr(implicit, "WHOLE", 100)  # six images of sixteen pixels
     found = hypergradient(model, loss, objective, train, held, **given)
     assert passes == [6, 6, 3] * 2
@@ -160,7 +160,7 @@ def test_validation_is_seen_in_evaluation_mode() -> None:
         assert found.hard_objective == BalancedError().hard(logits, held.target)
 
 
-# What is borrowed comes back ------------------------------------------------------------------
+# What is preserve_module_state comes back ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -309,10 +309,10 @@ def test_equals_finite_differences_of_retraining_with_the_sum() -> None:
 def warm_started(name: str, solver: Solver, steps: int) -> tuple[Hypergradient, Tensor]:
     loss, train, held, model = solved(name)
     given = (model, loss, BalancedError(), train, held)
-    carried: dict[str, Tensor] = {}
+    solver_state: dict[str, Tensor] = {}
     for _ in range(steps):
-        found = hypergradient(*given, solver=solver, weight_decay=DECAY, carried=carried)
-        carried = found.solution.carried
+        found = hypergradient(*given, solver=solver, weight_decay=DECAY, solver_state=solver_state)
+        solver_state = found.solution.solver_state
     exact = hypergradient(*given, solver=Exact(), weight_decay=DECAY)
     return found, flatten(exact.gradients)
 

@@ -22,9 +22,12 @@ PRECONDITIONER = torch.linspace(0.2, 3.0, 6, dtype=torch.float64)
 
 
 def solve(
-    solver: SingleLoop, system: MatrixSystem, b: Tensor, carried: dict[str, Tensor] | None = None
+    solver: SingleLoop,
+    system: MatrixSystem,
+    b: Tensor,
+    solver_state: dict[str, Tensor] | None = None,
 ) -> Solution:
-    return solver.solve(cast(TrainingSystem, system), b, carried)
+    return solver.solve(cast(TrainingSystem, system), b, solver_state)
 
 
 @dataclass
@@ -66,12 +69,12 @@ def test_equals_the_recursion_by_hand(every: int, preconditioned: bool) -> None:
     P = PRECONDITIONER.numpy() if preconditioned else np.ones(6)
     calls = list(by_hand(system.A.numpy(), [b.numpy() for b in sides], every, P))
     assert any(c.residual > 2.0 for c in calls)  # the jump
-    carried: dict[str, Tensor] = {}
+    solver_state: dict[str, Tensor] = {}
     solver = SingleLoop(line_search_every=every, preconditioned=preconditioned)
     for i, (b, call) in enumerate(zip(sides, calls, strict=True)):
         system.products = system.tangents = 0
-        found = solve(solver, system, b, carried)
-        carried = found.carried
+        found = solve(solver, system, b, solver_state)
+        solver_state = found.solver_state
         np.testing.assert_allclose(found.direction.numpy(), call.q, rtol=1e-10)
         # J q of the very q that serves, not of the one kept for the next call.
         np.testing.assert_allclose(found.tangent.numpy(), J.numpy() @ call.used, rtol=1e-10)
@@ -95,10 +98,10 @@ def test_converges_to_the_solution_of_a_system_that_stays(every: int, preconditi
     system, b = MatrixSystem(matrix(SPECTRUM)), vector(6)
     system.preconditioner = PRECONDITIONER
     solver = SingleLoop(line_search_every=every, preconditioned=preconditioned)
-    carried: dict[str, Tensor] = {}
+    solver_state: dict[str, Tensor] = {}
     for _ in range(2500):
-        found = solve(solver, system, b, carried)
-        carried = found.carried
+        found = solve(solver, system, b, solver_state)
+        solver_state = found.solver_state
     exact = Exact().solve(cast(TrainingSystem, system), b)
     torch.testing.assert_close(found.direction, exact.direction, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.tangent, exact.tangent, rtol=1e-6, atol=1e-6)
@@ -120,31 +123,31 @@ def test_what_is_carried_is_all_that_is_needed() -> None:
     system = MatrixSystem(matrix(SPECTRUM))
     one: dict[str, Tensor] = {}
     for i in range(3):
-        one = solve(SingleLoop(), system, vector(6, seed=i), one).carried
+        one = solve(SingleLoop(), system, vector(6, seed=i), one).solver_state
     other = copy.deepcopy(one)
     for i in range(3, 9):
         a = solve(SingleLoop(), system, vector(6, seed=i), one)
         b = solve(SingleLoop(), system, vector(6, seed=i), other)
         assert torch.equal(a.direction, b.direction)
         assert torch.equal(a.tangent, b.tangent)
-        one, other = a.carried, b.carried
+        one, other = a.solver_state, b.solver_state
     assert all(isinstance(kept, Tensor) for kept in one.values())
 
 
 def test_a_call_does_not_write_to_what_the_last_one_carried() -> None:
     system, b = MatrixSystem(matrix(SPECTRUM)), vector(6)
-    carried = solve(SingleLoop(), system, b).carried
-    before = copy.deepcopy(carried)
-    solve(SingleLoop(), system, b, carried)
-    assert all(torch.equal(carried[name], before[name]) for name in before)
+    solver_state = solve(SingleLoop(), system, b).solver_state
+    before = copy.deepcopy(solver_state)
+    solve(SingleLoop(), system, b, solver_state)
+    assert all(torch.equal(solver_state[name], before[name]) for name in before)
 
 
 def test_a_zero_right_hand_side_gives_zero_and_carries_nothing() -> None:
     system, b = MatrixSystem(matrix(SPECTRUM)), vector(6)
-    carried = solve(SingleLoop(), system, b).carried
-    found = solve(SingleLoop(), system, torch.zeros_like(b), carried)
+    solver_state = solve(SingleLoop(), system, b).solver_state
+    found = solve(SingleLoop(), system, torch.zeros_like(b), solver_state)
     assert not found.direction.any()
-    assert (found.reason, found.carried) == ("zero", {})
+    assert (found.reason, found.solver_state) == ("zero", {})
 
 
 def test_refuses_the_exact_hessian() -> None:
@@ -155,10 +158,10 @@ def test_refuses_the_exact_hessian() -> None:
 
 def test_what_was_carried_for_other_weights_is_not_taken_up() -> None:
     """As when a layer is unfrozen between two upper steps."""
-    carried = solve(SingleLoop(), MatrixSystem(matrix(SPECTRUM[1:])), vector(5)).carried
+    solver_state = solve(SingleLoop(), MatrixSystem(matrix(SPECTRUM[1:])), vector(5)).solver_state
     system, b = MatrixSystem(matrix(SPECTRUM)), vector(6)
     assert torch.equal(
-        solve(SingleLoop(), system, b, carried).direction,
+        solve(SingleLoop(), system, b, solver_state).direction,
         solve(SingleLoop(), system, b).direction,
     )
 
@@ -171,11 +174,11 @@ def test_settings_refused(given: int) -> None:
 
 def test_a_solution_for_other_weights_is_forgotten_with_its_step_length() -> None:
     """Some weights were frozen or freed: the calls that follow are those of a new beginning."""
-    old = solve(SingleLoop(), MatrixSystem(matrix([0.5, 2.0])), vector(2)).carried
+    old = solve(SingleLoop(), MatrixSystem(matrix([0.5, 2.0])), vector(2)).solver_state
     system, b = MatrixSystem(matrix(SPECTRUM)), vector(6)
     after, anew = old, {}
     for _ in range(5):
-        after = solve(SingleLoop(), system, b, after).carried
-        anew = solve(SingleLoop(), system, b, anew).carried
+        after = solve(SingleLoop(), system, b, after).solver_state
+        anew = solve(SingleLoop(), system, b, anew).solver_state
         assert float(after["length"]) > 0.0
         assert all(torch.equal(after[name], anew[name]) for name in anew)

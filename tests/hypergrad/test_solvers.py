@@ -41,8 +41,8 @@ from helpers import (
 
 
 def solve(solver: Solver, system: MatrixSystem, b: Tensor, start: Tensor | None = None) -> Solution:
-    carried = None if start is None else {"q": start}
-    return solver.solve(cast(TrainingSystem, system), b, carried)
+    solver_state = None if start is None else {"q": start}
+    return solver.solve(cast(TrainingSystem, system), b, solver_state)
 
 
 def true_residual(system: MatrixSystem, b: Tensor, q: Tensor) -> float:

@@ -323,5 +323,5 @@ def test_where_it_pays(
 ) -> None:
     monkeypatch.undo()  # the sizes as they are
     logits = torch.zeros(shape, requires_grad=True)
-    assert fused.fused_pays(logits) is expected
-    assert not fused.fused_pays(logits.detach())
+    assert fused.should_use_fused(logits) is expected
+    assert not fused.should_use_fused(logits.detach())

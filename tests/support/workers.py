@@ -106,7 +106,7 @@ def found_by(
 ) -> list[Tensor]:
     """Hypergradients of steps in a row, flat, and what the objective was."""
     loss = tunable(groups=objective.over != "class" or "deo" in repr(objective).lower())
-    found, carried = [], None
+    found, solver_state = [], None
     for train, held in zip(batches[::2], batches[1::2], strict=True):
         result = hypergradient(
             model,
@@ -116,10 +116,10 @@ def found_by(
             held[0],
             solver=solver,
             weight_decay=0.01,
-            carried=carried,
+            solver_state=solver_state,
             augment=augment,
         )
-        carried = result.solution.carried
+        solver_state = result.solution.solver_state
         values = torch.tensor([result.objective, result.hard_objective], dtype=torch.float64)
         found.append(torch.cat([flatten(result.gradients), values]))
     return found

@@ -261,7 +261,7 @@ class Checkpoint:
         processes: Processes = ALONE,
     ) -> None:
         self.processes = processes
-        self.path = processes.of_first(lambda: None if path is None else _writable(path))
+        self.path = processes.run_on_rank_zero(lambda: None if path is None else _writable(path))
         self.identity = identity() if self.path else {}
         self.state = state
         self._last = time.monotonic()
@@ -276,8 +276,8 @@ class Checkpoint:
         """
         if self.path is None:
             return None
-        identities = self.processes.gathered(self.identity)
-        saved = self.processes.of_first(lambda: self._read(identities))
+        identities = self.processes.all_gather_objects(self.identity)
+        saved = self.processes.run_on_rank_zero(lambda: self._read(identities))
         if saved is None:
             return None
         set_random_state(saved["random"])

@@ -235,11 +235,11 @@ class LossTuner:
             solver=self.solver,
             weight_decay=coupled_weight_decay(lower, model),
             preconditioner=adaptive_preconditioner(lower, model) if wanted else None,
-            carried=self._carried.get(replica),
+            solver_state=self._carried.get(replica),
             augment=self.augment,
         )
         # A solution that is not finite would spoil the next one.
-        self._carried[replica] = result.solution.carried if result.finite else {}
+        self._carried[replica] = result.solution.solver_state if result.finite else {}
         return result
 
     def update(self, results: Sequence[Hypergradient], val_batch: Batch | None = None) -> UpperStep:

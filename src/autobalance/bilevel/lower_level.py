@@ -18,7 +18,7 @@ from autobalance.bilevel.execution import check_interval
 from autobalance.bilevel.initialisation import init_bias_offset, make_network, make_optimizer
 from autobalance.bilevel.types import ModelFactory, Sampling, ScheduledLoss, TrainingLoss
 from autobalance.data import ArrayData, Batch, BatchSource, ResampledBatches, ShuffledBatches
-from autobalance.functional import Processes, logits_of
+from autobalance.functional import Processes, compute_logits, warn_if_probabilities
 from autobalance.records import Recipe
 
 
@@ -124,7 +124,7 @@ class LowerLevel:
         with torch.no_grad():
             inputs = augmented(self.augment, batch)
         try:
-            logits = logits_of(self.network, inputs)
+            logits = compute_logits(self.network, inputs)
         except RuntimeError as error:
             refused = _other_dtype(inputs, self._weights, error)
             if refused is None:
@@ -132,8 +132,12 @@ class LowerLevel:
             raise refused from None
         if self.done == 0:
             _check_logits(logits, batch, self.data.num_classes)
+            warn_if_probabilities(logits)
         sizes = self.processes.sizes(len(self.batches.latest[1]))
-        whole, logits = self.processes.labels(batch, sizes), self.processes.union(logits, sizes)
+        whole, logits = (
+            self.processes.labels(batch, sizes),
+            self.processes.all_gather_rows(logits, sizes),
+        )
         value = loss(logits, whole.target, groups=whole.groups, sample_weight=whole.sample_weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(value * self.processes.size)  # DDP takes the mean over processes

@@ -128,7 +128,7 @@ class NetworkFolds:
             for i, (train, held) in enumerate(splits)
         ]
         self.processes = self.folds[0].lower.processes
-        self.processes.draw_apart(spec.seed)
+        self.processes.seed_per_rank(spec.seed)
         self.steps_per_run = self.folds[0].lower.total
         self.cells = [held.cells() for _, held in splits]
         held = splits[0][1]
@@ -187,7 +187,7 @@ class NetworkFolds:
     def _held_out_logits(self) -> Iterator[Tensor]:
         """Fold by fold, for with many classes they are large."""
         for fold in self.folds:
-            fold.lower.processes.agree(fold.lower.module)
+            fold.lower.processes.broadcast_buffers(fold.lower.module)
             yield predict_logits(fold.lower.module, fold.validation.inputs)
 
     def train_candidates(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.data import as_inputs, moved
-from autobalance.functional import logits_of
+from autobalance.functional import compute_logits, evaluation_mode
 
 
 @torch.no_grad()
@@ -29,15 +29,11 @@ def predict_logits(model: nn.Module, inputs: Any, batch_size: int = 1024) -> Ten
     InputError
         If the output holds no logits, or an example of a Dataset cannot be used.
     """
-    modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.eval()
-    try:
-        parts = [
-            logits_of(model, moved(part, device)).cpu()
-            for part in as_inputs(inputs).split(batch_size)
-        ]
-    finally:
-        for module, training in modes:
-            module.training = training
-    return torch.cat(parts)
+    with evaluation_mode(model):
+        return torch.cat(
+            [
+                compute_logits(model, moved(part, device)).cpu()
+                for part in as_inputs(inputs).split(batch_size)
+            ]
+        )

@@ -128,7 +128,7 @@ def retrain(
             sampling=sampling,
             augment=None if augment is None else augment.to(fabric.device),
         )
-        lower.processes.draw_apart(seed)
+        lower.processes.seed_per_rank(seed)
         own_loss = copy.deepcopy(own_loss).to(fabric.device)
 
         def identity() -> dict[str, Any]:
@@ -158,7 +158,7 @@ def retrain(
             LoggerAdapter(logger, writes=lower.processes.rank == 0),
             progress,
         )
-        lower.processes.agree(lower.module)
+        lower.processes.broadcast_buffers(lower.module)
         saved.save()
     return lower.result()
 

@@ -1,33 +1,52 @@
 """A network as a function of its weights: passes, products, borrowing and processes."""
 
+from autobalance.functional.derivative_check import choose_derivative, forget_checks
 from autobalance.functional.model import (
-    Passes,
-    borrowed,
-    call_network,
+    Derivative,
+    FunctionalModel,
+    Linearization,
     flatten,
-    logits_of,
+    needs_copies,
     trainable,
     unflatten,
+    use_copies,
 )
+from autobalance.functional.module_state import (
+    evaluation_mode,
+    evaluation_of_plain_layers,
+    mode_overrides,
+    preserve_module_state,
+)
+from autobalance.functional.outputs import call_network, compute_logits, warn_if_probabilities
 from autobalance.functional.processes import (
     ALONE,
     Processes,
     first_process,
     processes_started,
-    unwrapped,
+    unwrap,
 )
 
 __all__ = [
     "ALONE",
-    "Passes",
+    "Derivative",
+    "FunctionalModel",
+    "Linearization",
     "Processes",
-    "borrowed",
     "call_network",
+    "choose_derivative",
+    "compute_logits",
+    "evaluation_mode",
+    "evaluation_of_plain_layers",
     "first_process",
     "flatten",
-    "logits_of",
+    "forget_checks",
+    "mode_overrides",
+    "needs_copies",
+    "preserve_module_state",
     "processes_started",
     "trainable",
     "unflatten",
-    "unwrapped",
+    "unwrap",
+    "use_copies",
+    "warn_if_probabilities",
 ]

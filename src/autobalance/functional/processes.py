@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -82,11 +81,11 @@ class Processes:
         return 0 if self.group is None else dist.get_rank(self.group)
 
     def rows(self, own: Tensor, sizes: Sequence[int] | None = None) -> slice:
-        """Where this process's rows lie in the union; `sizes` as for `union`."""
+        """Where this process's rows lie in the union; `sizes` as for `all_gather_rows`."""
         begin = sum((self.sizes_of(own) if sizes is None else sizes)[: self.rank])
         return slice(begin, begin + len(own))
 
-    def union(self, own: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    def all_gather_rows(self, own: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """Rows of all processes, in their order; this one's with their graph, the others' without.
 
         The processes may bring different numbers of rows, `sizes`, and the same of everything else. Where
@@ -111,7 +110,7 @@ class Processes:
         return replace(
             batch,
             **{
-                name: None if value is None else self.union(value, sizes)
+                name: None if value is None else self.all_gather_rows(value, sizes)
                 for name in ("target", "groups", "sample_weight")
                 for value in [getattr(batch, name)]
             },
@@ -125,7 +124,7 @@ class Processes:
         """How many each process takes of a batch of so many, by `share`."""
         return [len(range(rank, examples, self.size)) for rank in range(self.size)]
 
-    def summed(self, own: Tensor) -> Tensor:
+    def all_reduce(self, own: Tensor) -> Tensor:
         """The sum over processes, without a graph."""
         if self.group is None:
             return own
@@ -133,14 +132,14 @@ class Processes:
         dist.all_reduce(total, group=self.group)
         return total
 
-    def gathered(self, own: Any) -> list[Any]:
+    def all_gather_objects(self, own: Any) -> list[Any]:
         """Something that can be pickled, of each process. To be called by all at the same place."""
         found = [own] * self.size
         if self.group is not None:
             dist.all_gather_object(found, own, group=self.group)
         return found
 
-    def of_first(self, make: Callable[[], T]) -> T:
+    def run_on_rank_zero(self, make: Callable[[], T]) -> T:
         """What a function returns in the first process, where alone it is called, in all of them.
 
         To be called by all at the same place. An InputError there is raised in all.
@@ -160,7 +159,7 @@ class Processes:
             raise error
         return value
 
-    def draw_apart(self, seed: int) -> None:
+    def seed_per_rank(self, seed: int) -> None:
         """Let dropout and augmentation differ between processes: seed the global random state by each.
 
         To be called once all networks are made, whose weights must be the same in every process and
@@ -169,7 +168,7 @@ class Processes:
         if self.size > 1:
             torch.manual_seed(seed + self.rank)
 
-    def agree(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers: BatchNorm's statistics are of the rows that each saw.
 
         To be called by all at the same place.
@@ -205,8 +204,8 @@ def processes_started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network within DDP's, Fabric's and `torch.compile`'s wrappers."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network within the wrappers of DDP, `nn.DataParallel`, Fabric and `torch.compile`."""
     *_, inner = _wrappers(model)
     return inner
 
@@ -215,7 +214,7 @@ def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
     """The model, what it wraps, and so on down to the network."""
     while True:
         yield model
-        if isinstance(model, DistributedDataParallel):
+        if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
             model = model.module
         elif type(model).__name__ == "_FabricModule":
             model = model._forward_module  # type: ignore[assignment]
@@ -223,68 +222,3 @@ def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
             model = model._modules["_orig_mod"]  # type: ignore[assignment]
         else:
             return
-
-
-class _Summed(torch.autograd.Function):
-    """Sum over processes, with the rules that torch's own lacks; each is a sum again."""
-
-    @staticmethod
-    def forward(own: Tensor, processes: Processes) -> Tensor:
-        return processes.summed(own)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.processes = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Summed.apply(grads[0], ctx.processes), None  # type: ignore[return-value]
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return ctx.processes.summed(tangents[0])
-
-
-@contextmanager
-def synchronised(layers: Sequence[nn.SyncBatchNorm], processes: Processes) -> Iterator[None]:
-    """With these layers in operations that can be differentiated twice and forward.
-
-    torch's own has neither rule, and on a CPU no forward pass either.
-    """
-    if processes.group is None or not layers:
-        yield
-        return
-    for layer in layers:
-        layer.forward = _batch_norm_of_all(layer, processes)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _batch_norm_of_all(layer: nn.SyncBatchNorm, processes: Processes) -> Any:
-    def forward(inputs: Tensor) -> Tensor:
-        given, axes = inputs.dtype, [0, *range(2, inputs.ndim)]
-        shape = [1, -1, *[1] * (inputs.ndim - 2)]
-        if given in (torch.bfloat16, torch.float16):  # which hold no count of a few hundred
-            inputs = inputs.float()
-        if layer.training or layer.running_mean is None:
-            count = inputs.new_tensor([inputs.numel() // inputs.shape[1]])
-            total = processes.summed(count)
-
-            def over_all(values: Tensor) -> Tensor:
-                return _Summed.apply(values.sum(axes), processes) / total  # type: ignore[operator]
-
-            mean = over_all(inputs)
-            # Not the mean square less the squared mean, which loses all digits where the mean is large.
-            variance = over_all((inputs - mean.view(shape)).square())
-        else:
-            mean, variance = layer.running_mean, layer.running_var
-        assert variance is not None
-        scaled = (inputs - mean.view(shape)) * (variance + layer.eps).rsqrt().view(shape)
-        if layer.weight is not None:
-            scaled = scaled * layer.weight.view(shape) + layer.bias.view(shape)
-        return scaled.to(given)
-
-    return forward

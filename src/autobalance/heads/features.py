@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, instance, whole
 from autobalance.bilevel import make_fabric
 from autobalance.data import as_inputs, moved
-from autobalance.functional import borrowed, call_network
+from autobalance.functional import call_network, preserve_module_state
 
 ROWS = 4096
 
@@ -58,7 +58,7 @@ def extract_features(
     features: Tensor | None = None
     try:
         backbone.to(target)
-        with borrowed(backbone):
+        with preserve_module_state(backbone):
             backbone.eval()
             first = 0
             for part in examples.split(batch_size):

@@ -20,17 +20,21 @@ through dL/dx at weights moved along q, by a central difference; see
 
 from __future__ import annotations
 
-import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from autobalance.functional import ALONE, Passes, Processes, flatten, unflatten
+from autobalance.functional import (
+    ALONE,
+    Derivative,
+    FunctionalModel,
+    Linearization,
+    Processes,
+    choose_derivative,
+    flatten,
+)
 
 LogitLoss = Callable[[Tensor], Tensor]
 Curvature = Literal["gauss_newton", "hessian"]
@@ -38,17 +42,14 @@ Curvature = Literal["gauss_newton", "hessian"]
 LOGIT_STEP = 0.3
 """How far the central difference of `TrainingSystem.mixed_by_inputs` moves the logits, root mean square."""
 
-# Networks found to hold an operation without a forward-mode rule.
-_without_forward_mode: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
 
 class TrainingSystem:
     """Products with A, J and the mixed derivative, all on the same batches, mode and dropout masks.
 
     Parameters
     ----------
-    model : nn.Module or Passes
-        In the mode in which it is trained; with `Passes` their processes are those that count.
+    model : nn.Module or FunctionalModel
+        In the mode in which it is trained; a `FunctionalModel` brings its own processes.
     batches : sequence of (inputs, loss)
         Each batch's inputs, and its loss as a function of logits ``(n, k)`` alone, differentiable
         twice. With several processes the inputs are this one's and the loss is of the logits of all.
@@ -68,7 +69,7 @@ class TrainingSystem:
 
     def __init__(
         self,
-        model: nn.Module | Passes,
+        model: nn.Module | FunctionalModel,
         batches: Sequence[tuple[Any, LogitLoss]],
         alpha: Sequence[Tensor],
         shift: float | Tensor,
@@ -77,13 +78,19 @@ class TrainingSystem:
         preconditioner: Tensor | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        passes = model if isinstance(model, Passes) else Passes(model, processes)
+        if not isinstance(model, FunctionalModel):
+            model = FunctionalModel(model, processes)
         keep = len(batches) == 1
-        self.batches = [_BatchSystem(passes, inputs, loss, keep) for inputs, loss in batches]
+        self.batches = [_BatchSystem(model, inputs, loss, keep) for inputs, loss in batches]
         self.alpha = list(alpha)
         self.shift = shift
         self.curvature = curvature
         self.preconditioner = preconditioner
+
+    @property
+    def derivative(self) -> Derivative:
+        """How J v is computed, see `autobalance.functional.choose_derivative`."""
+        return self.batches[0].point.derivative
 
     def tangent(self, vector: Tensor) -> Tensor:
         """J v, the logits' change along v, shape ``(n, k)`` over all batches."""
@@ -161,23 +168,18 @@ class _BatchSystem:
 
     def __init__(
         self,
-        passes: Passes,
+        network: FunctionalModel,
         inputs: Any,
         loss: LogitLoss,
         keep_graph: bool,
     ) -> None:
-        self.passes = passes
-        self.processes = passes.processes
-        self.model = passes.model
+        self.point = Linearization(network, inputs, keep_graph=keep_graph)
+        self.point.derivative = choose_derivative(network, inputs)
+        self.processes = network.processes
         self.inputs = inputs
         self.loss = loss
-        self.keep_graph = keep_graph
-        self.parameters = passes.parameters
-        self.leaves = list(self.parameters.values())
-        self._random: tuple[Tensor, Tensor | None] | None = None
-        self._logits: Tensor | None = None  # this process's, with their graph
         self._gradient: Tensor | None = None  # of the loss, by the weights, with its graph
-        self._point: tuple[Tensor, Tensor] | None = None
+        self._loss_point: tuple[Tensor, Tensor] | None = None
         self._sizes: list[int] | None = None  # rows of each process, once they are known
 
     @property
@@ -186,21 +188,10 @@ class _BatchSystem:
         return len(self._at()[0])
 
     def tangent(self, vector: Tensor) -> Tensor:
-        """J v by one forward-mode pass, or where the network has no such rules by two backward."""
-        directions = unflatten(vector, self.leaves)
-        if self.model not in _without_forward_mode:
-            try:
-                return self._forward_mode(directions)
-            except (NotImplementedError, RuntimeError) as error:
-                if not _is_missing_rule(error):
-                    raise
-                _without_forward_mode.add(self.model)
-                warnings.warn(
-                    "Part of the network has no forward-mode derivative; hypergradients use double "
-                    f"backward, which is slower. ({str(error).splitlines()[0]})",
-                    stacklevel=2,
-                )
-        return self._double_backward(directions)
+        """J v, shape ``(n, k)``."""
+        tangent = self.point.jvp(vector)
+        self._at()
+        return self._union(tangent)
 
     def curved(self, tangent: Tensor) -> Tensor:
         """(d2L/df2) u, shape ``(n, k)``."""
@@ -219,128 +210,42 @@ class _BatchSystem:
 
     def pull(self, tangent: Tensor) -> Tensor:
         """J' (d2L/df2) u, flat."""
-        logits = self._graph()
-        curved = self.curved(tangent)[self.processes.rows(logits, self._sizes)]
-        pulled = torch.autograd.grad(
-            logits,
-            self.leaves,
-            curved.to(logits.dtype),
-            retain_graph=self.keep_graph,
-            materialize_grads=True,
-        )
-        return self.processes.summed(flatten(pulled))
+        curved = self.curved(tangent)
+        own = curved[self.processes.rows(self.point.value, self._sizes)]
+        return self.processes.all_reduce(self.point.vjp(own))
 
     def hessian_product(self, vector: Tensor) -> Tensor:
         """(d2L/dtheta2) v by double backward, flat."""
         gradient = self._gradient
         if gradient is None:
-            value = self.loss(self._union(self._graph()))
-            gradient = flatten(
-                torch.autograd.grad(value, self.leaves, create_graph=True, materialize_grads=True)
-            )
-            if self.keep_graph:
+            value = self.loss(self._union(self.point.logits_with_leaves()[0]))
+            gradient = flatten(self.point.gradient(value, create_graph=True))
+            if self.point.keep_graph:
                 self._gradient = gradient
-        product = torch.autograd.grad(
-            gradient @ vector, self.leaves, retain_graph=self.keep_graph, materialize_grads=True
-        )
-        return self.processes.summed(flatten(product))
+        return self.processes.all_reduce(flatten(self.point.gradient(gradient @ vector)))
 
     def input_gradient_along(self, vector: Tensor, step: float) -> Tensor:
         """Central difference of dL/dx along v, of the inputs' shape."""
-        directions = unflatten(vector, self.leaves)
         inputs = self.inputs.detach().requires_grad_()
-        self._logits = self._gradient = None  # a graph that would be there beside those below
+        self.point.forget_graph()  # it would be there beside those below
+        self._gradient = None
         sides = []
         for signed in (step, -step):
-            moved = {
-                name: p.detach() + signed * t
-                for (name, p), t in zip(self.parameters.items(), directions, strict=True)
-            }
-            value = self.loss(self._union(self._call(moved, inputs)))
-            sides.append(torch.autograd.grad(value, inputs)[0])
+            value = self.loss(self._union(self.point.logits_moved(vector, signed, inputs)))
+            [side] = self.point.within(lambda v=value: torch.autograd.grad(v, inputs))
+            sides.append(side)
         return (sides[0] - sides[1]) / (2 * step)
-
-    def _forward_mode(self, directions: list[Tensor]) -> Tensor:
-        with torch.no_grad(), forward_ad.dual_level():
-            # A part of a larger tensor would be copied, each by kernels of its own.
-            own = [torch.empty_like(p) for p in self.leaves]
-            torch._foreach_copy_(own, directions)  # pyright: ignore[reportPrivateImportUsage]
-            duals = {
-                name: forward_ad.make_dual(p.detach(), t)
-                for (name, p), t in zip(self.parameters.items(), own, strict=True)
-            }
-            primal, tangent = forward_ad.unpack_dual(self._call(duals, dual=True))
-        self._set_point(primal)
-        return self._union(torch.zeros_like(primal) if tangent is None else tangent)
-
-    def _double_backward(self, directions: list[Tensor]) -> Tensor:
-        logits = self._graph()
-        dummy = torch.zeros_like(logits, requires_grad=True)
-        pulled = torch.autograd.grad(
-            logits, self.leaves, dummy, create_graph=True, materialize_grads=True
-        )
-        tangent = torch.autograd.grad(
-            pulled, dummy, directions, retain_graph=self.keep_graph, materialize_grads=True
-        )[0]
-        return self._union(tangent)
-
-    def _graph(self) -> Tensor:
-        """Logits with their graph; kept for later products where one batch is all there is."""
-        if self._logits is not None:
-            return self._logits
-        logits = self._call(self.parameters)
-        self._set_point(logits)
-        if self.keep_graph:
-            self._logits = logits
-        return logits
 
     def _union(self, rows: Tensor) -> Tensor:
         """Rows of all processes."""
         if self._sizes is None:
             self._sizes = self.processes.sizes_of(rows)
-        return self.processes.union(rows, self._sizes)
-
-    def _call(
-        self, parameters: Mapping[str, Tensor], inputs: Any = None, *, dual: bool = False
-    ) -> Tensor:
-        device = self.leaves[0].device
-        if self._random is None:
-            on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-            self._random = torch.random.get_rng_state(), on_device
-        torch.random.set_rng_state(self._random[0])
-        if self._random[1] is not None:
-            torch.cuda.set_rng_state(self._random[1], device)
-        with _unfused() if self.model in _without_forward_mode else nullcontext():
-            return self.passes(parameters, self.inputs if inputs is None else inputs, dual=dual)
+        return self.processes.all_gather_rows(rows, self._sizes)
 
     def _at(self) -> tuple[Tensor, Tensor]:
         """The logits as a leaf of their own, and the loss's gradient there with its graph."""
-        if self._point is None:
-            self._graph()
-        assert self._point is not None  # set by every pass
-        return self._point
-
-    def _set_point(self, logits: Tensor) -> None:
-        if self._point is None:
-            leaf = self._union(logits.detach()).requires_grad_()
+        if self._loss_point is None:
+            leaf = self._union(self.point.value).detach().requires_grad_()
             gradient = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)[0]
-            self._point = leaf, gradient
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    """Without the fused recurrent layers, which lack second derivatives too; torch's own have them."""
-    mkldnn = torch.backends.mkldnn
-    before = mkldnn.enabled
-    mkldnn.enabled = False  # `mkldnn.flags` would set TF32 as well, which warns on a CPU
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        mkldnn.enabled = before
-
-
-def _is_missing_rule(error: Exception) -> bool:
-    """Whether torch says that an operation has no forward-mode derivative."""
-    text = str(error).lower()
-    return "forward ad" in text or "jvp" in text or "forward mode" in text
+            self._loss_point = leaf, gradient
+        return self._loss_point

@@ -11,7 +11,9 @@ solution q for both. Weights, buffers, gradients, modes and random state are lef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +23,36 @@ from torch import Tensor, nn
 from autobalance._validation import InputError
 from autobalance.augment import drawn
 from autobalance.data import Batch
-from autobalance.functional import Passes, Processes, borrowed, flatten, trainable, unwrapped
+from autobalance.functional import (
+    Derivative,
+    FunctionalModel,
+    Linearization,
+    Processes,
+    evaluation_mode,
+    evaluation_of_plain_layers,
+    forget_checks,
+    mode_overrides,
+    needs_copies,
+    preserve_module_state,
+    trainable,
+    unflatten,
+    unwrap,
+    use_copies,
+    warn_if_probabilities,
+)
 from autobalance.hypergrad.curvature import LogitLoss, TrainingSystem
-from autobalance.hypergrad.solvers import Carried, Solution, Solver
+from autobalance.hypergrad.solvers import Solution, Solver, SolverState
 from autobalance.losses import check_width
 from autobalance.objectives import Objective, RunningRisks
 from autobalance.spaces import TunableCrossEntropy
 
 WHOLE = 1 << 24
-"""Numbers in validation inputs that pass through the network at once, of 111 photographs of 224 pixels."""
+"""Most input values sent through the network at once: 111 photographs of 224 x 224 pixels."""
+
+Evaluation = Callable[[nn.Module], AbstractContextManager[None]]
+
+_evaluations: weakref.WeakKeyDictionary[nn.Module, Evaluation] = weakref.WeakKeyDictionary()
+"""How each network that was seen before is put into evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,8 @@ class Hypergradient:
         How many classes the network predicts on the validation batch.
     finite : bool
         Whether all gradients are finite, with the direction that a solver may carry on with.
+    derivative : {"forward", "double backward", "central difference"}
+        How J v was computed: the first way that agrees with the gradient that trains the network.
     """
 
     gradients: list[Tensor]
@@ -58,6 +83,7 @@ class Hypergradient:
     solution: Solution
     predicted: int
     finite: bool
+    derivative: Derivative = "forward"
 
 
 def hypergradient(
@@ -70,7 +96,7 @@ def hypergradient(
     solver: Solver,
     weight_decay: float | Tensor = 0.0,
     preconditioner: Tensor | None = None,
-    carried: Carried | None = None,
+    solver_state: SolverState | None = None,
     augment: nn.Module | None = None,
 ) -> Hypergradient:
     """Hypergradient of the objective on one validation batch through training batches.
@@ -97,8 +123,8 @@ def hypergradient(
         trainable weight, flat.
     preconditioner : Tensor, optional
         The lower optimiser's own, flat, for solvers that make use of it.
-    carried : mapping, optional
-        ``solution.carried`` of the last upper step.
+    solver_state : mapping, optional
+        ``solution.solver_state`` of the last upper step.
     augment : nn.Module, optional
         What the network trains on in place of a batch's inputs, ``augment(inputs, target,
         groups)``; its trainable parameters are differentiated by as well.
@@ -106,91 +132,182 @@ def hypergradient(
     Raises
     ------
     InputError
-        If the model has no trainable weight, its logits have another width than the loss, or a
-        batch is too small for BatchNorm.
+        If the model has no trainable weight, its logits have another width than the loss, a
+        batch is too small for BatchNorm, no derivative of the network agrees with the gradient that
+        trains it, or the network writes to its weights where no copy can be put in their place.
     """
-    processes, model = Processes.of(model), unwrapped(model)
-    passes = Passes(model, processes)
-    train_batches = [train_batch] if isinstance(train_batch, Batch) else train_batch
-    if not passes.parameters:
-        raise InputError("The model has no trainable parameter: nothing depends on the loss.")
-    leaves = list(passes.parameters.values())
-    free = list(loss.space.parameters())
-    strengths = [] if augment is None else list(trainable(augment).values())
+    processes, model = Processes.of(model), unwrap(model)
+    batches = [train_batch] if isinstance(train_batch, Batch) else train_batch
+    sums = objective.state_dict() if isinstance(objective, RunningRisks) else None
+    while True:
+        copies = needs_copies(model)
+        result: Hypergradient | Exception
+        with preserve_module_state(model) as loan, torch.enable_grad():
+            try:
+                network = FunctionalModel(model, processes)
+                if not network.parameters:
+                    raise InputError(
+                        "The model has no trainable parameter: nothing depends on the loss."
+                    )
+                b, numbers = _validation_gradient(
+                    network, loss, objective, batches, validation_batch
+                )
+                system = _TrainingSide(network, loss, batches, augment)
+                result = system.solve(
+                    b, numbers, solver, weight_decay, preconditioner, solver_state
+                )
+            except Exception as error:
+                result = error
+        if copies or not (loan.touched or loan.written):
+            break
+        # Its forward pass writes to its weights: once more, with copies in their place.
+        use_copies(model)
+        forget_checks(model)
+        if sums is not None and isinstance(objective, RunningRisks):
+            objective.load_state_dict(sums)
+    if isinstance(result, Exception):
+        raise result
+    if loan.written:
+        raise InputError(
+            f"Something in the network wrote to {', '.join(loan.written[:3])} by a way that autobalance "
+            "cannot turn aside; the values have been restored. Let hooks and other objects write to copies, "
+            "or only outside the upper step."
+        )
+    return result
 
-    with borrowed(model), torch.enable_grad():
-        model.eval()
-        parts = _parts(validation_batch.inputs, train_batches)
-        with torch.set_grad_enabled(len(parts) == 1):
-            found = [passes(passes.parameters, part) for part in parts]
+
+def _validation_gradient(
+    network: FunctionalModel,
+    loss: TunableCrossEntropy,
+    objective: Objective | RunningRisks,
+    train_batches: Sequence[Batch],
+    batch: Batch,
+) -> tuple[Tensor, Tensor]:
+    """dF/dtheta, flat; and the objective, its 0-1 value and how many classes are predicted, in one tensor."""
+    processes, leaves = network.processes, list(network.parameters.values())
+    parts = _parts(batch.inputs, train_batches)
+    is_new = network.model not in _evaluations
+    with _evaluation_of(network, parts[0])(network.model):
+        points = [Linearization(network, part, keep_graph=False) for part in parts]
         # Of several parts the graph begins at the logits, and each is passed once more.
-        own = found[0] if len(parts) == 1 else torch.cat(found).requires_grad_()
+        rows = [points[0].logits_with_leaves()[0]] if len(points) == 1 else []
+        rows = [row.detach() for row in rows] or [point.evaluate() for point in points]
+        own = (rows[0] if len(rows) == 1 else torch.cat(rows)).requires_grad_()
         check_width(own, loss.space.num_classes)
+        if is_new:
+            warn_if_probabilities(own)
         sizes = processes.sizes_of(own)
-        validation_batch = processes.labels(validation_batch, sizes)
-        logits = processes.union(own, sizes)
-        given = {
-            "groups": validation_batch.groups,
-            "sample_weight": validation_batch.sample_weight,
-        }
-        value = objective(logits, validation_batch.target, **given)
-        hard = objective.hard_value(logits.detach(), validation_batch.target, **given)
+        batch = processes.labels(batch, sizes)
+        logits = processes.all_gather_rows(own, sizes)
+        given = {"groups": batch.groups, "sample_weight": batch.sample_weight}
+        value = objective(logits, batch.target, **given)
+        hard = objective.hard_value(logits.detach(), batch.target, **given)
         classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
         predicted = classes.index_fill(0, logits.detach().argmax(dim=1), 1.0).sum()
-        if len(parts) == 1:
-            b = flatten(torch.autograd.grad(value, leaves, materialize_grads=True))
-        else:
-            [pull] = torch.autograd.grad(value, [own])
-            pulls = zip(parts, pull.split([len(part) for part in parts]), strict=True)
-            b = torch.zeros(
-                sum(p.numel() for p in leaves), dtype=leaves[0].dtype, device=pull.device
-            )
-            for part, by_logits in pulls:
-                b += _pulled(passes, part, by_logits)
-        b = processes.summed(b)
-        numbers = torch.stack([t.detach().double() for t in (value, hard, predicted)])
-        del found, logits, own, value  # with many classes they count beside what follows
+        [pull] = torch.autograd.grad(value, [own])
+        pulls = zip(points, pull.split([len(row) for row in rows]), strict=True)
+        b = torch.zeros(sum(p.numel() for p in leaves), dtype=leaves[0].dtype, device=pull.device)
+        for point, cotangent in pulls:
+            pulled = point.vjp(cotangent)
+            b = pulled if len(points) == 1 else b + pulled
+    numbers = torch.stack([t.detach().double() for t in (value, hard, predicted)])
+    return processes.all_reduce(b), numbers
 
-    with borrowed(model), torch.enable_grad():
-        design = loss.space()
 
-        def logit_loss(batch: Batch) -> LogitLoss:
-            batch = processes.labels(batch)
-            return lambda f: loss.at(
-                design, f, batch.target, groups=batch.groups, sample_weight=batch.sample_weight
-            )
+def _evaluation_of(network: FunctionalModel, inputs: Any) -> Evaluation:
+    """How to put the network into evaluation mode, found at its first batch.
 
-        inputs, chances = zip(*(drawn(augment, batch) for batch in train_batches), strict=True)
+    As its author wrote it, unless that loses the gradient of some weights by a part's own `eval`: adapters
+    that merge into frozen weights do. Such parts then stay as they are.
+    """
+    model = network.model
+    if model in _evaluations:
+        return _evaluations[model]
+    chosen: Evaluation = evaluation_mode
+    if mode_overrides(model):
+        unused: dict[Evaluation, int] = {}
+        for evaluation in (evaluation_mode, evaluation_of_plain_layers):
+            with evaluation(model):
+                point = Linearization(network, inputs, keep_graph=False)
+                logits, leaves = point.logits_with_leaves()
+                unused[evaluation] = len(leaves)
+                if logits.requires_grad:
+                    u = torch.linspace(0.5, 1.5, logits.numel()).view(logits.shape).to(logits)
+                    pulled = unflatten(point.vjp(u), leaves)
+                    unused[evaluation] = sum(not bool(g.any()) for g in pulled)
+        chosen = min(unused, key=lambda evaluation: unused[evaluation])
+    _evaluations[model] = chosen
+    return chosen
+
+
+class _TrainingSide:
+    """The training loss of the batches as the linear system and the mixed product see it."""
+
+    def __init__(
+        self,
+        network: FunctionalModel,
+        loss: TunableCrossEntropy,
+        batches: Sequence[Batch],
+        augment: nn.Module | None,
+    ) -> None:
+        self.network, self.loss, self.batches = network, loss, batches
+        self.strengths = [] if augment is None else list(trainable(augment).values())
+        self._design = loss.space()
+        draws = zip(*(drawn(augment, batch) for batch in batches), strict=True)
+        self._inputs, self._chances = draws
+
+    def solve(
+        self,
+        b: Tensor,
+        numbers: Tensor,
+        solver: Solver,
+        weight_decay: float | Tensor,
+        preconditioner: Tensor | None,
+        solver_state: SolverState | None,
+    ) -> Hypergradient:
+        """Solve ``A q = b`` and apply the mixed derivative to q."""
         system = TrainingSystem(
-            passes,
+            self.network,
             [
-                (x.detach() if strengths else x, logit_loss(batch))
-                for x, batch in zip(inputs, train_batches, strict=True)
+                (x.detach() if self.strengths else x, self._logit_loss(batch))
+                for x, batch in zip(self._inputs, self.batches, strict=True)
             ],
-            free,
+            list(self.loss.space.parameters()),
             weight_decay + solver.damping,
             curvature=solver.curvature,
             preconditioner=preconditioner,
         )
-        solution = solver.solve(system, b, carried)
+        solution = solver.solve(system, b, solver_state)
         gradients = [-g for g in system.mixed(solution.tangent)]
-        if strengths:
-            # Magnitudes act through the inputs, hard gates through how likely the draw was.
-            pulls = system.mixed_by_inputs(solution.direction, solution.tangent)
-            pairs = list(zip(inputs, pulls, strict=True))
-            slopes = system.slopes(solution.tangent)
-            for chance, slope, batch in zip(chances, slopes, train_batches, strict=True):
-                if chance is not None:
-                    labels = processes.labels(batch).target
-                    gain = advantage(slope, labels, loss.space.num_classes)
-                    pairs.append((chance, gain[processes.rows(chance)]))
-            outputs, weights = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
-            found = torch.autograd.grad(outputs, strengths, weights, materialize_grads=True)
-            gradients += [-processes.summed(g) for g in found]
-    finite = [torch.isfinite(t).all() for t in (*gradients, solution.direction)]
-    numbers = torch.cat([numbers, torch.stack(finite).all().double().view(1)])
-    value, hard, predicted, all_finite = numbers.tolist()  # one wait for a GPU
-    return Hypergradient(gradients, value, hard, solution, int(predicted), bool(all_finite))
+        if self.strengths:
+            gradients += self._by_augmentation(system, solution)
+        finite = [torch.isfinite(t).all() for t in (*gradients, solution.direction)]
+        numbers = torch.cat([numbers, torch.stack(finite).all().double().view(1)])
+        value, hard, predicted, all_finite = numbers.tolist()  # one wait for a GPU
+        return Hypergradient(
+            gradients, value, hard, solution, int(predicted), bool(all_finite), system.derivative
+        )
+
+    def _logit_loss(self, batch: Batch) -> LogitLoss:
+        batch = self.network.processes.labels(batch)
+        return lambda f: self.loss.at(
+            self._design, f, batch.target, groups=batch.groups, sample_weight=batch.sample_weight
+        )
+
+    def _by_augmentation(self, system: TrainingSystem, solution: Solution) -> list[Tensor]:
+        """Magnitudes act through the inputs, hard gates through how likely the draw was."""
+        processes = self.network.processes
+        pulls = system.mixed_by_inputs(solution.direction, solution.tangent)
+        pairs = list(zip(self._inputs, pulls, strict=True))
+        slopes = system.slopes(solution.tangent)
+        for chance, slope, batch in zip(self._chances, slopes, self.batches, strict=True):
+            if chance is not None:
+                labels = processes.labels(batch).target
+                gain = advantage(slope, labels, self.loss.space.num_classes)
+                pairs.append((chance, gain[processes.rows(chance)]))
+        outputs, weights = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+        pulled = torch.autograd.grad(outputs, self.strengths, weights, materialize_grads=True)
+        return [-processes.all_reduce(g) for g in pulled]
 
 
 def _parts(inputs: Any, train_batches: Sequence[Batch]) -> Sequence[Any]:
@@ -202,13 +319,6 @@ def _parts(inputs: Any, train_batches: Sequence[Batch]) -> Sequence[Any]:
     if inputs.numel() <= most:
         return [inputs]
     return inputs.split(max(1, most * len(inputs) // inputs.numel()))
-
-
-def _pulled(passes: Passes, inputs: Any, pull: Tensor) -> Tensor:
-    """``J^T pull`` for a part's logits, flat."""
-    logits = passes(passes.parameters, inputs)
-    leaves = list(passes.parameters.values())
-    return flatten(torch.autograd.grad(logits, leaves, pull, materialize_grads=True))
 
 
 def advantage(slopes: Tensor, target: Tensor, num_classes: int) -> Tensor:

@@ -2,7 +2,7 @@ r"""Solvers of A q = b for a hypergradient, b the validation gradient.
 
 Each is a frozen bundle of its settings. Since A v always comes together with J v, a solver
 carries J q along with q, and the mixed product that follows costs no further pass. What a solver
-wants to know at the next upper step it leaves in `Solution.carried`.
+wants to know at the next upper step it leaves in `Solution.solver_state`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from autobalance._validation import InputError, not_negative, one_of, positive, 
 from autobalance.hypergrad.curvature import Curvature, TrainingSystem
 from autobalance.records import PlainSettings
 
-Carried = Mapping[str, Tensor]
+SolverState = Mapping[str, Tensor]
 
 MAX_RESTARTS = 4
 
@@ -48,7 +48,7 @@ class Solution:
     reason : str
         Why it stopped: "tolerance", "iterations", "exact", "zero" (b = 0), "identity" or
         "indefinite" (negative curvature was met, and damped away).
-    carried : dict of Tensor
+    solver_state : dict of Tensor
         For the solver's next call; empty where it starts anew each time.
     """
 
@@ -57,7 +57,7 @@ class Solution:
     residual: float
     iterations: int
     reason: str
-    carried: dict[str, Tensor] = field(default_factory=dict)
+    solver_state: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,10 @@ class Solver(PlainSettings, ABC):
         one_of("curvature", self.curvature, ("gauss_newton", "hessian"))
 
     @abstractmethod
-    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
-        """Solve ``A q = b``, given what the last call's solution carried, if there was one."""
+    def solve(
+        self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
+    ) -> Solution:
+        """Solve ``A q = b``, given the `solver_state` of the last call's solution, if there was one."""
 
 
 def _zero(system: TrainingSystem, b: Tensor) -> Solution:
@@ -104,7 +106,9 @@ class Identity(Solver):
 
     preconditioned: bool = False
 
-    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+    def solve(
+        self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
+    ) -> Solution:
         q = _preconditioned(system, b) if self.preconditioned else b
         return Solution(q, system.tangent(q), float("nan"), 0, "identity")
 
@@ -140,10 +144,12 @@ class SingleLoop(Solver):
                 "may be. Keep curvature='gauss_newton', or use ConjugateGradient."
             )
 
-    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
-        start = _last(carried, b)
-        if carried and start is not None:
-            q, length, age = start, float(carried["length"]), int(carried["age"])
+    def solve(
+        self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
+    ) -> Solution:
+        start = _last(solver_state, b)
+        if solver_state and start is not None:
+            q, length, age = start, float(solver_state["length"]), int(solver_state["age"])
             applied, tangent = system.product(q)
             residual, products = b - applied, 1
         else:
@@ -205,12 +211,14 @@ class ConjugateGradient(Solver):
         whole("iterations", self.iterations, least=1)
         not_negative("tolerance", self.tolerance)
 
-    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+    def solve(
+        self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
+    ) -> Solution:
         norm, own = torch.stack([b.norm(), b @ b]).tolist()  # read together: each waits for a GPU
         if norm == 0.0:
             return _zero(system, b)
         products, extra, restarts = 0, 0.0, 0
-        start = _last(carried, b)
+        start = _last(solver_state, b)
         while True:  # until no direction of negative curvature is met
             if start is None:
                 q, tangent, residual, squared = torch.zeros_like(b), None, b, own
@@ -276,7 +284,9 @@ class Neumann(Solver):
             whole(name, getattr(self, name), least=1)
         positive("max_step", self.max_step)
 
-    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+    def solve(
+        self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
+    ) -> Solution:
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
@@ -334,7 +344,9 @@ class Nystrom(Solver):
         whole("rank", self.rank, least=1)
         seed_number(self.seed)
 
-    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+    def solve(
+        self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
+    ) -> Solution:
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
@@ -371,7 +383,9 @@ class Exact(Solver):
         super().__post_init__()
         whole("max_parameters", self.max_parameters, least=1)
 
-    def solve(self, system: TrainingSystem, b: Tensor, carried: Carried | None = None) -> Solution:
+    def solve(
+        self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
+    ) -> Solution:
         n = b.numel()
         if n > self.max_parameters:
             raise InputError(
@@ -390,11 +404,11 @@ class Exact(Solver):
         return Solution(q, system.tangent(q), residual, n, "exact")
 
 
-def _last(carried: Carried | None, b: Tensor) -> Tensor | None:
+def _last(solver_state: SolverState | None, b: Tensor) -> Tensor | None:
     """The last q, unless it was for other weights: some may have been frozen or freed since."""
-    if not carried or carried["q"].shape != b.shape:
+    if not solver_state or solver_state["q"].shape != b.shape:
         return None
-    return carried["q"].to(b)  # a checkpoint's may lie on another device
+    return solver_state["q"].to(b)  # a checkpoint's may lie on another device
 
 
 def _preconditioned(system: TrainingSystem, vector: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
@@ -31,7 +30,7 @@ LEAST_LOGITS = 2**20
 """With fewer classes, or fewer numbers in the logits, the plain form is as fast."""
 
 
-def fused_pays(logits: Tensor, *others: Tensor | None) -> bool:
+def should_use_fused(logits: Tensor, *others: Tensor | None) -> bool:
     """Whether `fused_cross_entropy` can serve and is worth it.
 
     It can where a gradient is wanted by the logits alone, in reverse mode; it is measured to be worth
@@ -55,7 +54,7 @@ def fused_pays(logits: Tensor, *others: Tensor | None) -> bool:
         and logits.requires_grad
         and not any(t.requires_grad for t in given[1:])
         and type(logits) in (Tensor, nn.Parameter)
-        and not _transformed(logits)
+        and not _is_transformed(logits)
         and all(forward_ad.unpack_dual(t).tangent is None for t in given)
     )
 
@@ -128,7 +127,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (slope,) = grad_outputs
-        if torch.is_grad_enabled() or _transformed(slope):  # create_graph, is_grads_batched
+        if torch.is_grad_enabled() or _is_transformed(slope):  # create_graph, is_grads_batched
             (logits,) = ctx.saved_tensors
             again = torch.is_grad_enabled()
             with torch.enable_grad():
@@ -205,6 +204,13 @@ def _adjusted(logits: Tensor, additive: Tensor | None, delta: Tensor | None, out
     return logits if delta is None else torch.mul(logits, delta, out=out)
 
 
-def _transformed(tensor: Tensor) -> bool:
-    """Whether inside a transform of `torch.func`, or part of several gradients taken at once."""
-    return torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(tensor)
+def _is_transformed(tensor: Tensor) -> bool:
+    """Whether inside a transform of `torch.func`, or part of several gradients taken at once.
+
+    torch has no public way to ask. Where its private names are gone the answer is yes, which costs time but
+    is never wrong.
+    """
+    private = getattr(torch, "_C", None)
+    is_active = getattr(private, "_are_functorch_transforms_active", None)
+    is_batched = getattr(getattr(private, "_functorch", None), "is_legacy_batchedtensor", None)
+    return is_active is None or is_batched is None or is_active() or is_batched(tensor)

@@ -24,7 +24,7 @@ from autobalance._validation import (
     whole,
 )
 from autobalance.data import indices
-from autobalance.losses.fused import fused_cross_entropy, fused_pays
+from autobalance.losses.fused import fused_cross_entropy, should_use_fused
 from autobalance.losses.parametric import LossParameters, parametric_cross_entropy, target_weight
 from autobalance.records import check_format, loss_snippet, parsed_record
 
@@ -75,10 +75,10 @@ def reduced_loss(
     if groups is not None:
         _check_rows(groups)
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    kept, safe, scale = counted(target, sample_weight, ignore_index, dtype)
+    kept, safe, scale = apply_ignore_index(target, sample_weight, ignore_index, dtype)
     given: dict[str, Any] = {"groups": groups, "label_smoothing": label_smoothing}
     try:
-        if fused and fused_pays(logits, *parameters, sample_weight):
+        if fused and should_use_fused(logits, *parameters, sample_weight):
             if reduction == "mean":  # divided before, so that the gradient is not gone over again
                 scale = scale / _mass(scale, safe, parameters, groups)
             loss = fused_cross_entropy(logits, safe, parameters, scale=scale, kept=kept, **given)
@@ -97,7 +97,7 @@ def reduced_loss(
     return loss.sum() / _mass(scale, safe, parameters, groups)
 
 
-def counted(
+def apply_ignore_index(
     target: Tensor, sample_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which examples count, targets with 0 where one does not, and what each counts for; ``(n,)``."""

@@ -20,9 +20,9 @@ from autobalance.losses.modules import (
     Reduction,
     _counts_per_class,
     _parameter,
+    apply_ignore_index,
     check_batch,
     check_width,
-    counted,
     effective_number_weights,
     reduced,
     reduced_loss,
@@ -140,7 +140,7 @@ class FocalLoss(_PublishedLoss):
         )
         # Kept above 0: where p rounds to 1, a power below 1 would have an infinite derivative.
         missing = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny)
-        _, own, scale = counted(target, sample_weight, self.ignore_index, loss.dtype)
+        _, own, scale = apply_ignore_index(target, sample_weight, self.ignore_index, loss.dtype)
         w_y = target_weight(own, self.weight)
         if w_y is not None:
             scale = scale * w_y.to(loss.dtype)
@@ -580,7 +580,7 @@ class GroupDROLoss(_PublishedLoss):
             reduction="none",
             ignore_index=self.ignore_index,
         )
-        _, index, scale = counted(target, sample_weight, self.ignore_index, loss.dtype)
+        _, index, scale = apply_ignore_index(target, sample_weight, self.ignore_index, loss.dtype)
         if groups is not None and self.over != "class":
             index = groups if self.over == "group" else groups * input.shape[1] + index
         share = self._members(index) * scale[:, None]

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.functional.processes import Processes, _batch_norm_of_all
+from autobalance.functional.batch_norm import normalize_over_processes
+from autobalance.functional.processes import Processes
 from workers import CASES
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -58,7 +59,7 @@ def test_batch_norm_of_all_keeps_its_digits(dtype: torch.dtype) -> None:
     inputs = (100.0 + torch.randn(43, 3, 31, 31, generator=generator)).to(dtype)
     layer = nn.SyncBatchNorm(3)
     expected = nn.functional.batch_norm(inputs.double(), None, None, training=True)
-    found = _batch_norm_of_all(layer, Processes())(inputs)
+    found = normalize_over_processes(layer, inputs, processes=Processes())
     assert found.dtype == dtype
     torch.testing.assert_close(
         found.double(), expected, rtol=0.01, atol=0.02 if dtype == torch.bfloat16 else 1e-3

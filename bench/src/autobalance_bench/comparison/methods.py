@@ -17,7 +17,7 @@ from autobalance import InputError
 from autobalance.augment import AugmentChoice, described
 from autobalance.bilevel import FixedLoss, ModelFactory, predict_logits, retrain, search, splits_of
 from autobalance.data import ArrayData
-from autobalance.functional import unwrapped
+from autobalance.functional import unwrap
 from autobalance.heads import extract_features, retrain_head, search_head
 from autobalance.hypergrad import Neumann
 from autobalance.losses import (
@@ -135,7 +135,7 @@ class Task:
             **self.where(),
         }
         network = self.computing.prepared(options.pop("network", self.network))
-        return unwrapped(retrain(network, data or self.data, loss, **{**common, **options}))
+        return unwrap(retrain(network, data or self.data, loss, **{**common, **options}))
 
     def where(self) -> dict[str, Any]:
         """Options that `search` and `retrain` share: for the next of this task's training runs."""

@@ -97,7 +97,7 @@ def _run(
     again: Sequence[str],
     progress: Listener | None,
 ) -> None:
-    waiting = Processes.all().of_first(lambda: waiting_cells(cells, store, again))
+    waiting = Processes.all().run_on_rank_zero(lambda: waiting_cells(cells, store, again))
     done = len(cells) - len(waiting)
     states = {cell.identity(): cell.state for cell in cells}
     with warnings.catch_warnings():
