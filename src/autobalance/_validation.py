@@ -55,25 +55,28 @@ def shown(value: object) -> str:
 def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
     """Validate counts of training examples per class, shape ``(k,)``, or per group and class.
 
+    Sums of the examples' weights are counts too.
+
     Raises
     ------
     InputError
-        If there are fewer than two classes, or a count is negative, fractional or non-finite,
-        or a class has no example in any group.
+        If there are fewer than two classes, a count is negative or non-finite, the counts are shares
+        that sum to 1 or less, or a class has no example in any group.
     """
     try:
         array = np.asarray(counts, dtype=np.float64)
     except (TypeError, ValueError):
-        raise InputError(
-            f"{name} must hold whole numbers of examples; got {shown(counts)}."
-        ) from None
+        raise InputError(f"{name} must hold numbers of examples; got {shown(counts)}.") from None
     if array.ndim not in (1, 2) or array.shape[-1] < 2:
         raise InputError(
             f"{name} needs one count per class (k,), or per group and class (g, k), with at least "
             f"two classes; got shape {array.shape}."
         )
-    if not np.isfinite(array).all() or (array < 0).any() or (array != np.round(array)).any():
-        raise InputError(f"{name} must hold whole numbers of examples, none negative.")
+    if not np.isfinite(array).all() or (array < 0).any() or 0.0 < array.sum() < 1.0 + 1e-6:
+        raise InputError(
+            f"{name} must hold numbers of examples (or sums of their weights), none negative, and no "
+            "shares of 1."
+        )
     totals = array if array.ndim == 1 else array.sum(axis=0)
     if (totals == 0).any():
         empty = np.flatnonzero(totals == 0).tolist()

@@ -415,7 +415,7 @@ def test_data_is_left_alone(found: SearchResult) -> None:
 def test_folds_hold_out_what_the_splits_say_over_one_copy() -> None:
     data = dataset(201)
     settings = SearchSettings(folds=3, validation_fraction=0.3)
-    splits, counts = split(data, None, settings, weight_decay=DECAY, seed=0, device=CPU)
+    splits, (counts, _) = split(data, None, settings, weight_decay=DECAY, seed=0, device=CPU)
     held = [s.validation for s in splits]
     assert counts.sum() == sum(len(h.target) for h in held)
     scaling = Scaling.of(data.inputs)
@@ -437,7 +437,7 @@ def test_folds_hold_out_what_the_splits_say_over_one_copy() -> None:
 def test_own_validation_set_is_used_and_not_trained_on() -> None:
     data, validation = dataset(200), dataset(80, seed=1)
     # Seed 1 draws other centres, but the sets have the same classes, which is all that matters.
-    splits, counts = split(
+    splits, (counts, _) = split(
         data, validation, SearchSettings(), weight_decay=DECAY, seed=0, device=CPU
     )
     assert counts.tolist() == validation.counts().tolist()

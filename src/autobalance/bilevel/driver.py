@@ -441,7 +441,7 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
     data, settings = spec.data, spec.settings
     monitor = None if spec.test is None else ObjectiveMonitor(spec.test, data, spec.objective)
     fabric = make_fabric(spec.device, spec.precision)
-    space = build_space(spec.space, data.counts(), spec.objective)
+    space = build_space(spec.space, data.masses(), spec.objective)
     if data.unknown and space.num_groups is not None:
         space = WithUnknownGroup(space)
     loss = TunableCrossEntropy(space).to(fabric.device)
@@ -450,8 +450,11 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
         examples = _augmentation_examples(data)
         augment = as_augmentation(spec.augment, examples, data.counts(), fabric.device)
     splits = splits_of(data, spec.validation, settings, spec.seed)
-    held_counts = np.sum([held.counts() for _, held in splits], axis=0)
-    upper = StochasticUpperLevel(loss, spec, held_counts, augment)
+    held_counts, masses, effective = (
+        np.sum([count(held) for _, held in splits], axis=0)
+        for count in (ArrayData.counts, ArrayData.masses, ArrayData.effective_counts)
+    )
+    upper = StochasticUpperLevel(loss, spec, masses, augment, effective)
     problem = NetworkFolds(spec, splits, fabric, upper, loss.frozen().cpu(), augment)
     total = problem.steps_per_run
     record = {

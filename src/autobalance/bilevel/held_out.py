@@ -71,16 +71,17 @@ def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
     -------
     Tensor
         Examples predicted wrongly and all examples, by group and class; and examples by group and
-        the class predicted.
+        the class predicted. Each counts by its weight.
     """
     totals = []
     for (_, held), predicted in zip(splits, predictions, strict=True):
         target = held.target.cpu()
         wrong = (predicted != target).double()
         groups = None if held.groups is None else held.groups.cpu()
+        weight = None if held.sample_weight is None else held.sample_weight.cpu()
         tables = (
-            *group_class_sums(wrong, target, groups, held.num_classes),
-            group_class_sums(wrong, predicted, groups, held.num_classes)[1],
+            *group_class_sums(wrong, target, groups, held.num_classes, weight),
+            group_class_sums(wrong, predicted, groups, held.num_classes, weight)[1],
         )
         rows = (held.num_groups or 1) - len(tables[0])
         totals.append(torch.stack([F.pad(t, (0, 0, 0, rows)) for t in tables]))
@@ -89,7 +90,10 @@ def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
 
 def evaluate_held_out(splits: Splits, predictions: Sequence[Tensor]) -> HeldOut:
     """Errors, examples and predictions on all folds' held-out data; as for `count_errors`."""
-    wrong, n, by_class = (table.long().tolist() for table in count_errors(splits, predictions))
+    tables = count_errors(splits, predictions)
+    if bool((tables == tables.round()).all()):  # counts, or sums of whole weights
+        tables = tables.long()
+    wrong, n, by_class = tables.tolist()
     target = torch.cat([held.target.cpu() for _, held in splits])
     return HeldOut(n, wrong, by_class, confused_pairs(target, torch.cat([*predictions]), len(n[0])))
 

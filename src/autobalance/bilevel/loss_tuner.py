@@ -90,7 +90,10 @@ class LossTuner:
         Size of the whole validation set, per class ``(k,)`` or per group and class ``(g, k)``. It
         decides how strongly the space is held to its start, see
         `autobalance.spaces.base.prior_strength`. By default each validation batch is taken for the
-        whole set.
+        whole set. Of weighted examples give the sums of their weights, `ArrayData.masses`.
+    effective_counts : array-like, optional
+        Effective numbers of these examples, `ArrayData.effective_counts`, in the same shape, where
+        they have weights. By default the `validation_counts`.
     augment : nn.Module, optional
         How the training inputs are augmented, for example an `autobalance.augment.AugmentationPolicy`,
         whose strengths are then tuned with the loss. You call it on each training batch,
@@ -125,6 +128,7 @@ class LossTuner:
         lr: float = 0.05,
         upper: Literal["adam", "sgd"] = "adam",
         validation_counts: Any = None,
+        effective_counts: Any = None,
         augment: nn.Module | None = None,
         adapter: Callable[[Any], Batch] = as_batch,
         logger: MetricLogger | None = None,
@@ -143,13 +147,25 @@ class LossTuner:
             raise InputError(
                 f"adapter must be a function that returns a Batch; got {type(adapter).__name__}."
             )
-        if validation_counts is not None:
-            _check_sizes(validation_counts, loss.space.num_classes)
+        for name, counts in (
+            ("validation_counts", validation_counts),
+            ("effective_counts", effective_counts),
+        ):
+            if counts is not None:
+                _check_sizes(name, counts, loss.space.num_classes)
+        if effective_counts is not None and np.shape(effective_counts) != np.shape(
+            validation_counts
+        ):
+            raise InputError(
+                "effective_counts must have the shape of validation_counts; got "
+                f"{np.shape(effective_counts)} and {np.shape(validation_counts)}. Give both, of the same data."
+            )
         self.loss = loss
         self.objective = as_objective(objective)
         self.optimizer = optimizer
         self.solver = solver
         self.validation_counts = validation_counts
+        self.effective_counts = validation_counts if effective_counts is None else effective_counts
         self.augment = augment
         self.adapter = adapter
         free = self.free_parameters()
@@ -163,7 +179,7 @@ class LossTuner:
         self._log = LoggerAdapter(logger)
         self._told = False
         self._carried: dict[int, dict[str, Tensor]] = {}
-        self._risks = RunningRisks(self.objective, validation_counts)
+        self._risks = RunningRisks(self.objective, validation_counts, sizes=effective_counts)
 
     def free_parameters(self) -> list[nn.Parameter]:
         """What the upper level moves: the space's parameters, then the augmentation's."""
@@ -315,18 +331,12 @@ class LossTuner:
         return instance("what adapter returns", self.adapter(batch), Batch)
 
     def _effective_size(self, val_batch: Batch | None) -> float:
-        counts = self.validation_counts
+        counts = self.effective_counts
         if counts is None:
             if val_batch is None:
                 raise InputError("Without validation_counts, update needs the validation batch.")
             classes = self.loss.space.num_classes
-            groups, cells = val_batch.groups, val_batch.target
-            if groups is not None:
-                cells = groups * classes + cells
-            table = torch.bincount(cells.cpu(), minlength=classes)
-            if len(table) % classes:
-                table = nn.functional.pad(table, (0, classes - len(table) % classes))
-            counts = table.reshape(-1, classes)
+            counts = _effective_counts(val_batch, classes)
         return self.objective.effective_size(counts)
 
 
@@ -338,13 +348,26 @@ def _follow(optimizer: Optimizer) -> None:
                 state[name] = value.to(p)
 
 
-def _check_sizes(counts: Any, classes: int) -> None:
+def _effective_counts(batch: Batch, classes: int) -> Tensor:
+    """Kish's effective number of examples of each cell, ``(g, k)``; without weights their number."""
+    cells = batch.target.cpu()
+    if batch.groups is not None:
+        cells = batch.groups.cpu() * classes + cells
+    size = -(-(int(cells.max()) + 1) // classes) * classes
+    if batch.sample_weight is None:
+        return torch.bincount(cells, minlength=size).reshape(-1, classes)
+    weight = batch.sample_weight.cpu().double()
+    sums, squares = (torch.bincount(cells, w, size) for w in (weight, weight.square()))
+    return (sums.square() / squares.clamp(min=1e-300)).reshape(-1, classes)
+
+
+def _check_sizes(name: str, counts: Any, classes: int) -> None:
     """Refuse what is no table of validation examples."""
-    table = array_of_numbers("validation_counts", counts)
+    table = array_of_numbers(name, counts)
     whole_numbers = bool(np.isfinite(table).all() and (table >= 0).all() and table.sum() > 0)
     if table.ndim not in (1, 2) or table.shape[-1] != classes or not whole_numbers:
         raise InputError(
-            f"validation_counts must hold numbers of examples, ({classes},) or (g, {classes}), none "
+            f"{name} must hold numbers of examples, ({classes},) or (g, {classes}), none "
             f"negative, not all 0; got {shown(counts)}."
         )
 

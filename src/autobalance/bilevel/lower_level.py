@@ -6,6 +6,7 @@ import copy
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class LowerLevel:
         module = make_network(model_factory)
         shifted = None
         if recipe.absorb > 0 and additive is not None:
-            shifted = init_bias_offset(module, recipe.absorb * additive, data.counts())
+            shifted = init_bias_offset(module, recipe.absorb * additive, data.masses())
         self.data = data
         self.augment = augment
         self.recipe = recipe
@@ -89,7 +90,10 @@ class LowerLevel:
         self._drawn: deque[tuple[int, Tensor]] = deque(maxlen=remembered)
         generator = torch.Generator().manual_seed(seed)
         if one_of("sampling", sampling, ("shuffled", "balanced")) == "balanced":
-            stream = ResampledBatches(data.cells(), recipe.batch_size, generator)
+            stream = ResampledBatches(
+                data.cells(), recipe.batch_size, generator, data.sample_weight
+            )
+            data = replace(data, sample_weight=None)  # They have decided what is drawn.
         else:
             place = data.inputs.device if isinstance(data.inputs, Tensor) else "cpu"
             stream = ShuffledBatches(len(data), recipe.batch_size, generator, place)

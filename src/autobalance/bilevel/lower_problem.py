@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -241,7 +241,10 @@ def _build_fold(
         remembered=spec.settings.training_batches,
     )
     generator = torch.Generator().manual_seed(seed)
-    draws = BalancedBatches(held.cells(), spec.settings.validation_batch_size, generator)
+    size, weight = spec.settings.validation_batch_size, held.sample_weight
+    draws = BalancedBatches(held.cells(), size, generator, weight)
     held, processes = held.to(fabric.device), lower.processes
-    source = BatchSource(held, draws, seed=seed, share=processes.share, rank=processes.rank)
+    # Weights that have decided what is drawn are not applied again.
+    drawn = held if draws.everything is not None else replace(held, sample_weight=None)
+    source = BatchSource(drawn, draws, seed=seed, share=processes.share, rank=processes.rank)
     return Fold(lower, held, source)

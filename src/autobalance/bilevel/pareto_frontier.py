@@ -387,7 +387,7 @@ def baselines(
     recipe, settings = recipe or Recipe(), settings or SearchSettings()
     data = as_data(data)
     _objectives(main, gap, [0.0])
-    counts = np.atleast_2d(data.counts())
+    counts = np.atleast_2d(data.masses())
     if data.groups is None:
         raise InputError("A baseline of groups needs data with groups.")
     losses = {
@@ -408,16 +408,19 @@ def baselines(
         torch.cat([t for t in parts if t is not None])
         for parts in zip(*((held.target, held.groups) for _, held in splits), strict=True)
     )
+    weight = None
+    if data.sample_weight is not None:
+        weight = torch.cat([held.row_weights() for _, held in splits])
     found = []
     for title, predicted in outcomes.items():
         wrong = (torch.cat(predicted) != target.cpu()).to(target.device).double()
-        sums = group_class_sums(wrong, target, groups, data.num_classes)
+        sums = group_class_sums(wrong, target, groups, data.num_classes, weight)
         found.append(Baseline(title, *_measured(*sums, main, gap)))
     return found
 
 
 def _by_group(data: ArrayData) -> DesignSpace:
-    space = GroupSpace(data.counts())
+    space = GroupSpace(data.masses())
     return WithUnknownGroup(space) if data.unknown else space
 
 

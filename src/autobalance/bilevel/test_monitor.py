@@ -61,6 +61,7 @@ class ObjectiveMonitor:
         known = replace(test, num_classes=data.num_classes).with_known_groups()
         self.inputs, self.target = known.inputs, known.target.cpu()
         self.groups = None if known.groups is None else known.groups.cpu()
+        self.weight = None if known.sample_weight is None else known.sample_weight.cpu()
         self.num_classes = data.num_classes
         self.objective = objective
 
@@ -70,7 +71,9 @@ class ObjectiveMonitor:
         totals = []
         for network in networks:
             wrong = (predict_logits(network, self.inputs).argmax(dim=1) != self.target).double()
-            tables = group_class_sums(wrong, self.target, self.groups, self.num_classes)
+            tables = group_class_sums(
+                wrong, self.target, self.groups, self.num_classes, self.weight
+            )
             totals.append(torch.stack(tables))
         total, mass = torch.stack(totals).sum(dim=0)
         return float(self.objective.value(total, mass))

@@ -57,9 +57,11 @@ class StochasticUpperLevel:
     spec : SearchSpec
         Objective, solver and settings.
     validation_counts : ndarray
-        Held-out examples of all folds by class, or by group and class.
+        Held-out examples of all folds by class, or by group and class; see `ArrayData.masses`.
     augment : nn.Module, optional
         Augmentation to learn with the loss.
+    effective_counts : ndarray, optional
+        Effective numbers of the held-out examples; see `LossTuner`.
 
     Attributes
     ----------
@@ -75,10 +77,12 @@ class StochasticUpperLevel:
         spec: SearchSpec,
         validation_counts: np.ndarray,
         augment: nn.Module | None,
+        effective_counts: np.ndarray | None = None,
     ) -> None:
         self.loss = loss
         self.recipe, self.settings, self.solver = spec.recipe, spec.settings, spec.solver
         self.validation_counts, self.augment = validation_counts, augment
+        self.effective_counts = effective_counts
         self.tuner = self._build_tuner(spec.objective)
         self.positions = [self._position()]
 
@@ -142,6 +146,7 @@ class StochasticUpperLevel:
             lr=self.settings.lr,
             upper=self.settings.optimizer,
             validation_counts=self.validation_counts,
+            effective_counts=self.effective_counts,
             augment=self.augment,
         )
 

@@ -270,13 +270,13 @@ def class_masses(data: ArrayData) -> np.ndarray:
 
     Examples of unknown group are in a last row of their own, as in the loss of a search.
     """
-    weight = torch.ones(len(data)) if data.sample_weight is None else data.sample_weight.cpu()
+    weight = data.row_weights().cpu()
     target, k = data.target.cpu(), data.num_classes
     if data.groups is None:
-        return torch.bincount(target, weight.double(), minlength=k).numpy()
+        return torch.bincount(target, weight, minlength=k).numpy()
     rows = (data.num_groups or 1) + bool(data.unknown)
     cells = data.groups.cpu() % rows * k + target  # -1 is the last row
-    return torch.bincount(cells, weight.double(), minlength=rows * k).view(rows, k).numpy()
+    return torch.bincount(cells, weight, minlength=rows * k).view(rows, k).numpy()
 
 
 def _posterior(f: Tensor, loss: ParametricCrossEntropy, groups: Tensor | None) -> Tensor:

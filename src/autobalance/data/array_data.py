@@ -86,7 +86,7 @@ class ArrayData:
     num_groups : int or None
         Number of groups g.
     sample_weight : Tensor or None
-        Non-negative weights, shape ``(n,)``.
+        Weights above 0, shape ``(n,)``. A whole weight stands for a row that is repeated so often.
     """
 
     inputs: Tensor | LazyInputs
@@ -111,7 +111,8 @@ class ArrayData:
         """Check arrays or tensors and hold them as tensors; `LazyInputs` are taken as they are.
 
         With ``missing_groups="unknown"`` an example's group may be -1, not known. Such examples
-        train the network; no objective counts them.
+        train the network; no objective counts them. An example of weight 0 is left out, as if it had
+        not been given; the number of classes is still that of all labels.
 
         Raises
         ------
@@ -151,7 +152,10 @@ class ArrayData:
                 raise InputError(
                     f"groups has {int(g.max())}, but there are only {num_groups} groups."
                 )
-        return cls(x, y, classes, g, num_groups, w)
+        data = cls(x, y, classes, g, num_groups, w)
+        return (
+            data if w is None or bool((w > 0).all()) else data.subset(torch.nonzero(w).squeeze(1))
+        )
 
     def __len__(self) -> int:
         return len(self.target)
@@ -168,11 +172,47 @@ class ArrayData:
         return self.subset(torch.nonzero(self.groups != UNKNOWN).squeeze(1))
 
     def counts(self) -> np.ndarray:
-        """Examples per class ``(k,)``, or per known group and class ``(g, k)``."""
+        """Examples per class ``(k,)``, or per known group and class ``(g, k)``; see `masses`."""
+        return self._sums_by_cell(None)
+
+    def masses(self) -> np.ndarray:
+        """Sums of the `row_weights`, in the shape of `counts`; without weights the `counts`.
+
+        Class priors, and whatever starts from them, are shares of these.
+        """
+        return self._sums_by_cell(None if self.sample_weight is None else self.row_weights())
+
+    def effective_counts(self) -> np.ndarray:
+        """Kish's effective number of examples of each cell, in the shape of `counts`.
+
+        (sum w)^2 / sum w^2 over a cell's examples: with equal weights their number, and less the more
+        the weights differ, as a mean that few examples dominate is as noisy as one over few. A weight
+        does not make one example into several observations. Without weights these are the `counts`.
+        """
+        if self.sample_weight is None:
+            return self.counts()
+        weight = self.row_weights()
+        sums, squares = self._sums_by_cell(weight), self._sums_by_cell(weight.square())
+        return np.divide(sums**2, squares, out=np.zeros_like(sums), where=squares > 0)
+
+    def row_weights(self) -> Tensor:
+        """What each example counts for in units of rows, shape ``(n,)``, float64; 1 without weights.
+
+        Weights that sum to less than the number of examples, such as shares that sum to 1, are scaled
+        up to it: a prior worth one example would otherwise outweigh all of them.
+        """
+        if self.sample_weight is None:
+            return torch.ones(len(self), dtype=torch.float64, device=self.target.device)
+        weight = self.sample_weight.double()
+        return weight * max(1.0, len(weight) / float(weight.sum()))
+
+    def _sums_by_cell(self, values: Tensor | None) -> np.ndarray:
+        """Sums of values ``(n,)``, or numbers of examples, over each class or known cell."""
         cells = self.cells()
-        cells = cells[cells >= 0]
-        cells = torch.bincount(cells, minlength=(self.num_groups or 1) * self.num_classes)
-        table = cells.cpu().numpy()
+        known = cells >= 0
+        values = None if values is None else values[known]
+        size = (self.num_groups or 1) * self.num_classes
+        table = torch.bincount(cells[known], values, minlength=size).cpu().numpy()
         return table if self.groups is None else table.reshape(-1, self.num_classes)
 
     def cells(self) -> Tensor:

@@ -18,6 +18,9 @@ class ShuffledBatches(Iterator[Tensor]):
     One permutation follows the other and a batch may span two of them, so that no batch is
     short: a short last batch would be noisy, and of a single example unfit for BatchNorm. On a GPU
     a permutation is sent there as a whole.
+
+    With `weight` ``(n,)`` a pass holds each example about n w / sum w times, rounded up or down at
+    random, so that what is drawn need not be weighted again.
     """
 
     def __init__(
@@ -26,16 +29,27 @@ class ShuffledBatches(Iterator[Tensor]):
         size: int,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
+        weight: Tensor | None = None,
     ) -> None:
         self.examples, self.size, self.generator = examples, min(size, examples), generator
+        self.bounds = None if weight is None else weight.cpu().double().cumsum(0)
         self.left = torch.empty(0, dtype=torch.int64, device=device)
 
     def __next__(self) -> Tensor:
         while len(self.left) < self.size:
             more = torch.randperm(self.examples, generator=self.generator)
+            if self.bounds is not None:
+                more = self._by_weight()[more]
             self.left = torch.cat([self.left, moved(more, self.left.device)])
         batch, self.left = self.left[: self.size], self.left[self.size :]
         return batch
+
+    def _by_weight(self) -> Tensor:
+        """As many examples as there are, each about as often as its weight says: systematic sampling."""
+        assert self.bounds is not None
+        offset = torch.rand((), generator=self.generator, dtype=torch.float64)
+        grid = (torch.arange(self.examples) + offset) * (self.bounds[-1] / self.examples)
+        return torch.searchsorted(self.bounds, grid, right=True).clamp(max=self.examples - 1)
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the stream elsewhere."""
@@ -51,12 +65,21 @@ class ResampledBatches(Iterator[Tensor]):
     """Endless stream of index batches of `size`, every cell as likely, with replacement.
 
     Class-balanced sampling, as over-sampling the rare classes does: for training. Each place of a
-    batch draws a cell, then a member of it.
+    batch draws a cell, then a member of it, by its `weight` ``(n,)`` where there are weights, which
+    are then not to be applied again.
     """
 
-    def __init__(self, cells: Tensor, size: int, generator: torch.Generator) -> None:
-        _, inverse, counts = torch.unique(cells.cpu(), return_inverse=True, return_counts=True)
-        self.weights, self.size, self.generator = 1.0 / counts[inverse].double(), size, generator
+    def __init__(
+        self,
+        cells: Tensor,
+        size: int,
+        generator: torch.Generator,
+        weight: Tensor | None = None,
+    ) -> None:
+        _, inverse = torch.unique(cells.cpu(), return_inverse=True)
+        own = torch.ones(len(inverse)) if weight is None else weight.cpu()
+        masses = torch.bincount(inverse, own.double())
+        self.weights, self.size, self.generator = own / masses[inverse], size, generator
 
     def __next__(self) -> Tensor:
         return torch.multinomial(self.weights, self.size, True, generator=self.generator)
@@ -76,14 +99,27 @@ class BalancedBatches(Iterator[Tensor]):
     Where everything fits into one batch, that is every batch. Otherwise each cell gives the same
     number (a small one all it has), each cell in its own shuffled order; where there are more
     cells than places, cells take turns.
+
+    Within a cell examples are drawn by their `weight` ``(n,)``, where there are weights, which are then
+    not to be applied again; only a batch of everything is to be weighted.
     """
 
-    def __init__(self, cells: Tensor, size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        cells: Tensor,
+        size: int,
+        generator: torch.Generator,
+        weight: Tensor | None = None,
+    ) -> None:
         self.everything = torch.arange(len(cells)) if len(cells) <= size else None
         self.generator = generator
         self.members = members_by_cell(cells)
         each = max(1, size // len(self.members))
-        self.draws = [ShuffledBatches(len(m), each, generator) for m in self.members]
+        weights = [None if weight is None else weight[m] for m in self.members]
+        self.draws = [
+            ShuffledBatches(len(m), each, generator, weight=w)
+            for m, w in zip(self.members, weights, strict=True)
+        ]
         self.turns = ShuffledBatches(len(self.members), size, generator)
 
     def __next__(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,9 @@ class TableEncoder:
         self._range: list[list[float]] = []
         self._rest: dict[str, float] = {}
 
-    def fit(self, frame: Any, target: np.ndarray | None = None) -> TableEncoder:
+    def fit(
+        self, frame: Any, target: np.ndarray | None = None, weight: np.ndarray | None = None
+    ) -> TableEncoder:
         """Learn scales and categories from the training table.
 
         Parameters
@@ -88,16 +91,20 @@ class TableEncoder:
             From pandas, polars, pyarrow, modin or another library that narwhals reads.
         target : ndarray, optional
             Class of each row, shape ``(n,)``: columns that decide it alone are told of in `notes`.
+        weight : ndarray, optional
+            Of each row, shape ``(n,)``, none 0: means, scales and frequencies are weighted.
 
         Raises
         ------
         InputError
             If a column cannot be used; the message names it and says what to do.
         """
-        self.fit_raw(frame, target)
+        self.fit_raw(frame, target, weight)
         return self
 
-    def fit_raw(self, frame: Any, target: np.ndarray | None = None) -> np.ndarray:
+    def fit_raw(
+        self, frame: Any, target: np.ndarray | None = None, weight: np.ndarray | None = None
+    ) -> np.ndarray:
         """`fit` and `raw` of one table, which is read once."""
         table = _table(frame)
         if not table.names:
@@ -112,9 +119,9 @@ class TableEncoder:
                 if column.spelling is not None:
                     self.spellings[name] = column.spelling
             else:
-                self._fit_categories(name, column.values)
+                self._fit_categories(name, column.values, weight)
         raw = np.column_stack([self._raw(n, c) for n, c in zip(table.names, columns, strict=True)])
-        self._fit_numbers(raw[:, self._positions(self.numeric)])
+        self._fit_numbers(raw[:, self._positions(self.numeric)], weight)
         self.notes += _suspicions(table.names, columns, target)
         return raw
 
@@ -261,21 +268,25 @@ class TableEncoder:
             )
         return encoder
 
-    def _fit_categories(self, name: str, values: np.ndarray) -> None:
-        counts = Counter(_named(values).tolist())
+    def _fit_categories(self, name: str, values: np.ndarray, weight: np.ndarray | None) -> None:
+        texts = _named(values)
+        counts: Mapping[str, float] = Counter(texts.tolist())
+        if weight is not None:
+            counts = {text: float(weight[texts == text].sum()) for text in counts}
         frequent = sorted(counts, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
         self.categories[name] = sorted(frequent)
         if len(counts) > MAX_CATEGORIES:
-            self._rest[name] = 1.0 - sum(counts[text] for text in frequent) / len(values)
+            of_all = sum(counts.values())
+            self._rest[name] = 1.0 - sum(counts[text] for text in frequent) / of_all
 
-    def _fit_numbers(self, numbers: np.ndarray) -> None:
+    def _fit_numbers(self, numbers: np.ndarray, weight: np.ndarray | None) -> None:
         absent = np.isnan(numbers)
         some: Any = absent.any(axis=0)
         self.missing = [n for n, m in zip(self.numeric, some, strict=True) if m]
         # An all-missing column has no mean; as zeros it is constant and says nothing.
         numbers[:, absent.all(axis=0)] = 0.0
         if self.numeric:
-            scaler: Any = StandardScaler().fit(numbers)
+            scaler: Any = StandardScaler().fit(numbers, sample_weight=weight)
             self._mean, self._scale = scaler.mean_, scaler.scale_
             self._range = np.stack([np.nanmin(numbers, 0), np.nanmax(numbers, 0)], 1).tolist()
 

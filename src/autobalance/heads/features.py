@@ -108,14 +108,17 @@ class Scaling:
     scale: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> Scaling:
-        """Those of features ``(n, d)``, accumulated in float64 over chunks."""
-        mean = sum(part.double().sum(dim=0) for part in features.split(ROWS)) / len(features)
+    def of(cls, features: Tensor, weight: Tensor | None = None) -> Scaling:
+        """Those of features ``(n, d)`` with weights ``(n,)``, accumulated in float64 over chunks."""
+        rows = features.new_ones(len(features), 1) if weight is None else weight[:, None]
+        parts = list(zip(features.split(ROWS), rows.double().split(ROWS), strict=True))
+        of_all = rows.sum(dtype=torch.float64)
+        mean = sum((part.double() * w).sum(dim=0) for part, w in parts) / of_all
         assert isinstance(mean, Tensor)
         squares = torch.zeros_like(mean)
-        for part in features.split(ROWS):
-            squares += (part.double() - mean).square().sum(dim=0)
-        scale = (squares / len(features)).sqrt()
+        for part, w in parts:
+            squares += ((part.double() - mean).square() * w).sum(dim=0)
+        scale = (squares / of_all).sqrt()
         # A constant column's rounding is not a scale.
         rounding = 10 * torch.finfo(features.dtype).eps * mean.abs()
         return cls(mean, torch.where(scale > rounding, scale, 1.0))

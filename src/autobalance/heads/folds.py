@@ -61,8 +61,8 @@ def standardised(
 ) -> Standardised:
     """A standardised copy of the data in `order`, followed by `validation`.
 
-    Mean and scale are those of `data`, whichever rows are held out later: labels have no part
-    in them, folds share one copy, and weight decay means the same in search and retraining.
+    Mean and scale are those of `data`, by weight, whichever rows are held out later: labels have no
+    part in them, folds share one copy, and weight decay means the same in search and retraining.
     """
     if data.unknown or (validation is not None and validation.unknown):
         raise InputError(
@@ -79,7 +79,9 @@ def standardised(
     else:
         labels, features = data, features.clone()
     features = features.to(device)
-    scaling = Scaling.of(features[: len(data)])
+    weight = labels.sample_weight
+    weight = None if weight is None else weight[: len(data)].to(device)
+    scaling = Scaling.of(features[: len(data)], weight)
     scaling.apply_(features)
     return Standardised(replace(labels, inputs=features).to(device), scaling)
 
@@ -92,8 +94,10 @@ def split(
     weight_decay: float,
     seed: int,
     device: torch.device,
-) -> tuple[list[Split], np.ndarray]:
-    """Folds over one copy of the features, and the validation examples' counts over all folds.
+) -> tuple[list[Split], tuple[np.ndarray, np.ndarray]]:
+    """Folds over one copy of the features, and the validation examples by cell over all folds.
+
+    The second is a pair: their numbers, and their effective numbers, see `ArrayData.effective_counts`.
 
     Raises
     ------
@@ -131,9 +135,11 @@ def split(
         whole = standardised(data, device, order=order)
         held = [place[rows].sort().values.to(device) for rows in parts]
     labels = replace(whole.data, inputs=whole.data.target)
-    counts = np.sum([labels.subset(rows).counts() for rows in held], axis=0)
+    parts = [labels.subset(rows) for rows in held]
+    counts = np.sum([part.counts() for part in parts], axis=0)
+    effective = np.sum([part.effective_counts() for part in parts], axis=0)
     splits = [Split(whole.problem(weight_decay, rows), _batch(whole.data, rows)) for rows in held]
-    return splits, counts
+    return splits, (counts, effective)
 
 
 def _labels(data: ArrayData) -> ArrayData:

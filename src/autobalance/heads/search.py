@@ -155,8 +155,8 @@ def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> 
     """A head's search at its start; parameters are those of `search_head`."""
     recorder = SearchRecorder()
     data, settings, device = spec.data, spec.settings, _device(spec.device)
-    loss = TunableCrossEntropy(build_space(spec.space, data.counts(), spec.objective).to(device))
-    splits, held_counts = split(
+    loss = TunableCrossEntropy(build_space(spec.space, data.masses(), spec.objective).to(device))
+    splits, (held_counts, effective_counts) = split(
         data, spec.validation, settings, weight_decay=weight_decay, seed=spec.seed, device=device
     )
     problem = HeadFolds(splits, loss, spec.objective)
@@ -181,7 +181,7 @@ def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> 
         spec,
         loss,
         problem,
-        QuasiNewtonUpperLevel(loss, spec.objective.effective_size(held_counts)),
+        QuasiNewtonUpperLevel(loss, spec.objective.effective_size(effective_counts)),
         total=max_steps,
         warmup=0,
         settings=record,

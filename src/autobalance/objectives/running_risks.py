@@ -40,7 +40,11 @@ class RunningRisks:
     objective : Objective
         F.
     counts : array-like, optional
-        n_c, shape ``(k,)`` or ``(g, k)``. By default those of each batch.
+        n_c, shape ``(k,)`` or ``(g, k)``; of weighted examples the sums of their weights. By default
+        those of each batch.
+    sizes : array-like, optional
+        Effective numbers of examples, in the shape of `counts`, that take n_c's place in the shrinkage
+        where the examples have weights.
     decay : float
         By how much the sums shrink with each upper step, in [0, 1).
     shrinkage : float
@@ -52,11 +56,17 @@ class RunningRisks:
         objective: Objective,
         counts: Any = None,
         *,
+        sizes: Any = None,
         decay: float = 0.8,
         shrinkage: float = 2.0,
     ) -> None:
         self.objective = objective
         self.counts = None if counts is None else np.atleast_2d(np.asarray(counts, dtype=float))
+        # Per unit of n_c, so that it keeps its meaning where cells are left out or summed.
+        self._reliability = None
+        if self.counts is not None and sizes is not None:
+            given = np.atleast_2d(np.asarray(sizes, dtype=float))
+            self._reliability = torch.from_numpy(given / np.maximum(self.counts, 1e-30))
         if not 0.0 <= number("decay", decay) < 1.0:
             raise InputError(f"decay must lie in [0, 1); got {decay}.")
         self.shrinkage = positive("shrinkage", shrinkage)
@@ -154,7 +164,10 @@ class RunningRisks:
     def _shrunk(self, risks: Tensor, sizes: Tensor) -> Tensor:
         """Sums of so many examples as there are in validation, their risks shrunk."""
         mean = risks[self._present].mean()
-        return sizes * (sizes * risks + self.shrinkage * mean) / (sizes + self.shrinkage)
+        n = sizes
+        if self._reliability is not None and self._reliability.shape == sizes.shape:
+            n = sizes * self._reliability.to(sizes)
+        return sizes * (n * risks + self.shrinkage * mean) / (n + self.shrinkage)
 
     def _estimate(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         """The objective on the whole held-out set, whose cells have the risks of these sums."""

@@ -211,6 +211,8 @@ class CellPosterior:
         "wall" and "cpu" time.
     main : str
         The error that decisions keep low: "balanced_error" or "group_balanced_error".
+    sample_weight : ndarray or None
+        Weights of the held-out examples, shape ``(n,)``, by which their errors count.
     """
 
     network: nn.Module
@@ -221,6 +223,7 @@ class CellPosterior:
     seed: int
     seconds: dict[str, float]
     main: str = "balanced_error"
+    sample_weight: np.ndarray | None = None
     _columns_of: dict[float | None, list[_Column]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -289,9 +292,10 @@ class CellPosterior:
         )
 
     def _mass(self) -> np.ndarray:
-        """Held-out examples per cell, shape ``(g, k)``."""
+        """Held-out examples per cell, by weight, shape ``(g, k)``."""
         shape = self.held_out.shape[1:]
-        return np.bincount(self.cells, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+        mass = np.bincount(self.cells, self.sample_weight, shape[0] * shape[1])
+        return mass.reshape(shape).astype(float)
 
     def _main_weights(self) -> np.ndarray:
         """What an error in each cell adds to the main error, ``(g, k)``, summing to 1."""
@@ -299,7 +303,8 @@ class CellPosterior:
         if self.main == "group_balanced_error":
             return (mass > 0) / np.count_nonzero(mass)
         per_class = mass.sum(axis=0)
-        return mass / np.maximum(per_class, 1.0) / np.count_nonzero(per_class)
+        shares = np.divide(mass, per_class, out=np.zeros_like(mass), where=per_class > 0)
+        return shares / np.count_nonzero(per_class)
 
     def _name_bound(self, gap: float) -> str:
         return f"{self.main} where deo <= {gap:g}"
@@ -364,8 +369,10 @@ class CellPosterior:
         """R_kg on held-out data where a decides, shape ``(g, k)``; 0 in empty cells."""
         k = mass.shape[1]
         predicted = np.einsum("ngk,gk->nk", self.held_out, weights).argmax(axis=1)
-        wrong = np.bincount(self.cells, weights=predicted != self.cells % k, minlength=mass.size)
-        return wrong.reshape(mass.shape) / np.maximum(mass, 1.0)
+        missed = predicted != self.cells % k
+        missed = missed if self.sample_weight is None else missed * self.sample_weight
+        wrong = np.bincount(self.cells, weights=missed, minlength=mass.size).reshape(mass.shape)
+        return np.divide(wrong, mass, out=np.zeros_like(mass), where=mass > 0)
 
 
 def cell_posterior(
@@ -437,11 +444,12 @@ def cell_posterior(
             progress=progress,
         )  # fmt: skip
 
-    posteriors, cells = [], []
+    posteriors, cells, weights = [], [], []
     for part, held in splits:
         logits = predict_logits(train(part), held.inputs)
         posteriors.append(torch.softmax(logits.double(), dim=1).numpy().reshape(-1, g, k))
         cells.append(held.cells().cpu().numpy())
+        weights.append(held.row_weights().cpu().numpy())
     network = train(data)
     held_out = np.concatenate(cells)
     return CellPosterior(
@@ -460,6 +468,7 @@ def cell_posterior(
         seed=seed,
         seconds={"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu},
         main=main,
+        sample_weight=None if data.sample_weight is None else np.concatenate(weights),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
-from autobalance._validation import InputError, TrainingDiverged
+from autobalance._validation import InputError, TrainingDiverged, array_of_numbers
 from autobalance.augment import AugmentChoice
 from autobalance.bilevel import Interrupted, MetricLogger, ProgressListener, SearchResult, retrain
 from autobalance.calibration import class_masses
@@ -20,7 +20,11 @@ from autobalance.objectives import Objective, as_objective
 from autobalance.records import Recipe, SearchSettings
 from autobalance.sklearn.nested_parameters import NestedParameters
 from autobalance.sklearn.table_input import TableInput, mark
-from autobalance.sklearn.training_data import network_factory, training_arrays
+from autobalance.sklearn.training_data import (
+    network_factory,
+    training_arrays,
+    without_zero_weights,
+)
 from autobalance.spaces import SpaceFactory
 
 
@@ -64,9 +68,18 @@ class ClassifierBase(NestedParameters):
         self, X: Any, y: Any, groups: Any, sample_weight: Any, *, gap: str | None = None
     ) -> ArrayData:
         """Read the training data, and learn its columns, classes and groups."""
+        weight = None
+        if sample_weight is not None:
+            sample_weight, X, y, groups = without_zero_weights(sample_weight, X, y, groups)
+            weight = array_of_numbers("sample_weight", sample_weight)
         labels = class_labels(y)
         self.input_, inputs = TableInput.fit(
-            self, X, labels, encode=self.encode, own_module=self.module is not None
+            self,
+            X,
+            labels,
+            encode=self.encode,
+            own_module=self.module is not None,
+            weight=weight,
         )
         compares = None if gap is None else f"The gap {gap!r}"
         if gap is None and as_objective(self.objective).over != "class":

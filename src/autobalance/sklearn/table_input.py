@@ -44,7 +44,14 @@ class TableInput:
 
     @classmethod
     def fit(
-        cls, estimator: BaseEstimator, X: Any, target: Any, *, encode: bool | None, own_module: bool
+        cls,
+        estimator: BaseEstimator,
+        X: Any,
+        target: Any,
+        *,
+        encode: bool | None,
+        own_module: bool,
+        weight: np.ndarray | None = None,
     ) -> tuple[TableInput, np.ndarray]:
         """Learn from the training data; returns it and the array ``(n, ...)``, float32.
 
@@ -61,6 +68,8 @@ class TableInput:
             False.
         own_module : bool
             Whether the network is the user's.
+        weight : ndarray, optional
+            Of each row, shape ``(n,)``; see `TableEncoder.fit`.
 
         Raises
         ------
@@ -87,7 +96,9 @@ class TableInput:
         encoder = TableEncoder()
         if target is not None and len(target) != data.rows:
             target = None  # The lengths are refused by the caller, who knows all of them.
-        raw = encoder.fit_raw(data, target)
+        if weight is not None and (weight.shape != (data.rows,) or not (weight > 0).all()):
+            weight = None  # Likewise.
+        raw = encoder.fit_raw(data, target, weight)
         warn_of(encoder.notes, stacklevel=6)
         fitted = cls(encoder, (len(data.names),))
         fitted.rows = _some_rows(raw)

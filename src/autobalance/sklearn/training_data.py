@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
+from sklearn.utils import _safe_indexing, check_random_state
 from torch import nn
 
 from autobalance._validation import InputError, array_of_numbers, one_of, same_length
@@ -92,6 +92,22 @@ def training_arrays(
         missing_groups=missing_groups,
     )
     return data, classes, found
+
+
+def without_zero_weights(sample_weight: Any, *parts: Any) -> tuple[Any, ...]:
+    """The weights, and these parts of the training data, without the rows whose weight is 0.
+
+    Such rows are left out before anything is learned, also columns, classes and groups. What is not
+    fit to be weights, or of another length, stays as it is: it is refused where all is checked.
+    """
+    weight = np.asarray(sample_weight)
+    given = [part for part in parts if part is not None]
+    usable = weight.ndim == 1 and weight.dtype.kind in "biuf" and weight.any() and not weight.all()
+    if not usable or any(len(part) != len(weight) for part in given if hasattr(part, "__len__")):
+        return (sample_weight, *parts)
+    rows = np.flatnonzero(weight)
+    kept = (None if part is None else _safe_indexing(part, rows) for part in parts)
+    return (weight[rows], *kept)
 
 
 def _check_groups(
