@@ -126,9 +126,9 @@ def test_of_converts_and_counts() -> None:
     assert data.target.dtype == torch.int64
     assert data.sample_weight is not None
     assert data.sample_weight.dtype == torch.float32
-    assert (len(data), data.num_classes, data.groups, data.num_groups) == (4, 3, None, None)
-    assert data.counts().tolist() == [1, 1, 2]
-    assert data.cells().tolist() == [0, 2, 1, 2]
+    assert (len(data), data.num_classes, data.groups, data.num_groups) == (3, 3, None, None)
+    assert data.counts().tolist() == [1, 0, 2]  # An example of weight 0 is left out.
+    assert data.masses().tolist() == [1, 0, 3]
 
 
 def test_of_counts_by_group() -> None:

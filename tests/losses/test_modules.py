@@ -398,7 +398,8 @@ def test_refused_when_built(given: dict[str, Any], message: str) -> None:
     ("counts", "message"),
     [
         ([5, 0, 3], "class 1 has no training example"),
-        ([5, 2.5], "whole numbers of examples, none negative"),
+        ([0.7, 0.3], "no shares of 1"),
+        ([5, -2.5], "none negative"),
         ([5], "at least two classes"),
         ([[5, 3], [2, 0]], r"one count per class \(k,\); got shape \(2, 2\)"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.bilevel.held_out import Splits
+from autobalance.bilevel.held_out import Splits, as_counts
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.retraining import retrain
@@ -88,6 +88,7 @@ def compare(
     shape: tuple[int, int],
     objective: Objective,
     seed: int,
+    weight: Tensor | None = None,
 ) -> list[Candidate]:
     """Each candidate's objective on all folds' held-out examples, and its difference to the start.
 
@@ -110,16 +111,25 @@ def compare(
         Judged by its hard value.
     seed : int
         Of the draws.
+    weight : Tensor, optional
+        Of every held-out example, shape ``(n,)``. The standard error is that of a cell's effective
+        number of examples, see `ArrayData.effective_counts`.
     """
     count = shape[0] * shape[1]
     target = cells.numpy() % shape[1]
     wrong = {name: wrongly(runs, target) for name, runs in outcomes.items()}
     candidates = []
+    own = 1.0 if weight is None else weight.cpu().double().numpy()
+    independent = np.ones(count)  # Independent examples per unit of weight, by cell.
+    if weight is not None:
+        sums, squares = (np.bincount(cells.numpy(), w, count) for w in (own, own**2))
+        independent = np.divide(sums, squares, out=independent, where=squares > 0)
     for name, loss in losses.items():
         pairs = np.zeros((count, 2, 2))
-        np.add.at(pairs, (cells.numpy(), wrong[name].astype(int), wrong[START].astype(int)), 1)
+        np.add.at(pairs, (cells.numpy(), wrong[name].astype(int), wrong[START].astype(int)), own)
         sizes = pairs.sum(axis=(1, 2))
-        error = 0.0 if name == START else _standard_error(objective, pairs, shape, seed)
+        seen = pairs * independent[:, None, None]
+        error = 0.0 if name == START else _standard_error(objective, seen, shape, seed, sizes)
         exact = np.divide(
             np.stack([pairs[:, 1, :].sum(axis=1), pairs[:, :, 1].sum(axis=1)]),
             sizes,
@@ -132,7 +142,7 @@ def compare(
             _constant(*fold)
             for fold in zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
         )
-        tables = [t.astype(int).reshape(shape).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)]
+        tables = [as_counts(t.reshape(shape)).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)]
         known = all(run.dtype != torch.bool for run in outcomes[name])
         predicted = torch.cat(outcomes[name]).cpu()
         tables.append(confused_pairs(target, predicted, shape[1]) if known else [])
@@ -165,15 +175,20 @@ def choose(
     shape: tuple[int, int],
     objective: Objective,
     seed: int,
+    weights: Sequence[Tensor | None] | None = None,
 ) -> tuple[list[Candidate], str]:
     """The candidates and the name of the best; without all folds' outcomes none, and "designed".
 
-    Parameters are those of `compare`, with `cells` fold by fold. One fold is too small to choose by the
-    lower number: the designed loss stays unless its start is better by two standard errors.
+    Parameters are those of `compare`, with `cells` and weights fold by fold. One fold is too small to
+    choose by the lower number: the designed loss stays unless its start is better by two standard errors.
     """
     if losses.keys() != outcomes.keys() or any(len(r) < len(cells) for r in outcomes.values()):
         return [], "designed"
-    candidates = compare(losses, outcomes, torch.cat(list(cells)).cpu(), shape, objective, seed)
+    given = [w for w in weights or [] if w is not None]
+    candidates = compare(
+        losses, outcomes, torch.cat(list(cells)).cpu(), shape, objective, seed,
+        torch.cat(given) if given else None,
+    )  # fmt: skip
     return candidates, best(candidates, NOISE if len(cells) == 1 else 0.0).name
 
 
@@ -191,17 +206,24 @@ def best(candidates: Sequence[Candidate], leniency: float = 0.0) -> Candidate:
 
 
 def _standard_error(
-    objective: Objective, pairs: np.ndarray, shape: tuple[int, int], seed: int
+    objective: Objective,
+    pairs: np.ndarray,
+    shape: tuple[int, int],
+    seed: int,
+    sizes: np.ndarray | None = None,
 ) -> float:
-    """Of the difference to the start, see `compare`; `pairs` counts right and wrong, ``(cells, 2, 2)``."""
+    """Of the difference to the start, see `compare`; `pairs` counts right and wrong, ``(cells, 2, 2)``.
+
+    Cells count in the objective by `sizes`, by default the numbers of their examples.
+    """
     generator = np.random.default_rng(seed)
-    sizes = pairs.sum(axis=(1, 2))
+    masses = pairs.sum(axis=(1, 2)) if sizes is None else sizes
     block = max(1, AT_ONCE // len(pairs))
     differences = []
     for begin in range(0, DRAWS, block):
         draws = min(block, DRAWS - begin)
         own, other = (
-            _aggregate(objective, rates, sizes, shape)
+            _aggregate(objective, rates, masses, shape)
             for rates in _draw_rates(generator, pairs, draws)
         )
         differences.append(own - other)

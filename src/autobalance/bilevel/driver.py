@@ -319,6 +319,7 @@ class BilevelSearch(Generic[P, U]):
             self.problem.shape,
             self.objective,
             self.spec.seed,
+            self.problem.sample_weights,
         )
         folds = len(self.problem.cells)
         kind = type(space.inner if isinstance(space, WithUnknownGroup) else space)

@@ -88,12 +88,14 @@ def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
     return torch.stack(totals).sum(dim=0)
 
 
+def as_counts(table: np.ndarray) -> np.ndarray:
+    """Whole numbers as integers, as counts are; sums of fractional weights as they are."""
+    return table.astype(int) if (table == np.round(table)).all() else table
+
+
 def evaluate_held_out(splits: Splits, predictions: Sequence[Tensor]) -> HeldOut:
     """Errors, examples and predictions on all folds' held-out data; as for `count_errors`."""
-    tables = count_errors(splits, predictions)
-    if bool((tables == tables.round()).all()):  # counts, or sums of whole weights
-        tables = tables.long()
-    wrong, n, by_class = tables.tolist()
+    wrong, n, by_class = as_counts(count_errors(splits, predictions).numpy()).tolist()
     target = torch.cat([held.target.cpu() for _, held in splits])
     return HeldOut(n, wrong, by_class, confused_pairs(target, torch.cat([*predictions]), len(n[0])))
 
@@ -126,8 +128,11 @@ def calibrate(
     if not np.atleast_2d(masses).sum(axis=0).all():
         return None
     step = calibration_stride(splits)
-    target, groups = (
+    labels = [(held.target, held.groups, held.sample_weight) for _, held in splits]
+    target, groups, weight = (
         None if parts[0] is None else torch.cat([part[::step].cpu() for part in parts])
-        for parts in zip(*((held.target, held.groups) for _, held in splits), strict=True)
+        for parts in zip(*labels, strict=True)
     )
-    return fit_temperature(torch.cat([*logits]), target, designed, masses, groups=groups)
+    return fit_temperature(
+        torch.cat([*logits]), target, designed, masses, groups=groups, sample_weight=weight
+    )

@@ -158,7 +158,8 @@ class LossTuner:
         ):
             raise InputError(
                 "effective_counts must have the shape of validation_counts; got "
-                f"{np.shape(effective_counts)} and {np.shape(validation_counts)}. Give both, of the same data."
+                f"{np.shape(effective_counts)} and {np.shape(validation_counts)}. Give both, of the same "
+                "data."
             )
         self.loss = loss
         self.objective = as_objective(objective)

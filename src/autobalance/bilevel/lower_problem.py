@@ -34,12 +34,15 @@ class LowerProblem(Protocol[H_co]):
         Lower steps that cost as much as one training run.
     cells : list of Tensor
         For each fold ``group * k + class`` of its held-out examples.
+    sample_weights : list of (Tensor or None)
+        For each fold the weights of these.
     shape : (int, int)
         Numbers of groups and of classes held out.
     """
 
     steps_per_run: int
     cells: list[Tensor]
+    sample_weights: list[Tensor | None]
     shape: tuple[int, int]
 
     def step(self, loss: LossSnapshot) -> None:
@@ -131,6 +134,7 @@ class NetworkFolds:
         self.processes.seed_per_rank(spec.seed)
         self.steps_per_run = self.folds[0].lower.total
         self.cells = [held.cells() for _, held in splits]
+        self.sample_weights = [held.sample_weight for _, held in splits]
         held = splits[0][1]
         self.shape = (held.num_groups or 1, held.num_classes)
         self._losses: list[Tensor] = []

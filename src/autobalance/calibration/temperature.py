@@ -134,6 +134,7 @@ def fit_temperature(
     class_counts: Any,
     *,
     groups: Any = None,
+    sample_weight: Any = None,
 ) -> Calibration:
     """The temperature under which held-out labels are most likely, found on their own prior.
 
@@ -151,6 +152,8 @@ def fit_temperature(
         Their classes, shape ``(n,)``.
     loss, class_counts, groups
         As for `corrected_probabilities`.
+    sample_weight : Tensor or array-like, optional
+        What each example counts for, shape ``(n,)``, above 0; by default 1.
 
     Returns
     -------
@@ -173,12 +176,14 @@ def fit_temperature(
             f"target has class {int(y.max())}, but logits are for {f.shape[1]} classes."
         )
     rows = None if groups is None or loss.num_groups is None else torch.as_tensor(groups).long()
-    if same_length(logits=f, target=y, groups=rows) == 0:
+    weight = None if sample_weight is None else as_tensor("sample_weight", sample_weight).double()
+    if same_length(logits=f, target=y, groups=rows, sample_weight=weight) == 0:
         raise InputError("There is no example to fit a temperature on.")
     step = subsample_stride(f.numel())
-    f, y, rows = f[::step], y[::step], None if rows is None else rows[::step]
+    f, y = f[::step], y[::step]
+    rows, weight = (None if part is None else part[::step] for part in (rows, weight))
     counts = _counts(class_counts, loss, f.shape[1])
-    prior = _held_prior(y.cpu(), None if rows is None else rows.cpu(), counts)
+    prior = _held_prior(y.cpu(), None if rows is None else rows.cpu(), counts, weight)
 
     def probabilities(temperature: float) -> Tensor:
         return corrected_probabilities(
@@ -187,15 +192,20 @@ def fit_temperature(
 
     def cost(inverse: float) -> float:
         p = probabilities(1.0 / inverse).gather(1, y[:, None])
-        surprise = -p.clamp(min=torch.finfo(p.dtype).tiny).log().sum()
-        return float(surprise) + (inverse - 1.0) ** 2 / (2 * _SPREAD**2)
+        surprise = -p.clamp(min=torch.finfo(p.dtype).tiny).log()
+        if weight is not None:
+            surprise = surprise * weight.to(surprise)[:, None]
+        return float(surprise.sum()) + (inverse - 1.0) ** 2 / (2 * _SPREAD**2)
 
     best: Any = minimize_scalar(cost, bounds=_RANGE, method="bounded", options={"xatol": 1e-4})
     temperature = 1.0 / float(best.x)
     shown = [torch.softmax(f.double(), dim=1), probabilities(1.0), probabilities(temperature)]
     pairs = [(p.cpu().numpy(), y.cpu().numpy()) for p in shown]
-    raw, untempered, fitted = (expected_calibration_error(*pair) for pair in pairs)
-    bins = [reliability(*pair) for pair in pairs]
+    own = None if weight is None else weight.cpu().numpy()
+    raw, untempered, fitted = (
+        expected_calibration_error(*pair, sample_weight=own) for pair in pairs
+    )
+    bins = [reliability(*pair, sample_weight=own) for pair in pairs]
     return Calibration(temperature, len(y), raw, untempered, fitted, *bins)
 
 
@@ -347,11 +357,14 @@ def _prior(prior: Prior, training: Tensor) -> Tensor:
     return shares / shares.sum(dim=1, keepdim=True)
 
 
-def _held_prior(target: Tensor, groups: Tensor | None, counts: Tensor) -> np.ndarray:
+def _held_prior(
+    target: Tensor, groups: Tensor | None, counts: Tensor, weight: Tensor | None = None
+) -> np.ndarray:
     """Class frequencies of held-out examples, smoothed by one example of training's."""
     k = counts.shape[1]
+    weight = None if weight is None else weight.cpu()
     if groups is None:
         overall = _shares(counts.sum(dim=0))
-        return (torch.bincount(target, minlength=k) + overall).numpy()
-    cells = torch.bincount(groups * k + target, minlength=counts.numel())
+        return (torch.bincount(target, weight, k) + overall).numpy()
+    cells = torch.bincount(groups * k + target, weight, counts.numel())
     return (cells.view(len(counts), k) + _within(counts)).numpy()

@@ -94,6 +94,7 @@ class HeadFolds:
         self.cells = [
             b.target if b.groups is None else b.groups * self.shape[1] + b.target for b in held
         ]
+        self.sample_weights = [b.sample_weight for b in held]
         self.statistics = {"newton_steps": 0, "products": 0, "largest_relative_gradient": 0.0}
 
     def step(self, loss: LossSnapshot) -> None:

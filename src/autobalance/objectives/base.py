@@ -130,7 +130,8 @@ class Objective(PlainSettings, ABC):
         """`group_class_sums` of the surrogate."""
         self._check_groups(groups)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        loss = self.surrogate(logits, target)
+        scaled = sample_weight is not None and isinstance(self.surrogate, SmoothError)
+        loss = self.surrogate(logits, target, *((sample_weight,) if scaled else ()))
         return group_class_sums(loss, target, groups, logits.shape[1], sample_weight)
 
     def hard(

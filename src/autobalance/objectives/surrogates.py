@@ -22,7 +22,7 @@ class SmoothError(PlainSettings):
     Parameters
     ----------
     temperature : float or None
-        T, on the scale of the logits. None takes `relative` times the batch's mean absolute
+        T, on the scale of the logits. None takes `relative` times the batch's (weighted) mean absolute
         margin ``|f_y - max_{j != y} f_j|``, and differentiates through it: so rescaling the logits
         does not change the objective, and widening margins that are wide already does not pay.
     relative : float
@@ -38,13 +38,18 @@ class SmoothError(PlainSettings):
             positive("temperature", self.temperature)
         positive("relative", self.relative)
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+    def __call__(
+        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
         own = logits.gather(1, target[:, None]).squeeze(1)
         others = logits.scatter(1, target[:, None], -torch.inf).amax(dim=1)
         margin = own - others
         scale = self.temperature
         if scale is None:
-            mean = margin.abs().mean()
+            size = margin.abs()
+            mean = size.mean()
+            if sample_weight is not None:
+                mean = (size * sample_weight).sum() / sample_weight.sum().clamp(min=1e-30)
             # All margins are 0 where the head is initialised at 0.
             scale = self.relative * torch.where(mean > 0, mean, 1.0)
         return torch.sigmoid(-margin / scale)

@@ -24,7 +24,9 @@ def class_errors(target: np.ndarray, predicted: np.ndarray, num_classes: int) ->
     return ErrorTable.from_predictions(target, predicted, num_classes).class_errors
 
 
-def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) -> float:
+def expected_calibration_error(
+    probabilities: Any, target: Any, bins: int = 15, *, sample_weight: Any = None
+) -> float:
     r"""Expected calibration error, :math:`\sum_b (n_b / n) |\mathrm{acc}_b - \mathrm{conf}_b|`, in [0, 1].
 
     Examples are put into bins of equal width by their confidence, the largest probability; acc_b
@@ -40,6 +42,8 @@ def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) 
         Class indices, shape ``(n,)``.
     bins : int
         Number of bins, ``(b / bins, (b + 1) / bins]``.
+    sample_weight : array-like, optional
+        What each example counts for, shape ``(n,)``, above 0; by default 1.
 
     Raises
     ------
@@ -51,8 +55,9 @@ def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
     """
     bin_of, confidence, right = _binned(probabilities, target, bins)
-    excess = np.bincount(bin_of, weights=confidence - right, minlength=bins)
-    return float(np.abs(excess).sum() / len(bin_of))
+    weight = np.ones(len(bin_of)) if sample_weight is None else np.asarray(sample_weight, float)
+    excess = np.bincount(bin_of, weights=(confidence - right) * weight, minlength=bins)
+    return float(np.abs(excess).sum() / weight.sum())
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Reliability:
     Attributes
     ----------
     n, right : list of int
-        Examples in each bin, and those of them predicted rightly.
+        Examples in each bin, and those of them predicted rightly; sums of weights where there are some.
     confidence : list of float
         Mean confidence in each bin, in [0, 1]; 0 in an empty one.
     """
@@ -77,22 +82,26 @@ class Reliability:
     def error(self) -> float:
         """Expected calibration error, see `expected_calibration_error`."""
         bins = zip(self.n, self.right, self.confidence, strict=True)
-        return sum(abs(n * c - right) for n, right, c in bins) / max(1, sum(self.n))
+        return sum(abs(n * c - right) for n, right, c in bins) / (sum(self.n) or 1)
 
 
-def reliability(probabilities: Any, target: Any, bins: int = 15) -> Reliability:
+def reliability(
+    probabilities: Any, target: Any, bins: int = 15, *, sample_weight: Any = None
+) -> Reliability:
     """Examples, right predictions and mean confidence by bin of confidence.
 
     Parameters
     ----------
-    probabilities, target, bins
+    probabilities, target, bins, sample_weight
         Same as in `expected_calibration_error`, which says what it raises.
     """
     bin_of, confidence, right = _binned(probabilities, target, bins)
-    n = np.bincount(bin_of, minlength=bins)
-    sums = np.bincount(bin_of, weights=confidence, minlength=bins)
-    hits = np.bincount(bin_of[right], minlength=bins)
-    return Reliability(n.tolist(), hits.tolist(), (sums / np.maximum(n, 1)).tolist())
+    weight = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+    n = np.bincount(bin_of, weight, bins)
+    sums = np.bincount(bin_of, confidence if weight is None else confidence * weight, bins)
+    hits = np.bincount(bin_of[right], None if weight is None else weight[right], bins)
+    means = np.divide(sums, n, out=np.zeros(bins), where=n > 0)
+    return Reliability(n.tolist(), hits.tolist(), means.tolist())
 
 
 def _binned(

@@ -521,7 +521,8 @@ def _held_out(value: Any, k: int) -> HeldOut | None:
     tables = _tables(_mapping(value), ("n", "wrong", "predicted"), k)
     if tables is None or (tables[1] > tables[0]).any():
         return None
-    return HeldOut(*(t.astype(int).tolist() for t in tables))
+    whole_numbers = all((t == np.round(t)).all() for t in tables)  # else sums of weights
+    return HeldOut(*((t.astype(int) if whole_numbers else t).tolist() for t in tables))
 
 
 def _tables(entry: dict[str, Any], keys: tuple[str, ...], k: int) -> list[np.ndarray] | None:

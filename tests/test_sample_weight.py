@@ -1,0 +1,463 @@
+"""A whole weight is a row repeated so often, and an example of weight 0 is left out, at every entry."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autobalance import (
+    ArrayData,
+    AutoBalanceClassifier,
+    LossTuner,
+    ParametricCrossEntropy,
+    Recipe,
+    SearchSettings,
+    TunableCrossEntropy,
+    cell_posterior,
+    corrected_probabilities,
+    fit_temperature,
+    frontier,
+    retrain,
+    retrain_head,
+    search,
+    search_head,
+)
+from autobalance.bilevel.candidate_selection import compare
+from autobalance.bilevel.driver import build_network_search
+from autobalance.bilevel.held_out import evaluate_held_out
+from autobalance.bilevel.search_spec import SearchSpec
+from autobalance.calibration import class_masses
+from autobalance.data import BalancedBatches, ResampledBatches, ShuffledBatches
+from autobalance.objectives import BalancedError, RunningRisks, WorstError, as_objective
+from autobalance.posthoc import CellPosterior
+from autobalance.spaces import ClassSpace, ClusterSpace, GroupSpace, HierarchicalSpace
+
+N, K = 240, 3
+
+
+class Rows:
+    """Examples with whole weights, some of them 0, and the same with rows repeated."""
+
+    def __init__(self, seed: int = 0) -> None:
+        draw = np.random.default_rng(seed)
+        self.y = np.concatenate(
+            [np.repeat(np.arange(K), 10), draw.choice(K, N - 30, p=[0.7, 0.2, 0.1])]
+        )
+        self.g = draw.integers(0, 2, N)
+        self.X = draw.normal(size=(N, 4)).astype(np.float32)
+        self.X[:, 0] += self.y
+        self.w = draw.integers(0, 6, N)
+        self.again = np.repeat(np.arange(N), self.w)
+
+    def both(self, *, groups: bool = False) -> tuple[ArrayData, ArrayData]:
+        """Weighted, and repeated."""
+        g = self.g if groups else None
+        weighted = ArrayData.of(self.X, self.y, groups=g, sample_weight=self.w)
+        rows = self.again
+        return weighted, ArrayData.of(
+            self.X[rows], self.y[rows], groups=None if g is None else g[rows]
+        )
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return Rows()
+
+
+def network() -> nn.Module:
+    return nn.Linear(4, K)
+
+
+def parameters_of(loss: ParametricCrossEntropy) -> list[Tensor]:
+    return [p for p in loss.parameters_of_loss if p is not None]
+
+
+def assert_same_loss(a: ParametricCrossEntropy, b: ParametricCrossEntropy) -> None:
+    pairs = list(zip(parameters_of(a), parameters_of(b), strict=True))
+    assert pairs
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+
+
+# Counts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_masses_are_the_counts_of_repeated_rows(rows: Rows, groups: bool) -> None:
+    weighted, repeated = rows.both(groups=groups)
+    assert len(weighted) == np.count_nonzero(rows.w)
+    np.testing.assert_array_equal(weighted.masses(), repeated.masses())
+    np.testing.assert_array_equal(class_masses(weighted), class_masses(repeated))
+    assert repeated.masses().dtype == repeated.counts().dtype == np.int64
+
+
+def test_effective_counts_are_kishs() -> None:
+    data = ArrayData.of(np.zeros((5, 1)), [0, 0, 0, 1, 1], sample_weight=[1, 2, 3, 7, 7])
+    np.testing.assert_allclose(data.effective_counts(), [36 / 14, 2])
+    alike = ArrayData.of(np.zeros((5, 1)), [0, 0, 0, 1, 1], sample_weight=[0.2] * 5)
+    np.testing.assert_allclose(alike.effective_counts(), [3, 2])
+    np.testing.assert_allclose(alike.masses(), [3, 2])  # Shares are scaled to numbers of rows.
+    plain = ArrayData.of(np.zeros((5, 1)), [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(plain.effective_counts(), plain.counts())
+
+
+def test_zero_weights_are_rows_left_out(rows: Rows) -> None:
+    weighted, _ = rows.both(groups=True)
+    some = rows.w > 0
+    inputs = weighted.inputs
+    assert isinstance(inputs, Tensor)
+    np.testing.assert_array_equal(inputs.numpy(), rows.X[some])
+    np.testing.assert_array_equal(weighted.target.numpy(), rows.y[some])
+    assert weighted.groups is not None
+    np.testing.assert_array_equal(weighted.groups.numpy(), rows.g[some])
+    assert weighted.num_classes == K
+
+
+# The start of every space ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("objective", ["balanced_error", "worst_class_error"])
+def test_a_search_starts_alike(rows: Rows, groups: bool, objective: str) -> None:
+    runs = [start_of_search(data, objective) for data in rows.both(groups=groups)]
+    assert_same_loss(runs[0].start, runs[1].start)
+
+
+def start_of_search(data: ArrayData, objective: str = "balanced_error", **options: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        spec = SearchSpec(
+            model_factory=network,
+            data=data,
+            objective=as_objective(objective),
+            recipe=Recipe(epochs=1, min_steps=1),
+            settings=SearchSettings(**options),
+            device="cpu",
+        )
+        return build_network_search(spec)
+
+
+@pytest.mark.parametrize(
+    "kind", [ClassSpace, partial(ClusterSpace, size=2), HierarchicalSpace, GroupSpace]
+)
+def test_spaces_of_fractional_masses(rows: Rows, kind: Any) -> None:
+    """Weights need not be whole: masses of rows weighted by half are half as large, the priors alike."""
+    weighted, repeated = rows.both(groups=kind is GroupSpace)
+    start = TunableCrossEntropy(kind(weighted.masses() + 0.5)).frozen()
+    again = TunableCrossEntropy(kind(2 * (repeated.masses() + 0.5))).frozen()
+    tolerance = {"rtol": 0.0, "atol": 0.02} if kind is GroupSpace else {}  # smoothed by one example
+    for ours, theirs in zip(parameters_of(start), parameters_of(again), strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def test_losses_of_counts_take_masses(rows: Rows) -> None:
+    weighted, repeated = rows.both()
+    for build in ("logit_adjusted", "balanced_softmax", "class_weighted", "vector_scaling"):
+        make = getattr(ParametricCrossEntropy, build)
+        assert_same_loss(make(weighted.masses()), make(repeated.counts()))
+
+
+def test_the_absorbed_bias_is_of_the_weighted_group_sizes(rows: Rows) -> None:
+    """With one row of l per group the bias takes their mean over the examples, by weight."""
+    biases = []
+    for data in rows.both(groups=True):
+        loss = ParametricCrossEntropy(additive=torch.arange(2.0 * K).view(2, K))
+        recipe = Recipe(epochs=1, min_steps=1, lr=1e-12, batch_size=4096)
+        trained = retrain(network, data, loss, recipe=recipe, device="cpu")
+        biases.append(next(p for name, p in trained.named_parameters() if name == "bias"))
+    torch.testing.assert_close(*biases)
+
+
+# Gradients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_one_step_on_all_rows_is_the_same(rows: Rows, groups: bool) -> None:
+    """Retraining's full-batch gradient: one step of plain gradient descent goes to the same weights."""
+    ends = []
+    for data in rows.both(groups=groups):
+        loss = TunableCrossEntropy(
+            (GroupSpace if groups else HierarchicalSpace)(data.masses())
+        ).frozen()
+        recipe = Recipe(
+            epochs=1, min_steps=1, lr=0.5, batch_size=4096, optimizer="sgd", warmup=0, momentum=0,
+            weight_decay=0, max_grad_norm=1e6,
+        )  # fmt: skip
+        ends.append(list(retrain(network, data, loss, recipe=recipe, device="cpu").parameters()))
+    for ours, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("objective", ["balanced_error", "worst_class_error"])
+def test_a_step_of_the_loss_tuner_is_the_same(rows: Rows, objective: str) -> None:
+    """Hypergradient and values are equal; what holds the loss to its start is Kish's, see limits.md."""
+    steps = []
+    for data in rows.both():
+        torch.manual_seed(0)
+        model, loss = network(), TunableCrossEntropy(HierarchicalSpace(data.masses()))
+        counts = (data.masses(), data.masses())  # of as many independent examples
+        tuner = LossTuner(loss, objective, validation_counts=counts[0], effective_counts=counts[1])
+        batch = data.batch(torch.arange(len(data)))
+        result = tuner.hypergradient(model, batch, batch)
+        steps.append(
+            [*result.gradients, torch.tensor(result.objective), torch.tensor(result.hard_objective)]
+        )
+    for ours, theirs in zip(*steps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_priors_strength_is_of_kishs_size(rows: Rows) -> None:
+    """In a search, in a head's search, and of a tuner's own batches."""
+    data, _ = rows.both()
+    run = start_of_search(data)
+    [(_, held)] = run.problem.splits
+    tuner = run.upper.tuner
+    expected = BalancedError().effective_size(held.effective_counts())
+    assert tuner._effective_size(None) == pytest.approx(expected)
+    assert run.settings["validation_counts"] == held.counts().tolist()
+    alone = LossTuner(TunableCrossEntropy(HierarchicalSpace(data.masses())))
+    assert alone._effective_size(held.batch(torch.arange(len(held)))) == pytest.approx(expected)
+    with pytest.raises(
+        Exception, match="effective_counts must have the shape of validation_counts"
+    ):
+        LossTuner(alone.loss, validation_counts=[5, 5, 5], effective_counts=[[5, 5, 5]])
+
+
+# Draws ----------------------------------------------------------------------------------------
+
+
+def shares_drawn(stream: Any, n: int, batches: int) -> np.ndarray:
+    drawn = torch.cat([next(stream) for _ in range(batches)])
+    return np.bincount(drawn.numpy(), minlength=n) / len(drawn)
+
+
+@pytest.mark.parametrize("kind", [BalancedBatches, ResampledBatches])
+def test_draws_are_even_over_cells_and_by_weight_within(kind: Any) -> None:
+    cells, weight = torch.tensor([0] * 40 + [1] * 8), torch.tensor([1.0, 3.0] * 24)
+    stream = kind(cells, 16, torch.Generator().manual_seed(0), weight)
+    shares = shares_drawn(stream, 48, 3000)
+    for cell in (0, 1):
+        own = weight[cells == cell].numpy()
+        np.testing.assert_allclose(shares[cells == cell], 0.5 * own / own.sum(), rtol=0.25)
+
+
+def test_a_pass_by_weight_holds_each_row_as_often_as_its_weight_says() -> None:
+    weight = torch.tensor([1.0, 2.0, 0.5, 4.5])
+    stream = ShuffledBatches(4, 4, torch.Generator().manual_seed(0), weight=weight)
+    for _ in range(50):
+        counts = np.bincount(next(stream).numpy(), minlength=4)
+        assert (np.abs(counts - weight.numpy() / 2) < 1).all()
+
+
+def test_what_is_drawn_by_weight_is_not_weighted_again(rows: Rows) -> None:
+    """Over many small batches a search's risks are the weighted ones of the whole held-out set."""
+    data, _ = rows.both()
+    run = start_of_search(data, validation_batch_size=K)
+    [fold] = run.problem.folds
+    model = fold.lower.module
+    logits = model(fold.validation.inputs).detach()
+    wanted = BalancedError().hard(
+        logits, fold.validation.target, sample_weight=fold.validation.sample_weight
+    )
+    values = []
+    for _ in range(600):
+        batch = next(fold.draws)
+        assert batch.sample_weight is None
+        values.append(BalancedError().hard(model(batch.inputs).detach(), batch.target))
+    assert np.mean(values) == pytest.approx(wanted, abs=4 * np.std(values) / 600**0.5)
+
+
+def test_shrinkage_is_by_effective_numbers_and_sums_by_weight() -> None:
+    logits, y = torch.eye(2)[[0, 0, 1, 1]] * 9, torch.tensor([0, 1, 1, 1])
+    mass, kish = [[30.0, 10.0]], [[3.0, 2.0]]
+    values = [
+        float(RunningRisks(WorstError(over="class"), mass, sizes=sizes)(logits, y))
+        for sizes in (None, kish)
+    ]
+    assert values[0] == pytest.approx(values[1])  # the estimate is of the masses alone
+    plain, shrunk = (RunningRisks(WorstError(over="class"), mass, sizes=s) for s in (None, kish))
+    risks = torch.tensor([[0.0, 1.0]])
+    for running in (plain, shrunk):
+        running(logits, y)
+    sizes = torch.tensor(mass)
+    means = [r._shrunk(risks, sizes) / sizes for r in (plain, shrunk)]
+    torch.testing.assert_close(means[0], torch.tensor([[1 / 32, 11 / 12]]))
+    torch.testing.assert_close(means[1], torch.tensor([[1 / 5, 3 / 4]]))
+
+
+# Heads ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_head_is_the_same(rows: Rows, groups: bool) -> None:
+    data = rows.both(groups=groups)
+    losses = [
+        TunableCrossEntropy((GroupSpace if groups else HierarchicalSpace)(d.masses())).frozen()
+        for d in data
+    ]
+    heads = [retrain_head(d, loss, device="cpu") for d, loss in zip(data, losses, strict=True)]
+    torch.testing.assert_close(heads[0].weight, heads[1].weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(heads[0].bias, heads[1].bias, rtol=1e-3, atol=1e-3)
+
+
+def test_a_heads_search_starts_alike_and_goes_the_same_way(rows: Rows) -> None:
+    """On a validation set of their own, so that no draw parts them, also the first step is the same."""
+    validation = Rows(1).both()
+    found = [
+        search_head(d, validation=v, max_steps=1, device="cpu")
+        for d, v in zip(rows.both(), validation, strict=True)
+    ]
+    assert_same_loss(found[0].start, found[1].start)
+    assert found[0].history[0].objective == pytest.approx(found[1].history[0].objective, abs=1e-4)
+    assert found[0].history[0].hard_objective == pytest.approx(found[1].history[0].hard_objective)
+
+
+# The classifier -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", [False, True])
+def test_the_classifier_starts_alike(rows: Rows, frame: bool) -> None:
+    """Also its columns are scaled, and its rows of weight 0 left out, before anything is learned."""
+    X: Any = rows.X.astype(float)
+    X[rows.w == 0] = 1e6  # would spoil every scale
+    if frame:
+        X = pd.DataFrame(X, columns=list("abcd")).assign(e=np.where(rows.w == 0, "never", "ever"))
+        X.loc[::7, "b"] = np.nan
+    take = (lambda i: X.iloc[i]) if frame else (lambda i: X[i])
+    y = rows.y.copy()
+    y[rows.w == 0] = 9  # a class of nobody
+    settings, recipe = SearchSettings(lr=1e-9), Recipe(epochs=1, min_steps=1, batch_size=4096)
+    models = [
+        AutoBalanceClassifier(settings=settings, recipe=recipe, random_state=0, device="cpu").fit(
+            *given, sample_weight=weight
+        )
+        for given, weight in (((X, y), rows.w), ((take(rows.again), y[rows.again]), None))
+    ]
+    assert_same_loss(models[0].loss_, models[1].loss_)
+    assert [m.classes_.tolist() for m in models] == [[0, 1, 2]] * 2
+    np.testing.assert_array_equal(models[0].class_masses_, models[1].class_masses_)
+    some = take(np.flatnonzero(rows.w)[:50])
+    inputs = [model.input_.transform(model, some) for model in models]
+    np.testing.assert_allclose(inputs[0], inputs[1], rtol=1e-5, atol=1e-5)
+
+
+# Held-out tables and what is made of them -----------------------------------------------------
+
+
+def test_held_out_tables_count_by_weight(rows: Rows) -> None:
+    predicted = torch.from_numpy(np.random.default_rng(3).integers(0, K, N))
+    weighted, repeated = rows.both(groups=True)
+    tables = [
+        evaluate_held_out([(data, data)], [guess])
+        for data, guess in ((weighted, predicted[rows.w > 0]), (repeated, predicted[rows.again]))
+    ]
+    for name in ("n", "wrong", "predicted"):
+        assert getattr(tables[0], name) == getattr(tables[1], name)
+    assert isinstance(tables[0].n[0][0], int)
+
+
+def test_candidates_are_compared_by_weight(rows: Rows) -> None:
+    weighted, repeated = rows.both()
+    draw = np.random.default_rng(4)
+    guesses = {name: torch.from_numpy(draw.integers(0, K, N)) for name in ("designed", "start")}
+    losses = dict.fromkeys(guesses, ParametricCrossEntropy.cross_entropy())
+    found = []
+    for data, rows_of, weight in (
+        (weighted, torch.from_numpy(np.flatnonzero(rows.w)), weighted.sample_weight),
+        (repeated, torch.from_numpy(rows.again), None),
+    ):
+        outcomes = {name: [guess[rows_of]] for name, guess in guesses.items()}
+        found.append(compare(losses, outcomes, data.cells(), (1, K), BalancedError(), 0, weight))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.objective == pytest.approx(theirs.objective)
+        assert ours.difference == pytest.approx(theirs.difference)
+        assert (ours.wrong, ours.n) == (theirs.wrong, theirs.n)
+    # Repeated rows look like independent examples; weights do not make one example into several.
+    assert found[0][0].standard_error > found[1][0].standard_error > 0
+
+
+def test_temperature_and_probabilities(rows: Rows) -> None:
+    logits = 3.0 * torch.from_numpy(np.random.default_rng(5).normal(size=(N, K)))
+    weighted, repeated = rows.both()
+    loss = ParametricCrossEntropy.logit_adjusted(weighted.masses())
+    some = torch.from_numpy(np.flatnonzero(rows.w))
+    again = torch.from_numpy(rows.again)
+    ours = fit_temperature(
+        logits[some],
+        weighted.target,
+        loss,
+        class_masses(weighted),
+        sample_weight=weighted.sample_weight,
+    )
+    theirs = fit_temperature(logits[again], repeated.target, loss, class_masses(repeated))
+    for name in ("temperature", "raw_error", "prior_error", "error"):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-4)
+    assert ours.bins is not None
+    assert theirs.bins is not None
+    assert ours.bins.error == pytest.approx(theirs.bins.error, rel=1e-4)
+    torch.testing.assert_close(
+        corrected_probabilities(logits, loss, weighted.masses()),
+        corrected_probabilities(logits, loss, repeated.counts()),
+    )
+
+
+def test_decisions_weigh_the_held_out_examples(rows: Rows) -> None:
+    """The linear program over held-out probabilities is that of repeated rows."""
+    draw = np.random.default_rng(6)
+    p = draw.dirichlet(np.ones(2 * K), size=N).reshape(N, 2, K)
+    cells = rows.g * K + rows.y
+    some, again = np.flatnonzero(rows.w), rows.again
+    ours = CellPosterior(
+        nn.Identity(),
+        p[some],
+        cells[some],
+        1.0,
+        {},
+        0,
+        {},
+        sample_weight=rows.w[some].astype(float),
+    )
+    theirs = CellPosterior(nn.Identity(), p[again], cells[again], 1.0, {}, 0, {})
+    for bound in (3.0, 0.2):
+        a, b = ours.within(bound).held_out, theirs.within(bound).held_out
+        np.testing.assert_allclose(a.mass, b.mass)
+        assert a.balanced_error == pytest.approx(b.balanced_error)
+        assert a.deo == pytest.approx(b.deo)
+
+
+def test_cell_posterior_keeps_the_weights(rows: Rows) -> None:
+    weighted, repeated = rows.both(groups=True)
+    recipe = Recipe(epochs=1, min_steps=1)
+    learned = cell_posterior(network, weighted, recipe=recipe, device="cpu")
+    assert learned.sample_weight is not None
+    np.testing.assert_allclose(
+        learned.most_probable().held_out.mass.sum(), learned.sample_weight.sum()
+    )
+    plain = cell_posterior(network, repeated, recipe=recipe, device="cpu")
+    assert plain.sample_weight is None
+
+
+def test_a_searchs_record_is_by_weight(rows: Rows) -> None:
+    """Of fractional weights the held-out table is of their sums, and survives its JSON."""
+    data = ArrayData.of(rows.X, rows.y, groups=rows.g, sample_weight=rows.w / 4)
+    result = search(network, data, recipe=Recipe(epochs=1, min_steps=20), device="cpu", test=data)
+    assert result.held_out is not None
+    run = start_of_search(data)
+    [(_, held)] = run.problem.splits
+    assert held.sample_weight is not None
+    assert np.sum(result.held_out.n) == pytest.approx(float(held.sample_weight.sum()))
+    assert type(result).from_json(result.to_json()).held_out == result.held_out
+
+
+def test_a_frontiers_points_are_by_weight(rows: Rows) -> None:
+    data, _ = rows.both(groups=True)
+    swept = frontier(
+        network, data, mixes=[0.0], recipe=Recipe(epochs=1, min_steps=30), device="cpu"
+    )
+    assert 0.0 <= swept.points[0].main <= 1.0
