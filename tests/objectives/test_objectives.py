@@ -101,7 +101,9 @@ def margin(f: np.ndarray, y: int) -> float:
     return float(f[y] - max(f[j] for j in range(len(f)) if j != y))
 
 
-def example_loss(objective: Objective, case: Case, i: int, *, hard: bool) -> float:
+def example_loss(
+    objective: Objective, case: Case, i: int, *, hard: bool, weighted: bool = False
+) -> float:
     f, y = case.logits[i].numpy(), int(case.target[i])
     if hard:
         return float(f.argmax() != y)
@@ -109,7 +111,8 @@ def example_loss(objective: Objective, case: Case, i: int, *, hard: bool) -> flo
         T = objective.surrogate.temperature
         if T is None:
             margins = [margin(case.logits[j].numpy(), int(c)) for j, c in enumerate(case.target)]
-            T = objective.surrogate.relative * np.mean(np.abs(margins))
+            weights = case.weight.numpy() if weighted else None
+            T = objective.surrogate.relative * np.average(np.abs(margins), weights=weights)
         return 1 / (1 + math.exp(margin(f, y) / T))
     return float(np.log(np.exp(f - f[y]).sum()))
 
@@ -127,7 +130,7 @@ def oracle(objective: Objective, case: Case, *, hard: bool, weighted: bool = Fal
     for i in range(len(case.target)):
         y, g = int(case.target[i]), int(case.groups[i])
         cell = {"class": y, "group": g, "class_and_group": g * case.k + y}[objective.over]
-        loss = example_loss(objective, case, i, hard=hard)
+        loss = example_loss(objective, case, i, hard=hard, weighted=weighted)
         cells.setdefault(cell, []).append((loss, float(case.weight[i]) if weighted else 1.0))
     risks = {c: sum(r * w for r, w in e) / sum(w for _, w in e) for c, e in cells.items()}
     return aggregate(objective, risks, hard=hard)

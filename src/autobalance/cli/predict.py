@@ -16,7 +16,7 @@ from autobalance.cli.run_folder import load_run
 from autobalance.cli.terminal import print_report, print_table_warnings
 from autobalance.data import class_labels, column, positions, read_table
 from autobalance.records import to_json, write_atomically
-from autobalance.report import save_evaluation
+from autobalance.report import bound_sentences, read_folder, read_run, save_evaluation
 from autobalance.sklearn import AutoBalanceClassifier
 
 
@@ -75,7 +75,7 @@ def run_evaluate(options: Namespace, command: str) -> int:
     report["classes"] = [str(c) for c in classifier.classes_]
     if groups is not None:
         report["groups"] = list(report["group_errors"])
-    _save(options.run, rates, f"{len(target):,} examples of {Path(options.table).name}")
+    saved = _save(options.run, rates, f"{len(target):,} examples of {Path(options.table).name}")
     if groups is None and classifier.groups_:
         print(
             f"autobalance: without --groups nothing is known of the groups of {options.table}; the "
@@ -85,6 +85,9 @@ def run_evaluate(options: Namespace, command: str) -> int:
     if options.json:
         print(to_json(report))
     else:
+        if saved:
+            for text in bound_sentences(read_run(read_folder(Path(options.run)))):
+                print(text)
         print_report(report)
     return DONE
 
@@ -113,12 +116,14 @@ def _warn_of_data(
         )
 
 
-def _save(run: str, rates: dict[str, Any], data: str) -> None:
-    """Put it into the RUN's report; a folder that cannot be written to keeps the old one."""
+def _save(run: str, rates: dict[str, Any], data: str) -> bool:
+    """Put it into the RUN's report, if the folder can be written to; returns whether it could."""
     try:
         save_evaluation(run, rates, data)
     except OSError as error:
         print(f"autobalance: {run} is left as it is, for {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _load(run: str) -> tuple[AutoBalanceClassifier, dict[str, Any]]:

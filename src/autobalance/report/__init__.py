@@ -9,6 +9,7 @@ from autobalance.report.html import render_report, write_report
 from autobalance.report.multi_run_page import render_runs
 from autobalance.report.record import Run, read_run
 from autobalance.report.samples import LARGEST, Sheet, packed, rows_that_fit
+from autobalance.report.verdicts import bound_sentences
 
 __all__ = [
     "EVALUATION",
@@ -22,6 +23,7 @@ __all__ = [
     "as_html",
     "as_svg",
     "as_text",
+    "bound_sentences",
     "evenly_spaced",
     "explanation",
     "few_in_a_cell",

@@ -22,6 +22,7 @@ from autobalance.report.text import (
     objective_then_and_now,
     sentences,
 )
+from autobalance.report.verdicts import bound_sentences, doubts
 
 WIDTH = 88
 _ROWS = 10  # of the table in a notebook
@@ -78,9 +79,19 @@ def explanation(run: Run) -> Explanation:
     first = warning(run)
     return Explanation(
         heading=heading(run, objective_name(run)),
-        story=[*sentences(run), *augmentation_sentences(run), *calibration_sentences(run)],
+        story=[
+            *bound_sentences(run),
+            *sentences(run),
+            *augmentation_sentences(run),
+            *calibration_sentences(run),
+        ],
         classes=[*favoured(run), *class_changes(run)],
-        warnings=[*([] if first is None else [first]), *_sentences(run.notes), *cautions(run)],
+        warnings=[
+            *([] if first is None else [first]),
+            *_sentences(run.notes),
+            *cautions(run),
+            *doubts(run),
+        ],
         cost=_cost(run),
     )
 

@@ -24,6 +24,7 @@ from autobalance.report.record import Run, read_run
 from autobalance.report.samples import samples_picture, unpacked
 from autobalance.report.status import heading, loss_heading, warning
 from autobalance.report.text import facts, objective_name, sentences
+from autobalance.report.verdicts import bound_sentences, doubts
 
 _OPTION = re.compile(r"--[a-z][a-z_.]{0,40}[a-z]")
 
@@ -73,10 +74,10 @@ def view(run: Run) -> dict[str, Any]:
         "heading": heading(run, objective_name(run)),
         "loss_heading": loss_heading(run),
         "parts": {part.key for part in run.parts},
-        "sentences": sentences(run),
+        "sentences": [*bound_sentences(run), *sentences(run)],
         "facts": facts(run),
         "warning": warning(run),
-        "cautions": cautions(run),
+        "cautions": [*cautions(run), *doubts(run)],
         "pictures": {section: inlined(group) for section, group in figures.items()},
         "methods": tables.methods_table(run),
         "choice": tables.choice_table(run),
