@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autobalance.bilevel import candidate_selection as choosing
 from autobalance.bilevel.candidate_selection import _standard_error, best, compare, train_candidates
+from autobalance.bilevel.held_out import absent_cells
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.data.array_data import ArrayData
@@ -220,3 +221,11 @@ def test_which_candidates_are_collapsed(pattern: tuple[str, str], collapsed: boo
     outcomes = {**OUTCOMES, "designed": wrong(*pattern)}
     found = {c.name: c for c in compared(LOSSES, outcomes, FOLDS, BalancedError())}
     assert found["designed"].collapsed == collapsed
+
+
+def test_absent_cells_are_named() -> None:
+    assert absent_cells([[3, 1], [2, 1]]) is None
+    assert absent_cells([3, 0]) is None  # classes alone: no gap between groups
+    assert absent_cells([[3, 0], [2, 1]]) == (
+        "The held-out data lacks 1 of 4 pairs of group and class (group 0, class 1)."
+    )

@@ -27,7 +27,7 @@ from autobalance.augment import (
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
-from autobalance.bilevel.held_out import calibrate, evaluate_held_out, splits_of
+from autobalance.bilevel.held_out import absent_cells, calibrate, evaluate_held_out, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, UpperStep, free_parameters
 from autobalance.bilevel.lower_problem import LowerProblem, NetworkFolds
@@ -165,6 +165,13 @@ def search(
     )
     with seeded(seed), reading(data, validation, test):
         run = build_network_search(spec)
+        absent = absent_cells(run.settings["validation_counts"])
+        if absent and spec.objective.over == "class_and_group":
+            warnings.warn(
+                f"{absent} The objective is not defined there and leaves them out, so a gap or a worst "
+                "case may be larger than it says: merge small groups, or add data.",
+                stacklevel=2,
+            )
         log = LoggerAdapter(logger, writes=run.problem.processes.rank == 0)
         with log.open():
             result = run.complete(progress, log)

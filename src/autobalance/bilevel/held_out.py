@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,22 @@ def splits_of(
             "least 3 in some class. Add data, or train with ParametricCrossEntropy.logit_adjusted."
         )
     return [(data.subset(train), data.subset(held)) for train, held in splits]
+
+
+def absent_cells(counts: Sequence[Any] | np.ndarray) -> str | None:
+    """Which pairs of group and class have no held-out example, of counts ``(g, k)``; None without any.
+
+    A gap between groups, or a worst cell, is not known where a cell is empty: what `Objective.value`
+    gives there leaves the cell out, as if it were as good as the others.
+    """
+    table = np.asarray(counts)
+    empty = np.argwhere(table == 0) if table.ndim == 2 else []
+    if not len(empty):
+        return None
+    names = ", ".join(f"group {g}, class {c}" for g, c in empty[:5])
+    return (
+        f"The held-out data lacks {len(empty)} of {table.size} pairs of group and class ({names})."
+    )
 
 
 def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from autobalance._validation import InputError, TrainingDiverged, fraction, numb
 from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
 from autobalance.bilevel.driver import NetworkSearch, build_network_search
 from autobalance.bilevel.execution import check_options, seeded
-from autobalance.bilevel.held_out import count_errors, splits_of
+from autobalance.bilevel.held_out import absent_cells, count_errors, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.result import SearchResult
@@ -141,6 +141,12 @@ class Frontier:
         InputError
             If not exactly one bound is given, or no point keeps it; the message says what the
             nearest one has. Points with a `constant` network are never picked.
+
+        Warns
+        -----
+        UserWarning
+            If a group has no held-out example of some class: the gap is not known, and the points are
+            told apart by the rest of it alone.
         """
         if (gap is None) == (main is None):
             raise InputError("Give one bound: pick(gap=0.05) or pick(main=0.2).")
@@ -159,6 +165,13 @@ class Frontier:
             raise InputError(
                 f"No point of the frontier has a {bounded} of at most {limit:g}; the lowest is "
                 f"{nearest:.4f}. Raise the bound, or sweep further mixes."
+            )
+        absent = absent_cells(self.settings.get("validation_counts", []))
+        if absent:
+            warnings.warn(
+                f"{absent} So the points' {self.gap} is not known, and what is known of it decides. Do not "
+                "rely on the bound: merge small groups, or add data.",
+                stacklevel=2,
             )
         return min(kept, key=lambda p: getattr(p, wanted))
 
@@ -468,11 +481,10 @@ def _check_held_out(counts: np.ndarray) -> None:
             f"{by_group.astype(int).tolist()}), so there is no gap to see. Give each class and group "
             "at least 3 examples: merge small groups, or add data."
         )
-    if (counts == 0).any():
-        absent = ", ".join(f"group {g}, class {c}" for g, c in np.argwhere(counts == 0)[:5])
+    absent = absent_cells(counts)
+    if absent:
         warnings.warn(
-            f"The held-out data lacks {int((counts == 0).sum())} of {counts.size} pairs of group and "
-            f"class ({absent}). The frontier says nothing of them: merge small groups, or add data.",
+            f"{absent} The frontier says nothing of them: merge small groups, or add data.",
             stacklevel=3,
         )
 

@@ -21,6 +21,7 @@ a whole frontier costs one training run and one per fold.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -244,8 +245,21 @@ class CellPosterior:
         ------
         InputError
             If the gap is negative or not finite.
+
+        Warns
+        -----
+        UserWarning
+            If a group has no held-out example of some class, so that the gap is not known.
         """
         not_negative("gap", gap)
+        mass = self._mass()
+        reason = ErrorTable.from_counts(np.zeros_like(mass), mass).undefined("deo")
+        if reason is not None:
+            warnings.warn(
+                f"The gap is not known on held-out data, for {reason}. The bound is kept on the other "
+                "cells alone: merge small groups, or add data.",
+                stacklevel=2,
+            )
         free, gaps = self._bounds(POINTS)
         if gap >= self.held_out.shape[2]:
             return replace(free, objective=self._name_bound(gap))
