@@ -166,7 +166,7 @@ def search(
     with seeded(seed), reading(data, validation, test):
         run = build_network_search(spec)
         absent = absent_cells(run.settings["validation_counts"])
-        if absent and spec.objective.over == "class_and_group":
+        if absent and spec.objective.over == "class_and_group" and not spec.objective.linear:
             warnings.warn(
                 f"{absent} The objective is not defined there and leaves them out, so a gap or a worst "
                 "case may be larger than it says: merge small groups, or add data.",
