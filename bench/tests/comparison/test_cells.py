@@ -24,7 +24,7 @@ from autobalance_bench.comparison.cells import Cell, cells_of, objective_of, run
 from autobalance_bench.comparison.configuration import Configuration, read_configuration
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition
 from autobalance_bench.comparison.datasets import load_problem
-from autobalance_bench.comparison.methods import METHODS, Computing, Task
+from autobalance_bench.comparison.methods import METHODS, ExecutionOptions, Task
 from autobalance_bench.comparison.running import run_cells
 from autobalance_bench.comparison.store import Store
 from toy_cells import GROUPED, IMAGES, RECIPE, SEARCH, TOY, cell, told, write_images
@@ -62,8 +62,8 @@ ALWAYS: list[dict[str, Any]] = [
     {"dataset": replace(TOY, backbone={"path": "a.b"})},
     {"augment": {"name": "standard"}},
     {"head": "cosine"},
-    {"computing": Computing(compiled=True)},
-    {"computing": Computing(precision="bf16-mixed")},
+    {"execution": ExecutionOptions(compiled=True)},
+    {"execution": ExecutionOptions(precision="bf16-mixed")},
     {"dataset": replace(PHOTOGRAPHS, allowed_broken=1)},
     {"dataset": replace(PHOTOGRAPHS, validation="published")},
 ]
@@ -156,8 +156,8 @@ def test_cells_go_dataset_by_dataset_and_once_per_objective_where_it_matters() -
     ]
     assert {c.data for c in cells} == {"data"}
     fast = replace(configuration, precision="bf16-mixed", compiled=True)
-    assert {c.computing for c in cells_of(fast, "data", "cpu")} == {
-        Computing(precision="bf16-mixed", compiled=True)
+    assert {c.execution for c in cells_of(fast, "data", "cpu")} == {
+        ExecutionOptions(precision="bf16-mixed", compiled=True)
     }
     assert {c.checkpoints for c in cells_of(fast, "data", "cpu", "kept")} == {"kept"}
     assert {c.recipe for c in cells} == {RECIPE}
@@ -351,8 +351,8 @@ def test_networks_are_computed_as_the_comparison_says(
         return compile_(module, **{**options, "backend": "eager"})
 
     monkeypatch.setattr(torch, "compile", compiled_without_a_compiler)
-    how = Computing(precision="bf16-mixed", channels_last=True, compiled=True)
-    record = run_cell(replace(one, computing=how))
+    options = ExecutionOptions(precision="bf16-mixed", channels_last=True, compiled=True)
+    record = run_cell(replace(one, execution=options))
     assert record["status"] == "finished", record.get("reason")
     assert all(compiled)
     # of the final choice each network is made anew: the designed loss, its start, and the result

@@ -13,12 +13,12 @@ from scipy import stats
 
 from autobalance import InputError
 from autobalance_bench.comparison.statistics import (
+    compare_pairs,
     critical_difference,
     friedman,
     holm,
     nemenyi_quantile,
     not_worse,
-    paired,
     summary,
 )
 from cells import cell, failure
@@ -287,8 +287,8 @@ def test_not_worse() -> None:
 
 
 def test_paired_without_spread() -> None:
-    assert paired([0.0, 0.0])["p"] == 1.0
-    same = paired([0.1 + 0.2, 0.3])
+    assert compare_pairs([0.0, 0.0])["p"] == 1.0
+    same = compare_pairs([0.1 + 0.2, 0.3])
     assert (same["standard_error"], same["low"], same["high"], same["p"]) == (0.0, 0.3, 0.3, 0.0)
 
 
