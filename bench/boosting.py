@@ -39,7 +39,7 @@ from autobalance_bench.comparison.configuration import read_configuration
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition, definition_of
 from autobalance_bench.comparison.datasets import Problem, load_problem
 from autobalance_bench.comparison.methods import Task
-from autobalance_bench.comparison.statistics import holm, summary
+from autobalance_bench.comparison.statistics import compare_pairs, holm, summary
 from autobalance_bench.comparison.store import Store
 from measuring import prepare, write_json
 

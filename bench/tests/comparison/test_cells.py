@@ -267,7 +267,7 @@ def interrupted() -> nn.Module:
         ({"dataset": "carr"}, "There is no dataset 'carr'. Did you mean car"),
         ({"dataset": replace(TOY, path="gone.csv", source="a shelf")}, "It comes from: a shelf."),
         ({"dataset": replace(TOY, target="sort")}, "'sort'"),
-        ({"dataset": replace(TOY, network="test_cells:explosive")}, "MemoryError: too large"),
+        ({"dataset": replace(TOY, network=f"{__name__}:explosive")}, "MemoryError: too large"),
         ({"objectives": ("accuracy",)}, "objective must be one of balanced_error, "),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_failure_is_recorded_with_its_reason(
 
 def test_ctrl_c_is_no_failure_of_the_cell(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run_cell(cell(folder, dataset=replace(TOY, network="test_cells:interrupted")))
+        run_cell(cell(folder, dataset=replace(TOY, network=f"{__name__}:interrupted")))
 
 
 def test_threads_are_given_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +375,7 @@ def test_a_stopped_cell_goes_on_to_the_same_result(
     aim = "balanced_error" if METHODS[method].uses_objective else None
     one = cell(folder, method=method, objective=aim, checkpoints=str(tmp_path))
     expected = told(run_cell(replace(one, checkpoints=None)))
-    monkeypatch.setattr("autobalance.bilevel.lower_level.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("autobalance.bilevel.checkpoints.CHECKPOINT_SECONDS", 0.0)
     step, steps = LowerLevel.step, []
 
     def counted(self: LowerLevel, loss: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from autobalance import InputError
 from autobalance_bench.comparison.statistics import (
@@ -298,6 +299,13 @@ def test_holm_by_hand() -> None:
     assert found == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, None, 0.8]) == [1.0, None, 1.0]
     assert holm([]) == []
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    p_values = np.random.default_rng(0).uniform(size=30) ** 4
+    p_values[3] = p_values[7]
+    expected = multipletests(p_values, method="holm")[1]
+    np.testing.assert_allclose(np.array(holm(p_values.tolist()), float), expected, rtol=1e-12)
 
 
 def test_friedman_of_demsar() -> None:
