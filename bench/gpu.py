@@ -61,7 +61,7 @@ from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.augmentations import StandardAugmentation
 from autobalance_bench.comparison.configuration import read_configuration, resolved
 from autobalance_bench.comparison.datasets import load_problem
-from autobalance_bench.comparison.methods import Computing
+from autobalance_bench.comparison.methods import ExecutionOptions
 from measuring import (
     cpu_seconds,
     length_of,
@@ -136,8 +136,8 @@ class Setting:
         return StandardAugmentation() if self.augmented else None
 
     def factory(self, channels: int) -> Callable[[], nn.Module]:
-        how = Computing(channels_last=self.channels_last, compiled=self.compiled)
-        return how.prepared(lambda: ResNet32(CLASSES, channels=channels))
+        how = ExecutionOptions(channels_last=self.channels_last, compiled=self.compiled)
+        return how.apply(lambda: ResNet32(CLASSES, channels=channels))
 
     def recipe(self, steps: int) -> Recipe:
         return Recipe(epochs=1e-6, min_steps=steps, batch_size=self.batch)

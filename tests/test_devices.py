@@ -67,7 +67,7 @@ def test_one_seed_repeats(device: str) -> None:
 class Flip(nn.Module):
     """Mirrors every other image, at random."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None) -> Tensor:
         mirrored = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < 0.5
         return torch.where(mirrored, inputs.flip(3), inputs)
 
