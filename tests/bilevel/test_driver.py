@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import checkpoints, lower_level
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.execution import seeded
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
@@ -225,7 +225,7 @@ def test_the_loss_is_frozen_and_on_its_own() -> None:
 
 
 def test_the_path_is_thinned_where_classes_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autobalance.bilevel.recorder.MAX_PATH_NUMBERS", 12)
+    monkeypatch.setattr("autobalance.bilevel.driver.MAX_PATH_NUMBERS", 12)
     path = quick().path
     assert len(path) * 3 <= 12
     assert path[0].step == 0

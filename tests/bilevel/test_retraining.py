@@ -18,7 +18,7 @@ from autobalance.bilevel import checkpoints, execution
 from autobalance.bilevel.checkpoints import random_state
 from autobalance.bilevel.execution import CHECK_EVERY, make_fabric, seeded
 from autobalance.bilevel.initialisation import init_bias_offset, make_optimizer
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.types import Interrupted, Progress
@@ -472,7 +472,8 @@ def test_the_lower_level_keeps_its_last_batches(remembered: int) -> None:
 
     def lower() -> LowerLevel:
         with seeded(0):
-            return LowerLevel(network, blobs(), QUICK, make_fabric("cpu"), 0, remembered=remembered)
+            options = TrainingOptions(QUICK, remembered=remembered)
+            return LowerLevel(network, blobs(), options, make_fabric("cpu"))
 
     first, loss = lower(), Recorded()
     assert len(first.recent) == 0
@@ -564,7 +565,11 @@ def biases_at_the_start(share: float, loss: ParametricCrossEntropy) -> Tensor:
     recipe = Recipe(epochs=1, min_steps=1, absorb=share)
     torch.manual_seed(0)
     lower = LowerLevel(
-        lambda: linear_network(data), data, recipe, make_fabric("cpu"), 0, additive=loss.additive
+        lambda: linear_network(data),
+        data,
+        TrainingOptions(recipe),
+        make_fabric("cpu"),
+        additive=loss.additive,
     )
     torch.manual_seed(0)
     last, untouched = lower.module[-1], linear_network(data)[-1]
@@ -681,7 +686,7 @@ def test_looking_at_losses_seldom_changes_nothing(
 @pytest.mark.usefixtures("seldom")
 def test_a_state_is_looked_at_before_it_is_kept() -> None:
     with seeded(0):
-        lower = LowerLevel(lambda: NanAfter(3), blobs(), QUICK, make_fabric("cpu"), 0)
+        lower = LowerLevel(lambda: NanAfter(3), blobs(), TrainingOptions(QUICK), make_fabric("cpu"))
     for _ in range(6):
         lower.step(ParametricCrossEntropy.cross_entropy())
     with pytest.raises(TrainingDiverged, match="non-finite at step 4 of 40"):

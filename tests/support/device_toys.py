@@ -13,7 +13,7 @@ from torch import nn
 
 from autobalance.bilevel import execution
 from autobalance.bilevel.execution import make_fabric, seeded
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.networks import FromBytes, SmallCNN
@@ -66,7 +66,7 @@ def steps_wait_for_nothing(device: str, augment: nn.Module | None) -> None:
     fabric = make_fabric(device)
     with seeded(0):
         lower = LowerLevel(
-            network, data.to(fabric.device), RECIPE, fabric, 0,
+            network, data.to(fabric.device), TrainingOptions(RECIPE), fabric,
             augment=None if augment is None else copy.deepcopy(augment).to(fabric.device),
         )  # fmt: skip
     loss = ParametricCrossEntropy.logit_adjusted(data.counts()).to(fabric.device)

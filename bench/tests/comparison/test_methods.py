@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.augment.choice import augmented
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.execution import seeded
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.data.array_data import ArrayData

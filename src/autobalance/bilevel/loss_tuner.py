@@ -17,7 +17,7 @@ from autobalance._validation import InputError, array_of_numbers, instance, one_
 from autobalance.augment import AugmentationPolicy
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.data import Batch, as_batch, as_batches
-from autobalance.functional import Processes, first_process, trainable
+from autobalance.functional import Derivative, Processes, first_process, trainable
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
 from autobalance.objectives import Objective, RunningRisks, as_objective
 from autobalance.spaces import TunableCrossEntropy, prior_strength
@@ -47,6 +47,8 @@ class UpperStep:
         Whether the hypergradient was not finite, so that nothing moved.
     predicted : int
         How many classes the network predicts on the validation batch: 1 is a collapse.
+    derivative : {"forward", "double backward", "central difference"}
+        How the network was differentiated: the first way that passed its check, see `Hypergradient`.
     """
 
     objective: float
@@ -57,6 +59,7 @@ class UpperStep:
     reason: str
     skipped: bool
     predicted: int
+    derivative: Derivative = "forward"
 
 
 class LossTuner:
@@ -272,10 +275,11 @@ class LossTuner:
             reason=first.reason,
             skipped=not finite,
             predicted=min(r.predicted for r in results),
+            derivative=results[0].derivative,
         )
         self.steps += 1
         if self._log.logger is not None and first_process():
-            self._log.log_upper_numbers(vars(done), self.loss.space().detach(), self.steps)
+            self._log.log_upper_step(done, self.loss.space().detach(), self.steps)
         return done
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from autobalance._validation import InputError, TrainingDiverged, fraction, number, shown
 from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
-from autobalance.bilevel.driver import NetworkSearch, build_network_search
 from autobalance.bilevel.execution import check_options, seeded
 from autobalance.bilevel.held_out import count_errors, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
+from autobalance.bilevel.network_search import NetworkSearch, build_network_search
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener

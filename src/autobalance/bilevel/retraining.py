@@ -16,7 +16,7 @@ from autobalance.augment import as_batch_transform, described
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.bilevel.types import (
     FixedLoss,
     Interrupted,
@@ -121,46 +121,50 @@ def retrain(
         lower = LowerLevel(
             model_factory,
             data.to(fabric.device),
-            recipe,
+            TrainingOptions(recipe, seed, sampling),
             fabric,
-            seed,
             additive=getattr(own_loss, "additive", None),
-            sampling=sampling,
             augment=None if augment is None else augment.to(fabric.device),
         )
         lower.processes.seed_per_rank(seed)
         own_loss = copy.deepcopy(own_loss).to(fabric.device)
-
-        def identity() -> dict[str, Any]:
-            return {
-                "kind": "retrain",
-                "seed": seed,
-                "recipe": recipe.to_dict(),
-                "sampling": sampling,
-                "precision": precision,
-                "loss": own_loss.to_dict(),
-                "augment": described(augment),
-                **describe(lower.module, data),
-            }
-
-        def state_dict() -> dict[str, Any]:
-            return {"lower": lower.state_dict(), "loss": dict(own_loss.state_dict())}
-
-        saved = Checkpoint(checkpoint, identity, state_dict, lower.processes)
-        state = saved.load()
-        if state is not None:
-            lower.load_state_dict(state["lower"])
-            own_loss.load_state_dict(state["loss"])
-        _train(
-            lower,
-            own_loss,
-            saved,
-            LoggerAdapter(logger, writes=lower.processes.rank == 0),
-            progress,
-        )
+        identity = {
+            "kind": "retrain",
+            "seed": seed,
+            "recipe": recipe.to_dict(),
+            "sampling": sampling,
+            "precision": precision,
+        }
+        saved = _open_checkpoint(checkpoint, lower, own_loss, data, identity)
+        log = LoggerAdapter(logger, writes=lower.processes.rank == 0)
+        _train(lower, own_loss, saved, log, progress)
         lower.processes.broadcast_buffers(lower.module)
         saved.save()
     return lower.result()
+
+
+def _open_checkpoint(
+    path: str | Path | None,
+    lower: LowerLevel,
+    loss: FixedLoss,
+    data: ArrayData,
+    identity: dict[str, Any],
+) -> Checkpoint:
+    """The run's checkpoint; what an earlier run left there is where this one goes on."""
+
+    def whole_identity() -> dict[str, Any]:
+        parts = {"loss": loss.to_dict(), "augment": described(lower.augment)}
+        return {**identity, **parts, **describe(lower.module, data)}
+
+    def state_dict() -> dict[str, Any]:
+        return {"lower": lower.state_dict(), "loss": dict(loss.state_dict())}
+
+    saved = Checkpoint(path, whole_identity, state_dict, lower.processes)
+    state = saved.load()
+    if state is not None:
+        lower.load_state_dict(state["lower"])
+        loss.load_state_dict(state["loss"])
+    return saved
 
 
 def _train(

@@ -1,9 +1,9 @@
-"""The upper level as the driver of a search sees it, and that of a network's search."""
+"""The upper level of a network's search: noisy hypergradients move the loss, late positions are averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,32 +19,6 @@ from autobalance.spaces import LossSnapshot, TunableCrossEntropy
 
 MAX_SKIPPED = 5
 """Hypergradients in a row that may be non-finite before a search is given up."""
-
-H_contra = TypeVar("H_contra", contravariant=True)
-
-
-class UpperLevel(Protocol[H_contra]):
-    """The upper level: move the loss's free parameters along hypergradients."""
-
-    def propose(self) -> LossSnapshot:
-        """The loss that the lower level trains with until the next upper step."""
-        ...
-
-    def update(self, results: Sequence[H_contra]) -> UpperStep:
-        """Take in the hypergradients of all folds at the loss proposed last."""
-        ...
-
-    def check(self, done: int, total: int) -> None:
-        """Raise `TrainingDiverged` if the last upper steps call for an end."""
-        ...
-
-    def has_converged(self, history: Sequence[UpperRecord]) -> bool:
-        """Whether further upper steps would gain nothing."""
-        ...
-
-    def final_position(self) -> list[Tensor]:
-        """The free parameters of the loss that is handed over."""
-        ...
 
 
 class StochasticUpperLevel:

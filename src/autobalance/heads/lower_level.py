@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autobalance.bilevel import Outcomes, Progress, ProgressListener
 from autobalance.data import Batch
@@ -136,12 +136,10 @@ class HeadFolds:
     def train_candidates(
         self,
         losses: Mapping[str, ParametricCrossEntropy],
-        augments: Mapping[str, nn.Module | None],
         outcomes: Outcomes,
-        after_each: Callable[[], None],
         progress: ProgressListener | None,
     ) -> None:
-        """Solve every fold's lower level for each loss; heads know no augmentation."""
+        """Fill in what the minima under each loss predict of the held-out rows, fold by fold."""
         for fold in self.folds:
             for name, loss in losses.items():
                 rows = (None if p is None else p.to(fold.weights) for p in loss.parameters_of_loss)
@@ -154,7 +152,6 @@ class HeadFolds:
                 )
                 outcomes.setdefault(name, []).append(_predict(fold.held.inputs, lower.weights))
                 fold.problem.release()
-                after_each()
                 if progress:
                     done = sum(len(runs) for runs in outcomes.values())
                     progress(Progress("choose", done, len(losses) * len(self.folds)))
