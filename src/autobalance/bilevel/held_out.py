@@ -60,18 +60,8 @@ def splits_of(
 def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
     """Counts over all folds' held-out data, shape ``(3, g, k)``.
 
-    Parameters
-    ----------
-    splits : sequence of (ArrayData, ArrayData)
-        As from `splits_of`.
-    predictions : sequence of Tensor
-        For each fold the classes predicted of its held-out examples, on the CPU.
-
-    Returns
-    -------
-    Tensor
-        Examples predicted wrongly and all examples, by group and class; and examples by group and
-        the class predicted.
+    They are examples predicted wrongly and all examples, by group and class, and examples by group
+    and the class predicted. `predictions` has for each fold the classes predicted, on the CPU.
     """
     totals = []
     for (_, held), predicted in zip(splits, predictions, strict=True):
@@ -104,19 +94,9 @@ def calibrate(
 ) -> Calibration | None:
     """Temperature and calibration errors of the networks searched with.
 
-    Parameters
-    ----------
-    splits : sequence of (ArrayData, ArrayData)
-        As from `splits_of`.
-    logits : sequence of Tensor
-        For each fold those of every `calibration_stride`-th held-out example.
-    designed : ParametricCrossEntropy
-        The loss designed, which the networks were lately trained with, or about so.
-
-    Returns
-    -------
-    Calibration or None
-        None where all training examples of some class have weight 0.
+    `logits` has for each fold those of every `calibration_stride`-th held-out example; `designed` is
+    the loss that the networks were lately trained with, or about so. None where all training examples
+    of some class have weight 0.
     """
     masses = np.sum([class_masses(train) for train, _ in splits], axis=0)
     if not np.atleast_2d(masses).sum(axis=0).all():

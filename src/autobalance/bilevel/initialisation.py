@@ -39,15 +39,11 @@ def make_optimizer(
         weights = [{"params": weights}, {"params": [undecayed], "weight_decay": 0.0}]
     if not weights:
         raise InputError("The network has no trainable parameter.")
+    common: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            weights,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        )
-    return torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        nesterov = recipe.momentum > 0
+        return torch.optim.SGD(weights, momentum=recipe.momentum, nesterov=nesterov, **common)
+    return torch.optim.AdamW(weights, **common)
 
 
 @torch.no_grad()

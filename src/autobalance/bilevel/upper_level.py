@@ -24,16 +24,8 @@ MAX_SKIPPED = 5
 class StochasticUpperLevel:
     """Adam or SGD on noisy hypergradients; hands over an average of late positions.
 
-    Parameters
-    ----------
-    loss : TunableCrossEntropy
-        The loss to move.
-    spec : SearchSpec
-        Objective, solver and settings.
-    validation_counts : ndarray
-        Held-out examples of all folds by class, or by group and class.
-    augment : nn.Module, optional
-        Augmentation to learn with the loss.
+    It takes objective, solver and settings from a `SearchSpec`. `validation_counts` are the held-out
+    examples of all folds, by class or by group and class; `augment` is learned with the loss.
 
     Attributes
     ----------
@@ -51,7 +43,7 @@ class StochasticUpperLevel:
         augment: nn.Module | None,
     ) -> None:
         self.loss = loss
-        self.recipe, self.settings, self.solver = spec.recipe, spec.settings, spec.solver
+        self.spec, self.settings = spec, spec.settings
         self.validation_counts, self.augment = validation_counts, augment
         self.tuner = self._build_tuner(spec.objective)
         self.positions = [self._position()]
@@ -76,7 +68,7 @@ class StochasticUpperLevel:
         if self.tuner.skipped_in_a_row >= MAX_SKIPPED:
             raise TrainingDiverged(
                 f"{MAX_SKIPPED} hypergradients in a row were not finite, the last after step "
-                f"{done} of {total}, with {self.recipe}. The last good loss is kept. "
+                f"{done} of {total}, with {self.spec.recipe}. The last good loss is kept. "
                 "Lower the learning rate, or scale the inputs.",
                 step=done,
             )
@@ -112,7 +104,7 @@ class StochasticUpperLevel:
         return LossTuner(
             self.loss,
             objective,
-            solver=self.solver,
+            solver=self.spec.solver,
             lr=self.settings.lr,
             upper=self.settings.optimizer,
             validation_counts=self.validation_counts,
