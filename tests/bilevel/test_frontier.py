@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from autobalance._validation import InputError, TrainingDiverged
-from autobalance.bilevel import driver as searching, pareto_frontier as sweeping
+from autobalance.bilevel import network_search as searching, pareto_frontier as sweeping
 from autobalance.bilevel.lower_level import NetworkFolds
 from autobalance.bilevel.network_search import NetworkSearch, search
 from autobalance.bilevel.pareto_frontier import Frontier, FrontierPoint, baselines, frontier

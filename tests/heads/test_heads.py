@@ -37,8 +37,8 @@ from autobalance.heads.features import Scaling
 from autobalance.heads.folds import split, standardised
 from autobalance.heads.newton import conjugate_gradients, minimise
 from autobalance.heads.problem import BIAS_DECAY, HeadProblem
-from autobalance.heads.quasi_newton import descend
 from autobalance.heads.search import HeadSearch, build_head_search
+from autobalance.heads.upper_level import descend
 from autobalance.losses.modules import reduced_loss
 from autobalance.losses.parametric import LossParameters
 from autobalance.records.settings import SearchSettings

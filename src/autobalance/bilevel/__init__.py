@@ -4,9 +4,9 @@ from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.driver import BilevelSearch
 from autobalance.bilevel.execution import check_options, make_fabric, seeded
-from autobalance.bilevel.held_out import splits_of
+from autobalance.bilevel.held_out import split_rows, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger, local_logger
-from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep, gradients_of
 from autobalance.bilevel.network_search import search
 from autobalance.bilevel.pareto_frontier import (
     MIXES,
@@ -52,12 +52,14 @@ __all__ = [
     "check_options",
     "choose",
     "frontier",
+    "gradients_of",
     "local_logger",
     "make_fabric",
     "predict_logits",
     "retrain",
     "search",
     "seeded",
+    "split_rows",
     "splits_of",
     "used_versions",
 ]

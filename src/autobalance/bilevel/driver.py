@@ -246,13 +246,9 @@ class BilevelSearch(Generic[P, U]):
         """The loss chosen, with everything that led to it."""
         space, augment = self._designed()
         losses = self._candidates(space)
+        cells, shape = self.problem.cells, self.problem.shape
         candidates, choice = choose(
-            losses,
-            self.outcomes,
-            self.problem.cells,
-            self.problem.shape,
-            self.objective,
-            self.spec.seed,
+            losses, self.outcomes, cells, shape, self.objective, self.spec.seed
         )
         folds = len(self.problem.cells)
         kind = type(space.inner if isinstance(space, WithUnknownGroup) else space)
@@ -290,10 +286,8 @@ class BilevelSearch(Generic[P, U]):
 
     def _should_compare_candidates(self) -> bool:
         """With folds; with one only whether what an augmentation learned is kept."""
-        several = len(self.problem.cells) > 1
-        return self.spec.settings.choose and (
-            several or isinstance(self.augment, AugmentationPolicy)
-        )
+        learns = isinstance(self.augment, AugmentationPolicy)
+        return self.spec.settings.choose and (len(self.problem.cells) > 1 or learns)
 
     def _train_candidates(self, progress: ProgressListener | None) -> None:
         space, augment = self._designed()

@@ -41,20 +41,27 @@ def splits_of(
         groups = validation.num_groups if data.groups is None else data.num_groups
         held = replace(validation, num_classes=data.num_classes, num_groups=groups)
         return [(data, held.with_known_groups())]
+    return [
+        (data.subset(train), data.subset(held)) for train, held in split_rows(data, settings, seed)
+    ]
+
+
+def split_rows(data: ArrayData, settings: SearchSettings, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Indices of each fold's training and validation examples; errors as for `splits_of`."""
     generator = torch.Generator().manual_seed(seed)
     cells = data.cells().cpu()
     known = torch.nonzero(cells >= 0).squeeze(1)
     folds = stratified_folds(cells[known], settings.validation_fraction, settings.folds, generator)
     unknown = torch.nonzero(cells < 0).squeeze(1)
-    splits = [
+    rows = [
         (torch.cat([known[train], unknown]).sort().values, known[held]) for train, held in folds
     ]
-    if any(len(held) == 0 for _, held in splits):
+    if any(len(held) == 0 for _, held in rows):
         raise InputError(
             f"No class has enough examples for validation among {len(data)}: the search needs at "
             "least 3 in some class. Add data, or train with ParametricCrossEntropy.logit_adjusted."
         )
-    return [(data.subset(train), data.subset(held)) for train, held in splits]
+    return rows
 
 
 def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:

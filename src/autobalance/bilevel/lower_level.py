@@ -41,16 +41,8 @@ from autobalance.spaces import LossSnapshot
 class TrainingOptions:
     """How a network is trained, beside the data and the device.
 
-    Attributes
-    ----------
-    recipe : Recipe
-        Optimiser, schedule and length.
-    seed : int
-        Seeds the order of the examples.
-    sampling : {"shuffled", "balanced"}
-        Every example as often, or every class (and group) as often.
-    remembered : int
-        How many of the last batches to keep in `LowerLevel.recent`.
+    `seed` is that of the examples' order. `sampling` draws every example as often, or every class (and
+    group). `remembered` is the number of the last batches that `LowerLevel.recent` keeps.
     """
 
     recipe: Recipe
@@ -98,13 +90,9 @@ class LowerLevel:
         shifted = None
         if recipe.absorb > 0 and additive is not None:
             shifted = init_bias_offset(module, recipe.absorb * additive, data.counts())
-        self.data = data
-        self.augment = augment
-        self.recipe = recipe
-        self.fabric = fabric
-        self.total = recipe.steps(len(data))
-        self.done = 0
-        self.module = module
+        self.module, self.data, self.augment = module, data, augment
+        self.recipe, self.fabric = recipe, fabric
+        self.total, self.done = recipe.steps(len(data)), 0
         # Decay would take from the bias what it absorbed.
         optimizer = make_optimizer(module, recipe, undecayed=shifted)
         self.network, self.optimizer = fabric.setup(module, optimizer)
@@ -161,10 +149,8 @@ class LowerLevel:
             _check_logits(logits, batch, self.data.num_classes)
             warn_if_probabilities(logits)
         sizes = self.processes.sizes(len(self.batches.latest[1]))
-        whole, logits = (
-            self.processes.labels(batch, sizes),
-            self.processes.all_gather_rows(logits, sizes),
-        )
+        whole = self.processes.labels(batch, sizes)
+        logits = self.processes.all_gather_rows(logits, sizes)
         value = loss(logits, whole.target, groups=whole.groups, sample_weight=whole.sample_weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(value * self.processes.size)  # DDP takes the mean over processes

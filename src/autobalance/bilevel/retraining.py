@@ -105,7 +105,7 @@ def retrain(
     UserWarning
         If the recipe's `min_steps` overrides `epochs`.
     """
-    check_options(recipe, seed=seed, progress=progress, precision=precision)
+    check_options(recipe, None, seed, progress, precision)
     recipe = recipe or Recipe()
     data = as_data(data)
     own_loss = as_fixed_loss(loss, data)
@@ -186,7 +186,10 @@ def _train(
                 value = lower.step(loss)
                 saved.save_if_due()
                 if lower.done % REPORT_EVERY == 0 or lower.done == lower.total:
-                    _log_step(log, lower, value)
+                    if log.logger is not None:
+                        rate = lower.optimizer.param_groups[0]["lr"]
+                        values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}
+                        log.write(values, lower.done)
                     if progress:
                         progress(Progress("retrain", lower.done, lower.total))
     except TrainingDiverged as error:
@@ -197,21 +200,8 @@ def _train(
         raise Interrupted(lower.result()) from None
 
 
-def _log_step(log: LoggerAdapter, lower: LowerLevel, value: Tensor) -> None:
-    if log.logger is not None:
-        rate = lower.optimizer.param_groups[0]["lr"]
-        values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}
-        log.write(values, lower.done)
-
-
 class PlainLoss(nn.Module):
-    """A loss that knows nothing of groups and weights, called as the library's losses are.
-
-    Parameters
-    ----------
-    loss : callable
-        From ``(logits, target)`` to their mean loss, such as `torch.nn.CrossEntropyLoss`.
-    """
+    """A loss of ``(logits, target)``, such as torch's, called as the library's losses are."""
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -237,14 +227,12 @@ class PlainLoss(nn.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """What tells this loss from others: its name, settings and state."""
-        settings = {
-            name: value
-            for name, value in getattr(self.loss, "__dict__", {}).items()
-            if isinstance(value, (int, float, str)) and not name.startswith("_")
-        }
+        public = {n: v for n, v in getattr(self.loss, "__dict__", {}).items() if n[:1] != "_"}
+        settings = {n: v for n, v in public.items() if isinstance(v, (int, float, str))}
         kind = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)
+        name = f"{kind.__module__}.{kind.__qualname__}"
         return {
-            "loss": f"{kind.__module__}.{kind.__qualname__}",
+            "loss": name,
             "settings": settings,
             "state": fingerprint(*self.state_dict().values()),
         }

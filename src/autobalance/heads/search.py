@@ -236,13 +236,13 @@ def retrain_head(
             f"This loss has rows for {loss.num_groups} groups, the data has "
             f"{data.num_groups or 'none'}. Give data with the groups the loss was made for."
         )
-    whole = standardised(data, _device(device))
-    problem = whole.problem(positive("weight_decay", weight_decay))
+    everything = standardised(data, _device(device))
+    problem = everything.problem(positive("weight_decay", weight_decay))
     problem.set_loss(loss.parameters_of_loss)
     start = problem.zeros()
     reference = float(problem.evaluate(start)[1].norm())
-    found = minimise(problem, start, tolerance=GRADIENT_TOLERANCE, reference=reference)
-    return whole.scaling.linear(found.weights).cpu()
+    minimum = minimise(problem, start, tolerance=GRADIENT_TOLERANCE, reference=reference)
+    return everything.scaling.linear(minimum.weights).cpu()
 
 
 def _device(name: str) -> torch.device:
