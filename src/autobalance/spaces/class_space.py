@@ -56,13 +56,6 @@ class ClassSpace(DesignSpace):
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(free))
 
-    def extra_repr(self) -> str:
-        """The options, as `repr` shows them."""
-        return (
-            f"learn={self.learns}, tau={self.tau:g}, sigmoid={self.sigmoid}, sigma={self.sigma}, "
-            f"free={tuple(self._free_shape())}"
-        )
-
     def _log_prior(self) -> Tensor:
         return (self.counts / self.counts.sum(dim=-1, keepdim=True)).clamp(min=1e-12).log()
 

@@ -61,14 +61,6 @@ class GroupSpace(DesignSpace):
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(shape))
 
-    def extra_repr(self) -> str:
-        """The options, as `repr` shows them."""
-        starts = ", ".join(f"{name}={value:g}" for name, value in self.starts.items())
-        return (
-            f"learn={self.learns}, {starts}, sigma_tau={self.sigma_tau:g}, "
-            f"sigma_eps={self.sigma_eps:g}"
-        )
-
     def options(self) -> dict[str, Any]:
         """Same as in `DesignSpace`."""
         deviations = {"sigma_tau": self.sigma_tau, "sigma_eps": self.sigma_eps}
@@ -93,13 +85,9 @@ class GroupSpace(DesignSpace):
 
     def priors(self) -> dict[str, tuple[float, float]]:
         """Same as in `DesignSpace`."""
-        return {
-            name: (
-                self.starts.get(name, 0.0),
-                self.sigma_tau if name in self.starts else self.sigma_eps,
-            )
-            for name, _ in self.named_parameters()
-        }
+        shared = {name: (start, self.sigma_tau) for name, start in self.starts.items()}
+        names = (name for name, _ in self.named_parameters())
+        return {name: shared.get(name, (0.0, self.sigma_eps)) for name in names}
 
 
 class WithUnknownGroup(DesignSpace):
