@@ -44,7 +44,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autobalance.bilevel.execution import make_fabric, seeded
+from autobalance.bilevel.execution import make_fabric, seed_random_state
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
 from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.bilevel.network_search import build_network_search, search
@@ -171,7 +171,7 @@ class Plain:
         self.fabric = make_fabric(setting.device, setting.precision)
         self.steps = steps
         on_device = data.to(self.fabric.device)
-        with seeded(0):
+        with seed_random_state(0):
             self.lower = LowerLevel(
                 setting.factory(data.inputs.shape[1]),
                 on_device,
@@ -209,7 +209,7 @@ class Searching:
 
     def __init__(self, setting: Setting, data: ArrayData, steps: int) -> None:
         self.settings = SearchSettings()
-        with seeded(0):
+        with seed_random_state(0):
             self.run = build_network_search(
                 SearchSpec(
                     model_factory=setting.factory(data.inputs.shape[1]),

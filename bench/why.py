@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
-from autobalance.bilevel.execution import make_fabric, seeded
+from autobalance.bilevel.execution import make_fabric, seed_random_state
 from autobalance.bilevel.loss_tuner import LossTuner
 from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.bilevel.network_search import search
@@ -113,7 +113,7 @@ def tracked_search(
     look_every: int = 20,
 ) -> Tracked:
     """`autobalance.search` for the balanced error, one split, looking at errors every few steps."""
-    with seeded(seed):
+    with seed_random_state(seed):
         loss = TunableCrossEntropy(HierarchicalSpace(data.counts(), learn=learn, tau=tau))
         split = torch.Generator().manual_seed(seed)
         [(rows, kept)] = stratified_folds(data.cells(), settings.validation_fraction, 1, split)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import checkpoints, lower_level
-from autobalance.bilevel.execution import seeded
+from autobalance.bilevel.execution import seed_random_state
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
 from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
@@ -379,7 +379,7 @@ def test_looking_at_losses_seldom_ends_it_with_the_same_result(
         monkeypatch.setattr(
             "autobalance.bilevel.lower_level.check_interval", lambda device, n=every: n
         )
-        with seeded(0):
+        with seed_random_state(0):
             fuse = Fuse(at)
         with pytest.raises(TrainingDiverged, match=rf"non-finite at step {at + 1} of 40") as error:
             blown(fuse)

@@ -3,7 +3,7 @@
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.driver import BilevelSearch
-from autobalance.bilevel.execution import check_options, make_fabric, seeded
+from autobalance.bilevel.execution import check_options, make_fabric, seed_random_state
 from autobalance.bilevel.held_out import split_rows, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger, local_logger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep, gradients_of
@@ -58,7 +58,7 @@ __all__ = [
     "predict_logits",
     "retrain",
     "search",
-    "seeded",
+    "seed_random_state",
     "split_rows",
     "splits_of",
     "used_versions",

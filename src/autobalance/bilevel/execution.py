@@ -63,7 +63,7 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seed_random_state(seed: int) -> Iterator[None]:
     """Seed the global random state and give it back as it was.
 
     Before CUDA is initialised its random state follows from the CPU's seed, so a GPU is not touched.

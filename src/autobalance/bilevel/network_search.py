@@ -18,7 +18,12 @@ from autobalance.augment import AugmentChoice, as_augmentation, described, from_
 from autobalance.bilevel.candidate_selection import train_candidates
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.driver import BilevelSearch
-from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
+from autobalance.bilevel.execution import (
+    check_options,
+    make_fabric,
+    seed_random_state,
+    warn_of_min_steps,
+)
 from autobalance.bilevel.held_out import calibrate, evaluate_held_out, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
@@ -148,7 +153,7 @@ def search(
         test=test,
         precision=precision,
     )
-    with seeded(seed), reading(data, validation, test):
+    with seed_random_state(seed), reading(data, validation, test):
         run = build_network_search(spec)
         log = LoggerAdapter(logger, writes=run.problem.processes.rank == 0)
         with log.open():

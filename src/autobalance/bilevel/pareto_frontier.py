@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autobalance._validation import InputError, TrainingDiverged, fraction, number, shown
 from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
-from autobalance.bilevel.execution import check_options, seeded
+from autobalance.bilevel.execution import check_options, seed_random_state
 from autobalance.bilevel.held_out import count_errors, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
@@ -269,7 +269,7 @@ def frontier(
         seed=seed,
         device=device,
     )
-    with seeded(seed), reading(data, validation):
+    with seed_random_state(seed), reading(data, validation):
         sweep = _Sweep(build_network_search(spec), main, gap, len(weights))
         log = LoggerAdapter(logger, writes=sweep.run.problem.processes.rank == 0)
         _check_held_out(np.asarray(sweep.run.settings["validation_counts"]))

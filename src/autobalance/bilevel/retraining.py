@@ -14,7 +14,12 @@ from torch.utils.data import Dataset
 from autobalance._validation import InputError, TrainingDiverged, shown
 from autobalance.augment import as_batch_transform, described
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
-from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
+from autobalance.bilevel.execution import (
+    check_options,
+    make_fabric,
+    seed_random_state,
+    warn_of_min_steps,
+)
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.bilevel.types import (
@@ -117,7 +122,7 @@ def retrain(
             "Search with such data, or build the loss from WithUnknownGroup(space)."
         )
     fabric = make_fabric(device, precision)
-    with seeded(seed), reading(data):
+    with seed_random_state(seed), reading(data):
         lower = LowerLevel(
             model_factory,
             data.to(fabric.device),

@@ -54,7 +54,7 @@ class Split:
     validation: Batch
 
 
-def standardised(
+def standardise(
     data: ArrayData,
     device: torch.device,
     *,
@@ -107,7 +107,7 @@ def split(
     if validation is not None:
         if folds != 1:
             raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")
-        whole = standardised(data, device, validation=validation)
+        whole = standardise(data, device, validation=validation)
         held = [torch.arange(len(data), len(data) + len(validation), device=device)]
     else:
         parts = [rows for _, rows in split_rows(data, settings, seed)]
@@ -119,7 +119,7 @@ def split(
         order = torch.argsort(first, stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
-        whole = standardised(data, device, order=order)
+        whole = standardise(data, device, order=order)
         held = [place[rows].sort().values.to(device) for rows in parts]
     labels = replace(whole.data, inputs=whole.data.target)
     counts = np.sum([labels.subset(rows).counts() for rows in held], axis=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autobalance.heads.problem import HeadProblem, KroneckerPreconditioner, diverged
+from autobalance.heads.problem import HeadProblem, KroneckerPreconditioner, divergence_error
 
 MAX_NEWTON_STEPS = 60
 MAX_HALVINGS = 30
@@ -144,7 +144,7 @@ def minimise(
     for steps in range(MAX_NEWTON_STEPS + 1):
         relative = float(gradient.norm()) / reference
         if not (math.isfinite(value) and math.isfinite(relative)):
-            raise diverged("value or gradient")
+            raise divergence_error("value or gradient")
         if relative <= tolerance or steps == MAX_NEWTON_STEPS:
             break
         if preconditioner is None or (not is_given and age >= REBUILD_AFTER):
@@ -155,7 +155,7 @@ def minimise(
             problem, preconditioner, -gradient, tolerance=forcing, iterations=500
         )
         if not bool(torch.isfinite(solved.direction).all()):
-            raise diverged("curvature")
+            raise divergence_error("curvature")
         products += solved.iterations
         age += solved.iterations
         better = _line_search(problem, weights, value, gradient, solved.direction)

@@ -209,7 +209,7 @@ class HeadProblem:
         tiny = torch.finfo(features.dtype).tiny
         features /= spread.to(features.dtype).clamp(min=tiny)
         if not bool(torch.isfinite(features).all() and torch.isfinite(classes).all()):
-            raise diverged("curvature")
+            raise divergence_error("curvature")
         return KroneckerPreconditioner(features, classes, self.decay)
 
     def release(self) -> None:
@@ -276,7 +276,7 @@ class KroneckerPreconditioner:
         return self.class_basis @ torch.cat([weights @ self.feature_basis.T, bias], dim=1)
 
 
-def diverged(what: str) -> TrainingDiverged:
+def divergence_error(what: str) -> TrainingDiverged:
     """What to raise where a number of the lower level is not finite."""
     return TrainingDiverged(
         f"The head's training loss has a {what} that is not finite: the loss's parameters have "

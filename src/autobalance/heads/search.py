@@ -19,7 +19,7 @@ from autobalance.bilevel import (
     make_fabric,
 )
 from autobalance.data import ArrayData, as_data
-from autobalance.heads.folds import split, standardised
+from autobalance.heads.folds import split, standardise
 from autobalance.heads.lower_level import GRADIENT_TOLERANCE, SYSTEM_TOLERANCE, HeadFolds
 from autobalance.heads.newton import minimise
 from autobalance.heads.upper_level import UPPER_TOLERANCE, QuasiNewtonUpperLevel
@@ -236,7 +236,7 @@ def retrain_head(
             f"This loss has rows for {loss.num_groups} groups, the data has "
             f"{data.num_groups or 'none'}. Give data with the groups the loss was made for."
         )
-    everything = standardised(data, _device(device))
+    everything = standardise(data, _device(device))
     problem = everything.problem(positive("weight_decay", weight_decay))
     problem.set_loss(loss.parameters_of_loss)
     start = problem.zeros()

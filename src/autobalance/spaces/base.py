@@ -37,7 +37,7 @@ def check_learned_parts(learn: Iterable[str]) -> tuple[str, ...]:
     return tuple(part for part in PARTS if part in chosen)
 
 
-def centred(rows: Tensor) -> Tensor:
+def centre(rows: Tensor) -> Tensor:
     """Rows ``(..., k)`` less their mean, so that each sums to 0."""
     return rows - rows.mean(dim=-1, keepdim=True)
 

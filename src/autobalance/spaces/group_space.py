@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, finite_number, instance, positive
 from autobalance.losses import LossParameters
-from autobalance.spaces.base import DesignSpace, centred
+from autobalance.spaces.base import DesignSpace, centre
 
 
 class GroupSpace(DesignSpace):
@@ -76,7 +76,7 @@ class GroupSpace(DesignSpace):
             tau_class, tau_group = self.tau_class, self.tau_group
         additive = tau_class * prior.log() + tau_group * (within / prior).log()
         if "additive" in self.learns:
-            additive = additive + centred(self.eps)
+            additive = additive + centre(self.eps)
         if "multiplicative" in self.learns:
             multiplicative = self.log_delta.exp()
         if "weight" in self.learns:

@@ -17,7 +17,7 @@ from autobalance._validation import (
     zero_to_one,
 )
 from autobalance.losses import LossParameters
-from autobalance.spaces.base import DesignSpace, centred
+from autobalance.spaces.base import DesignSpace, centre
 
 MOST_RHO = 0.5
 """Upper bound of a learned rho, unless it starts above. Larger values never helped on development data;
@@ -126,15 +126,15 @@ class HierarchicalSpace(DesignSpace):
         tau = self.tau if "additive" in self.learns else self.start
         correction = tau * log_prior - self.offset
         if "additive" in self.learns and self.deviations:
-            correction = correction + centred(self.eps)
+            correction = correction + centre(self.eps)
         if "multiplicative" in self.learns:
             shared = self.gamma * (self.counts / self.counts.max()).log()
-            multiplicative = (shared + centred(self.log_delta) if self.deviations else shared).exp()
+            multiplicative = (shared + centre(self.log_delta) if self.deviations else shared).exp()
         rho = self._share()
         if self._weighs:
             log_weight = -rho * correction
             if "weight" in self.learns:
-                log_weight = log_weight + centred(self.log_weight)
+                log_weight = log_weight + centre(self.log_weight)
             weight = self._mean_one(log_weight)
         return LossParameters(weight, (1.0 - rho) * correction, multiplicative)
 
