@@ -51,15 +51,9 @@ def train_candidates(
             if len(done) > fold:
                 continue
             model = retrain(
-                spec.model_factory,
-                train,
-                loss,
-                recipe=spec.recipe,
-                augment=augments.get(name),
-                seed=spec.seed + fold,
-                device=spec.device,
-                precision=spec.precision,
-            )
+                spec.model_factory, train, loss, recipe=spec.recipe, augment=augments.get(name),
+                seed=spec.seed + fold, device=spec.device, precision=spec.precision,
+            )  # fmt: skip
             done.append(predict_logits(model, held.inputs).argmax(dim=1))
             after_each()
             if progress:

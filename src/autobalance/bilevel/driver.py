@@ -27,21 +27,12 @@ from autobalance.spaces import DesignSpace, LossSnapshot, TunableCrossEntropy, W
 
 MAX_PATH_NUMBERS = 100_000
 
-H_co = TypeVar("H_co", covariant=True)
-H_contra = TypeVar("H_contra", contravariant=True)
 
-
-class LowerProblem(Protocol[H_co]):
+class LowerProblem(Protocol):
     """The lower level on every fold: minimise the training loss over the weights.
 
-    Attributes
-    ----------
-    steps_per_run : int
-        Lower steps that cost as much as one training run.
-    cells : list of Tensor
-        For each fold ``group * k + class`` of its held-out examples.
-    shape : (int, int)
-        Numbers of groups and of classes held out.
+    So many lower steps as `steps_per_run` cost as much as one training run. `cells` is for each fold
+    ``group * k + class`` of its held-out examples, `shape` the numbers of groups and of classes.
     """
 
     steps_per_run: int
@@ -55,7 +46,7 @@ class LowerProblem(Protocol[H_co]):
         """The last training loss, mean over folds."""
         ...
 
-    def hypergradients(self) -> Sequence[H_co]:
+    def hypergradients(self) -> Sequence[Any]:
         """For each fold, the derivative of its held-out objective by the loss's free parameters."""
         ...
 
@@ -64,14 +55,14 @@ class LowerProblem(Protocol[H_co]):
         ...
 
 
-class UpperLevel(Protocol[H_contra]):
+class UpperLevel(Protocol):
     """The upper level: move the loss's free parameters along hypergradients."""
 
     def propose(self) -> LossSnapshot:
         """The loss that the lower level trains with until the next upper step."""
         ...
 
-    def update(self, results: Sequence[H_contra]) -> UpperStep:
+    def update(self, results: Sequence[Any]) -> UpperStep:
         """Take in the hypergradients of all folds at the loss proposed last."""
         ...
 
@@ -127,8 +118,8 @@ class SearchRecorder:
         self._earlier = state["seconds"]
 
 
-P = TypeVar("P", bound=LowerProblem[Any])
-U = TypeVar("U", bound=UpperLevel[Any])
+P = TypeVar("P", bound=LowerProblem)
+U = TypeVar("U", bound=UpperLevel)
 
 
 class BilevelSearch(Generic[P, U]):
@@ -136,14 +127,8 @@ class BilevelSearch(Generic[P, U]):
 
     Parameters
     ----------
-    spec : SearchSpec
-        What to search for.
-    loss : TunableCrossEntropy
-        The loss to design, at its start.
-    problem : LowerProblem
-        The lower level, on every fold.
-    upper : UpperLevel
-        What moves the loss.
+    spec, loss, problem, upper
+        What to search for, the loss to design at its start, and the two levels.
     total : int
         Lower steps in all.
     settings : dict
@@ -266,14 +251,10 @@ class BilevelSearch(Generic[P, U]):
                 "priors": {name: list(prior) for name, prior in space.priors().items()},
                 **space.values(),
             },
-            settings=self.settings,
-            seed=self.spec.seed,
-            seconds=self.recorder.seconds(),
-            status=status,
-            candidates=candidates,
-            choice=choice,
+            settings=self.settings, seed=self.spec.seed, seconds=self.recorder.seconds(),
+            status=status, candidates=candidates, choice=choice,
             training_runs=folds * self.done / self.problem.steps_per_run + candidate_runs,
-        )
+        )  # fmt: skip
 
     def _designed(self) -> tuple[DesignSpace, nn.Module | None]:
         """Copies of the space and the augmentation at the position that is handed over."""

@@ -52,17 +52,9 @@ def init_bias_offset(
 ) -> nn.Parameter | None:
     """Take l off the bias of the last linear layer, where that has one output per class.
 
-    Returns that bias, or None where there is none such.
-
-    Parameters
-    ----------
-    module : nn.Module
-        A new network; its last `torch.nn.Linear`, in order of registration, gives the logits.
-    additive : Tensor
-        l, shape ``(k,)``, or ``(g, k)``, of which the mean over the examples is taken.
-    counts : ndarray
-        Training examples, shape ``(g, k)`` for l of that shape; a further row of l, for unknown
-        groups, is a mean of the others already.
+    Returns that bias, or None where there is none such. The last linear layer in order of registration
+    gives the logits. Of l with shape ``(g, k)`` the mean over the examples is taken, by their counts
+    ``(g, k)``; a further row of l, for unknown groups, is a mean of the others already.
     """
     try:
         bias = getattr(last_linear(module)[1], "bias", None)

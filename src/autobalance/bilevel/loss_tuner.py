@@ -313,19 +313,16 @@ class LossTuner:
         return instance("what adapter returns", self.adapter(batch), Batch)
 
     def _effective_size(self, val_batch: Batch | None) -> float:
-        counts = self.validation_counts
-        if counts is None:
-            if val_batch is None:
-                raise InputError("Without validation_counts, update needs the validation batch.")
-            classes = self.loss.space.num_classes
-            groups, cells = val_batch.groups, val_batch.target
-            if groups is not None:
-                cells = groups * classes + cells
-            table = torch.bincount(cells.cpu(), minlength=classes)
-            if len(table) % classes:
-                table = nn.functional.pad(table, (0, classes - len(table) % classes))
-            counts = table.reshape(-1, classes)
-        return self.objective.effective_size(counts)
+        if self.validation_counts is not None:
+            return self.objective.effective_size(self.validation_counts)
+        if val_batch is None:
+            raise InputError("Without validation_counts, update needs the validation batch.")
+        classes, cells = self.loss.space.num_classes, val_batch.target
+        if val_batch.groups is not None:
+            cells = val_batch.groups * classes + cells
+        table = torch.bincount(cells.cpu(), minlength=classes)
+        table = nn.functional.pad(table, (0, -len(table) % classes))
+        return self.objective.effective_size(table.reshape(-1, classes))
 
 
 def _follow(optimizer: Optimizer) -> None:

@@ -138,21 +138,11 @@ def search(
     test = None if test is None else as_data(test, "test")
     warn_of_min_steps(recipe, len(data))
     spec = SearchSpec(
-        model_factory=model_factory,
-        data=data,
-        validation=validation,
-        objective=as_objective(objective),
-        space=space,
-        augment=augment,
-        recipe=recipe,
-        settings=settings or SearchSettings(),
-        solver=solver,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        test=test,
-        precision=precision,
-    )
+        model_factory=model_factory, data=data, validation=validation,
+        objective=as_objective(objective), space=space, augment=augment, recipe=recipe,
+        settings=settings or SearchSettings(), solver=solver, seed=seed, device=device,
+        checkpoint=checkpoint, test=test, precision=precision,
+    )  # fmt: skip
     with seed_random_state(seed), reading(data, validation, test):
         run = build_network_search(spec)
         log = LoggerAdapter(logger, writes=run.problem.processes.rank == 0)

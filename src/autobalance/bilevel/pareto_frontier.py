@@ -148,16 +148,10 @@ class Frontier:
         """A point as the result of a search, for what takes one; without the search's history."""
         blend = f"{1.0 - point.mix:g} * {self.main} + {point.mix:g} * {self.gap}"
         return SearchResult(
-            loss=point.loss,
-            start=self.start,
-            history=[],
-            path=[],
-            design={},
-            settings={**self.settings, "objective": blend},
-            seed=self.seed,
-            seconds=self.seconds,
+            loss=point.loss, start=self.start, history=[], path=[], design={},
+            settings={**self.settings, "objective": blend}, seed=self.seed, seconds=self.seconds,
             training_runs=self.training_runs,
-        )
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The record, in JSON's types."""
@@ -258,17 +252,9 @@ def frontier(
             "(sensitive_features, --groups)."
         )
     spec = SearchSpec(
-        model_factory=model_factory,
-        data=data,
-        validation=validation,
-        objective=objectives[0],
-        space=space,
-        recipe=recipe,
-        settings=settings,
-        solver=solver,
-        seed=seed,
-        device=device,
-    )
+        model_factory=model_factory, data=data, validation=validation, objective=objectives[0],
+        space=space, recipe=recipe, settings=settings, solver=solver, seed=seed, device=device,
+    )  # fmt: skip
     with seed_random_state(seed), reading(data, validation):
         sweep = _Sweep(build_network_search(spec), main, gap, len(weights))
         log = LoggerAdapter(logger, writes=sweep.run.problem.processes.rank == 0)

@@ -102,14 +102,10 @@ class StochasticUpperLevel:
 
     def _build_tuner(self, objective: Objective) -> LossTuner:
         return LossTuner(
-            self.loss,
-            objective,
-            solver=self.spec.solver,
-            lr=self.settings.lr,
-            upper=self.settings.optimizer,
-            validation_counts=self.validation_counts,
+            self.loss, objective, solver=self.spec.solver, lr=self.settings.lr,
+            upper=self.settings.optimizer, validation_counts=self.validation_counts,
             augment=self.augment,
-        )
+        )  # fmt: skip
 
     def _position(self) -> list[Tensor]:
         return [p.detach().clone() for p in free_parameters(self.loss.space, self.augment)]

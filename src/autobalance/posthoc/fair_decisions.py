@@ -269,16 +269,10 @@ class CellPosterior:
         """A decision as the result of a search, for what takes one; its loss is cross-entropy."""
         loss = ParametricCrossEntropy.cross_entropy()
         return SearchResult(
-            loss=loss,
-            start=loss,
-            history=[],
-            path=[],
-            design={},
-            settings={**self.settings, "objective": decision.objective},
-            seed=self.seed,
-            seconds=self.seconds,
-            training_runs=self.training_runs,
-        )
+            loss=loss, start=loss, history=[], path=[], design={},
+            settings={**self.settings, "objective": decision.objective}, seed=self.seed,
+            seconds=self.seconds, training_runs=self.training_runs,
+        )  # fmt: skip
 
     def _mass(self) -> np.ndarray:
         """Held-out examples per cell, shape ``(g, k)``."""
