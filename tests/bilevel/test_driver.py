@@ -55,6 +55,19 @@ def noisy_network() -> nn.Module:
     )
 
 
+class WithoutGradient(nn.Module):
+    """Forward mode ignores `torch.no_grad()` and so disagrees with the gradient that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.closed = nn.Linear(2, 3), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            offset = self.closed(x)
+        return self.open(x) + offset
+
+
 class Fuse(nn.Module):
     """A linear network that returns NaN, or raises, from the lower step after `at` on.
 
@@ -123,6 +136,13 @@ def test_finds_a_loss_better_than_cross_entropy_from_cross_entropy() -> None:
         model = retrain(linear_factory(), data, loss, recipe=recipe, device="cpu")
         errors.append(BalancedError().hard(predict_logits(model, test.inputs), test.target))
     assert errors[1] < errors[0] - 0.1
+
+
+def test_the_way_of_differentiation_is_in_the_history() -> None:
+    assert {step.derivative for step in quick().history} == {"forward"}
+    assert {step.derivative for step in quick(factory=WithoutGradient).history} == {
+        "double backward"
+    }
 
 
 # Its settings ---------------------------------------------------------------------------------

@@ -94,6 +94,13 @@ def test_versions_are_those_in_use() -> None:
     assert SearchResult.from_dict(older.to_dict()).versions == {"python": "3.11.0"}
 
 
+def test_a_record_from_before_the_derivative_was_kept() -> None:
+    record = result().to_dict()
+    for step in record["history"]:
+        del step["derivative"]
+    assert SearchResult.from_dict(record).history == result().history
+
+
 def spoilt(**changes: Any) -> dict[str, Any]:
     record = result().to_dict() | changes
     return {k: v for k, v in record.items() if v is not None}
