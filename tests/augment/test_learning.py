@@ -137,7 +137,7 @@ def test_the_final_choice_has_candidates_without_what_was_learned(monkeypatch: A
     original = searching.train_candidates
 
     def spy(*args: Any, **options: Any) -> None:
-        seen.update(options["augments"])
+        seen.update(args[3])
         original(*args, **options)
 
     monkeypatch.setattr(searching, "train_candidates", spy)
