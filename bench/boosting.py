@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from autobalance import ParametricCrossEntropy
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.held_out import splits_of
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import used_versions
 from autobalance.data.array_data import ArrayData

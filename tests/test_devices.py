@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.bilevel import checkpoints
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.execution import make_fabric
 from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.data.array_data import ArrayData

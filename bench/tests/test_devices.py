@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autobalance.bilevel.driver import search
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.data.array_data import ArrayData

@@ -25,8 +25,8 @@ from torch.utils.data import (
 from autobalance._validation import InputError
 from autobalance.bilevel import checkpoints
 from autobalance.bilevel.checkpoints import Checkpoint, OtherRun
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.execution import warn_of_min_steps
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.types import Interrupted

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.bilevel.driver import search
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.data.array_data import ArrayData, concatenated

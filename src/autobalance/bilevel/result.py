@@ -232,8 +232,8 @@ class SearchResult:
                 ],
                 augment=restored(record.get("augment")),
                 held_out=HeldOut(**held) if (held := record.get("held_out")) else None,
-                calibration=Calibration.from_dict(kept)
-                if (kept := record.get("calibration"))
+                calibration=Calibration.from_dict(fit)
+                if (fit := record.get("calibration"))
                 else None,
                 **{name: record[name] for name in _PLAIN},
             )
@@ -254,10 +254,8 @@ class SearchResult:
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: `to_json` writes null."""
-    return {
-        key: float("nan") if value is None and key != "test_objective" else value
-        for key, value in entry.items()
-    }
+    missing = (key for key, value in entry.items() if value is None and key != "test_objective")
+    return {**entry, **dict.fromkeys(missing, float("nan"))}
 
 
 def used_versions() -> dict[str, str]:

@@ -128,12 +128,7 @@ def corrected_probabilities(
 
 
 def fit_temperature(
-    logits: Any,
-    target: Any,
-    loss: ParametricCrossEntropy,
-    class_counts: Any,
-    *,
-    groups: Any = None,
+    logits: Any, target: Any, loss: ParametricCrossEntropy, class_counts: Any, *, groups: Any = None
 ) -> Calibration:
     """The temperature under which held-out labels are most likely, found on their own prior.
 
@@ -199,7 +194,7 @@ def fit_temperature(
     return Calibration(temperature, len(y), raw, untempered, fitted, *bins)
 
 
-def measured(
+def evaluate_logits(
     logits: Any,
     target: Any,
     loss: ParametricCrossEntropy,

@@ -21,7 +21,7 @@ from autobalance.bilevel import (
     search,
     used_versions,
 )
-from autobalance.calibration import measured
+from autobalance.calibration import evaluate_logits
 from autobalance.cli.options import DONE, INTERRUPTED, complain
 from autobalance.cli.run_folder import write_run
 from autobalance.cli.terminal import LiveProgress, print_methods
@@ -126,7 +126,7 @@ class Demo:
         temperature = 1.0 if fitted is None else fitted.temperature
         return {
             "title": TITLES[name],
-            **measured(logits, self.test.target, loss, counts, temperature=temperature),
+            **evaluate_logits(logits, self.test.target, loss, counts, temperature=temperature),
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
             "training_runs": runs,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import nn
 
 from autobalance._validation import InputError
@@ -45,12 +44,8 @@ def evaluate_probabilities(probabilities: np.ndarray, data: ArrayData) -> ErrorT
     return ErrorTable.from_rates(*(t.reshape(groups, -1) for t in (rates(total, mass), mass)))
 
 
-def predicted_classes(model: nn.Module, data: ArrayData) -> np.ndarray:
-    """One-hot rows of a network's predictions, shape ``(n, k)``."""
-    predicted = predict_logits(model, data.inputs).argmax(dim=1)
-    return torch.nn.functional.one_hot(predicted, data.num_classes).numpy().astype(np.float64)
-
-
 def evaluate_model(model: nn.Module, data: ArrayData) -> ErrorTable:
     """Error rates of a network, which sees the inputs and never the groups."""
-    return evaluate_probabilities(predicted_classes(model, data), data)
+    predicted = predict_logits(model, data.inputs).argmax(dim=1)
+    one_hot = nn.functional.one_hot(predicted, data.num_classes).numpy().astype(np.float64)
+    return evaluate_probabilities(one_hot, data)

@@ -23,7 +23,7 @@ from autobalance.bilevel import (
     predict_logits,
     search,
 )
-from autobalance.calibration import Prior, corrected_probabilities, fit_temperature, measured
+from autobalance.calibration import Prior, corrected_probabilities, evaluate_logits, fit_temperature
 from autobalance.data import (
     ArrayData,
     MissingGroups,
@@ -377,7 +377,7 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
         Returns
         -------
         dict
-            See `autobalance.calibration.temperature.measured`.
+            See `autobalance.calibration.temperature.evaluate_logits`.
 
         Raises
         ------
@@ -393,7 +393,7 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
         if sensitive_features is not None:
             names, groups = number_groups(group_names(sensitive_features, "refused"))
         same_length(X=logits, y=target, sensitive_features=groups)
-        return measured(
+        return evaluate_logits(
             logits,
             target,
             self.loss_,
