@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ adapter, a checksum tells whether they were written to."""
 
 _WITHOUT_STATE = ("torch.nn.", "autobalance.networks")
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
 _host_drawers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Networks that draw from the generators of Python or numpy."""
 
 _quiet_on_host: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks that drew nothing from them when they were preserve_module_state first; reading their state takes time."""
+"""Networks that drew nothing from them at their first loan; reading those generators' state takes time."""
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MODULE_ATTRIBUTES = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
@@ -37,7 +40,7 @@ _MODULE_ATTRIBUTES = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modu
 
 @dataclass
 class Loan:
-    """What a preserve_module_state network's tensors looked like when they came back.
+    """What a borrowed network's tensors looked like when they came back.
 
     Attributes
     ----------
@@ -69,7 +72,9 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
     attributes = AttributeSnapshot([module for module, _ in modes])
     parameters = list(model.named_parameters())
     gradients = [(p, p.grad) for _, p in parameters if not is_lazy(p)]
-    tensors = TensorSnapshot(parameters, list(model.named_buffers()))
+    # Copying and comparing all weights is most of a loan's cost, so it is left out where it shows nothing.
+    is_safe = all(has_known_forward(module) for module, _ in modes)
+    tensors = None if is_safe else TensorSnapshot(parameters, list(model.named_buffers()))
     host = None if model in _quiet_on_host else HostRandomState()
     with ExitStack() as stack:
         stack.enter_context(preserve_random_state(model))
@@ -89,8 +94,9 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
             for p, gradient in gradients:
                 if p.grad is not gradient:
                     p.grad = gradient
-            loan.touched = tensors.is_touched()
-            loan.written = tensors.restore()
+            if tensors is not None:
+                loan.touched = tensors.is_touched()
+                loan.written = tensors.restore()
 
 
 @contextmanager
@@ -148,11 +154,8 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         if module.training != training:
             module.train(training)
-    for (
-        module,
-        training,
-    ) in modes:  # where a `train` of their own left another mode than it was called for
-        if module.training != training:
+    for module, training in modes:
+        if module.training != training:  # as a `train` of its own may leave it
             module.training = training
 
 
@@ -215,6 +218,19 @@ class RandomState:
             self.on_host.set()
 
 
+def has_known_forward(module: nn.Module) -> bool:
+    """Whether this is a layer of torch's or ours that a pass of `FunctionalModel` leaves as it is.
+
+    Not one with a hook or a forward pass of its own, nor those of torch's that write to their weights: an
+    embedding with a largest norm, and recurrent layers, which gather theirs in one memory.
+    """
+    if not type(module).__module__.startswith(_WITHOUT_STATE) or isinstance(module, nn.RNNBase):
+        return False
+    own = vars(module)
+    changed = "forward" in own or own.get("max_norm") is not None
+    return not (changed or any(own[hooks] for hooks in _HOOKS))
+
+
 class AttributeSnapshot:
     """Attributes of modules that a forward pass may set: counters, caches, layers built on the way.
 
@@ -261,11 +277,7 @@ def _refill(value: Any, content: Any) -> None:
 
 
 def _entries(value: Any) -> Iterator[Any]:
-    return (
-        (part for pair in value.items() for part in pair)
-        if isinstance(value, dict)
-        else iter(value)
-    )
+    return chain.from_iterable(value.items()) if isinstance(value, dict) else iter(value)
 
 
 class TensorSnapshot:
@@ -307,9 +319,7 @@ class TensorSnapshot:
         for group, copies in zip(self._groups.values(), self._copies, strict=True):
             if torch.equal(_bits(group), copies):
                 continue
-            words = copies.numel() // sum(
-                t.numel() for _, t in group
-            )  # of a number; 2 in complex128
+            words = copies.numel() // sum(t.numel() for _, t in group)  # 2 in complex128
             parts = copies.split([words * t.numel() for _, t in group])
             for (name, t), part in zip(group, parts, strict=True):
                 if not torch.equal(_bits([(name, t)]), part):
