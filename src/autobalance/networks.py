@@ -204,6 +204,7 @@ class Normalize(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images ``(n, c, h, w)``, standardised."""
         return (x - self.mean) / self.std
 
 
@@ -260,10 +261,12 @@ class CentralCrop(nn.Module):
         self.size = whole("size", size, least=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The central part of images ``(n, c, h, w)``."""
         top, left = (max(0, (side - self.size) // 2) for side in x.shape[-2:])
         return x[..., top : top + self.size, left : left + self.size]
 
     def extra_repr(self) -> str:
+        """The size."""
         return str(self.size)
 
 
@@ -274,6 +277,7 @@ class FromBytes(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Inputs as floating-point numbers."""
         return x.float() / 255.0 if x.dtype == torch.uint8 else x
 
 

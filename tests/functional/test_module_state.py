@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from autobalance._validation import InputError
 from autobalance.bilevel.loss_tuner import LossTuner
 from autobalance.functional import module_state
-from autobalance.functional.model import FunctionalModel, needs_copies
+from autobalance.functional.model import FunctionalModel
 from autobalance.functional.module_state import (
     TensorSnapshot,
     evaluation_mode,
     has_known_forward,
     preserve_module_state,
+    traits_of,
 )
 from autobalance.functional.outputs import warn_if_probabilities
 from autobalance.functional.processes import unwrap
@@ -161,7 +162,7 @@ def test_a_network_that_begins_to_write_later_gets_copies_and_the_same_result() 
     tuner, other = LossTuner(class_loss()), LossTuner(class_loss())
     tuner.step(model, images(10), images(15))
     other.step(model, images(10), images(15))
-    assert not needs_copies(model)
+    assert not traits_of(model).needs_copies
     with torch.no_grad():
         model.head.weight.mul_(100)
     twin.load_state_dict(model.state_dict())
@@ -169,7 +170,7 @@ def test_a_network_that_begins_to_write_later_gets_copies_and_the_same_result() 
     before = model.head.weight.detach().clone()
     found = tuner.step(model, images(10), images(15))
     assert torch.equal(model.head.weight, before)
-    assert needs_copies(model)
+    assert traits_of(model).needs_copies
     assert found.norm == pytest.approx(other.step(twin, images(10), images(15)).norm, rel=1e-9)
 
 

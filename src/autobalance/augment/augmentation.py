@@ -113,6 +113,7 @@ class Augmentation(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return self.probability.shape[-2]
 
     @property
@@ -132,6 +133,7 @@ class Augmentation(nn.Module):
         return seen
 
     def extra_repr(self) -> str:
+        """Classes, groups and operations."""
         names = ", ".join(o.name for o in self.operations)
         return f"classes={self.num_classes}, groups={self.num_groups}, operations={names}"
 
@@ -212,10 +214,12 @@ class Augmentation(nn.Module):
         return cls(operations, probability, magnitude, **options)
 
     def to_json(self) -> str:
+        """`to_dict` as JSON text."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str, own: Iterable[type[Operation]] = ()) -> Augmentation:
+        """Inverse of `to_json`."""
         return cls.from_dict(parsed_record(text, _WHAT), own)
 
 

@@ -115,7 +115,7 @@ def _positional(function: Callable[..., Any]) -> int:
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
-def augmented(augment: nn.Module | None, batch: Batch) -> Any:
+def augment_batch(augment: nn.Module | None, batch: Batch) -> Any:
     """The batch's inputs as the network trains on them; images of bytes are augmented in [0, 1].
 
     Raises
@@ -123,11 +123,11 @@ def augmented(augment: nn.Module | None, batch: Batch) -> Any:
     InputError
         If an augmentation meets inputs that are not one tensor.
     """
-    return drawn(augment, batch)[0]
+    return draw_batch(augment, batch)[0]
 
 
-def drawn(augment: nn.Module | None, batch: Batch) -> tuple[Any, Tensor | None]:
-    """As `augmented`, and the log probability of a policy's hard gates, see `AugmentationPolicy.drawn`."""
+def draw_batch(augment: nn.Module | None, batch: Batch) -> tuple[Any, Tensor | None]:
+    """As `augment_batch`, and the log probability of a policy's hard gates; see `AugmentationPolicy`."""
     if augment is None:
         return batch.inputs, None
     if not isinstance(batch.inputs, Tensor):
@@ -137,18 +137,18 @@ def drawn(augment: nn.Module | None, batch: Batch) -> tuple[Any, Tensor | None]:
         )
     inputs = from_bytes(batch.inputs)
     if isinstance(augment, AugmentationPolicy):
-        return augment.drawn(inputs, batch.target, batch.groups)
+        return augment.draw_batch(inputs, batch.target, batch.groups)
     return augment(inputs, batch.target, batch.groups), None
 
 
-def frozen(augment: nn.Module | None) -> nn.Module | None:
+def freeze_augmentation(augment: nn.Module | None) -> nn.Module | None:
     """A copy at its present values, on the CPU, with nothing to learn."""
     if isinstance(augment, AugmentationPolicy):
         return augment.frozen().cpu()
     return copy.deepcopy(augment).cpu() if augment is not None else None
 
 
-def described(augment: nn.Module | None) -> dict[str, Any] | None:
+def describe_augmentation(augment: nn.Module | None) -> dict[str, Any] | None:
     """The augmentation as a record for JSON; a module of the user's own is only named."""
     if augment is None:
         return None
@@ -159,8 +159,8 @@ def described(augment: nn.Module | None) -> dict[str, Any] | None:
     return {"module": repr(augment)}
 
 
-def restored(record: dict[str, Any] | None) -> nn.Module | None:
-    """Inverse of `described`; None for a module that was only named."""
+def restore_augmentation(record: dict[str, Any] | None) -> nn.Module | None:
+    """Inverse of `describe_augmentation`; None for a module that was only named."""
     if record is None or "module" in record:
         return None
     return Augmentation.from_dict({k: v for k, v in record.items() if k != "per_class"})

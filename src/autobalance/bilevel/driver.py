@@ -20,9 +20,9 @@ from autobalance.augment import (
     AugmentationPolicy,
     AugmentChoice,
     as_augmentation,
-    described,
+    describe_augmentation,
     from_bytes,
-    frozen,
+    freeze_augmentation,
 )
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
@@ -352,7 +352,7 @@ class BilevelSearch(Generic[P, U]):
             free = free_parameters(space, augment)
             for p, value in zip(free, self.upper.final_position(), strict=True):
                 p.copy_(value)
-        return space, frozen(augment)
+        return space, freeze_augmentation(augment)
 
     def _should_compare_candidates(self) -> bool:
         """With folds; with one only whether what an augmentation learned is kept."""
@@ -499,7 +499,7 @@ def _identity(run: NetworkSearch) -> dict[str, Any]:
         "settings": run.settings,
         "space": repr(run.loss.space),
         "precision": spec.precision,
-        "augment": [repr(run.augment), described(run.augment)],
+        "augment": [repr(run.augment), describe_augmentation(run.augment)],
         "held": None if validation is None else fingerprint(validation.groups),
         "test": None if test is None else fingerprint(test.inputs, test.target, test.groups),
         **describe(run.problem.folds[0].lower.module, everything),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autobalance._validation import InputError, TrainingDiverged, shown
-from autobalance.augment import as_batch_transform, described
+from autobalance.augment import as_batch_transform, describe_augmentation
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
@@ -139,7 +139,7 @@ def retrain(
                 "sampling": sampling,
                 "precision": precision,
                 "loss": own_loss.to_dict(),
-                "augment": described(augment),
+                "augment": describe_augmentation(augment),
                 **describe(lower.module, data),
             }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, get_args
@@ -25,12 +24,11 @@ from autobalance.functional.model import (
     Linearization,
     flatten,
     unflatten,
-    use_copies,
 )
 from autobalance.functional.module_state import (
     HostRandomState,
     preserve_random_state,
-    repeat_host_draws,
+    traits_of,
 )
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3}
@@ -43,15 +41,6 @@ CENTRAL_FACTOR = 10.0
 SMALLEST_SHARE = {torch.float64: 1e-5}
 """Parameters whose gradient is below this share of the largest count as if they had this share. Otherwise
 the rounding of gradients that are 0, such as a bias's before BatchNorm, would decide."""
-
-_derivatives: weakref.WeakKeyDictionary[nn.Module, dict[Any, Derivative]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def forget_checks(model: nn.Module) -> None:
-    """Check this network's derivative again at its next use."""
-    _derivatives.pop(model, None)
 
 
 def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
@@ -67,7 +56,7 @@ def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
     """
     if network.derivative is not None:
         return network.derivative
-    known: dict[Any, Derivative] = _derivatives.setdefault(network.model, {})
+    known: dict[Any, Derivative] = network.traits.derivatives
     key = (
         tuple((name, p.dtype) for name, p in network.parameters.items()),
         tuple(m.training for m in network.modules),
@@ -152,8 +141,7 @@ class _DerivativeCheck:
             model = copy.deepcopy(self.network.model).double()
         except Exception:  # a part that cannot be copied: what float32 says stands
             return False
-        if self.network.copies:
-            use_copies(model)
+        traits_of(model).needs_copies = self.network.traits.needs_copies
         double = _DerivativeCheck(
             FunctionalModel(model, self.network.processes), _to_float64(self.inputs)
         )
@@ -186,11 +174,11 @@ class _DerivativeCheck:
         logits = self.network(plain, self.inputs, state=state)
         if not host.is_unchanged():
             host.set()
-            repeat_host_draws(self.network.model)
+            self.network.traits.draws_on_host = True
         own = {**self.network.parameters, **self.network.frozen}
         current = {**state, **plain}
         if any(current[n]._version or not _same(current[n], p) for n, p in own.items()):
-            use_copies(self.network.model)
+            self.network.traits.needs_copies = True
         for at in (moved, plain):
             point = Linearization(self.network, self.inputs, at=at)
             pulled = self.network.processes.all_reduce(point.vjp(self._normal(logits)))

@@ -6,8 +6,8 @@ import random
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -28,14 +28,42 @@ _WITHOUT_STATE = ("torch.nn.", "autobalance.networks")
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
-_host_drawers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks that draw from the generators of Python or numpy."""
-
-_quiet_on_host: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks that drew nothing from them at their first loan; reading those generators' state takes time."""
-
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MODULE_ATTRIBUTES = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+
+
+@dataclass
+class NetworkTraits:
+    """What was seen of a network in its first passes, so that it need not be looked for in each.
+
+    Attributes
+    ----------
+    needs_copies : bool
+        Whether its forward pass writes to its parameters, so that all passes run on copies of them.
+    accumulates : bool
+        Whether its backward pass leaves gradients in `.grad` alone: reentrant checkpointing.
+    draws_on_host : bool or None
+        Whether it draws from the generators of Python or numpy, whose state takes time to read; None
+        before its first loan.
+    derivatives : dict
+        The way to compute J v that was chosen, for each state of the network.
+    evaluation : callable or None
+        How it is put into evaluation mode.
+    """
+
+    needs_copies: bool = False
+    accumulates: bool = False
+    draws_on_host: bool | None = None
+    derivatives: dict[Any, Any] = field(default_factory=dict)
+    evaluation: Callable[[nn.Module], AbstractContextManager[None]] | None = None
+
+
+_traits: weakref.WeakKeyDictionary[nn.Module, NetworkTraits] = weakref.WeakKeyDictionary()
+
+
+def traits_of(model: nn.Module) -> NetworkTraits:
+    """What is known of this network, to be read and written."""
+    return _traits.setdefault(model, NetworkTraits())
 
 
 @dataclass
@@ -75,7 +103,8 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
     # Copying and comparing all weights is most of a loan's cost, so it is left out where it shows nothing.
     is_safe = all(has_known_forward(module) for module, _ in modes)
     tensors = None if is_safe else TensorSnapshot(parameters, list(model.named_buffers()))
-    host = None if model in _quiet_on_host else HostRandomState()
+    traits = traits_of(model)
+    host = None if traits.draws_on_host is False else HostRandomState()
     with ExitStack() as stack:
         stack.enter_context(preserve_random_state(model))
         # The fused kernels of attention have neither forward-mode nor second derivatives.
@@ -87,9 +116,9 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
         finally:
             _restore_modes(modes)
             attributes.restore()
-            if host is not None and host.is_unchanged():
-                _quiet_on_host.add(model)
-            elif host is not None:
+            if host is not None:
+                if traits.draws_on_host is None and host.is_unchanged():
+                    traits.draws_on_host = False
                 host.set()
             for p, gradient in gradients:
                 if p.grad is not gradient:
@@ -165,16 +194,6 @@ def preserve_random_state(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         yield
-
-
-def draws_on_host(model: nn.Module) -> bool:
-    """Whether the network is known to draw from the generators of Python or numpy."""
-    return model in _host_drawers
-
-
-def repeat_host_draws(model: nn.Module) -> None:
-    """From now on let all passes through one batch draw the same numbers from Python and numpy."""
-    _host_drawers.add(model)
 
 
 class HostRandomState:
