@@ -59,8 +59,7 @@ class TableNetwork(nn.Sequential):
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.1,
     ) -> None:
-        widths = [num_features, *hidden]
-        layers: list[nn.Module] = []
+        widths, layers = [num_features, *hidden], []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         super().__init__(*layers, nn.Linear(widths[-1], num_classes))

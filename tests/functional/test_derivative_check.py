@@ -28,7 +28,7 @@ def test_a_deep_network_in_float32_keeps_forward_mode(
     monkeypatch.setitem(TOLERANCES, torch.float32, tolerance)
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         network = FunctionalModel(deep_network(50).train())
         assert choose_derivative(network, torch.randn(4, 32)) == "forward"
 

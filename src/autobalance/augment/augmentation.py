@@ -189,29 +189,24 @@ class Augmentation(nn.Module):
         dtypes = {str(d): d for d in _DTYPES}
         dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
         try:
-            return cls._from_record(record, known, dtype)
+            operations = [
+                known[one_of("operation", entry["name"], known)](
+                    **{key: value for key, value in entry.items() if key != "name"}
+                )
+                for entry in record["operations"]
+            ]
+            tables = {
+                name: torch.tensor(record[name], dtype=dtype)
+                for name in ("probability", "magnitude")
+            }
+            options = {name: record[name] for name in ("gate", "temperature", "value_range")}
+            return cls(operations, **tables, **options)
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(
                 f"This augmentation is incomplete or altered: {shown(str(error))}."
             ) from None
-
-    @classmethod
-    def _from_record(
-        cls, record: dict[str, Any], known: dict[str, type[Operation]], dtype: torch.dtype
-    ) -> Augmentation:
-        operations = [
-            known[one_of("operation", entry["name"], known)](
-                **{key: value for key, value in entry.items() if key != "name"}
-            )
-            for entry in record["operations"]
-        ]
-        probability, magnitude = (
-            torch.tensor(record[name], dtype=dtype) for name in ("probability", "magnitude")
-        )
-        options = {name: record[name] for name in ("gate", "temperature", "value_range")}
-        return cls(operations, probability, magnitude, **options)
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""

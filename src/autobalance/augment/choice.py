@@ -70,24 +70,17 @@ def as_augmentation(
     return made.to(device)
 
 
-class InputsTransform(nn.Module):
-    """A transform of a batch's inputs alone, called as an augmentation with target and groups."""
+class BatchTransform(nn.Module):
+    """A function of inputs, or of inputs, target and groups, called as an augmentation is."""
 
-    def __init__(self, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, transform: Callable[..., Any], *, takes_labels: bool) -> None:
         super().__init__()
-        self.transform = transform
-
-    def forward(self, inputs: Any, target: Tensor, groups: Tensor | None = None) -> Any:
-        """The inputs transformed, whatever their classes."""
-        return self.transform(inputs)
-
-
-class LabelledTransform(InputsTransform):
-    """A function of ``(inputs, target, groups)`` that is no module."""
+        self.transform, self.takes_labels = transform, takes_labels
 
     def forward(self, inputs: Any, target: Tensor, groups: Tensor | None = None) -> Any:
         """What the function returns."""
-        return self.transform(inputs, target, groups)  # type: ignore[call-arg]
+        labels = (target, groups) if self.takes_labels else ()
+        return self.transform(inputs, *labels)
 
 
 def as_batch_transform(transform: Callable[..., Any]) -> nn.Module:
@@ -103,9 +96,10 @@ def as_batch_transform(transform: Callable[..., Any]) -> nn.Module:
             "augment must be a module or function of (inputs), or of (inputs, target, groups), such as "
             f"search(...).augment; got {type(transform).__name__}."
         )
-    if _positional(transform) <= 1:
-        return InputsTransform(transform)
-    return transform if isinstance(transform, nn.Module) else LabelledTransform(transform)
+    takes_labels = _positional(transform) > 1
+    if takes_labels and isinstance(transform, nn.Module):
+        return transform
+    return BatchTransform(transform, takes_labels=takes_labels)
 
 
 def _positional(function: Callable[..., Any]) -> int:

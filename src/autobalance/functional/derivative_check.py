@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, get_args
 
 import torch
@@ -60,8 +60,7 @@ def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
     key = (
         tuple((name, p.dtype) for name, p in network.parameters.items()),
         tuple(m.training for m in network.modules),
-        torch.is_autocast_enabled("cuda"),
-        torch.is_autocast_enabled("cpu"),
+        *(torch.is_autocast_enabled(kind) for kind in ("cuda", "cpu")),
         _kind_of(inputs),
     )
     if key in known:
@@ -135,23 +134,19 @@ class _DerivativeCheck:
         products alike. No tolerance in float32 tells that from a wrong derivative, and other u and v
         meet the same rounding; in float64 a wrong derivative still differs and rounding does not.
         """
-        if any(p.dtype != torch.float32 for p in self.network.parameters.values()):
+        dtypes = {p.dtype for p in self.network.parameters.values()}
+        if dtypes != {torch.float32} or self._is_low_precision():
             return False
         try:
             model = copy.deepcopy(self.network.model).double()
-        except Exception:  # a part that cannot be copied: what float32 says stands
-            return False
-        traits_of(model).needs_copies = self.network.traits.needs_copies
-        double = _DerivativeCheck(
-            FunctionalModel(model, self.network.processes), _to_float64(self.inputs)
-        )
-        try:
-            with _without_autocast():
-                return (
-                    double._compare(derivative, {n: p.detach().double() for n, p in at.items()})
-                    is None
-                )
-        except Exception:  # a network that computes in float32 whatever its weights are
+            traits_of(model).needs_copies = self.network.traits.needs_copies
+            network = FunctionalModel(model, self.network.processes)
+            double = _DerivativeCheck(network, _to_float64(self.inputs))
+            leaves = {name: p.detach().double() for name, p in at.items()}
+            return double._compare(derivative, leaves) is None
+        except (
+            Exception
+        ):  # no copy can be made, or parts compute in float32 whatever their weights are
             return False
 
     def _leaves(self) -> tuple[dict[str, Tensor], bool]:
@@ -236,8 +231,9 @@ class _DerivativeCheck:
 
     def _tolerance(self, derivative: Derivative) -> float:
         dtypes = {p.dtype for p in self.network.parameters.values()}
-        low = torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
-        tolerance = LOW if low else max(TOLERANCES.get(dtype, LOW) for dtype in dtypes)
+        tolerance = (
+            LOW if self._is_low_precision() else max(TOLERANCES.get(dtype, LOW) for dtype in dtypes)
+        )
         on_gpu = next(iter(self.network.parameters.values())).device.type != "cpu"
         if on_gpu and tolerance < LOW and torch.float64 not in dtypes:
             tolerance = 0.03  # TensorFloat-32 has three digits
@@ -246,6 +242,10 @@ class _DerivativeCheck:
             if derivative == "central difference"
             else tolerance
         )
+
+    @staticmethod
+    def _is_low_precision() -> bool:
+        return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
 
     def _normal(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Random numbers of a generator of our own, so that nobody else's draws change."""
@@ -331,14 +331,6 @@ def _to_float64(inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return {name: _to_float64(value) for name, value in inputs.items()}
     return tuple(map(_to_float64, inputs)) if isinstance(inputs, tuple) else inputs
-
-
-@contextmanager
-def _without_autocast() -> Iterator[None]:
-    with ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -272,25 +272,17 @@ LEAST_LOGITS = 2**20
 
 
 def should_use_fused(logits: Tensor, *others: Tensor | None) -> bool:
-    """Whether `fused_cross_entropy` can serve and is worth it.
+    """Whether `fused_cross_entropy` can serve, for a gradient by the logits alone, and is worth it.
 
-    It can where a gradient is wanted by the logits alone, in reverse mode; it is measured to be worth
-    it on a CPU, with many classes. A compiler fuses the plain form by itself.
-
-    Parameters
-    ----------
-    logits : Tensor
-        Shape ``(n, k)``.
-    *others : Tensor or None
-        Whatever else the loss depends on.
+    It is faster on a CPU, with many classes. A compiler fuses the plain form by itself. `others` are
+    whatever else the loss depends on.
     """
-    if torch.compiler.is_compiling():
-        return False
-    if logits.shape[1] < LEAST_CLASSES or logits.numel() < LEAST_LOGITS:
-        return False
     given = [logits, *(t for t in others if t is not None)]
     return (
-        logits.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and logits.shape[1] >= LEAST_CLASSES
+        and logits.numel() >= LEAST_LOGITS
+        and logits.device.type == "cpu"
         and torch.is_grad_enabled()
         and logits.requires_grad
         and not any(t.requires_grad for t in given[1:])
@@ -310,25 +302,10 @@ def fused_cross_entropy(
     groups: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`parametric_cross_entropy` of the rows that are kept, times their scale, shape ``(n,)``.
+    """`parametric_cross_entropy` times `scale` ``(n,)``, and 0 for the rows that are not `kept`.
 
-    Differentiable by the logits alone, any number of times.
-
-    Parameters
-    ----------
-    logits, target, groups, label_smoothing
-        As for `parametric_cross_entropy`; on the CPU.
-    parameters : LossParameters
-        w, l and delta.
-    scale : Tensor
-        Shape ``(n,)``.
-    kept : Tensor
-        Of dtype bool, shape ``(n,)``. Other rows give 0 and get no gradient, whatever they hold.
-
-    Raises
-    ------
-    IndexError
-        If a target or group is out of range.
+    Differentiable by the logits alone, any number of times. The gradient is formed along with the value, a
+    few rows at a time, so that of all the tables ``(n, k)`` on the way only it is ever whole in memory.
     """
     rest = _Rest(target, parameters.detach(), scale.detach(), kept, groups, label_smoothing)
     return _Fused.apply(logits, rest)
