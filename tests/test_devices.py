@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autobalance.augment.choice import as_batch_transform
 from autobalance.bilevel import checkpoints
 from autobalance.bilevel.execution import make_fabric
 from autobalance.bilevel.lower_level import LowerLevel
@@ -73,7 +74,7 @@ class Flip(nn.Module):
 
 
 @on_devices
-@pytest.mark.parametrize("augment", [None, Flip()])
+@pytest.mark.parametrize("augment", [None, as_batch_transform(Flip())])
 def test_training_steps_wait_for_nothing(device: str, augment: nn.Module | None) -> None:
     steps_wait_for_nothing(device, augment)
 

@@ -52,14 +52,16 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
+def class_counts(
+    counts: object, *, name: str = "class_counts", allow_empty: bool = False
+) -> np.ndarray:
     """Validate counts of training examples per class, shape ``(k,)``, or per group and class.
 
     Raises
     ------
     InputError
         If there are fewer than two classes, or a count is negative, fractional or non-finite,
-        or a class has no example in any group.
+        or a class has no example in any group, unless `allow_empty`.
     """
     try:
         array = np.asarray(counts, dtype=np.float64)
@@ -75,7 +77,7 @@ def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
     if not np.isfinite(array).all() or (array < 0).any() or (array != np.round(array)).any():
         raise InputError(f"{name} must hold whole numbers of examples, none negative.")
     totals = array if array.ndim == 1 else array.sum(axis=0)
-    if (totals == 0).any():
+    if (totals == 0).any() and not allow_empty:
         empty = np.flatnonzero(totals == 0).tolist()
         raise InputError(
             f"{name}: class {empty[0]} has no training example (classes without any: {empty}). "

@@ -120,7 +120,6 @@ def test_a_training_step_waits_for_nothing(groups: bool, optimizer: str, augment
 
 HYPERGRADIENT = {
     "_TrainingSide.solve: tolist": 1,
-    "TensorSnapshot.restore: equal": 2,
     "LossTuner.update: _local_scalar_dense": 1,
 }
 """What was found, and the norm of the step, which are told to the user as numbers."""

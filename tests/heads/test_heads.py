@@ -39,8 +39,7 @@ from autobalance.heads.newton import conjugate_gradients, minimise
 from autobalance.heads.problem import BIAS_DECAY, HeadProblem
 from autobalance.heads.search import HeadSearch, build_head_search
 from autobalance.heads.upper_level import descend
-from autobalance.losses.modules import reduced_loss
-from autobalance.losses.parametric import LossParameters
+from autobalance.losses.parametric import LossParameters, reduced_loss
 from autobalance.records.settings import SearchSettings
 from autobalance.spaces.base import PARTS
 from helpers import scatter

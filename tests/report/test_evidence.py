@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from autobalance._validation import InputError
-from autobalance.calibration.temperature import fit_temperature, measured
+from autobalance.calibration.temperature import evaluate_logits, fit_temperature
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.files import to_json
 from autobalance.records.metrics import (
@@ -92,7 +92,7 @@ def test_what_is_measured_on_test_data() -> None:
     logits, target = drawn()
     counts = np.array([100, 40, 20, 5])
     loss = ParametricCrossEntropy.logit_adjusted(counts)
-    found = json.loads(json.dumps(measured(logits, target, loss, counts, temperature=1.5)))
+    found = json.loads(json.dumps(evaluate_logits(logits, target, loss, counts, temperature=1.5)))
     predicted = logits.argmax(axis=1)
     assert found["error"] == np.mean(predicted != target)
     assert found["confused"] == confused_pairs(target, predicted, 4)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment.choice import augmented
+from autobalance.augment.choice import augment_batch
 from autobalance.bilevel.execution import seed_random_state
 from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
@@ -360,4 +360,4 @@ def test_augmentations_by_their_record(record: dict[str, Any], shown: str) -> No
     with seed_random_state(0):
         expected = augment(images / 255.0, target)
     with seed_random_state(0):  # images of bytes are augmented in [0, 1]
-        assert torch.equal(augmented(augment, Batch(images, target)), expected)
+        assert torch.equal(augment_batch(augment, Batch(images, target)), expected)

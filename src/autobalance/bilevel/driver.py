@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import TrainingDiverged
-from autobalance.augment import AugmentationPolicy, frozen
+from autobalance.augment import AugmentationPolicy, freeze_augmentation
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import Checkpoint
 from autobalance.bilevel.loggers import LoggerAdapter
@@ -263,7 +263,7 @@ class BilevelSearch(Generic[P, U]):
             free = free_parameters(space, augment)
             for p, value in zip(free, self.upper.final_position(), strict=True):
                 p.copy_(value)
-        return space, frozen(augment)
+        return space, freeze_augmentation(augment)
 
     def _should_compare_candidates(self) -> bool:
         """With folds; with one only whether what an augmentation learned is kept."""

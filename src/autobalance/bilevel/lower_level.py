@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged, one_of
-from autobalance.augment import augmented
+from autobalance.augment import augment_batch
 from autobalance.bilevel.execution import check_interval
 from autobalance.bilevel.held_out import Splits, calibration_stride
 from autobalance.bilevel.initialisation import init_bias_offset, make_network, make_optimizer
@@ -137,7 +137,7 @@ class LowerLevel:
             loss.reached(self.done, self.total)
         batch = next(self.batches)
         with torch.no_grad():
-            inputs = augmented(self.augment, batch)
+            inputs = augment_batch(self.augment, batch)
         try:
             logits = compute_logits(self.network, inputs)
         except RuntimeError as error:

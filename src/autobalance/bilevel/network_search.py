@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from autobalance.augment import AugmentChoice, as_augmentation, described, from_bytes
+from autobalance.augment import AugmentChoice, as_augmentation, describe_augmentation, from_bytes
 from autobalance.bilevel.candidate_selection import train_candidates
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.driver import BilevelSearch
@@ -277,7 +277,7 @@ def _identity(run: NetworkSearch) -> dict[str, Any]:
         "settings": run.settings,
         "space": repr(run.loss.space),
         "precision": spec.precision,
-        "augment": [repr(run.augment), described(run.augment)],
+        "augment": [repr(run.augment), describe_augmentation(run.augment)],
         "held": None if validation is None else fingerprint(validation.groups),
         "test": None if test is None else fingerprint(test.inputs, test.target, test.groups),
         **describe(run.problem.folds[0].lower.module, everything),

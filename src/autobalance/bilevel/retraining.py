@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autobalance._validation import InputError, TrainingDiverged, shown
-from autobalance.augment import as_batch_transform, described
+from autobalance.augment import as_batch_transform, describe_augmentation
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.execution import (
     check_options,
@@ -158,7 +158,7 @@ def _open_checkpoint(
     """The run's checkpoint; what an earlier run left there is where this one goes on."""
 
     def whole_identity() -> dict[str, Any]:
-        parts = {"loss": loss.to_dict(), "augment": described(lower.augment)}
+        parts = {"loss": loss.to_dict(), "augment": describe_augmentation(lower.augment)}
         return {**identity, **parts, **describe(lower.module, data)}
 
     def state_dict() -> dict[str, Any]:

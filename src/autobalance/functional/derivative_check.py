@@ -8,8 +8,8 @@ and a central difference where training uses a surrogate gradient.
 
 from __future__ import annotations
 
+import copy
 import warnings
-import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, get_args
@@ -24,13 +24,8 @@ from autobalance.functional.model import (
     Linearization,
     flatten,
     unflatten,
-    use_copies,
 )
-from autobalance.functional.module_state import (
-    HostRandomState,
-    preserve_random_state,
-    repeat_host_draws,
-)
+from autobalance.functional.module_state import HostRandomState, preserve_random_state, traits_of
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3}
 """Relative differences between the two products that rounding explains; half precision has `LOW`."""
@@ -42,15 +37,6 @@ CENTRAL_FACTOR = 10.0
 SMALLEST_SHARE = {torch.float64: 1e-5}
 """Parameters whose gradient is below this share of the largest count as if they had this share. Otherwise
 the rounding of gradients that are 0, such as a bias's before BatchNorm, would decide."""
-
-_derivatives: weakref.WeakKeyDictionary[nn.Module, dict[Any, Derivative]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def forget_checks(model: nn.Module) -> None:
-    """Check this network's derivative again at its next use."""
-    _derivatives.pop(model, None)
 
 
 def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
@@ -66,12 +52,11 @@ def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
     """
     if network.derivative is not None:
         return network.derivative
-    known: dict[Any, Derivative] = _derivatives.setdefault(network.model, {})
+    known: dict[Any, Derivative] = network.traits.derivatives
     key = (
         tuple((name, p.dtype) for name, p in network.parameters.items()),
         tuple(m.training for m in network.modules),
-        torch.is_autocast_enabled("cuda"),
-        torch.is_autocast_enabled("cpu"),
+        *(torch.is_autocast_enabled(kind) for kind in ("cuda", "cpu")),
         _kind_of(inputs),
     )
     if key in known:
@@ -131,10 +116,34 @@ class _DerivativeCheck:
             return "forward"
         for derivative in get_args(Derivative):
             reason = self._compare(derivative, at)
+            if reason is not None and self._agrees_in_float64(derivative, at):
+                reason = None
             if reason is None:
                 return derivative
             self.reasons[derivative] = reason
         return None
+
+    def _agrees_in_float64(self, derivative: Derivative, at: Mapping[str, Tensor]) -> bool:
+        """Whether a float64 copy of the network passes where float32 does not.
+
+        Deep networks, above all with BatchNorm on small batches, amplify rounding by any factor, in both
+        products alike. No tolerance in float32 tells that from a wrong derivative, and other u and v
+        meet the same rounding; in float64 a wrong derivative still differs and rounding does not.
+        """
+        dtypes = {p.dtype for p in self.network.parameters.values()}
+        if dtypes != {torch.float32} or self._is_low_precision():
+            return False
+        try:
+            model = copy.deepcopy(self.network.model).double()
+            traits_of(model).needs_copies = self.network.traits.needs_copies
+            network = FunctionalModel(model, self.network.processes)
+            double = _DerivativeCheck(network, _to_float64(self.inputs))
+            leaves = {name: p.detach().double() for name, p in at.items()}
+            return double._compare(derivative, leaves) is None
+        except (
+            Exception
+        ):  # no copy can be made, or parts compute in float32 whatever their weights are
+            return False
 
     def _leaves(self) -> tuple[dict[str, Tensor], bool]:
         """Leaves to check at, and whether the reverse gradient there is finite.
@@ -156,11 +165,11 @@ class _DerivativeCheck:
         logits = self.network(plain, self.inputs, state=state)
         if not host.is_unchanged():
             host.set()
-            repeat_host_draws(self.network.model)
+            self.network.traits.draws_on_host = True
         own = {**self.network.parameters, **self.network.frozen}
         current = {**state, **plain}
         if any(current[n]._version or not _same(current[n], p) for n, p in own.items()):
-            use_copies(self.network.model)
+            self.network.traits.needs_copies = True
         for at in (moved, plain):
             point = Linearization(self.network, self.inputs, at=at)
             pulled = self.network.processes.all_reduce(point.vjp(self._normal(logits)))
@@ -218,8 +227,9 @@ class _DerivativeCheck:
 
     def _tolerance(self, derivative: Derivative) -> float:
         dtypes = {p.dtype for p in self.network.parameters.values()}
-        low = torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
-        tolerance = LOW if low else max(TOLERANCES.get(dtype, LOW) for dtype in dtypes)
+        tolerance = (
+            LOW if self._is_low_precision() else max(TOLERANCES.get(dtype, LOW) for dtype in dtypes)
+        )
         on_gpu = next(iter(self.network.parameters.values())).device.type != "cpu"
         if on_gpu and tolerance < LOW and torch.float64 not in dtypes:
             tolerance = 0.03  # TensorFloat-32 has three digits
@@ -228,6 +238,10 @@ class _DerivativeCheck:
             if derivative == "central difference"
             else tolerance
         )
+
+    @staticmethod
+    def _is_low_precision() -> bool:
+        return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
 
     def _normal(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Random numbers of a generator of our own, so that nobody else's draws change."""
@@ -305,6 +319,14 @@ def _first_tensor(output: Any) -> Tensor:
         return output
     parts = output.values() if isinstance(output, Mapping) else output
     return next(_first_tensor(part) for part in parts if part is not None)
+
+
+def _to_float64(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, Mapping):
+        return {name: _to_float64(value) for name, value in inputs.items()}
+    return tuple(map(_to_float64, inputs)) if isinstance(inputs, tuple) else inputs
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

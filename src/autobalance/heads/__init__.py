@@ -3,4 +3,8 @@
 from autobalance.heads.features import extract_features
 from autobalance.heads.search import retrain_head, search_head
 
-__all__ = ["extract_features", "retrain_head", "search_head"]
+__all__ = [
+    "extract_features",
+    "retrain_head",
+    "search_head",
+]

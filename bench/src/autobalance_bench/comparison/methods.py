@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance import InputError
-from autobalance.augment import AugmentChoice, described
+from autobalance.augment import AugmentChoice, describe_augmentation
 from autobalance.bilevel import FixedLoss, ModelFactory, predict_logits, retrain, search, splits_of
 from autobalance.data import ArrayData
 from autobalance.functional import unwrap
@@ -413,7 +413,7 @@ def _search_and_retrain(
         "loss": result.loss.to_dict(),
     }
     if result.augment is not None:
-        details["augment"] = described(result.augment)
+        details["augment"] = describe_augmentation(result.augment)
     model = task.train(result.loss, recipe=recipe, augment=result.augment)
     return Trained(model, 1.0 + result.training_runs, details)
 
