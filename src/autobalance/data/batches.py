@@ -17,6 +17,9 @@ from autobalance._validation import InputError
 if TYPE_CHECKING:
     from autobalance.data.array_data import ArrayData
 
+Read = Callable[[], Any]
+"""What waits for a batch, or for inputs, that were requested, and returns them."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -90,6 +93,13 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a value, in order."""
+    tensors: list[Tensor] = []
+    map_tensors(value, lambda tensor: tensors.append(tensor) or tensor)
+    return tensors
+
+
 def moved(inputs: Any, device: torch.device) -> Any:
     """The tensors of these inputs on a device.
 
@@ -160,7 +170,7 @@ class BatchSource(Iterator[Batch]):
         self.share, self.rank = share, rank
         self.number = 0
         self.latest = (-1, torch.empty(0, dtype=torch.int64))
-        self._requested: deque[tuple[Tensor, Callable[[], Batch]]] = deque()
+        self._requested: deque[tuple[Tensor, Read]] = deque()
         self._lookahead: IndexStream | None = None
 
     def __next__(self) -> Batch:
@@ -186,7 +196,7 @@ class BatchSource(Iterator[Batch]):
         """An earlier batch once more, with the same random transforms."""
         return self._request(number, index)()
 
-    def _request(self, number: int, index: Tensor) -> Callable[[], Batch]:
+    def _request(self, number: int, index: Tensor) -> Read:
         own = index if self.share is None else self.share(index)
         if isinstance(self.data.inputs, Tensor):
             return lambda: self.data.batch(own)

@@ -12,10 +12,9 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from autobalance._validation import InputError, shown
-from autobalance.data.batches import map_tensors
+from autobalance.data.batches import map_tensors, tensors_in
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _EXTRA_KEYS = ("groups", "sample_weight")
@@ -44,8 +43,7 @@ class ExampleError(RuntimeError):
         self.index = index
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """Which examples to read, through which transforms, and the seed of those that are random."""
 
     rows: Sequence[int]
@@ -53,8 +51,7 @@ class Request:
     training: bool
 
 
-@dataclass(frozen=True)
-class _Failure:
+class _Failure(NamedTuple):
     """What comes from a worker in place of a batch, since pickling an exception may fail itself."""
 
     error: ExampleError | InputError
@@ -128,7 +125,8 @@ class ExampleReader(Dataset[Any]):
         if self.target is not None:
             self._check_labels(labels, request.rows)
         inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else t)
-        map_tensors(inputs, lambda tensor: _check_finite(tensor, request.rows))
+        for tensor in tensors_in(inputs):
+            _check_finite(tensor, request.rows)
         return inputs
 
     def __getitem__(self, request: Request) -> Any:
@@ -164,14 +162,11 @@ class ExampleReader(Dataset[Any]):
         try:
             return (self.collate_fn or default_collate)(items)
         except Exception as error:
-            remedy = (
-                "Check your collate_fn with these items."
-                if self.collate_fn
-                else "Resize or pad them to one shape, or give a collate_fn that does."
-            )
-            raise InputError(
-                f"{_odd_one_out(items, rows)} ({type(error).__name__}: {shown(str(error))}). {remedy}"
-            ) from error
+            remedy = "Resize or pad them to one shape, or give a collate_fn that does."
+            if self.collate_fn:
+                remedy = "Check your collate_fn with these items."
+            reason = f"{type(error).__name__}: {shown(str(error))}"
+            raise InputError(f"{_odd_one_out(items, rows)} ({reason}). {remedy}") from error
 
     def _check_item(self, item: Any, row: int) -> None:
         pair = isinstance(item, (tuple, list)) and len(item) >= 2
@@ -182,13 +177,15 @@ class ExampleReader(Dataset[Any]):
                 f'{{"image": ..., "label": ...}}; example {row} is {type(item).__name__}. Wrap the '
                 "Dataset in one that returns pairs."
             )
+        if alone or self.collate_fn is not None:
+            return
         for value in item.values() if isinstance(item, Mapping) else item[:1]:
-            if type(value).__module__.startswith("PIL.") and self.collate_fn is None:
+            if type(value).__module__.startswith("PIL."):
                 raise InputError(
                     f"Example {row} is a PIL image, not a tensor. Add ToTensor() at the end of the "
                     "Dataset's transforms."
                 )
-            if isinstance(value, list) and self.collate_fn is None:
+            if isinstance(value, list):
                 raise InputError(
                     f"Example {row} has a list where a tensor is needed. Let the Dataset return tensors "
                     '(a Hugging Face dataset by with_format("torch")), or give a collate_fn.'
@@ -212,18 +209,12 @@ class ExampleReader(Dataset[Any]):
 
 def _odd_one_out(items: list[Any], rows: Sequence[int]) -> str:
     """Names the first item whose tensors have other shapes than the first one's."""
-
-    def shapes(item: Any) -> list[tuple[int, ...]]:
-        values: list[tuple[int, ...]] = []
-        map_tensors(item, lambda tensor: values.append(tuple(tensor.shape)) or tensor)
-        return values
-
-    first = shapes(items[0])
-    for row, item in zip(rows, items, strict=True):
-        if shapes(item) != first:
+    shapes = [[tuple(tensor.shape) for tensor in tensors_in(item)] for item in items]
+    for row, own in zip(rows, shapes, strict=True):
+        if own != shapes[0]:
             return (
-                f"The examples of a batch do not stack: example {row} has tensors of shapes "
-                f"{shapes(item)}, example {rows[0]} of {first}"
+                f"The examples of a batch do not stack: example {row} has tensors of shapes {own}, "
+                f"example {rows[0]} of {shapes[0]}"
             )
     return f"The items of a batch cannot be collated; the first is example {rows[0]}"
 
@@ -256,18 +247,17 @@ def _inputs_and_labels(batch: Any, rows: Sequence[int], *, labelled: bool) -> tu
     return inputs, labels
 
 
-def _check_finite(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+def _check_finite(tensor: Tensor, rows: Sequence[int]) -> None:
     # A sum is finite only if its terms are, and costs a fraction of a look at each of them.
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
-        bad = ~torch.isfinite(tensor)
-        if bool(bad.any()):
-            at = int(bad.nonzero()[0, 0])
-            row = rows[at] if len(tensor) == len(rows) else rows[0]
-            raise InputError(
-                f"The inputs of example {row} are not finite (NaN or infinite in float32). Repair or "
-                "leave out that example."
-            )
-    return tensor
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+        return
+    bad = (~torch.isfinite(tensor)).nonzero()
+    if len(bad):
+        row = rows[int(bad[0, 0])] if len(tensor) == len(rows) else rows[0]
+        raise InputError(
+            f"The inputs of example {row} are not finite (NaN or infinite in float32). Repair or "
+            "leave out that example."
+        )
 
 
 class PendingBatch:
@@ -299,6 +289,9 @@ class PendingBatch:
         return value
 
 
+_Queue = deque[weakref.ref[PendingBatch]]
+
+
 class WorkerPool:
     """Worker processes that read batches in the order in which they are requested.
 
@@ -327,8 +320,8 @@ class WorkerPool:
         self.examples, self.num_workers = examples, num_workers
         self.pin_memory = pin_memory
         self.multiprocessing_context = multiprocessing_context
-        self._waiting: deque[weakref.ref[PendingBatch]] = deque()
-        self._sent: deque[weakref.ref[PendingBatch]] = deque()
+        self._waiting: _Queue = deque()
+        self._sent: _Queue = deque()
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
         self._users = 0
@@ -362,10 +355,10 @@ class WorkerPool:
         """Take the next batch from the workers and give it to whoever asked for it."""
         assert self._loader is not None
         try:
-            try:
-                value = next(self._restart() if self._batches is None else self._batches)
-            except StopIteration:  # the queue was empty for a while; the workers are still there
-                value = next(self._restart())
+            value = None if self._batches is None else next(self._batches, None)
+            if value is None:  # the queue was empty for a while; the workers are still there
+                self._batches = iter(self._loader)
+                value = next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
             self.stop()
             rows = shown([int(row) for row in awaited.rows])
@@ -409,30 +402,16 @@ class WorkerPool:
             generator=torch.Generator(),  # else the loader draws its seed from the global one
         )
 
-    def _restart(self) -> Iterator[Any]:
-        assert self._loader is not None
-        self._batches = iter(self._loader)
-        return self._batches
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The settings: running workers stay with the process that started them."""
-        return {
-            "examples": self.examples,
-            "num_workers": self.num_workers,
-            "pin_memory": self.pin_memory,
-            "multiprocessing_context": self.multiprocessing_context,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Only the settings: running workers stay with the process that started them."""
+        options = (self.num_workers, self.pin_memory, self.multiprocessing_context)
+        return type(self), (self.examples, *options)
 
 
 class _RequestQueue:
     """Hands waiting requests to the loader, which asks again after each batch that it delivers."""
 
-    def __init__(
-        self, waiting: deque[weakref.ref[PendingBatch]], sent: deque[weakref.ref[PendingBatch]]
-    ) -> None:
+    def __init__(self, waiting: _Queue, sent: _Queue) -> None:
         self.waiting, self.sent = waiting, sent
 
     def __iter__(self) -> Iterator[Request]:
@@ -463,23 +442,19 @@ def start_method(examples: ExampleReader) -> str | None:
     UserWarning
         If other threads run and the Dataset cannot be pickled, so that a fork it has to be.
     """
-    methods = multiprocessing.get_all_start_methods()
-    if "fork" not in methods:
+    if "fork" not in multiprocessing.get_all_start_methods():
         return None
     # tqdm's monitor only sleeps and redraws bars, which workers do not.
     threads = sum(thread.name != "tqdm_monitor" for thread in threading.enumerate())
     if threads == 1:
         return "fork"
-    interactive = not hasattr(sys.modules["__main__"], "__file__")
-    try:
-        if not interactive:
+    if hasattr(sys.modules["__main__"], "__file__"):  # a notebook's classes cannot be imported
+        with suppress(Exception):
             pickle.dumps(examples)
             # Imported once, by the server, in place of once by each worker, which takes seconds.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", "autobalance.data"])
             return "forkserver"
-    except Exception:
-        pass
     warnings.warn(
         f"Workers are forked while {threads} Python threads run, because the Dataset cannot be sent to a "
         "fresh process (it is defined in a notebook, or cannot be pickled). If they hang, define it in a "
