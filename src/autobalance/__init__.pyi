@@ -22,7 +22,7 @@ from .bilevel import (
 )
 from .calibration import corrected_probabilities, fit_temperature
 from .cli.run_folder import save_search
-from .data import ArrayData, Batch
+from .data import ArrayData, Batch, DatasetData
 from .export import export_model
 from .heads import extract_features, retrain_head, search_head
 from .hypergrad import ConjugateGradient, Exact, Identity, Neumann, Nystrom, SingleLoop
@@ -79,6 +79,7 @@ __all__ = [
     "ClusterSpace",
     "ConjugateGradient",
     "CrossEntropyRisk",
+    "DatasetData",
     "DeferredLoss",
     "DesignSpace",
     "ErrorDeviation",

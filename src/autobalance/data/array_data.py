@@ -112,6 +112,10 @@ class ArrayData:
             return self
         return self.subset(torch.nonzero(self.groups != UNKNOWN).squeeze(1))
 
+    def without_groups(self) -> Self:
+        """The same examples, with their groups left out."""
+        return replace(self, groups=None, num_groups=None)
+
     def counts(self) -> np.ndarray:
         """Examples per class ``(k,)``, or per known group and class ``(g, k)``."""
         cells = self.cells()
@@ -218,7 +222,7 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
     Where the first has no groups, those of the second are left out.
     """
     if first.groups is None:
-        second = replace(second, groups=None, num_groups=None)
+        second = second.without_groups()
 
     for a, b in ((first.groups, second.groups), (first.sample_weight, second.sample_weight)):
         if (a is None) != (b is None):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import random
+import re
 import sys
 import threading
 import traceback
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from autobalance._validation import InputError, shown
 from autobalance.data.batches import map_tensors, tensors_in
@@ -98,6 +100,9 @@ class ExampleReader(Dataset[Any]):
     ) -> None:
         self.training, self.evaluation = training, evaluation
         self.collate_fn, self.target = collate_fn, target
+        # Each worker's process and the example it is at, shape (w, 2), in memory shared with them: of a
+        # worker that dies nothing else remains.
+        self.places: Tensor | None = None
 
     @cached_property
     def example_shape(self) -> torch.Size:
@@ -136,16 +141,19 @@ class ExampleReader(Dataset[Any]):
         except (ExampleError, InputError) as error:
             return _Failure(error, traceback.format_exc())
 
-    @staticmethod
-    def _items(dataset: Any, rows: Sequence[int]) -> list[Any]:
+    def _items(self, dataset: Any, rows: Sequence[int]) -> list[Any]:
+        worker = get_worker_info()
+        place = (
+            np.empty(2) if worker is None or self.places is None else self.places[worker.id].numpy()
+        )
+        place[:] = os.getpid(), -1
         whole = getattr(dataset, "__getitems__", None)
         if whole is not None:
-            try:
+            with suppress(Exception):  # one by one, to name the example
                 return list(whole(list(rows)))
-            except Exception:
-                pass
         items = []
         for row in rows:
+            place[1] = row
             try:
                 items.append(dataset[row])
             except Exception as error:
@@ -361,11 +369,13 @@ class WorkerPool:
                 value = next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
             self.stop()
-            rows = shown([int(row) for row in awaited.rows])
+            row = self._place_of_death(str(error))
+            which = f"s {shown(awaited.rows)}" if row is None else f" {row}"
             raise ExampleError(
-                f"A worker process died while it read examples {rows}: {error} Often memory ran out, or a "
+                f"A worker process died while it read example{which}: {error} Often memory ran out, or a "
                 "library crashed. Give fewer workers, or num_workers=0 to see the error itself; a run "
-                "with a checkpoint then continues."
+                "with a checkpoint then continues.",
+                row,
             ) from error
         except BaseException:  # Ctrl-C
             self.stop()
@@ -373,6 +383,13 @@ class WorkerPool:
         pending = self._sent.popleft()()
         if pending is not None:
             pending.value, pending.arrived = value, True
+
+    def _place_of_death(self, message: str) -> int | None:
+        """The example at which the process that torch's message names was, where that is known."""
+        process = re.search(r"pid\D*(\d+)", message)
+        places = {} if self.examples.places is None else dict(self.examples.places.tolist())
+        row = places.get(int(process[1]), -1) if process else -1
+        return None if row < 0 else row
 
     def stop(self) -> None:
         """Stop the workers; what they have not delivered is read in this process if it is needed."""
@@ -389,6 +406,7 @@ class WorkerPool:
     def _start(self) -> None:
         if self._loader is not None:
             return
+        self.examples.places = torch.zeros(self.num_workers, 2, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(
             self.examples,
             batch_size=None,

@@ -1,10 +1,11 @@
-"""Losses along the trade-off of an error and a gap between groups, as methods of the classifier."""
+"""An error against a gap between groups, by losses or by decisions, as methods of the classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Self
 
+from autobalance._validation import InputError
 from autobalance.bilevel import (
     DEFAULT_SOLVER,
     MIXES,
@@ -14,12 +15,15 @@ from autobalance.bilevel import (
     baselines,
     frontier,
 )
+from autobalance.calibration import class_masses
+from autobalance.posthoc import CellPosterior, FairDecision, cell_posterior
 from autobalance.sklearn.base import ClassifierBase
+from autobalance.sklearn.table_input import mark
 from autobalance.sklearn.training_data import draw_seed, network_factory
 
 
-class LossFrontier(ClassifierBase):
-    """Designs a loss for each mix of an error and a gap, and trains the network of one of them."""
+class TradeOffs(ClassifierBase):
+    """Designs losses for mixes of an error and a gap, or decides by p(class, group | x) within a bound."""
 
     def frontier(
         self,
@@ -122,4 +126,77 @@ class LossFrontier(ClassifierBase):
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=swept.gap)
         self.adopt(swept.result(point))
         self._retrain(data, seed=swept.seed)
+        return self
+
+    def cell_posterior(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sensitive_features: Any,
+        sample_weight: Any = None,
+        main: str = "balanced_error",
+    ) -> CellPosterior:
+        """Learn p(class, group | x), for decisions under a bound on the gap between groups.
+
+        No loss is designed and `objective` plays no part. Nothing is fitted yet: choose a decision
+        and `fit_decision` it.
+
+        Parameters
+        ----------
+        X, y, sensitive_features, sample_weight
+            Same as in `fit`; groups are needed, all known.
+        main : str
+            "balanced_error", or "group_balanced_error" for a world in which all groups are alike in
+            number.
+
+        Returns
+        -------
+        CellPosterior
+            See `autobalance.cell_posterior`, which takes five folds and says what it raises.
+        """
+        self._refuse_augmentation("cell_posterior")
+        data = self._training_data(X, y, sensitive_features, sample_weight, gap="deo")
+        self.class_masses_ = class_masses(data)
+        return cell_posterior(
+            network_factory(self.module, data),
+            data,
+            main=main,
+            recipe=self.recipe,
+            seed=draw_seed(self.random_state),
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def fit_decision(self, posterior: CellPosterior, decision: FairDecision) -> Self:
+        """Predict by a decision, such as ``posterior.within(0.05)``, without groups.
+
+        `predict_proba` then gives the network's class probabilities at the class frequencies of
+        training (or those of `prior`), whose largest need not be the decision.
+
+        Parameters
+        ----------
+        posterior, decision : CellPosterior, FairDecision
+            From this classifier's own `cell_posterior`, and what its `within` gave.
+
+        Returns
+        -------
+        estimator
+            Itself, fitted: `module_` is the decision, `loss_` cross-entropy over the cells, and
+            `result_` without the history of a search.
+
+        Raises
+        ------
+        InputError
+            If `cell_posterior` was not called, or found other classes or groups.
+        """
+        shape = tuple(decision.network.weights.shape[1:])
+        own = len(getattr(self, "groups_", None) or []), len(getattr(self, "classes_", []))
+        if shape != own:
+            raise InputError(
+                f"The decision is for {shape[0]} groups and {shape[1]} classes, the classifier knows "
+                f"{own[0]} and {own[1]}. Call its cell_posterior on the data first."
+            )
+        self.adopt(posterior.result(decision))
+        self.module_ = mark(decision.network, self.input_)
         return self
