@@ -713,6 +713,10 @@ class Points(Dataset[Any]):
         return self.X[index], int(self.targets[index])
 
 
+COLLAPSE = "ignore:At the end of the search the network predicts class"
+
+
+@pytest.mark.filterwarnings(COLLAPSE)  # quick as they are, these say nothing of what is learned
 def test_a_dataset_is_fitted_and_predicted_as_its_arrays() -> None:
     points = Points()
     X, y = points.X.numpy(), points.targets
@@ -729,6 +733,7 @@ def test_a_dataset_is_fitted_and_predicted_as_its_arrays() -> None:
     assert workers.result_.settings["validation_counts"] == np.bincount(y).tolist()
 
 
+@pytest.mark.filterwarnings(COLLAPSE)
 def test_labels_and_groups_beside_a_dataset() -> None:
     points = Points()
     names = np.array(["b", "c", "a"])[points.targets]

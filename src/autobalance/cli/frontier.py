@@ -213,7 +213,7 @@ def _picked_record(
     objective: str, swept: Frontier, picked: FrontierPoint, baselines: list[Baseline]
 ) -> dict[str, Any]:
     """What the record of a fit has otherwise where the fit is a frontier's point."""
-    record = {"mix": picked.mix, swept.main: picked.main, swept.gap: picked.gap}
+    record: dict[str, Any] = {"mix": picked.mix, swept.main: picked.main, swept.gap: picked.gap}
     record |= {"main": swept.main, "gap": swept.gap}
     record["points"] = [_select_fields(p) for p in swept.points]
     record["baselines"] = [_select_fields(b) for b in baselines]

@@ -6,7 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from autobalance._validation import InputError
 
 if TYPE_CHECKING:
     from autobalance.data.array_data import ArrayData
+    from autobalance.data.index_streams import IndexStream
 
 Read = Callable[[], Any]
 """What waits for a batch, or for inputs, that were requested, and returns them."""
@@ -112,19 +113,6 @@ def moved(inputs: Any, device: torch.device) -> Any:
         return tensor.pin_memory().to(device, non_blocking=True)
 
     return map_tensors(inputs, move)
-
-
-class IndexStream(Protocol):
-    """An endless stream of index batches whose state can be saved; see `index_streams`."""
-
-    def __next__(self) -> Tensor: ...
-    def state_dict(self) -> dict[str, Any]:
-        """What continues the stream elsewhere."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        ...
 
 
 class BatchSource(Iterator[Batch]):

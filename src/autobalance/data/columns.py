@@ -150,9 +150,15 @@ def as_table(frame: Any) -> Table | None:
             raise InputError("The table is lazy. Collect it first: X.collect().")
         if not isinstance(table, nw.DataFrame):
             return None
-        names, columns = table.columns, [table[name].to_pandas() for name in table.columns]
+        names, columns = table.columns, [_as_pandas(table[name]) for name in table.columns]
     dense = [c.sparse.to_dense() if isinstance(c.dtype, pd.SparseDtype) else c for c in columns]
     return Table(distinct(names), dense, len(frame))
+
+
+def _as_pandas(series: nw.Series[Any]) -> pd.Series:
+    # By the library's own conversion: narwhals' loses what is missing in arrow's dictionaries.
+    native = series.to_native()
+    return getattr(native, "to_pandas", series.to_pandas)()
 
 
 def distinct(names: Iterable[str]) -> list[str]:

@@ -81,14 +81,8 @@ def seeded_transforms(seed: int) -> Iterator[None]:
 class ExampleReader(Dataset[Any]):
     """From a `Request` to the inputs of its batch; what a `DataLoader` and its workers call.
 
-    Parameters
-    ----------
-    training, evaluation : Dataset
-        The same examples through the transforms for training and for evaluation.
-    collate_fn : callable, optional
-        From a list of items to one batch; by default torch's `default_collate`.
-    target : ndarray, optional
-        Class indices that the items' own labels must agree with, shape ``(n,)``.
+    `training` and `evaluation` are the same examples through different transforms. The items' own labels
+    must agree with the class indices `target` ``(n,)``, where these are given.
     """
 
     def __init__(
@@ -277,15 +271,7 @@ class PendingBatch:
         self.arrived = self.queued = False
 
     def __call__(self) -> Any:
-        """The inputs.
-
-        Raises
-        ------
-        ExampleError
-            If an example could not be read, or the worker that read it died.
-        InputError
-            If an example cannot be used.
-        """
+        """The inputs; raises an `ExampleError` or `InputError` where they cannot be had."""
         while self.queued and not self.arrived:
             self.pool.receive(self.request)
         # Workers that were stopped meanwhile leave the reading to this process.
@@ -304,18 +290,7 @@ class WorkerPool:
     """Worker processes that read batches in the order in which they are requested.
 
     One `DataLoader` with persistent workers serves all readers of a Dataset: training, validation and
-    evaluation. Its sampler is the queue of requests.
-
-    Parameters
-    ----------
-    examples : ExampleReader
-        What the workers call.
-    num_workers : int
-        Number of processes; 0 reads in this one.
-    pin_memory : bool
-        Whether batches come in pinned memory.
-    multiprocessing_context : str, optional
-        How workers are started; by default as `start_method` says.
+    evaluation. Its sampler is the queue of requests. Without workers this process reads.
     """
 
     def __init__(
@@ -416,6 +391,7 @@ class WorkerPool:
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             multiprocessing_context=self.multiprocessing_context or start_method(self.examples),
             prefetch_factor=_PREFETCH,
+            worker_init_fn=_share_by_name,
             persistent_workers=True,
             generator=torch.Generator(),  # else the loader draws its seed from the global one
         )
@@ -443,6 +419,15 @@ class _RequestQueue:
                 self.sent.append(reference)
                 return pending.request
         raise StopIteration
+
+
+def _share_by_name(worker: int) -> None:
+    """Let this worker pass batches on by the name of shared memory.
+
+    By default torch hands over a file descriptor, for which the main process waits until a thread of the
+    busy worker answers.
+    """
+    torch.multiprocessing.set_sharing_strategy("file_system")
 
 
 def _unchanged(batch: Any) -> Any:
