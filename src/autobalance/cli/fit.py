@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from jsonargparse import Namespace
 
 from autobalance._validation import InputError, TrainingDiverged, path_of, whole
 from autobalance.bilevel import OtherRun, Progress, local_logger
-from autobalance.cli.options import DONE, complain_of_stop, training_options
+from autobalance.cli.options import DONE, complain, complain_of_stop, training_options
 from autobalance.cli.resume import other_options
 from autobalance.cli.run_folder import save_run
 from autobalance.cli.terminal import LiveProgress, print_choice, print_table_warnings
@@ -100,7 +99,7 @@ def _print_result(
     print_choice(classifier.result_)
     # What the table told is on the terminal already.
     for text in explanation(read_run({**record, "notes": []})).warnings:
-        print(f"autobalance: {text}", file=sys.stderr)
+        complain(text)
     seconds = time.perf_counter() - started
     print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")

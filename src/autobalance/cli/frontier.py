@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from jsonargparse import Namespace
 from autobalance._validation import InputError, TrainingDiverged, gap_bound, whole
 from autobalance.bilevel import MIXES, Baseline, Frontier, FrontierPoint
 from autobalance.cli.fit import fit_record, read_columns, remove_checkpoints
-from autobalance.cli.options import DONE, complain_of_stop, training_options
+from autobalance.cli.options import DONE, complain, complain_of_stop, training_options
 from autobalance.cli.run_folder import LOSS, MODEL, WEIGHTS, save_run
 from autobalance.cli.terminal import (
     LiveProgress,
@@ -259,11 +258,10 @@ def _warn_of_few(
         missing = [c for c, n in zip(classes, row, strict=True) if n == 0]
         if missing:
             whom = "nobody" if len(missing) == len(row) else f"nobody of class {', '.join(missing)}"
-            print(
-                f"autobalance: the held-out data has {whom} of group {group}, whom the gap leaves out; "
-                "merge small groups, or add data",
-                file=sys.stderr,
+            complain(
+                f"the held-out data has {whom} of group {group}, whom the gap leaves out; "
+                "merge small groups, or add data"
             )
     few = few_in_a_cell(counts, classes, groups, decided=decided)
     if few is not None:
-        print(f"autobalance: {few}", file=sys.stderr)
+        complain(few)

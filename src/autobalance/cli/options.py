@@ -39,8 +39,8 @@ GAP_NAMES = (
 )
 
 
-def complain(message: object, code: int) -> int:
-    """Print a message on one line of standard error; returns the exit code."""
+def complain(message: object, code: int = DONE) -> int:
+    """Print a message on one line of standard error; returns the exit code, 0 of a mere remark."""
     print(f"autobalance: {message}", file=sys.stderr)
     return code
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from autobalance.cli.options import complain
 
 if TYPE_CHECKING:
     from autobalance.bilevel import (
@@ -92,7 +93,7 @@ def print_table_warnings() -> Iterator[None]:
                 show_other(message, category, *place, **options)
             elif str(message) not in printed:
                 printed.add(str(message))
-                print(f"autobalance: {message}", file=sys.stderr)
+                complain(message)
 
         warnings.showwarning = show
         yield

@@ -239,13 +239,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         validation: Any,
         test: Any = None,
     ) -> None:
-        """`fit` without the removal of its checkpoints, for callers that have yet to save.
-
-        Parameters
-        ----------
-        X, y, sensitive_features, sample_weight, validation, test
-            Same as in `fit`, which says what it raises.
-        """
+        """`fit` without the removal of its checkpoints, for callers that have yet to save."""
         as_objective(self.objective)
         if self.checkpoint is not None:
             path_of("checkpoint", self.checkpoint)
@@ -286,14 +280,9 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
 
     def _held_out(self, given: Any, data: ArrayData, what: str) -> ArrayData:
         return held_out_arrays(
-            given,
-            data,
-            self.classes_.tolist(),
-            self.groups_,
-            read_inputs=lambda X: self.input_.transform(self, X),
-            missing_groups=self.missing_groups,
-            what=what,
-        )
+            given, data, self.classes_.tolist(), self.groups_, what=what,
+            read_inputs=lambda X: self.input_.transform(self, X), missing_groups=self.missing_groups,
+        )  # fmt: skip
 
     @property
     def encoder_(self) -> TableEncoder | None:
@@ -347,17 +336,10 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         ).numpy()
 
     def calibrate(self, X: Any, y: Any = None) -> Self:
-        """Fit `temperature_` on labelled examples that `fit` has not seen.
+        """Fit `temperature_` on labelled examples, given as to `fit`, that it has not seen.
 
-        Parameters
-        ----------
-        X, y
-            As for `fit`, of any class frequencies.
-
-        Returns
-        -------
-        AutoBalanceClassifier
-            Itself; only the probabilities for a prior change.
+        They may be of any class frequencies. Returns the estimator; only the probabilities for a prior
+        change.
 
         Raises
         ------
@@ -373,15 +355,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
     def evaluate(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> dict[str, Any]:
         """Errors, confusions and calibration on labelled examples, as counts and rates for a report.
 
-        Parameters
-        ----------
-        X, y, sensitive_features
-            As for `fit`, of any groups.
-
-        Returns
-        -------
-        dict
-            See `autobalance.calibration.temperature.measured`.
+        Data are given as to `fit`, of any groups; see `autobalance.calibration.measured` for what returns.
 
         Raises
         ------
@@ -398,15 +372,9 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
             names, groups = number_groups(group_names(sensitive_features, "refused"))
         same_length(X=logits, y=target, sensitive_features=groups)
         return measured(
-            logits,
-            target,
-            self.loss_,
-            self.class_masses_,
-            groups,
-            names,
-            temperature=self.temperature_,
-            predicted=predicted,
-        )
+            logits, target, self.loss_, self.class_masses_, groups, names,
+            temperature=self.temperature_, predicted=predicted,
+        )  # fmt: skip
 
     def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Labels, shape ``(n,)``."""

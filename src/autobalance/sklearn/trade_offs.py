@@ -37,14 +37,8 @@ class TradeOffs(ClassifierBase):
     ) -> Frontier:
         """Losses along the trade-off of the objective, which must be a name, and a gap.
 
-        Nothing is fitted yet: choose a point and `fit_point` it.
-
-        Parameters
-        ----------
-        X, y, sensitive_features, sample_weight
-            Same as in `fit`; groups are needed.
-        gap, mixes
-            Same as in `autobalance.frontier`, which says what it raises.
+        Nothing is fitted yet: choose a point and `fit_point` it. Data are given as to `fit`, with groups;
+        `gap` and `mixes` as to `autobalance.frontier`, which says what it raises.
         """
         self._refuse_augmentation("frontier")
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=gap)
@@ -66,19 +60,9 @@ class TradeOffs(ClassifierBase):
     def baselines(
         self, swept: Frontier, X: Any, y: Any, *, sensitive_features: Any, sample_weight: Any = None
     ) -> list[Baseline]:
-        """What to compare a frontier of `frontier` with, on the same splits.
+        """What to compare a frontier of `frontier` with, on the splits of the same data.
 
-        Parameters
-        ----------
-        swept : Frontier
-            From `frontier`.
-        X, y, sensitive_features, sample_weight
-            The data that it was made of.
-
-        Returns
-        -------
-        list of Baseline
-            Cross-entropy and logit adjustment, also by group; see `autobalance.bilevel.baselines`.
+        These are cross-entropy and logit adjustment, also by group; see `autobalance.bilevel.baselines`.
         """
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=swept.gap)
         return baselines(
@@ -103,24 +87,10 @@ class TradeOffs(ClassifierBase):
         sensitive_features: Any,
         sample_weight: Any = None,
     ) -> Self:
-        """Train the network on all data with the loss of a point of a frontier.
+        """Train the network on all data, given as to `fit`, with the loss of a point of a frontier.
 
-        Parameters
-        ----------
-        swept, point : Frontier, FrontierPoint
-            From `frontier` on the same data, and what its `pick` took.
-        X, y, sensitive_features, sample_weight
-            Same as in `fit`.
-
-        Returns
-        -------
-        estimator
-            Itself, fitted; `result_` is the point's, without the history of a search.
-
-        Raises
-        ------
-        InputError, TrainingDiverged, Interrupted
-            Same as in `fit`.
+        `swept` is of `frontier` on the same data, and the point what its `pick` took. Returns the
+        estimator, fitted; `result_` is the point's, without the history of a search. Raises as `fit` does.
         """
         self._refuse_augmentation("fit_point")
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=swept.gap)
@@ -140,20 +110,9 @@ class TradeOffs(ClassifierBase):
         """Learn p(class, group | x), for decisions under a bound on the gap between groups.
 
         No loss is designed and `objective` plays no part. Nothing is fitted yet: choose a decision
-        and `fit_decision` it.
-
-        Parameters
-        ----------
-        X, y, sensitive_features, sample_weight
-            Same as in `fit`; groups are needed, all known.
-        main : str
-            "balanced_error", or "group_balanced_error" for a world in which all groups are alike in
-            number.
-
-        Returns
-        -------
-        CellPosterior
-            See `autobalance.cell_posterior`, which takes five folds and says what it raises.
+        and `fit_decision` it. Data are given as to `fit`, with groups that are all known. `main` is
+        "balanced_error", or "group_balanced_error" for a world in which all groups are alike in number.
+        See `autobalance.cell_posterior`, which takes five folds and says what it raises.
         """
         self._refuse_augmentation("cell_posterior")
         data = self._training_data(X, y, sensitive_features, sample_weight, gap="deo")
@@ -174,16 +133,9 @@ class TradeOffs(ClassifierBase):
         `predict_proba` then gives the network's class probabilities at the class frequencies of
         training (or those of `prior`), whose largest need not be the decision.
 
-        Parameters
-        ----------
-        posterior, decision : CellPosterior, FairDecision
-            From this classifier's own `cell_posterior`, and what its `within` gave.
-
-        Returns
-        -------
-        estimator
-            Itself, fitted: `module_` is the decision, `loss_` cross-entropy over the cells, and
-            `result_` without the history of a search.
+        `posterior` is from this classifier's own `cell_posterior`, and `decision` what its `within` gave.
+        Returns the estimator, fitted: `module_` is the decision, `loss_` cross-entropy over the cells,
+        and `result_` without the history of a search.
 
         Raises
         ------
