@@ -174,7 +174,7 @@ def test_config_file_sets_options(fitted: Path) -> None:
     record = json.loads((fitted / "configured/result.json").read_text())
     assert record["seed"] == 3
     assert record["search"]["settings"]["search"]["folds"] == 2
-    assert "WorstError" in record["search"]["settings"]["objective"]
+    assert record["search"]["settings"]["objective"]["kind"] == "WorstError"
     assert len(record["search"]["candidates"]) == 3
     assert "Final choice on held-out data: " in done.stdout
     assert "standard error" in done.stdout

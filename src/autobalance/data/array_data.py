@@ -147,16 +147,10 @@ class ArrayData:
         return Batch(self.inputs.index_select(0, index), **self._labels(index))
 
     def request(self, index: Tensor, seed: int, *, training: bool = False) -> Read:
-        """Begin to read the batch of these numbers; the function that is returned waits for it.
+        """Begin to read the batch of these numbers ``(m,)``; the function that is returned waits for it.
 
-        Parameters
-        ----------
-        index : Tensor
-            Numbers of the examples, shape ``(m,)``.
-        seed : int
-            Seed of the random transforms of a Dataset.
-        training : bool
-            Whether the examples pass through the training transforms or those for evaluation.
+        Random transforms of a Dataset are seeded by `seed`; `training` says whether the examples pass
+        through those for training or those for evaluation.
         """
         if isinstance(self.inputs, Tensor):
             return lambda: self.batch(index)

@@ -124,18 +124,15 @@ class BatchSource(Iterator[Batch]):
 
     Parameters
     ----------
-    data : ArrayData
-        The labelled examples.
-    stream : IndexStream
-        Decides the examples of each batch.
+    data, stream : ArrayData, IndexStream
+        The labelled examples, and what decides which of them are in each batch.
     seed : int
         Seed of random transforms.
     training : bool
         Whether examples pass through the training transforms or those for evaluation.
     share : callable, optional
-        Picks this process's part of a batch's indices where several processes train together.
-    rank : int
-        Number of this process.
+        Picks the part of a batch's indices for this process, which is number `rank` of several that
+        train together.
 
     Attributes
     ----------

@@ -40,17 +40,7 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 
 
 class Table(NamedTuple):
-    """The columns of a dataframe, read one by one.
-
-    Attributes
-    ----------
-    names : list of str
-        Names that differ from one another: a second "a" is "a (2)".
-    columns : list of Series
-        The columns as pandas has them, in the order of the names.
-    rows : int
-        Number of rows.
-    """
+    """The columns of a dataframe as pandas has them, under names that differ: a second "a" is "a (2)"."""
 
     names: list[str]
     columns: list[pd.Series]
@@ -60,16 +50,9 @@ class Table(NamedTuple):
 class Spelling(NamedTuple):
     """One way to write numbers as text.
 
-    Attributes
-    ----------
-    kind : str
-        "number", "boolean" (true, false) or "date" (ISO 8601).
-    affix : str
-        A currency or a percent sign, before or after each number. 45 % is 45.
-    thousands : str
-        What stands between groups of three digits, or nothing.
-    decimal : str
-        A point or a comma.
+    `kind` is "number", "boolean" (true, false) or "date" (ISO 8601); `affix` a currency or a percent sign
+    before or after each number (45 % is 45); `thousands` what stands between groups of three digits, or
+    nothing; and `decimal` a point or a comma.
     """
 
     kind: str = "number"
@@ -111,14 +94,8 @@ _SEPARATORS = [
 class Column(NamedTuple):
     """A column as the encoder takes it.
 
-    Attributes
-    ----------
-    values : ndarray
-        float64 with NaN for missing numbers, or objects: text, with None where it is missing.
-    spelling : Spelling or None
-        How text spells its numbers; None where the column holds numbers, or categories.
-    note : str or None
-        What a user should know of how the column was read.
+    `values` are float64 with NaN for missing numbers, or objects: text, with None where it is missing.
+    `spelling` is how text spells its numbers, and `note` what a user should know of how it was read.
     """
 
     values: np.ndarray

@@ -35,17 +35,10 @@ _MOST_VALUES = 2**22
 
 
 class DatasetInputs(LazyInputs):
-    """The inputs of some examples of a Dataset, in the place of a tensor of inputs.
+    """The examples of a Dataset whose numbers are `rows`, read by a pool that all its parts share.
 
     Reading by index, and passes over all of them, use the transforms for evaluation. Only training
     batches, which `request` asks for, go through those for training.
-
-    Parameters
-    ----------
-    pool : WorkerPool
-        Reads the examples; shared by all parts of one Dataset.
-    rows : ndarray
-        Numbers of the examples in the Dataset, shape ``(n,)``.
     """
 
     def __init__(self, pool: WorkerPool, rows: np.ndarray) -> None:
@@ -55,26 +48,19 @@ class DatasetInputs(LazyInputs):
     def of(
         cls,
         dataset: Any,
+        target: Tensor | None = None,
         *,
         evaluation: Any = None,
-        target: Tensor | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        multiprocessing_context: str | None = None,
+        **workers: Any,
     ) -> DatasetInputs:
         """Those of all examples; see `DatasetData.of`, which has the parameters and errors."""
         n = _length(dataset)
-        whole("num_workers", num_workers, least=0)
-        examples = ExampleReader(
-            dataset,
-            _evaluation_view(dataset, evaluation, n),
-            collate_fn,
-            None if target is None else target.cpu().numpy(),
-        )
+        labels = None if target is None else target.cpu().numpy()
+        view = _evaluation_view(dataset, evaluation, n)
+        examples = ExampleReader(dataset, view, collate_fn, labels)
         _check_examples(examples, n, told=evaluation is not None)
-        pool = WorkerPool(examples, num_workers, pin_memory, multiprocessing_context)
-        return cls(pool, np.arange(n))
+        return cls(WorkerPool(examples, **workers), np.arange(n))
 
     def __repr__(self) -> str:
         return f"DatasetInputs({len(self)} of {type(self.pool.examples.training).__name__})"
@@ -231,10 +217,10 @@ class DatasetData(ArrayData):
             )
         inputs = DatasetInputs.of(
             dataset,
+            labels,
             evaluation=evaluation,
-            target=labels,
             collate_fn=collate_fn,
-            num_workers=num_workers,
+            num_workers=whole("num_workers", num_workers, least=0),
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context,
         )

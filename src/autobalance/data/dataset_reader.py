@@ -329,6 +329,11 @@ class WorkerPool:
         self._users += 1
         try:
             yield
+        except RuntimeError as error:
+            # torch raises it from a signal's handler, wherever this process is at that moment.
+            if isinstance(error, ExampleError) or "DataLoader worker" not in str(error):
+                raise
+            raise self._death(error) from error
         finally:
             self._users -= 1
             if self._users == 0:
@@ -344,14 +349,7 @@ class WorkerPool:
                 value = next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
             self.stop()
-            row = self._place_of_death(str(error))
-            which = f"s {shown(awaited.rows)}" if row is None else f" {row}"
-            raise ExampleError(
-                f"A worker process died while it read example{which}: {error} Often memory ran out, or a "
-                "library crashed. Give fewer workers, or num_workers=0 to see the error itself; a run "
-                "with a checkpoint then continues.",
-                row,
-            ) from error
+            raise self._death(error, awaited) from error
         except BaseException:  # Ctrl-C
             self.stop()
             raise
@@ -359,12 +357,18 @@ class WorkerPool:
         if pending is not None:
             pending.value, pending.arrived = value, True
 
-    def _place_of_death(self, message: str) -> int | None:
-        """The example at which the process that torch's message names was, where that is known."""
-        process = re.search(r"pid\D*(\d+)", message)
+    def _death(self, error: Exception, awaited: Request | None = None) -> ExampleError:
+        """The error for a worker that died, with the example that it was at where that is known."""
+        process = re.search(r"pid\D*(\d+)", str(error))
         places = {} if self.examples.places is None else dict(self.examples.places.tolist())
         row = places.get(int(process[1]), -1) if process else -1
-        return None if row < 0 else row
+        which = f" {row}" if row >= 0 else f"s {shown(awaited.rows)}" if awaited else "s"
+        return ExampleError(
+            f"A worker process died while it read example{which}: {error} Often memory ran out, or a "
+            "library crashed. Give fewer workers, or num_workers=0 to see the error itself; a run "
+            "with a checkpoint then continues.",
+            row if row >= 0 else None,
+        )
 
     def stop(self) -> None:
         """Stop the workers; what they have not delivered is read in this process if it is needed."""

@@ -80,14 +80,9 @@ class TableEncoder:
         self._rest: dict[str, float] = {}
 
     def fit(self, frame: Any, target: np.ndarray | None = None) -> TableEncoder:
-        """Learn scales and categories from the training table.
+        """Learn scales and categories from the training table, a dataframe that narwhals reads.
 
-        Parameters
-        ----------
-        frame : dataframe
-            From pandas, polars, pyarrow, modin or another library that narwhals reads.
-        target : ndarray, optional
-            Class of each row, shape ``(n,)``: columns that decide it alone are told of in `notes`.
+        With the class of each row, `target` ``(n,)``, columns that decide it alone are told of in `notes`.
 
         Raises
         ------
@@ -384,7 +379,8 @@ def _decides(values: np.ndarray, target: np.ndarray) -> bool:
     texts = values if values.dtype == np.float64 else _named(values).astype(str)
     different, codes = np.unique(texts, return_inverse=True)
     classes, target = np.unique(target, return_inverse=True)
-    if len(different) > max(len(classes), min(MAX_CATEGORIES, len(values) // 10)):
+    most = max(len(classes), min(MAX_CATEGORIES, len(values) // 10))
+    if len(classes) < 2 or len(different) > most:
         return False
     pairs = np.unique(codes * len(classes) + target)
     return len(pairs) == len(different) > 1

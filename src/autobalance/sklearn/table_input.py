@@ -27,15 +27,9 @@ class TableInput:
     Columns are matched as scikit-learn does it: by position, with its warnings and errors where
     names differ. A dataframe is read column by column; see `TableEncoder`.
 
-    Attributes
-    ----------
-    encoder : TableEncoder or None
-        What turns a table into numbers; None where the network takes arrays as they are.
-    shape : tuple of int
-        Shape of one example of X.
-    rows : ndarray or None
-        Some training rows as an exported program takes them, evenly spaced: the table's
-        `TableEncoder.raw`, or the array. None where it came from a file or a Dataset.
+    `encoder` turns a table into numbers, and is None where the network takes arrays as they are; `shape` is
+    that of one example of X. `rows` are some training rows as an exported program takes them, evenly
+    spaced: the table's `TableEncoder.raw`, or the array; None where it came from a file or a Dataset.
     """
 
     def __init__(
