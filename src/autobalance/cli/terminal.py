@@ -208,8 +208,8 @@ def print_decisions(
             title = "cross-entropy"
         held, parts = decision.held_out, len(decision.network.shares)
         rates = getattr(held, main), held.known_deo, held.worst_class_and_group_error
-        drawn = f"drawn from {parts}" if parts > 1 else ""
-        table.add_row(title, *map(format_percent, rates), ", ".join(filter(None, [note, drawn])))
+        mixture = f"drawn from {parts}" if parts > 1 else ""
+        table.add_row(title, *map(format_percent, rates), ", ".join(filter(None, [note, mixture])))
     legend = [
         f"Percent of {plain.held_out.mass.sum():,.0f} held-out examples, lower is better. "
         f"{_describe_gap('deo')} Cross-entropy: the most probable class."

@@ -55,25 +55,25 @@ def as_batch(batch: Any) -> Batch:
     """
     if isinstance(batch, Batch):
         return batch
-    found = None
+    result = None
     if is_dataclass(batch) and not isinstance(batch, type):
         batch = {f.name: getattr(batch, f.name) for f in fields(batch)}
     if isinstance(batch, Mapping):
         extra = batch.get("groups"), batch.get("sample_weight")
         others = batch.keys() - {"labels", "groups", "sample_weight"}
         if {"inputs", "target"} <= batch.keys():
-            found = Batch(batch["inputs"], batch["target"], *extra)
+            result = Batch(batch["inputs"], batch["target"], *extra)
         elif "labels" in batch and others:
-            found = Batch({k: batch[k] for k in batch if k in others}, batch["labels"], *extra)
+            result = Batch({k: batch[k] for k in batch if k in others}, batch["labels"], *extra)
     elif isinstance(batch, (tuple, list)) and 2 <= len(batch) <= 4:
-        found = Batch(*batch)
-    if found is None or not isinstance(found.target, Tensor):
+        result = Batch(*batch)
+    if result is None or not isinstance(result.target, Tensor):
         raise InputError(
             "A batch must be (inputs, target[, groups[, sample_weight]]) with a tensor as target, a "
             'mapping or dataclass with these names, a mapping with "labels", or a Batch; got '
             f"{type(batch).__name__}. For others give an adapter: LossTuner(..., adapter=to_batch)."
         )
-    return found
+    return result
 
 
 def as_batches(batches: Any, adapter: Callable[[Any], Batch] = as_batch) -> list[Batch]:

@@ -208,8 +208,8 @@ def _read_objects(name: str, values: np.ndarray) -> Column:
         )
     spelling = find_spelling(different)
     if spelling is None:
-        return Column(texts, None, _mistaken(different))
-    return Column(_parse(texts, spelling), spelling, _spelled(different, spelling))
+        return Column(texts, None, _describe_mistake(different))
+    return Column(_parse(texts, spelling), spelling, _describe_spelling(different, spelling))
 
 
 def numbers_of(name: str, series: pd.Series, spelling: Spelling | None) -> np.ndarray:
@@ -292,7 +292,7 @@ def _affix(text: str) -> str | None:
     return "" if rest and (rest[0].isdigit() or rest[0] in ".,") else None
 
 
-def _spelled(different: np.ndarray, spelling: Spelling) -> str | None:
+def _describe_spelling(different: np.ndarray, spelling: Spelling) -> str | None:
     """How text was read as numbers."""
     if spelling.kind == "boolean":
         return None
@@ -307,7 +307,7 @@ def _spelled(different: np.ndarray, spelling: Spelling) -> str | None:
     )
 
 
-def _mistaken(different: np.ndarray) -> str | None:
+def _describe_mistake(different: np.ndarray) -> str | None:
     """What text looks like, with a remedy, where it seems to be meant for numbers or dates."""
     sample = [str(t).strip() for t in different[:_SAMPLE]]
     ways = {t: find_spelling([t]) for t in sample}

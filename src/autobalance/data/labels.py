@@ -114,7 +114,7 @@ def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
     known = frame.loc[~missing]
     parts = [_group_column(known.iloc[:, i]) for i in range(frame.shape[1])]
     if len(parts) > 1:
-        parts = [[_quoted(text) for text in part] for part in parts]
+        parts = [[_quote(text) for text in part] for part in parts]
     names[~missing] = [", ".join(row) for row in zip(*parts, strict=True)]
     return names
 
@@ -122,10 +122,10 @@ def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
 def number_groups(names: np.ndarray) -> tuple[list[str], np.ndarray]:
     """The names in sorted order, and each example's position among them, or -1."""
     known = names != np.array(NO_GROUP)
-    found, position = np.unique(names[known].astype(str), return_inverse=True)
+    groups, position = np.unique(names[known].astype(str), return_inverse=True)
     index = np.full(len(names), UNKNOWN)
     index[known] = position
-    return found.tolist(), index
+    return groups.tolist(), index
 
 
 def number_of(n: int, one: str, many: str | None = None) -> str:
@@ -185,5 +185,5 @@ def _group_column(values: pd.Series) -> list[str]:
     return texts
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if set(text) & set(',"\\') else text

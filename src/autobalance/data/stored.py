@@ -38,7 +38,7 @@ class StoredRows(LazyInputs):
 
     def __init__(self, files: Sequence[str | Path], rows: Any = None) -> None:
         self.files = tuple(Path(file) for file in files)
-        self._arrays = [_mapped(file) for file in self.files]
+        self._arrays = [_map_file(file) for file in self.files]
         first = self._arrays[0]
         for file, array in zip(self.files, self._arrays, strict=True):
             if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
@@ -102,7 +102,7 @@ class StoredRows(LazyInputs):
         return digest.hexdigest()
 
 
-def _mapped(file: Path) -> np.ndarray:
+def _map_file(file: Path) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -133,8 +133,8 @@ class TableEncoder:
                 f"The table lacks {len(absent)} column{'s' * (len(absent) > 1)} of the training "
                 f"table: {', '.join(absent[:10])}."
             )
-        found = dict(zip(table.names, table.columns, strict=True))
-        return Table(self.columns, [found[n] for n in self.columns], table.rows)
+        columns = dict(zip(table.names, table.columns, strict=True))
+        return Table(self.columns, [columns[n] for n in self.columns], table.rows)
 
     def transform(self, frame: Any) -> np.ndarray:
         """Numbers for the network, shape ``(n, num_features)``, float32.
@@ -239,7 +239,7 @@ class TableEncoder:
         return encoder
 
     def _fit_categories(self, name: str, values: np.ndarray) -> None:
-        counts = Counter(_named(values).tolist())
+        counts = Counter(_fill_missing(values).tolist())
         frequent = sorted(counts, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
         self.categories[name] = sorted(frequent)
         if len(counts) > MAX_CATEGORIES:
@@ -260,7 +260,9 @@ class TableEncoder:
         """Numbers as they are, and positions among the categories, float64."""
         if not column.is_numeric:
             position = {text: float(i) for i, text in enumerate(self.categories[name])}
-            return np.array([position.get(text, -1.0) for text in _named(column.values).tolist()])
+            return np.array(
+                [position.get(text, -1.0) for text in _fill_missing(column.values).tolist()]
+            )
         if (np.abs(column.values) > np.finfo(np.float32).max).any():
             raise InputError(
                 f"The column {name!r} has an infinite value (inf) or one beyond 3.4e38. Replace it by a "
@@ -304,7 +306,7 @@ class TableLayer(nn.Module):
         at = {name: i for i, name in enumerate(encoder.columns)}
         self.numeric = [at[name] for name in encoder.numeric]
         self.missing = [at[name] for name in encoder.missing]
-        self.categories = [(at[name], len(kept)) for name, kept in encoder.categories.items()]
+        self.categories = [(at[name], len(texts)) for name, texts in encoder.categories.items()]
         codes = torch.arange(MAX_CATEGORIES, dtype=torch.float64)
         self.register_buffer("codes", codes)
         self.register_buffer("mean", torch.from_numpy(encoder._mean.copy()))
@@ -376,7 +378,7 @@ def _row_number(name: str, values: np.ndarray) -> str | None:
 
 def _decides(values: np.ndarray, target: np.ndarray) -> bool:
     """Whether each of a few values occurs with one class only."""
-    texts = values if values.dtype == np.float64 else _named(values).astype(str)
+    texts = values if values.dtype == np.float64 else _fill_missing(values).astype(str)
     different, codes = np.unique(texts, return_inverse=True)
     classes, target = np.unique(target, return_inverse=True)
     most = max(len(classes), min(MAX_CATEGORIES, len(values) // 10))
@@ -386,7 +388,7 @@ def _decides(values: np.ndarray, target: np.ndarray) -> bool:
     return len(pairs) == len(different) > 1
 
 
-def _named(values: np.ndarray) -> np.ndarray:
+def _fill_missing(values: np.ndarray) -> np.ndarray:
     """Texts, with a name for what is missing."""
     return np.where(values == np.array(None), MISSING, values)
 
