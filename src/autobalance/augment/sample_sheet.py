@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import nn
@@ -10,7 +12,9 @@ from autobalance._validation import InputError
 from autobalance.augment.augmentation import Augmentation
 from autobalance.augment.example_pictures import samples
 from autobalance.data import ArrayData
-from autobalance.report import LARGEST, Sheet, evenly_spaced, rows_that_fit
+
+if TYPE_CHECKING:
+    from autobalance.report import Sheet
 
 EXAMPLES, DRAWS = 2, 3
 """Training images of a class, and augmented versions of each."""
@@ -27,6 +31,9 @@ def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -
     InputError
         If the data are of other classes or groups than the augmentation.
     """
+    # The page's drawing library is not to be loaded with every search.
+    from autobalance.report import LARGEST, Sheet, evenly_spaced, rows_that_fit
+
     inputs = data.inputs
     if not isinstance(augment, Augmentation) or len(inputs.shape) != 4:
         return None

@@ -173,13 +173,14 @@ def _array_as_table(array: np.ndarray) -> Table:
 
 def _plain_numbers(table: Table) -> np.ndarray:
     """A table whose columns are all numbers, for a network that takes them as they are."""
-    encoder = TableEncoder().fit(table)
+    encoder = TableEncoder()
+    numbers = encoder.fit_raw(table)
     if encoder.categories:
         raise InputError(
             f"The column {next(iter(encoder.categories))!r} holds categories, which a network cannot take "
             "as they are. Leave encode=False out, or make them numbers."
         )
-    return encoder.raw(table)
+    return numbers
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:
