@@ -107,7 +107,7 @@ def test_what_is_measured_on_test_data() -> None:
     assert corrected.n == reliability(expected, target).n
     assert corrected.confidence == pytest.approx(reliability(expected, target).confidence)
     with pytest.raises(InputError, match="target is empty"):
-        measured(logits[:0], target[:0], loss, counts)
+        evaluate_logits(logits[:0], target[:0], loss, counts)
 
 
 def test_the_calibration_of_a_search_keeps_its_bins() -> None:

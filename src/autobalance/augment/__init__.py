@@ -45,6 +45,7 @@ from autobalance.augment.random_draws import (
     from_unit,
     to_unit,
 )
+from autobalance.augment.sample_sheet import sample_sheet
 from autobalance.augment.tensors import (
     FeatureDropout,
     GaussianNoise,
@@ -95,6 +96,7 @@ __all__ = [
     "from_unit",
     "image_operations",
     "restore_augmentation",
+    "sample_sheet",
     "samples",
     "tensor_operations",
     "to_unit",

@@ -69,16 +69,8 @@ def network() -> nn.Module:
 class Demo:
     """One seed of the demo, method by method, under one recipe.
 
-    Parameters
-    ----------
-    train, test : ImageSet
-        By default the sample in the package.
-    seed : int
-        Seed of everything random; the images stay the same.
-    recipe : Recipe
-        How every network is trained.
-    progress : callable, optional
-        Called with the method's title and an `autobalance.bilevel.Progress`.
+    The images are by default the sample in the package, and stay the same whatever the seed. `progress` is
+    called with the method's title and an `autobalance.bilevel.Progress`.
     """
 
     def __init__(
