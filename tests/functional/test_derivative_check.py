@@ -51,3 +51,25 @@ def test_float64_excuses_no_wrong_derivative() -> None:
     network = FunctionalModel(PartlyWithoutGradient())
     with pytest.warns(UserWarning, match="not that of the gradient that trains it"):
         assert choose_derivative(network, torch.randn(6, 8)) == "double backward"
+
+
+class WrongInFloat32(nn.Module):
+    """Its backward is wrong in float32 alone, as a kernel of that dtype may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if y.dtype == torch.float32:
+            half = y.detach() + 0.5 * (y - y.detach())
+            y = half if torch.is_grad_enabled() else y  # forward mode runs without a graph
+        return self.head(y)
+
+
+def test_float64_says_nothing_of_a_fault_of_float32() -> None:
+    torch.manual_seed(0)
+    network = FunctionalModel(WrongInFloat32())
+    with pytest.warns(UserWarning, match="not that of the gradient that trains it"):
+        assert choose_derivative(network, torch.randn(6, 8)) == "double backward"

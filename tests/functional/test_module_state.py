@@ -94,7 +94,7 @@ def hooked() -> nn.Module:
 
 def patched() -> nn.Module:
     layer = nn.Linear(2, 2)
-    layer.forward = lambda x: x
+    layer.forward = lambda x: x  # pyright: ignore[reportAttributeAccessIssue]
     return layer
 
 
