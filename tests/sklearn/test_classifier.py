@@ -194,7 +194,10 @@ def test_bad_input_to_fit(change: dict[str, Any], message: str) -> None:
         ({"objective": "accuracy"}, "objective must be one of balanced_error, .*; got 'accuracy'"),
         ({"objective": "worst_group_error"}, "over groups, but the data has none"),
         ({"random_state": -1}, "random_state must be .*; got -1"),
-        ({"module": nn.Linear(2, 5)}, "3 classes, but the network returned logits of width 5"),
+        (
+            {"module": nn.Linear(2, 5)},
+            "returns 5 logits for each example, but the data has 3 classes",
+        ),
         ({"module": nn.Unflatten(1, (1, 2))}, "no trainable parameter"),
         ({"module": "mlp"}, "module must be a torch.nn.Module"),
         ({"device": "tpu9"}, "device 'tpu9' cannot be used"),

@@ -8,7 +8,7 @@ from typing import Any
 from autobalance._validation import InputError
 from autobalance.bilevel import OtherRun
 from autobalance.objectives import NAMED
-from autobalance.records import read_record
+from autobalance.records import read_record, to_json
 
 _TABLE = "the data of the table, or --target, --groups or --missing-groups"
 _NAMES = {
@@ -36,8 +36,8 @@ def other_options(error: OtherRun, out: Path) -> InputError:
 
 def _describe(key: str, then: Any, now: Any) -> str:
     if key == "objective":
-        named = {repr(known): name for name, known in NAMED.items()}
-        then, now = (named.get(value, "another") for value in (then, now))
+        named = {to_json(known.to_dict()): name for name, known in NAMED.items()}
+        then, now = (named.get(to_json(value), "another") for value in (then, now))
     elif not key.startswith(("recipe.", "search.")):
         # Seeds and digests are made from what was given, and tell nobody what that was.
         return _NAMES.get(key, f"{key} (then {then}, now {now})")
