@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from autobalance.bilevel.execution import make_fabric
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, coupled_weight_decay
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.data.array_data import ArrayData
 from autobalance.data.batches import Batch
 from autobalance.data.fashion import CLASSES, long_tailed_sample
@@ -296,9 +296,8 @@ def as_training_goes_on(points: Sequence[int], decay: float, draws: int = 50) ->
     lower = LowerLevel(
         lambda: nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10)).double(),
         train,
-        recipe,
+        TrainingOptions(recipe),
         make_fabric("cpu", "64-true"),
-        0,
     )
     kept = {name: _Kept(solver, {}) for name, solver in SOLVERS.items()}
     found: dict[str, Any] = {}

@@ -63,7 +63,7 @@ def cases(images: Tensor, target: Tensor) -> tuple[dict[str, Callable[[], Any]],
         mix = torch.randn_like(images)
 
         def with_gradient(policy: AugmentationPolicy = policy, mix: Tensor = mix) -> None:
-            seen, chance = policy.drawn(images, target)
+            seen, chance = policy.draw_batch(images, target)
             assert chance is not None  # of hard gates
             value = (seen * mix).sum() + chance.sum()
             torch.autograd.grad(value, list(policy.parameters()))

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from autobalance import ParametricCrossEntropy
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.held_out import splits_of
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import used_versions
 from autobalance.data.array_data import ArrayData
@@ -40,7 +40,7 @@ from autobalance_bench.comparison.configuration import read_configuration
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition, definition_of
 from autobalance_bench.comparison.datasets import Problem, load_problem
 from autobalance_bench.comparison.methods import Task
-from autobalance_bench.comparison.statistics import holm, paired, summary
+from autobalance_bench.comparison.statistics import compare_pairs, holm, summary
 from autobalance_bench.comparison.store import Store
 from measuring import prepare, write_json
 
@@ -257,7 +257,7 @@ def numbers_of(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
             ours, theirs = (values.get((dataset, m), {}) for m in (OURS, method))
             shared = sorted(ours.keys() & theirs.keys())
             if method != OURS and shared:
-                rows[dataset] = paired([ours[s] - theirs[s] for s in shared])
+                rows[dataset] = compare_pairs([ours[s] - theirs[s] for s in shared])
         for row, p in zip(rows.values(), holm([r["p"] for r in rows.values()]), strict=True):
             row["p_holm"] = p
         if rows:

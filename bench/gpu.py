@@ -44,10 +44,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autobalance.bilevel.driver import build_network_search, search
-from autobalance.bilevel.execution import make_fabric, seeded
+from autobalance.bilevel.execution import make_fabric, seed_random_state
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
+from autobalance.bilevel.network_search import build_network_search, search
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.cli import main as autobalance
@@ -61,7 +61,7 @@ from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from autobalance_bench.augmentations import StandardAugmentation
 from autobalance_bench.comparison.configuration import read_configuration, resolved
 from autobalance_bench.comparison.datasets import load_problem
-from autobalance_bench.comparison.methods import Computing
+from autobalance_bench.comparison.methods import ExecutionOptions
 from measuring import (
     cpu_seconds,
     length_of,
@@ -136,8 +136,8 @@ class Setting:
         return StandardAugmentation() if self.augmented else None
 
     def factory(self, channels: int) -> Callable[[], nn.Module]:
-        how = Computing(channels_last=self.channels_last, compiled=self.compiled)
-        return how.prepared(lambda: ResNet32(CLASSES, channels=channels))
+        how = ExecutionOptions(channels_last=self.channels_last, compiled=self.compiled)
+        return how.apply(lambda: ResNet32(CLASSES, channels=channels))
 
     def recipe(self, steps: int) -> Recipe:
         return Recipe(epochs=1e-6, min_steps=steps, batch_size=self.batch)
@@ -171,13 +171,12 @@ class Plain:
         self.fabric = make_fabric(setting.device, setting.precision)
         self.steps = steps
         on_device = data.to(self.fabric.device)
-        with seeded(0):
+        with seed_random_state(0):
             self.lower = LowerLevel(
                 setting.factory(data.inputs.shape[1]),
                 on_device,
-                setting.recipe(steps),
+                TrainingOptions(setting.recipe(steps)),
                 self.fabric,
-                0,
                 augment=setting.augment(),
             )
         self.loss = ParametricCrossEntropy.cross_entropy().to(self.fabric.device)
@@ -210,7 +209,7 @@ class Searching:
 
     def __init__(self, setting: Setting, data: ArrayData, steps: int) -> None:
         self.settings = SearchSettings()
-        with seeded(0):
+        with seed_random_state(0):
             self.run = build_network_search(
                 SearchSpec(
                     model_factory=setting.factory(data.inputs.shape[1]),
@@ -285,7 +284,7 @@ def measured(
         step = setting.seconds(plain.train) / sizes.steps
         both = setting.seconds(lambda: plain.train_and_upper(uppers)) / uppers
         found = setting.seconds(searching.whole) / sizes.steps
-        turns.append((step, both - step, found, len(searching.run.history) / sizes.steps))
+        turns.append((step, both - step, found, len(searching.run.recorder.history) / sizes.steps))
     plain_step, upper_step, search_step = (median(t[i] for t in turns) for i in range(3))
     share = turns[-1][3]
     return {

@@ -50,8 +50,8 @@ import numpy as np
 import torch
 
 from autobalance._validation import InputError
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.held_out import splits_of
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.pareto_frontier import MIXES, Frontier, baselines, frontier
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.data.array_data import ArrayData

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autobalance import ClassSpace, ClusterSpace, HierarchicalSpace, LossTuner, TunableCrossEntropy
-from autobalance.losses.modules import reduced_loss
-from autobalance.losses.parametric import LossParameters
+from autobalance.losses.parametric import LossParameters, reduced_loss
 from autobalance.spaces.base import PARTS, DesignSpace
 from measuring import cpu_seconds, options_of, peak_bytes, prepare, write_json
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autobalance.bilevel.execution import make_fabric
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.data.array_data import ArrayData
 from autobalance.data.batches import Batch
 from autobalance.hypergrad.solvers import Solver
@@ -138,7 +138,9 @@ class Training:
         self.held: Batch = data.batch(held)
         self.data = data.subset(torch.arange(batch_size, len(data)))
         self.recipe = Recipe(epochs=10_000, batch_size=batch_size)
-        self.lower = LowerLevel(factory, self.data, self.recipe, make_fabric("cpu"), 0)
+        self.lower = LowerLevel(
+            factory, self.data, TrainingOptions(self.recipe), make_fabric("cpu")
+        )
         self.loss = self.new_loss()
 
     def new_loss(self) -> TunableCrossEntropy:

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from autobalance.bilevel.driver import search
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
 from autobalance.cli.demo import network

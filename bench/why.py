@@ -31,10 +31,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
-from autobalance.bilevel.driver import search
-from autobalance.bilevel.execution import make_fabric, seeded
+from autobalance.bilevel.execution import make_fabric, seed_random_state
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.cli.demo import RECIPE, network
@@ -113,7 +113,7 @@ def tracked_search(
     look_every: int = 20,
 ) -> Tracked:
     """`autobalance.search` for the balanced error, one split, looking at errors every few steps."""
-    with seeded(seed):
+    with seed_random_state(seed):
         loss = TunableCrossEntropy(HierarchicalSpace(data.counts(), learn=learn, tau=tau))
         split = torch.Generator().manual_seed(seed)
         [(rows, kept)] = stratified_folds(data.cells(), settings.validation_fraction, 1, split)
@@ -121,7 +121,11 @@ def tracked_search(
         held = sets["validation"]
         start = loss.frozen().additive
         lower = LowerLevel(
-            factory, sets["training"], recipe, make_fabric("cpu"), seed, additive=start
+            factory,
+            sets["training"],
+            TrainingOptions(recipe, seed),
+            make_fabric("cpu"),
+            additive=start,
         )
         order = torch.Generator().manual_seed(seed)
         draws = BalancedBatches(held.cells(), settings.validation_batch_size, order)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autobalance.augment.choice import as_batch_transform
 from autobalance.bilevel import checkpoints
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.execution import make_fabric
 from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.data.array_data import ArrayData
@@ -67,13 +68,13 @@ def test_one_seed_repeats(device: str) -> None:
 class Flip(nn.Module):
     """Mirrors every other image, at random."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, target: Tensor, groups: Tensor | None) -> Tensor:
         mirrored = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < 0.5
         return torch.where(mirrored, inputs.flip(3), inputs)
 
 
 @on_devices
-@pytest.mark.parametrize("augment", [None, Flip()])
+@pytest.mark.parametrize("augment", [None, as_batch_transform(Flip())])
 def test_training_steps_wait_for_nothing(device: str, augment: nn.Module | None) -> None:
     steps_wait_for_nothing(device, augment)
 

@@ -97,22 +97,3 @@ def test_compas_without_its_file_says_so(by_group: Any, tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"There is no file .*absent.csv"):
         example.main(["--data", str(tmp_path / "absent.csv")])
-
-
-def test_spherical_noise_draws_one_boundary_twice(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import spherical_noise as example  # pyright: ignore[reportMissingImports]
-
-    output = tmp_path / "noise.svg"
-    example.main(["--output", str(output), "--steps", "1500"])
-    assert output.read_text().count('<g id="axes_') == 3
-    rows = capsys.readouterr().out.splitlines()[1:5]
-    angle, *distances = np.array(
-        [[float(v.rstrip("°")) for v in row.split()[-3:]] for row in rows]
-    ).T
-    assert angle.max() < 5.0
-    for found in distances:
-        assert found[1:3] == pytest.approx(found[3], abs=0.06)
-    assert distances[0][0] == pytest.approx(distances[1][0], abs=0.02)

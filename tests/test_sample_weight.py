@@ -29,14 +29,18 @@ from autobalance import (
     search_head,
 )
 from autobalance.bilevel.candidate_selection import compare
-from autobalance.bilevel.driver import build_network_search
 from autobalance.bilevel.held_out import evaluate_held_out
+from autobalance.bilevel.network_search import build_network_search
 from autobalance.bilevel.search_spec import SearchSpec
-from autobalance.calibration import class_masses
-from autobalance.data import BalancedBatches, ResampledBatches, ShuffledBatches
-from autobalance.objectives import BalancedError, RunningRisks, WorstError, as_objective
-from autobalance.posthoc import CellPosterior
-from autobalance.spaces import ClassSpace, ClusterSpace, GroupSpace, HierarchicalSpace
+from autobalance.calibration.temperature import class_masses
+from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
+from autobalance.objectives.aggregates import BalancedError, WorstError
+from autobalance.objectives.registry import as_objective
+from autobalance.objectives.running_risks import RunningRisks
+from autobalance.posthoc.fair_decisions import CellPosterior
+from autobalance.spaces.class_space import ClassSpace, ClusterSpace
+from autobalance.spaces.group_space import GroupSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 
 N, K = 240, 3
 

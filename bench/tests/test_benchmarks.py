@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from autobalance.bilevel.driver import search
+from autobalance.bilevel.network_search import search
 from autobalance.data.array_data import ArrayData
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance.spaces.hierarchical_space import HierarchicalSpace

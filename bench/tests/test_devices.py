@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from autobalance.bilevel.driver import search
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.data.array_data import ArrayData
 from autobalance.networks import SmallCNN
 from autobalance_bench.augmentations import ResizedCrop, StandardAugmentation
-from autobalance_bench.comparison.methods import Computing
+from autobalance_bench.comparison.methods import ExecutionOptions
 from device_toys import RECIPE, SETTINGS, images, on_devices, smooth, steps_wait_for_nothing
 
 
@@ -29,9 +29,9 @@ def test_bfloat16_channels_last_and_crops(device: str) -> None:
     """All that a configuration may ask for at once, but the compiler; the loss found stays float32."""
     data = images(side=12)
     scaled = ArrayData.of(data.in_memory().float() / 255.0, data.target)
-    how = Computing(precision="bf16-mixed", channels_last=True)
-    common: dict[str, Any] = {"recipe": RECIPE, "device": device, "precision": how.precision}
-    factory = how.prepared(partial(SmallCNN, 4, channels=3, size=(8, 8)))
+    options = ExecutionOptions(precision="bf16-mixed", channels_last=True)
+    common: dict[str, Any] = {"recipe": RECIPE, "device": device, "precision": options.precision}
+    factory = options.apply(partial(SmallCNN, 4, channels=3, size=(8, 8)))
     crops = ResizedCrop(8, colour=0.2)
 
     def either_size() -> nn.Module:
@@ -55,7 +55,7 @@ def test_bfloat16_channels_last_and_crops(device: str) -> None:
 def test_compiled_networks_find_what_others_find(device: str) -> None:
     found = []
     for compiled in (False, True):
-        factory = Computing(compiled=compiled, channels_last=compiled).prepared(smooth)
+        factory = ExecutionOptions(compiled=compiled, channels_last=compiled).apply(smooth)
         found.append(
             search(factory, images(), recipe=RECIPE, settings=SETTINGS, device=device).loss
         )

@@ -62,7 +62,7 @@ def test_what_counts_as_public(source: str, public: bool) -> None:
     ("code", "heavy"),
     [
         ("autobalance_bench, autobalance_bench.cli", ["torch", "torchvision", "scikit_posthocs"]),
-        ("autobalance_bench.comparison.statistics", ["torch", "statsmodels"]),
+        ("autobalance_bench.comparison.statistics", ["torch", "scikit_posthocs"]),
         ("autobalance_bench.comparison.methods", ["torchvision", "datasets"]),
     ],
 )

@@ -13,16 +13,14 @@ from .bilevel import (
     FrontierPoint,
     Interrupted,
     LossTuner,
-    MLflowLogger,
     SearchResult,
-    WandbLogger,
     frontier,
     retrain,
     search,
 )
 from .calibration import corrected_probabilities, fit_temperature
 from .cli.run_folder import save_search
-from .data import ArrayData, Batch
+from .data import ArrayData, Batch, DatasetData, ExampleError
 from .export import export_model
 from .heads import extract_features, retrain_head, search_head
 from .hypergrad import ConjugateGradient, Exact, Identity, Neumann, Nystrom, SingleLoop
@@ -79,10 +77,12 @@ __all__ = [
     "ClusterSpace",
     "ConjugateGradient",
     "CrossEntropyRisk",
+    "DatasetData",
     "DeferredLoss",
     "DesignSpace",
     "ErrorDeviation",
     "Exact",
+    "ExampleError",
     "FocalLoss",
     "Frontier",
     "FrontierPoint",
@@ -94,7 +94,6 @@ __all__ = [
     "Interrupted",
     "LDAMLoss",
     "LossTuner",
-    "MLflowLogger",
     "Neumann",
     "Nystrom",
     "Objective",
@@ -110,7 +109,6 @@ __all__ = [
     "SmoothError",
     "TrainingDiverged",
     "TunableCrossEntropy",
-    "WandbLogger",
     "WeightedError",
     "WithUnknownGroup",
     "WorstError",

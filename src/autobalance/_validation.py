@@ -52,7 +52,9 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
+def class_counts(
+    counts: object, *, name: str = "class_counts", allow_empty: bool = False
+) -> np.ndarray:
     """Validate counts of training examples per class, shape ``(k,)``, or per group and class.
 
     Sums of the examples' weights are counts too.
@@ -61,7 +63,7 @@ def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
     ------
     InputError
         If there are fewer than two classes, a count is negative or non-finite, the counts are shares
-        that sum to 1 or less, or a class has no example in any group.
+        that sum to 1 or less, or a class has no example in any group, unless `allow_empty`.
     """
     try:
         array = np.asarray(counts, dtype=np.float64)
@@ -78,7 +80,7 @@ def class_counts(counts: object, *, name: str = "class_counts") -> np.ndarray:
             "shares of 1."
         )
     totals = array if array.ndim == 1 else array.sum(axis=0)
-    if (totals == 0).any():
+    if (totals == 0).any() and not allow_empty:
         empty = np.flatnonzero(totals == 0).tolist()
         raise InputError(
             f"{name}: class {empty[0]} has no training example (classes without any: {empty}). "

@@ -180,7 +180,7 @@ def _contents(model: Any, table: TableInput | None) -> dict[str, Any]:
 def _write_program(model: nn.Module, inputs: Tensor, path: Path, contents: dict[str, Any]) -> Any:
     """Write by `torch.export`; what was written, as a function."""
     batch = torch.export.Dim("batch", min=1)
-    program = _attempted(
+    program = _try_export(
         lambda: torch.export.export(model, (inputs,), dynamic_shapes=({0: batch},))
     )
     torch.export.save(program, path, extra_files={"table.json": to_json(contents)})
@@ -191,7 +191,7 @@ def _write_onnx(model: nn.Module, inputs: Tensor, path: Path, contents: dict[str
     """Write by `torch.onnx`; what was written, as a function that ONNX Runtime runs."""
     onnxruntime: Any = import_module("onnxruntime")
     batch = torch.export.Dim("batch", min=1)
-    program: Any = _attempted(
+    program: Any = _try_export(
         lambda: torch.onnx.export(
             model,
             (inputs,),
@@ -208,7 +208,7 @@ def _write_onnx(model: nn.Module, inputs: Tensor, path: Path, contents: dict[str
     return lambda x: torch.from_numpy(np.asarray(session.run(None, {"inputs": x.numpy()})[0]))
 
 
-def _attempted(export: Any) -> Any:
+def _try_export(export: Any) -> Any:
     """What it returns; torch's exporters raise errors of many kinds where a network is beyond them."""
     try:
         with warnings.catch_warnings():  # about torch's own insides

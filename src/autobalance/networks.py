@@ -59,8 +59,7 @@ class TableNetwork(nn.Sequential):
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.1,
     ) -> None:
-        widths = [num_features, *hidden]
-        layers: list[nn.Module] = []
+        widths, layers = [num_features, *hidden], []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         super().__init__(*layers, nn.Linear(widths[-1], num_classes))
@@ -204,6 +203,7 @@ class Normalize(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images ``(n, c, h, w)``, standardised."""
         return (x - self.mean) / self.std
 
 
@@ -260,10 +260,12 @@ class CentralCrop(nn.Module):
         self.size = whole("size", size, least=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The central part of images ``(n, c, h, w)``."""
         top, left = (max(0, (side - self.size) // 2) for side in x.shape[-2:])
         return x[..., top : top + self.size, left : left + self.size]
 
     def extra_repr(self) -> str:
+        """The size."""
         return str(self.size)
 
 
@@ -274,6 +276,7 @@ class FromBytes(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Inputs as floating-point numbers."""
         return x.float() / 255.0 if x.dtype == torch.uint8 else x
 
 

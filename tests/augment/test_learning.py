@@ -131,13 +131,13 @@ def test_a_checkpoint_with_another_augmentation_is_refused(tmp_path: Path) -> No
 
 
 def test_the_final_choice_has_candidates_without_what_was_learned(monkeypatch: Any) -> None:
-    from autobalance.bilevel import driver as searching
+    from autobalance.bilevel import network_search as searching
 
     seen: dict[str, Any] = {}
     original = searching.train_candidates
 
     def spy(*args: Any, **options: Any) -> None:
-        seen.update(options["augments"])
+        seen.update(args[3])
         original(*args, **options)
 
     monkeypatch.setattr(searching, "train_candidates", spy)

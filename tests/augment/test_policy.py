@@ -165,7 +165,7 @@ def test_a_class_without_examples_keeps_the_shared_strengths() -> None:
         graded = torch.tensor([o.graded or values is policy.tables()[0] for o in policy.operations])
         torch.testing.assert_close(values[1][graded], torch.sigmoid(shared)[graded])
         assert not torch.allclose(values[0], values[1])
-    found, chance = policy.drawn(pictures(), labels())
+    found, chance = policy.draw_batch(pictures(), labels())
     assert chance is not None
     assert torch.isfinite(found).all()
     gradients = torch.autograd.grad(found.square().sum() + chance.sum(), list(policy.parameters()))
@@ -276,7 +276,7 @@ def test_the_gradient_is_that_of_the_mean_over_draws(gate: str) -> None:
     ).double()
     inputs = torch.zeros(20000, 1, dtype=torch.float64)
     torch.manual_seed(0)
-    seen, chance = policy.drawn(inputs, torch.zeros(20000, dtype=torch.int64))
+    seen, chance = policy.draw_batch(inputs, torch.zeros(20000, dtype=torch.int64))
     mean = seen.mean()
     assert float(mean.detach()) == pytest.approx(0.5 * 0.6 / 2, abs=0.005)
     assert (chance is None) == (gate == "relaxed")

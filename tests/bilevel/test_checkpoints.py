@@ -134,7 +134,7 @@ def flip_last_byte(path: Path) -> None:
         (lambda p: p.write_bytes(p.read_bytes()[:100]), "or is truncated"),
         (flip_last_byte, "was altered: its digest differs"),
         (lambda p: edit_header(p, lambda h: h["identity"].update(seed=5)), "was altered"),
-        (lambda p: edit_header(p, lambda h: h.update(version=2)), "in version 2 of the format"),
+        (lambda p: edit_header(p, lambda h: h.update(version=1)), "in version 1 of the format"),
         (lambda p: edit_header(p, lambda h: h.pop("digest")), "not a checkpoint"),
         (lambda p: safetensors.torch.save_file({"a": torch.ones(2)}, p), "not a checkpoint"),
     ],

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import checkpoints, lower_level
-from autobalance.bilevel.driver import search
-from autobalance.bilevel.execution import seeded
+from autobalance.bilevel.execution import seed_random_state
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
@@ -53,6 +53,19 @@ def noisy_network() -> nn.Module:
     return nn.Sequential(
         nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
     )
+
+
+class WithoutGradient(nn.Module):
+    """Forward mode ignores `torch.no_grad()` and so disagrees with the gradient that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.closed = nn.Linear(2, 3), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            offset = self.closed(x)
+        return self.open(x) + offset
 
 
 class Fuse(nn.Module):
@@ -123,6 +136,13 @@ def test_finds_a_loss_better_than_cross_entropy_from_cross_entropy() -> None:
         model = retrain(linear_factory(), data, loss, recipe=recipe, device="cpu")
         errors.append(BalancedError().hard(predict_logits(model, test.inputs), test.target))
     assert errors[1] < errors[0] - 0.1
+
+
+def test_the_way_of_differentiation_is_in_the_history() -> None:
+    assert {step.derivative for step in quick().history} == {"forward"}
+    with pytest.warns(UserWarning, match="double backward"):
+        history = quick(factory=WithoutGradient).history
+    assert {step.derivative for step in history} == {"double backward"}
 
 
 # Its settings ---------------------------------------------------------------------------------
@@ -225,7 +245,7 @@ def test_the_loss_is_frozen_and_on_its_own() -> None:
 
 
 def test_the_path_is_thinned_where_classes_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autobalance.bilevel.recorder.MAX_PATH_NUMBERS", 12)
+    monkeypatch.setattr("autobalance.bilevel.driver.MAX_PATH_NUMBERS", 12)
     path = quick().path
     assert len(path) * 3 <= 12
     assert path[0].step == 0
@@ -379,7 +399,7 @@ def test_looking_at_losses_seldom_ends_it_with_the_same_result(
         monkeypatch.setattr(
             "autobalance.bilevel.lower_level.check_interval", lambda device, n=every: n
         )
-        with seeded(0):
+        with seed_random_state(0):
             fuse = Fuse(at)
         with pytest.raises(TrainingDiverged, match=rf"non-finite at step {at + 1} of 40") as error:
             blown(fuse)

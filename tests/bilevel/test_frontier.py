@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from autobalance._validation import InputError, TrainingDiverged
-from autobalance.bilevel import driver as searching, pareto_frontier as sweeping
-from autobalance.bilevel.driver import NetworkSearch, search
-from autobalance.bilevel.lower_problem import NetworkFolds
+from autobalance.bilevel import network_search as searching, pareto_frontier as sweeping
+from autobalance.bilevel.lower_level import NetworkFolds
+from autobalance.bilevel.network_search import NetworkSearch, search
 from autobalance.bilevel.pareto_frontier import Frontier, FrontierPoint, baselines, frontier
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import SearchResult

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.bilevel.driver import search
+from autobalance.bilevel.network_search import search
 from autobalance.data.array_data import ArrayData
 from autobalance.data.index_streams import BalancedBatches
 from autobalance.objectives.registry import GAPS, NAMED, as_objective

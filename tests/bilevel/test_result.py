@@ -94,6 +94,13 @@ def test_versions_are_those_in_use() -> None:
     assert SearchResult.from_dict(older.to_dict()).versions == {"python": "3.11.0"}
 
 
+def test_a_record_from_before_the_derivative_was_kept() -> None:
+    record = result().to_dict()
+    for step in record["history"]:
+        del step["derivative"]
+    assert SearchResult.from_dict(record).history == result().history
+
+
 def spoilt(**changes: Any) -> dict[str, Any]:
     record = result().to_dict() | changes
     return {k: v for k, v in record.items() if v is not None}
@@ -144,9 +151,11 @@ def test_summary_and_notebook_view_name_the_classes_and_are_escaped() -> None:
 
 
 def test_the_summary_names_the_objective_as_the_command_line_does() -> None:
-    settings = {"class_counts": [[7, 3], [2, 2]], "objective": repr(NAMED["worst_group_error"])}
+    settings = {"class_counts": [[7, 3], [2, 2]], "objective": NAMED["worst_group_error"].to_dict()}
     loss = ParametricCrossEntropy(additive=[[0.1, -0.1], [0.0, 0.0]])
     found = result(settings=settings, loss=loss, start=loss)
     assert "worst group error" in found.summary(group_names=["n", "s"])
-    other = result(settings=settings | {"objective": "Own(a=1)"}, loss=loss, start=loss)
+    other = result(
+        settings=settings | {"objective": {"kind": "Own", "a": 1}}, loss=loss, start=loss
+    )
     assert "own, a 1" in other.summary()

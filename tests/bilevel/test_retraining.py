@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import checkpoints, execution
 from autobalance.bilevel.checkpoints import random_state
-from autobalance.bilevel.execution import CHECK_EVERY, make_fabric, seeded
+from autobalance.bilevel.execution import CHECK_EVERY, make_fabric, seed_random_state
 from autobalance.bilevel.initialisation import init_bias_offset, make_optimizer
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.types import Interrupted, Progress
@@ -245,14 +245,14 @@ def test_seeded_gives_the_random_state_back_after_an_error() -> None:
     drawn: list[Tensor] = []
 
     def fail() -> None:
-        with seeded(3):
+        with seed_random_state(3):
             drawn.append(torch.rand(2))
             raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):
         fail()
     assert torch.equal(torch.random.get_rng_state(), before)
-    with seeded(3):
+    with seed_random_state(3):
         assert torch.equal(torch.rand(2), drawn[0])
 
 
@@ -471,8 +471,9 @@ def test_the_lower_level_keeps_its_last_batches(remembered: int) -> None:
     """And they come back with its state."""
 
     def lower() -> LowerLevel:
-        with seeded(0):
-            return LowerLevel(network, blobs(), QUICK, make_fabric("cpu"), 0, remembered=remembered)
+        with seed_random_state(0):
+            options = TrainingOptions(QUICK, remembered=remembered)
+            return LowerLevel(network, blobs(), options, make_fabric("cpu"))
 
     first, loss = lower(), Recorded()
     assert len(first.recent) == 0
@@ -536,7 +537,7 @@ def test_a_run_on_the_cpu_starts_nothing_on_gpus(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "get_rng_state", started)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     torch.manual_seed(11)
-    with seeded(3):
+    with seed_random_state(3):
         assert random_state()["cuda"] == []
     assert seeds == [11, 3, 11]
     restored: list[tuple[Tensor, int]] = []
@@ -544,7 +545,7 @@ def test_a_run_on_the_cpu_starts_nothing_on_gpus(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *a: restored.append(a))
-    with seeded(4):
+    with seed_random_state(4):
         assert not restored
     assert restored == [(states[0], 0), (states[1], 1)]
     assert seeds == [11, 3, 11, 4]
@@ -564,7 +565,11 @@ def biases_at_the_start(share: float, loss: ParametricCrossEntropy) -> Tensor:
     recipe = Recipe(epochs=1, min_steps=1, absorb=share)
     torch.manual_seed(0)
     lower = LowerLevel(
-        lambda: linear_network(data), data, recipe, make_fabric("cpu"), 0, additive=loss.additive
+        lambda: linear_network(data),
+        data,
+        TrainingOptions(recipe),
+        make_fabric("cpu"),
+        additive=loss.additive,
     )
     torch.manual_seed(0)
     last, untouched = lower.module[-1], linear_network(data)[-1]
@@ -680,8 +685,8 @@ def test_looking_at_losses_seldom_changes_nothing(
 
 @pytest.mark.usefixtures("seldom")
 def test_a_state_is_looked_at_before_it_is_kept() -> None:
-    with seeded(0):
-        lower = LowerLevel(lambda: NanAfter(3), blobs(), QUICK, make_fabric("cpu"), 0)
+    with seed_random_state(0):
+        lower = LowerLevel(lambda: NanAfter(3), blobs(), TrainingOptions(QUICK), make_fabric("cpu"))
     for _ in range(6):
         lower.step(ParametricCrossEntropy.cross_entropy())
     with pytest.raises(TrainingDiverged, match="non-finite at step 4 of 40"):

@@ -247,7 +247,7 @@ def test_the_classifiers_probabilities_become_those_of_the_training_prior() -> N
     fresh, target = noisy(4000, 1)
     model = AutoBalanceClassifier(
         module=overconfident,
-        recipe=Recipe(epochs=40, weight_decay=0.0),
+        recipe=Recipe(weight_decay=0.0),  # 500 steps, its `min_steps`
         device="cpu",
         random_state=0,
     ).fit(X, y)

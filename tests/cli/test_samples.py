@@ -18,9 +18,9 @@ from autobalance import InputError, Recipe, SearchSettings, save_search, search
 from autobalance.augment.augmentation import Augmentation
 from autobalance.augment.images import Flip, Noise
 from autobalance.augment.policy import AugmentationPolicy
+from autobalance.augment.sample_sheet import DRAWS, EXAMPLES, sample_sheet
 from autobalance.augment.tensors import GaussianNoise
 from autobalance.cli import main
-from autobalance.cli.run_folder import DRAWS, EXAMPLES, sample_sheet
 from autobalance.data.array_data import ArrayData
 from autobalance.networks import SmallCNN
 from autobalance.report.html import render_report

@@ -5,7 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
+import runpy
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,8 @@ from torch.utils.data import (
 from autobalance._validation import InputError
 from autobalance.bilevel import checkpoints
 from autobalance.bilevel.checkpoints import Checkpoint, OtherRun
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.execution import warn_of_min_steps
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.types import Interrupted
@@ -449,10 +453,63 @@ def test_an_item_that_raises_is_named(workers: int) -> None:
 def test_a_worker_that_dies_is_told_with_its_batch() -> None:
     data = DatasetData.of(Items(dies_at, [i % 2 for i in range(40)]), num_workers=1)
     with pytest.raises(
-        ExampleError, match=r"A worker process died while it read examples \[.*num_workers=0"
-    ):
+        ExampleError, match=r"A worker process died while it read example 17: .*num_workers=0"
+    ) as raised:
         torch.cat(list(data.inputs.split(8)))
+    assert raised.value.index == 17
     assert multiprocessing.active_children() == []
+
+
+FIT = """
+import os, signal, sys, torch
+from autobalance import DatasetData, Recipe, retrain
+from autobalance.bilevel import checkpoints
+
+checkpoints.CHECKPOINT_SECONDS = 0.0
+
+class Points(torch.utils.data.Dataset):
+    targets = [i % 2 for i in range(40)]
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index == 17 and os.path.exists("broken") and os.path.exists("state"):
+            raise OSError("the disk is gone") if FAULT == "raises" else os.kill(os.getpid(), signal.SIGKILL)
+        return torch.ones(5) * index / 40, index % 2
+
+def fit(workers, checkpoint):
+    recipe = Recipe(epochs=3, min_steps=12, batch_size=8)
+    data = DatasetData.of(Points(), num_workers=workers)
+    return retrain(
+        lambda: torch.nn.Linear(5, 2), data, torch.nn.CrossEntropyLoss(), recipe=recipe, device="cpu",
+        checkpoint=checkpoint,
+    )
+
+if __name__ == "__main__":
+    torch.save(fit(WORKERS, "state").state_dict(), "model.pt")
+"""
+
+
+@pytest.mark.parametrize(("fault", "workers"), [("raises", 0), ("dies", 1)])
+def test_a_script_whose_example_fails_exits_1_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, workers: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
+    Path("fit.py").write_text(f"FAULT, WORKERS = {fault!r}, {workers}\n{FIT}")
+    Path("broken").touch()
+    done = subprocess.run([sys.executable, "fit.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ExampleError" in done.stderr
+    assert re.search("xample 17[ :]", done.stderr)
+    assert Path("state").exists()
+    assert not Path("model.pt").exists()
+    Path("broken").unlink()
+    # The script once more, in this process, and without the interruption.
+    fit = runpy.run_path("fit.py")["fit"]
+    resumed, whole = fit(0, "state"), fit(0, None)
+    assert torch.equal(weights(resumed), weights(whole))
 
 
 def test_other_numbers_of_classes_than_outputs_are_told_without_a_guess() -> None:

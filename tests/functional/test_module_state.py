@@ -12,19 +12,31 @@ from torch import Tensor, nn
 from autobalance._validation import InputError
 from autobalance.bilevel.loss_tuner import LossTuner
 from autobalance.functional import module_state
-from autobalance.functional.model import FunctionalModel, needs_copies
+from autobalance.functional.model import FunctionalModel
 from autobalance.functional.module_state import (
     TensorSnapshot,
     evaluation_mode,
+    has_known_forward,
     preserve_module_state,
+    traits_of,
 )
 from autobalance.functional.outputs import warn_if_probabilities
 from autobalance.functional.processes import unwrap
 from helpers import class_loss, images
 
 
+class Watched(nn.Linear):
+    """Not torch's own class, so that it may do anything."""
+
+
+class WatchedSequential(nn.Sequential):
+    """Likewise."""
+
+
 def test_every_kind_of_write_is_undone() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2).requires_grad_(False))
+    model = WatchedSequential(
+        nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2).requires_grad_(False)
+    )
     before = [t.clone() for t in model.state_dict().values()]
     memory = [t.data_ptr() for t in model.state_dict().values()]
     gradient = model[0].weight.grad = torch.ones(3, 3)
@@ -46,7 +58,7 @@ def test_every_kind_of_write_is_undone() -> None:
 
 
 def test_writing_the_same_values_is_noticed() -> None:
-    model = nn.Linear(2, 2)
+    model = Watched(2, 2)
     with preserve_module_state(model) as loan, torch.no_grad():
         model.weight.mul_(1.0)
     assert loan.touched
@@ -55,7 +67,7 @@ def test_writing_the_same_values_is_noticed() -> None:
 
 def test_a_frozen_weight_too_large_to_copy_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_state, "FROZEN_COPY_LIMIT", 3)
-    model = nn.Linear(2, 2).requires_grad_(False)
+    model = Watched(2, 2).requires_grad_(False)
     with preserve_module_state(model):
         pass
     with pytest.raises(InputError, match="frozen weight 'weight'"), preserve_module_state(model):
@@ -72,6 +84,37 @@ def test_a_snapshot_compares_bits_of_any_dtype(dtype: torch.dtype) -> None:
     model.b.mul_(3)
     assert snapshot.restore() == ["b"]
     assert torch.equal(model.b, torch.arange(4).to(dtype).view(2, 2))
+
+
+def hooked() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def patched() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.forward = lambda x: x  # pyright: ignore[reportAttributeAccessIssue]
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.BatchNorm2d(3), True),
+        (nn.Embedding(3, 2), True),
+        (nn.Embedding(3, 2, max_norm=1.0), False),
+        (nn.EmbeddingBag(3, 2, max_norm=1.0), False),
+        (nn.LSTM(2, 2), False),
+        (Watched(2, 2), False),
+        (hooked(), False),
+        (patched(), False),
+    ],
+)
+def test_only_layers_whose_forward_pass_is_known_go_unwatched(
+    layer: nn.Module, expected: bool
+) -> None:
+    assert has_known_forward(layer) is expected
 
 
 class Fading(nn.Module):
@@ -119,7 +162,7 @@ def test_a_network_that_begins_to_write_later_gets_copies_and_the_same_result() 
     tuner, other = LossTuner(class_loss()), LossTuner(class_loss())
     tuner.step(model, images(10), images(15))
     other.step(model, images(10), images(15))
-    assert not needs_copies(model)
+    assert not traits_of(model).needs_copies
     with torch.no_grad():
         model.head.weight.mul_(100)
     twin.load_state_dict(model.state_dict())
@@ -127,7 +170,7 @@ def test_a_network_that_begins_to_write_later_gets_copies_and_the_same_result() 
     before = model.head.weight.detach().clone()
     found = tuner.step(model, images(10), images(15))
     assert torch.equal(model.head.weight, before)
-    assert needs_copies(model)
+    assert traits_of(model).needs_copies
     assert found.norm == pytest.approx(other.step(twin, images(10), images(15)).norm, rel=1e-9)
 
 

@@ -34,13 +34,12 @@ from autobalance import (
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.heads import lower_level
 from autobalance.heads.features import Scaling
-from autobalance.heads.folds import split, standardised
+from autobalance.heads.folds import split, standardise
 from autobalance.heads.newton import conjugate_gradients, minimise
 from autobalance.heads.problem import BIAS_DECAY, HeadProblem
-from autobalance.heads.quasi_newton import descend
 from autobalance.heads.search import HeadSearch, build_head_search
-from autobalance.losses.modules import reduced_loss
-from autobalance.losses.parametric import LossParameters
+from autobalance.heads.upper_level import descend
+from autobalance.losses.parametric import LossParameters, reduced_loss
 from autobalance.records.settings import SearchSettings
 from autobalance.spaces.base import PARTS
 from helpers import scatter
@@ -110,7 +109,7 @@ cases = pytest.mark.parametrize("case", CASES)
 
 @cases
 def test_loss_gradient_and_curvature_are_autograds(case: dict[str, bool]) -> None:
-    data = standardised(dataset(**case), CPU)
+    data = standardise(dataset(**case), CPU)
     problem = data.problem(DECAY)
     parameters = design(data.data)().detach()
     problem.set_loss(parameters)
@@ -130,7 +129,7 @@ def test_loss_gradient_and_curvature_are_autograds(case: dict[str, bool]) -> Non
 @cases
 @pytest.mark.parametrize("learn", [PARTS, ["additive"], ["weight"]], ids=str)
 def test_mixed_product_is_autograds(case: dict[str, bool], learn: Any) -> None:
-    data = standardised(dataset(**case), CPU)
+    data = standardise(dataset(**case), CPU)
     problem = data.problem(DECAY)
     space = design(data.data, learn)
     problem.set_loss(space())
@@ -192,7 +191,7 @@ def test_rows_of_no_weight_are_as_if_left_out() -> None:
 
 
 def test_preconditioner_is_the_inverse_of_its_definition() -> None:
-    data = standardised(dataset(d=3), CPU)
+    data = standardise(dataset(d=3), CPU)
     problem = data.problem(DECAY)
     problem.set_loss(design(data.data)().detach())
     theta = some_weights(problem)
@@ -223,7 +222,7 @@ def test_preconditioner_is_the_inverse_of_its_definition() -> None:
 
 
 def solved(data: ArrayData, parameters: LossParameters, tolerance: float = 1e-12) -> Tensor:
-    problem = standardised(data, CPU).problem(DECAY)
+    problem = standardise(data, CPU).problem(DECAY)
     problem.set_loss(parameters)
     return minimise(problem, problem.zeros(), tolerance=tolerance, reference=1.0).weights
 
@@ -233,7 +232,7 @@ def test_minimiser_is_torchs(case: dict[str, bool]) -> None:
     data = dataset(**case)
     parameters = design(data)().detach()
     found = solved(data, parameters)
-    whole = standardised(data, CPU).data
+    whole = standardise(data, CPU).data
     theta = torch.zeros_like(found).requires_grad_()
     optimiser = torch.optim.LBFGS(
         [theta], max_iter=2000, tolerance_grad=1e-11, tolerance_change=0.0,
@@ -254,7 +253,7 @@ def test_minimiser_is_torchs(case: dict[str, bool]) -> None:
 
 
 def test_conjugate_gradients_solve_the_dense_system() -> None:
-    data = standardised(dataset(groups=True), CPU)
+    data = standardise(dataset(groups=True), CPU)
     problem = data.problem(DECAY)
     problem.set_loss(design(data.data)().detach())
     problem.evaluate(some_weights(problem))
@@ -288,7 +287,7 @@ def test_conjugate_gradients_solve_the_dense_system() -> None:
 
 def test_float32_reaches_the_stated_tolerances() -> None:
     data = dataset(400, 20)
-    single = standardised(replace(data, inputs=data.inputs.float()), CPU)
+    single = standardise(replace(data, inputs=data.inputs.float()), CPU)
     problem = single.problem(1e-4)
     problem.set_loss(LossParameters())
     reference = float(problem.evaluate(problem.zeros())[1].norm())
@@ -493,7 +492,7 @@ def test_retrained_head_on_raw_features_is_the_minimiser(case: dict[str, bool]) 
     assert isinstance(head, nn.Linear)
     assert not head.training
     assert head.weight.dtype == torch.float64
-    whole = standardised(data, CPU)
+    whole = standardise(data, CPU)
     w = torch.ones(240).double() if data.sample_weight is None else data.sample_weight.double()
     w = w / w.sum()
     mean = w @ data.inputs

@@ -153,7 +153,7 @@ def test_hard_gates_have_the_derivative_of_the_mean_over_draws() -> None:
     torch.manual_seed(0)
     draws: dict[int, list[Tensor]] = {}
     for _ in range(2000):
-        seen, log_probability = augment.drawn(batch.inputs, batch.target)
+        seen, log_probability = augment.draw_batch(batch.inputs, batch.target)
         assert log_probability is not None
         weights = advantage(slopes(seen), batch.target, len(COUNTS))
         found = torch.autograd.grad(

@@ -13,9 +13,9 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from autobalance._validation import InputError
-from autobalance.losses import fused
-from autobalance.losses.modules import ParametricCrossEntropy, reduced_loss
-from autobalance.losses.parametric import LossParameters
+from autobalance.losses import parametric
+from autobalance.losses.modules import ParametricCrossEntropy
+from autobalance.losses.parametric import LossParameters, reduced_loss
 from autobalance.spaces.class_space import ClassSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
@@ -26,9 +26,9 @@ ALL = ("weight", "additive", "multiplicative")
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any size, in chunks of three rows."""
-    monkeypatch.setattr(fused, "LEAST_CLASSES", 2)
-    monkeypatch.setattr(fused, "LEAST_LOGITS", 1)
-    monkeypatch.setattr(fused, "CHUNK", 3 * K + 1)
+    monkeypatch.setattr(parametric, "LEAST_CLASSES", 2)
+    monkeypatch.setattr(parametric, "LEAST_LOGITS", 1)
+    monkeypatch.setattr(parametric, "CHUNK", 3 * K + 1)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -323,5 +323,5 @@ def test_where_it_pays(
 ) -> None:
     monkeypatch.undo()  # the sizes as they are
     logits = torch.zeros(shape, requires_grad=True)
-    assert fused.should_use_fused(logits) is expected
-    assert not fused.should_use_fused(logits.detach())
+    assert parametric.should_use_fused(logits) is expected
+    assert not parametric.should_use_fused(logits.detach())

@@ -13,12 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError
-from autobalance.losses.modules import (
-    ParametricCrossEntropy,
-    effective_number_weights,
-    reduced_loss,
-)
-from autobalance.losses.parametric import LossParameters
+from autobalance.losses.modules import ParametricCrossEntropy, effective_number_weights
+from autobalance.losses.parametric import LossParameters, reduced_loss
 
 COUNTS = [50, 20, 5]
 REDUCTIONS = ["mean", "sum", "none"]

@@ -17,7 +17,7 @@ from autobalance import (
     search,
 )
 from autobalance.bilevel.pareto_frontier import FrontierPoint
-from autobalance.posthoc import CellPosterior
+from autobalance.posthoc.fair_decisions import CellPosterior
 
 
 def data_without_a_cell() -> ArrayData:

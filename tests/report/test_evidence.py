@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from autobalance._validation import InputError
-from autobalance.calibration.temperature import fit_temperature, measured
+from autobalance.calibration.temperature import evaluate_logits, fit_temperature
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.files import to_json
 from autobalance.records.metrics import (
@@ -92,7 +92,7 @@ def test_what_is_measured_on_test_data() -> None:
     logits, target = drawn()
     counts = np.array([100, 40, 20, 5])
     loss = ParametricCrossEntropy.logit_adjusted(counts)
-    found = json.loads(json.dumps(measured(logits, target, loss, counts, temperature=1.5)))
+    found = json.loads(json.dumps(evaluate_logits(logits, target, loss, counts, temperature=1.5)))
     predicted = logits.argmax(axis=1)
     assert found["error"] == np.mean(predicted != target)
     assert found["confused"] == confused_pairs(target, predicted, 4)
@@ -107,7 +107,7 @@ def test_what_is_measured_on_test_data() -> None:
     assert corrected.n == reliability(expected, target).n
     assert corrected.confidence == pytest.approx(reliability(expected, target).confidence)
     with pytest.raises(InputError, match="target is empty"):
-        measured(logits[:0], target[:0], loss, counts)
+        evaluate_logits(logits[:0], target[:0], loss, counts)
 
 
 def test_the_calibration_of_a_search_keeps_its_bins() -> None:

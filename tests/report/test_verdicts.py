@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autobalance.records import ErrorTable
-from autobalance.report import explanation, read_run
+from autobalance.records.error_table import ErrorTable
+from autobalance.report.explain import explanation
 from autobalance.report.html import render_report
+from autobalance.report.record import read_run
 from autobalance.report.verdicts import doubts, measure_interval
 from report_records import make_record
 

@@ -22,11 +22,13 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from autobalance import (
     AutoBalanceClassifier,
     BalancedError,
+    DatasetData,
     InputError,
     Interrupted,
     Recipe,
@@ -192,7 +194,10 @@ def test_bad_input_to_fit(change: dict[str, Any], message: str) -> None:
         ({"objective": "accuracy"}, "objective must be one of balanced_error, .*; got 'accuracy'"),
         ({"objective": "worst_group_error"}, "over groups, but the data has none"),
         ({"random_state": -1}, "random_state must be .*; got -1"),
-        ({"module": nn.Linear(2, 5)}, "3 classes, but the network returned logits of width 5"),
+        (
+            {"module": nn.Linear(2, 5)},
+            "returns 5 logits for each example, but the data has 3 classes",
+        ),
         ({"module": nn.Unflatten(1, (1, 2))}, "no trainable parameter"),
         ({"module": "mlp"}, "module must be a torch.nn.Module"),
         ({"device": "tpu9"}, "device 'tpu9' cannot be used"),
@@ -695,3 +700,56 @@ def test_frontiers_refuse_an_augmentation_that_they_would_not_use() -> None:
     for call in (model.frontier, model.cell_posterior):
         with pytest.raises(InputError, match=r"trains without augmentation, .* augment='shared'"):
             call(X, y, sensitive_features=groups)
+
+
+class Points(Dataset[Any]):
+    """The points of `imbalanced` as a Dataset, which names its classes by numbers."""
+
+    def __init__(self) -> None:
+        X, self.targets = imbalanced()
+        self.X = torch.from_numpy(X.astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.X[index], int(self.targets[index])
+
+
+COLLAPSE = "ignore:At the end of the search the network predicts class"
+
+
+@pytest.mark.filterwarnings(COLLAPSE)  # quick as they are, these say nothing of what is learned
+def test_a_dataset_is_fitted_and_predicted_as_its_arrays() -> None:
+    points = Points()
+    X, y = points.X.numpy(), points.targets
+    network = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+    own, ours = (classifier(module=network).fit(*given) for given in ((points,), (X, y)))
+    assert own.classes_.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(own.predict_proba(points), ours.predict_proba(X))
+    np.testing.assert_array_equal(own.predict(points), own.predict(X))
+    assert own.score(points) == own.score(X, y)
+    assert own.evaluate(points)["balanced_error"] == ours.evaluate(X, y)["balanced_error"]
+    workers = classifier(module=network).fit(
+        DatasetData.of(points, num_workers=1), validation=points, test=(points, y)
+    )
+    assert workers.result_.settings["validation_counts"] == np.bincount(y).tolist()
+
+
+@pytest.mark.filterwarnings(COLLAPSE)
+def test_labels_and_groups_beside_a_dataset() -> None:
+    points = Points()
+    names = np.array(["b", "c", "a"])[points.targets]
+    groups = np.where(points.X[:, 1] > 0, "f", "m")
+    model = classifier(objective="worst_group_error", module=nn.Linear(2, 3))
+    model.fit(points, names, sensitive_features=groups)
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    assert model.groups_ == ["f", "m"]
+    numbered = DatasetData.of(points, groups=(points.X[:, 1] > 0).long())
+    assert classifier(module=nn.Linear(2, 3)).fit(numbered).groups_ == ["0", "1"]
+    with pytest.raises(InputError, match=r"label 0 in its item, but 1 in the target"):
+        classifier(module=nn.Linear(2, 3)).fit(points, (points.targets + 1) % 3)
+    with pytest.raises(InputError, match=r"X is a Dataset.*module="):
+        classifier().fit(points)
+    with pytest.raises(InputError, match="fitted on a table"):
+        classifier().fit(points.X.numpy(), points.targets).predict(points)

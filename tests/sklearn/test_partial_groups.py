@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError
-from autobalance.bilevel.driver import search
 from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.pareto_frontier import baselines, frontier
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from autobalance.bilevel import execution
-from autobalance.bilevel.execution import make_fabric, seeded
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.execution import make_fabric, seed_random_state
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.data.array_data import ArrayData
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.networks import FromBytes, SmallCNN
@@ -64,9 +64,9 @@ def steps_wait_for_nothing(device: str, augment: nn.Module | None) -> None:
     if augment is not None:
         data = ArrayData.of(data.in_memory().float() / 255.0, data.target)
     fabric = make_fabric(device)
-    with seeded(0):
+    with seed_random_state(0):
         lower = LowerLevel(
-            network, data.to(fabric.device), RECIPE, fabric, 0,
+            network, data.to(fabric.device), TrainingOptions(RECIPE), fabric,
             augment=None if augment is None else copy.deepcopy(augment).to(fabric.device),
         )  # fmt: skip
     loss = ParametricCrossEntropy.logit_adjusted(data.counts()).to(fabric.device)

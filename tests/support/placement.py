@@ -23,7 +23,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from autobalance.augment.images import image_operations
 from autobalance.augment.policy import AugmentationPolicy
 from autobalance.bilevel.loss_tuner import LossTuner
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.data.array_data import ArrayData
 from autobalance.data.batches import Batch
 from autobalance.hypergrad.solvers import (
@@ -89,6 +89,7 @@ def values_made_up() -> Iterator[None]:
         for name, made in made_up.items():
             method = instead(getattr(Tensor, name), made)
             stack.enter_context(mock.patch.object(Tensor, name, method))
+        stack.enter_context(mock.patch("torch.equal", side_effect=lambda *_: True))
         states = mock.patch("torch.random.fork_rng", side_effect=lambda **_: nullcontext())
         stack.enter_context(states)
         yield
@@ -164,7 +165,7 @@ def train(
         backward=lambda value: value.backward(),
     )
     recipe = Recipe(epochs=1, min_steps=4, batch_size=6)
-    lower = LowerLevel(lambda: network, data, recipe, fabric, 0, augment=augment)
+    lower = LowerLevel(lambda: network, data, TrainingOptions(recipe), fabric, augment=augment)
     for _ in range(4):
         lower.step(loss)  # type: ignore[arg-type]
 

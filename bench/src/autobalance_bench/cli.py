@@ -50,10 +50,16 @@ def build_parser(parser: type[ArgumentParser]) -> ArgumentParser:
 
 
 def run_compare(options: Namespace, command: str) -> int:
+    """Run the cells that have not finished, and show and write the results; return the exit code."""
     from datetime import date
 
     from autobalance_bench.comparison.configuration import read_configuration
-    from autobalance_bench.comparison.reporting import as_json, failures, summaries, write_report
+    from autobalance_bench.comparison.reporting import (
+        as_json,
+        describe_failures,
+        summarize,
+        write_report,
+    )
     from autobalance_bench.comparison.store import Store
     from autobalance_bench.terminal import print_comparison
 
@@ -74,16 +80,16 @@ def run_compare(options: Namespace, command: str) -> int:
         failed, keys = _run_cells(options, configuration, store, out)
         if not first_process():  # of torchrun's, the first alone writes and tells
             return DONE
-    found = []
+    summaries = []
     if options.summary or any(r["status"] == "finished" for r in store.cells()):
-        found = summaries(store, configuration.objectives)
-    if options.json is not None and found:
-        write_atomically(options.json, as_json(found).encode())
-    print_comparison(found)
-    if not options.summary and found:
-        report = write_report(out, found, date=date.today().isoformat(), command=command)
+        summaries = summarize(store, configuration.objectives)
+    if options.json is not None and summaries:
+        write_atomically(options.json, as_json(summaries).encode())
+    print_comparison(summaries)
+    if not options.summary and summaries:
+        report = write_report(out, summaries, date=date.today().isoformat(), command=command)
         print(f"Results: {store.path}\nTables: {report}")
-    for line in failures(failed, keys):
+    for line in describe_failures(failed, keys):
         complain(line, FAILED)
     return FAILED if failed else DONE
 
@@ -95,8 +101,8 @@ def _run_cells(
     from autobalance.functional import first_process
     from autobalance_bench.comparison.cells import cells_of
     from autobalance_bench.comparison.methods import augmentation_of
-    from autobalance_bench.comparison.reporting import listed
-    from autobalance_bench.comparison.running import foreseen, run_cells, waiting_cells
+    from autobalance_bench.comparison.reporting import join_names
+    from autobalance_bench.comparison.running import predict_failures, run_cells, waiting_cells
     from autobalance_bench.comparison.store import key_of
     from autobalance_bench.terminal import CellProgress
 
@@ -108,10 +114,10 @@ def _run_cells(
     data = options.data or os.environ.get("AUTOBALANCE_DATA")
     checkpoints = str(out / "checkpoints")
     cells = cells_of(configuration, data, options.device, checkpoints)
-    hindered = foreseen(waiting_cells(cells, store, options.again)) if first_process() else {}
-    for reason, methods in hindered.items():
+    waiting = waiting_cells(cells, store, options.again) if first_process() else []
+    for reason, methods in predict_failures(waiting).items():
         print(
-            f"autobalance: {listed(methods)} will fail: {reason}. Mend that first, or let the others "
+            f"autobalance: {join_names(methods)} will fail: {reason}. Mend that first, or let the others "
             "run; the same command then runs what failed",
             file=sys.stderr,
         )
@@ -128,15 +134,18 @@ def _run_cells(
             )
         except KeyboardInterrupt:
             finished = sum(store.finished(cell.key, cell.identity()) for cell in cells)
-            kept = f"{finished} of {len(cells)} cells are kept in {store.path}"
             if first_process():
-                print(f"autobalance: {kept}; the same command goes on from there.", file=sys.stderr)
+                print(
+                    f"autobalance: {finished} of {len(cells)} cells are kept in {store.path}; the same "
+                    "command goes on from there.",
+                    file=sys.stderr,
+                )
             raise
     with suppress(OSError):  # what failed or was stopped may have left something
         (out / "checkpoints").rmdir()
-    wanted = [cell.key for cell in cells]
-    failed = [r for r in store.cells() if r["status"] == "failed" and key_of(r) in wanted]
-    return failed, wanted
+    keys = [cell.key for cell in cells]
+    failed = [r for r in store.cells() if r["status"] == "failed" and key_of(r) in keys]
+    return failed, keys
 
 
 COMPARE = Command("losses on datasets, over several seeds", build_parser, run_compare, True)

@@ -24,7 +24,7 @@ from autobalance_bench.comparison.cells import Cell, cells_of, objective_of, run
 from autobalance_bench.comparison.configuration import Configuration, read_configuration
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition
 from autobalance_bench.comparison.datasets import load_problem
-from autobalance_bench.comparison.methods import METHODS, Computing, Task
+from autobalance_bench.comparison.methods import METHODS, ExecutionOptions, Task
 from autobalance_bench.comparison.running import run_cells
 from autobalance_bench.comparison.store import Store
 from toy_cells import GROUPED, IMAGES, RECIPE, SEARCH, TOY, cell, told, write_images
@@ -62,8 +62,8 @@ ALWAYS: list[dict[str, Any]] = [
     {"dataset": replace(TOY, backbone={"path": "a.b"})},
     {"augment": {"name": "standard"}},
     {"head": "cosine"},
-    {"computing": Computing(compiled=True)},
-    {"computing": Computing(precision="bf16-mixed")},
+    {"execution": ExecutionOptions(compiled=True)},
+    {"execution": ExecutionOptions(precision="bf16-mixed")},
     {"dataset": replace(PHOTOGRAPHS, allowed_broken=1)},
     {"dataset": replace(PHOTOGRAPHS, validation="published")},
 ]
@@ -156,8 +156,8 @@ def test_cells_go_dataset_by_dataset_and_once_per_objective_where_it_matters() -
     ]
     assert {c.data for c in cells} == {"data"}
     fast = replace(configuration, precision="bf16-mixed", compiled=True)
-    assert {c.computing for c in cells_of(fast, "data", "cpu")} == {
-        Computing(precision="bf16-mixed", compiled=True)
+    assert {c.execution for c in cells_of(fast, "data", "cpu")} == {
+        ExecutionOptions(precision="bf16-mixed", compiled=True)
     }
     assert {c.checkpoints for c in cells_of(fast, "data", "cpu", "kept")} == {"kept"}
     assert {c.recipe for c in cells} == {RECIPE}
@@ -267,7 +267,7 @@ def interrupted() -> nn.Module:
         ({"dataset": "carr"}, "There is no dataset 'carr'. Did you mean car"),
         ({"dataset": replace(TOY, path="gone.csv", source="a shelf")}, "It comes from: a shelf."),
         ({"dataset": replace(TOY, target="sort")}, "'sort'"),
-        ({"dataset": replace(TOY, network="test_cells:explosive")}, "MemoryError: too large"),
+        ({"dataset": replace(TOY, network=f"{__name__}:explosive")}, "MemoryError: too large"),
         ({"objectives": ("accuracy",)}, "objective must be one of balanced_error, "),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_failure_is_recorded_with_its_reason(
 
 def test_ctrl_c_is_no_failure_of_the_cell(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run_cell(cell(folder, dataset=replace(TOY, network="test_cells:interrupted")))
+        run_cell(cell(folder, dataset=replace(TOY, network=f"{__name__}:interrupted")))
 
 
 def test_threads_are_given_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,8 +351,8 @@ def test_networks_are_computed_as_the_comparison_says(
         return compile_(module, **{**options, "backend": "eager"})
 
     monkeypatch.setattr(torch, "compile", compiled_without_a_compiler)
-    how = Computing(precision="bf16-mixed", channels_last=True, compiled=True)
-    record = run_cell(replace(one, computing=how))
+    options = ExecutionOptions(precision="bf16-mixed", channels_last=True, compiled=True)
+    record = run_cell(replace(one, execution=options))
     assert record["status"] == "finished", record.get("reason")
     assert all(compiled)
     # of the final choice each network is made anew: the designed loss, its start, and the result
@@ -375,7 +375,7 @@ def test_a_stopped_cell_goes_on_to_the_same_result(
     aim = "balanced_error" if METHODS[method].uses_objective else None
     one = cell(folder, method=method, objective=aim, checkpoints=str(tmp_path))
     expected = told(run_cell(replace(one, checkpoints=None)))
-    monkeypatch.setattr("autobalance.bilevel.lower_level.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("autobalance.bilevel.checkpoints.CHECKPOINT_SECONDS", 0.0)
     step, steps = LowerLevel.step, []
 
     def counted(self: LowerLevel, loss: Any) -> Any:

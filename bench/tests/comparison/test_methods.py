@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autobalance.augment.choice import augmented
-from autobalance.bilevel.driver import search
-from autobalance.bilevel.execution import seeded
+from autobalance.augment.choice import augment_batch
+from autobalance.bilevel.execution import seed_random_state
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.data.array_data import ArrayData
@@ -161,7 +161,7 @@ def test_crt_trains_a_new_head_and_leaves_the_rest() -> None:
 
 def validation_error(objective: Any, loss: Callable[[Any], Any]) -> float:
     """On the split that a search with this seed takes."""
-    with seeded(2):
+    with seed_random_state(2):
         [(train, held)] = stratified_folds(DATA.cells(), 0.2, 1, torch.Generator().manual_seed(2))
     split, validation = DATA.subset(train), DATA.subset(held)
     model = by_hand(loss(split.counts()), data=split)
@@ -357,7 +357,7 @@ def test_augmentations_by_their_record(record: dict[str, Any], shown: str) -> No
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     target = torch.zeros(4, dtype=torch.int64)
     assert augment is not None
-    with seeded(0):
+    with seed_random_state(0):
         expected = augment(images / 255.0, target)
-    with seeded(0):  # images of bytes are augmented in [0, 1]
-        assert torch.equal(augmented(augment, Batch(images, target)), expected)
+    with seed_random_state(0):  # images of bytes are augmented in [0, 1]
+        assert torch.equal(augment_batch(augment, Batch(images, target)), expected)

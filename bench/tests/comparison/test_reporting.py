@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from autobalance import InputError
-from autobalance_bench.comparison.reporting import as_json, failures, summaries, write_report
+from autobalance_bench.comparison.reporting import (
+    as_json,
+    describe_failures,
+    summarize,
+    write_report,
+)
 from autobalance_bench.comparison.statistics import summary
 from autobalance_bench.comparison.store import Store
 from cells import cell, failure
@@ -44,14 +49,14 @@ def stored(folder: Path, cells: list[dict[str, Any]]) -> Store:
 
 def test_one_summary_per_objective(tmp_path: Path) -> None:
     store = stored(tmp_path, records(("letter", "car")))
-    found = summaries(store, AIMS)
+    found = summarize(store, AIMS)
     assert found == [summary(store.cells(), aim) for aim in AIMS]
     assert list(found[0]["average_rank"]) == ["autobalance", "focal", "cross_entropy"]
     assert list(found[1]["average_rank"]) == ["cross_entropy", "focal", "autobalance"]
 
 
 def test_the_json_is_the_first_with_all_of_them(tmp_path: Path) -> None:
-    found = summaries(stored(tmp_path, records(("letter",))), AIMS)
+    found = summarize(stored(tmp_path, records(("letter",))), AIMS)
     read = json.loads(as_json(found))
     assert read["objectives"].keys() == set(AIMS)
     for key in ("average_rank", "mean", "cost", "per_dataset"):
@@ -61,7 +66,7 @@ def test_the_json_is_the_first_with_all_of_them(tmp_path: Path) -> None:
 
 def test_the_report_has_tables_pictures_and_json(tmp_path: Path) -> None:
     cells = [*records(("letter", "car")), failure("yeast", "focal", 0)]
-    found = summaries(stored(tmp_path, cells), AIMS)
+    found = summarize(stored(tmp_path, cells), AIMS)
     path = write_report(tmp_path / "out", found, date="2026-01-02", command="autobalance compare x")
     pictures = {"ranks-balanced_error.svg", "ranks-weighted_error_0_5_.svg"}
     assert {p.name for p in path.parent.iterdir()} == {"BENCHMARKS.md", "summary.json", *pictures}
@@ -85,7 +90,7 @@ def test_one_family_or_one_method_has_no_picture(tmp_path: Path) -> None:
     """Nothing to tell apart; but a report all the same."""
     single = [c for c in records(("letter", "car")) if c["method"] == "focal"]
     for name, cells in (("family", records(("letter-10", "letter-50"))), ("method", single)):
-        found = summaries(stored(tmp_path / name, cells), AIMS)
+        found = summarize(stored(tmp_path / name, cells), AIMS)
         path = write_report(tmp_path / name / "out", found, date="today", command="c")
         assert {p.name for p in path.parent.iterdir()} == {"BENCHMARKS.md", "summary.json"}
         assert "svg" not in path.read_text(encoding="utf-8")
@@ -93,19 +98,19 @@ def test_one_family_or_one_method_has_no_picture(tmp_path: Path) -> None:
 
 def test_a_report_is_written_over_an_earlier_one(tmp_path: Path) -> None:
     store = stored(tmp_path, records(("letter", "car")))
-    first = write_report(tmp_path, summaries(store, AIMS), date="d", command="c").read_bytes()
-    again = write_report(tmp_path, summaries(store, AIMS), date="d", command="c").read_bytes()
+    first = write_report(tmp_path, summarize(store, AIMS), date="d", command="c").read_bytes()
+    again = write_report(tmp_path, summarize(store, AIMS), date="d", command="c").read_bytes()
     assert again == first
     store.append(cell("yeast", "focal", 0, 0.5))
-    text = write_report(tmp_path, summaries(store, AIMS[:1]), date="d", command="c").read_text()
+    text = write_report(tmp_path, summarize(store, AIMS[:1]), date="d", command="c").read_text()
     assert "yeast" in text
 
 
 def test_no_results_and_no_value_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no results in .*cells.jsonl.*run it first"):
-        summaries(Store(tmp_path / "cells.jsonl"), AIMS)
+        summarize(Store(tmp_path / "cells.jsonl"), AIMS)
     with pytest.raises(InputError, match="No finished cell has a value of 'cvar_error'"):
-        summaries(stored(tmp_path, records(("letter",))), ["cvar_error"])
+        summarize(stored(tmp_path, records(("letter",))), ["cvar_error"])
 
 
 def test_failures_name_each_thing_once_where_that_can_be() -> None:
@@ -115,7 +120,7 @@ def test_failures_name_each_thing_once_where_that_can_be() -> None:
     def said(*lost: tuple[str, str, str | None, int], reason: str = "no") -> list[str]:
         names = ("dataset", "method", "objective", "seed")
         records = [dict(zip(names, key, strict=True)) | {"reason": reason} for key in lost]
-        return failures(records, keys)
+        return describe_failures(records, keys)
 
     assert said(*keys) == ["40 cells failed: all 3 methods on a and b, seeds 0 to 3: no"]
     assert said(keys[0]) == ["1 cell failed: tau on a, seed 0: no"]

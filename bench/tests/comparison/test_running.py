@@ -15,7 +15,7 @@ import pytest
 from autobalance import InputError
 from autobalance_bench.comparison import running
 from autobalance_bench.comparison.cells import Cell, run_cell
-from autobalance_bench.comparison.running import foreseen, run_cells, waiting_cells
+from autobalance_bench.comparison.running import predict_failures, run_cells, waiting_cells
 from autobalance_bench.comparison.store import Store
 from toy_cells import cell, told
 from toys import write_toy
@@ -86,7 +86,7 @@ def test_what_will_fail_is_known_before_it_is_tried(
     methods = ("cross_entropy", "vs_tuned", "autobalance_trivial", "cdt_tuned", "smote")
     write_toy(tmp_path)
     cells = [cell(tmp_path, method=m, seed=seed) for seed in (0, 1) for m in methods]
-    assert foreseen(cells) == {"there is no such method": ["smote"]}
+    assert predict_failures(cells) == {"there is no such method": ["smote"]}
     for package in ("optuna", "kornia"):
         monkeypatch.setitem(sys.modules, package, None)
     expected = {
@@ -94,9 +94,9 @@ def test_what_will_fail_is_known_before_it_is_tried(
         "Kornia is not installed (pip install 'autobalance[vision]')": ["autobalance_trivial"],
         "there is no such method": ["smote"],
     }
-    assert foreseen(cells) == expected
+    assert predict_failures(cells) == expected
     every = cell(tmp_path, method="cross_entropy", augment={"name": "random"})
-    assert [*foreseen([every]).values()] == [["cross_entropy"]]
+    assert [*predict_failures([every]).values()] == [["cross_entropy"]]
     store = Store(tmp_path / "cells.jsonl")
     store.append(run_cell(cells[0]))
     assert waiting_cells(cells, store) == cells[1:]

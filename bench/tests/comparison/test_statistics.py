@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from autobalance import InputError
 from autobalance_bench.comparison.statistics import (
+    compare_pairs,
     critical_difference,
     friedman,
     holm,
     nemenyi_quantile,
     not_worse,
-    paired,
     summary,
 )
 from cells import cell, failure
@@ -287,8 +288,8 @@ def test_not_worse() -> None:
 
 
 def test_paired_without_spread() -> None:
-    assert paired([0.0, 0.0])["p"] == 1.0
-    same = paired([0.1 + 0.2, 0.3])
+    assert compare_pairs([0.0, 0.0])["p"] == 1.0
+    same = compare_pairs([0.1 + 0.2, 0.3])
     assert (same["standard_error"], same["low"], same["high"], same["p"]) == (0.0, 0.3, 0.3, 0.0)
 
 
@@ -298,6 +299,13 @@ def test_holm_by_hand() -> None:
     assert found == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, None, 0.8]) == [1.0, None, 1.0]
     assert holm([]) == []
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    p_values = np.random.default_rng(0).uniform(size=30) ** 4
+    p_values[3] = p_values[7]
+    expected = multipletests(p_values, method="holm")[1]
+    np.testing.assert_allclose(np.array(holm(p_values.tolist()), float), expected, rtol=1e-12)
 
 
 def test_friedman_of_demsar() -> None:

@@ -2,7 +2,7 @@
 
 A policy is a module with few free parameters, as a design space is: how often each operation acts
 on examples of a class, and how strongly. Augmenting a rare class more than a frequent one enlarges
-its margin, as the designed loss does; see `spherical` for where the two are the same.
+its margin, as the designed loss does.
 """
 
 from autobalance.augment.augmentation import OPERATIONS, Augmentation
@@ -10,11 +10,11 @@ from autobalance.augment.choice import (
     AugmentChoice,
     as_augmentation,
     as_batch_transform,
-    augmented,
-    described,
-    drawn,
-    frozen,
-    restored,
+    augment_batch,
+    describe_augmentation,
+    draw_batch,
+    freeze_augmentation,
+    restore_augmentation,
 )
 from autobalance.augment.example_pictures import Samples, samples
 from autobalance.augment.images import (
@@ -45,6 +45,7 @@ from autobalance.augment.random_draws import (
     from_unit,
     to_unit,
 )
+from autobalance.augment.sample_sheet import sample_sheet
 from autobalance.augment.tensors import (
     FeatureDropout,
     GaussianNoise,
@@ -84,17 +85,18 @@ __all__ = [
     "TensorOperation",
     "as_augmentation",
     "as_batch_transform",
-    "augmented",
+    "augment_batch",
     "checked_inputs",
     "checked_range",
     "default_policy",
-    "described",
-    "drawn",
+    "describe_augmentation",
+    "draw_batch",
+    "freeze_augmentation",
     "from_bytes",
     "from_unit",
-    "frozen",
     "image_operations",
-    "restored",
+    "restore_augmentation",
+    "sample_sheet",
     "samples",
     "tensor_operations",
     "to_unit",

@@ -113,6 +113,7 @@ class Augmentation(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return self.probability.shape[-2]
 
     @property
@@ -132,6 +133,7 @@ class Augmentation(nn.Module):
         return seen
 
     def extra_repr(self) -> str:
+        """Classes, groups and operations."""
         names = ", ".join(o.name for o in self.operations)
         return f"classes={self.num_classes}, groups={self.num_groups}, operations={names}"
 
@@ -187,35 +189,32 @@ class Augmentation(nn.Module):
         dtypes = {str(d): d for d in _DTYPES}
         dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
         try:
-            return cls._from_record(record, known, dtype)
+            operations = [
+                known[one_of("operation", entry["name"], known)](
+                    **{key: value for key, value in entry.items() if key != "name"}
+                )
+                for entry in record["operations"]
+            ]
+            tables = {
+                name: torch.tensor(record[name], dtype=dtype)
+                for name in ("probability", "magnitude")
+            }
+            options = {name: record[name] for name in ("gate", "temperature", "value_range")}
+            return cls(operations, **tables, **options)
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(
                 f"This augmentation is incomplete or altered: {shown(str(error))}."
             ) from None
 
-    @classmethod
-    def _from_record(
-        cls, record: dict[str, Any], known: dict[str, type[Operation]], dtype: torch.dtype
-    ) -> Augmentation:
-        operations = [
-            known[one_of("operation", entry["name"], known)](
-                **{key: value for key, value in entry.items() if key != "name"}
-            )
-            for entry in record["operations"]
-        ]
-        probability, magnitude = (
-            torch.tensor(record[name], dtype=dtype) for name in ("probability", "magnitude")
-        )
-        options = {name: record[name] for name in ("gate", "temperature", "value_range")}
-        return cls(operations, probability, magnitude, **options)
-
     def to_json(self) -> str:
+        """`to_dict` as JSON text."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str, own: Iterable[type[Operation]] = ()) -> Augmentation:
+        """Inverse of `to_json`."""
         return cls.from_dict(parsed_record(text, _WHAT), own)
 
 

@@ -70,24 +70,17 @@ def as_augmentation(
     return made.to(device)
 
 
-class InputsTransform(nn.Module):
-    """A transform of a batch's inputs alone, called as an augmentation with target and groups."""
+class BatchTransform(nn.Module):
+    """A function of inputs, or of inputs, target and groups, called as an augmentation is."""
 
-    def __init__(self, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, transform: Callable[..., Any], *, takes_labels: bool) -> None:
         super().__init__()
-        self.transform = transform
-
-    def forward(self, inputs: Any, target: Tensor, groups: Tensor | None = None) -> Any:
-        """The inputs transformed, whatever their classes."""
-        return self.transform(inputs)
-
-
-class LabelledTransform(InputsTransform):
-    """A function of ``(inputs, target, groups)`` that is no module."""
+        self.transform, self.takes_labels = transform, takes_labels
 
     def forward(self, inputs: Any, target: Tensor, groups: Tensor | None = None) -> Any:
         """What the function returns."""
-        return self.transform(inputs, target, groups)  # type: ignore[call-arg]
+        labels = (target, groups) if self.takes_labels else ()
+        return self.transform(inputs, *labels)
 
 
 def as_batch_transform(transform: Callable[..., Any]) -> nn.Module:
@@ -103,9 +96,10 @@ def as_batch_transform(transform: Callable[..., Any]) -> nn.Module:
             "augment must be a module or function of (inputs), or of (inputs, target, groups), such as "
             f"search(...).augment; got {type(transform).__name__}."
         )
-    if _positional(transform) <= 1:
-        return InputsTransform(transform)
-    return transform if isinstance(transform, nn.Module) else LabelledTransform(transform)
+    takes_labels = _positional(transform) > 1
+    if takes_labels and isinstance(transform, nn.Module):
+        return transform
+    return BatchTransform(transform, takes_labels=takes_labels)
 
 
 def _positional(function: Callable[..., Any]) -> int:
@@ -115,7 +109,7 @@ def _positional(function: Callable[..., Any]) -> int:
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
-def augmented(augment: nn.Module | None, batch: Batch) -> Any:
+def augment_batch(augment: nn.Module | None, batch: Batch) -> Any:
     """The batch's inputs as the network trains on them; images of bytes are augmented in [0, 1].
 
     Raises
@@ -123,11 +117,11 @@ def augmented(augment: nn.Module | None, batch: Batch) -> Any:
     InputError
         If an augmentation meets inputs that are not one tensor.
     """
-    return drawn(augment, batch)[0]
+    return draw_batch(augment, batch)[0]
 
 
-def drawn(augment: nn.Module | None, batch: Batch) -> tuple[Any, Tensor | None]:
-    """As `augmented`, and the log probability of a policy's hard gates, see `AugmentationPolicy.drawn`."""
+def draw_batch(augment: nn.Module | None, batch: Batch) -> tuple[Any, Tensor | None]:
+    """As `augment_batch`, and the log probability of a policy's hard gates; see `AugmentationPolicy`."""
     if augment is None:
         return batch.inputs, None
     if not isinstance(batch.inputs, Tensor):
@@ -137,18 +131,18 @@ def drawn(augment: nn.Module | None, batch: Batch) -> tuple[Any, Tensor | None]:
         )
     inputs = from_bytes(batch.inputs)
     if isinstance(augment, AugmentationPolicy):
-        return augment.drawn(inputs, batch.target, batch.groups)
+        return augment.draw_batch(inputs, batch.target, batch.groups)
     return augment(inputs, batch.target, batch.groups), None
 
 
-def frozen(augment: nn.Module | None) -> nn.Module | None:
+def freeze_augmentation(augment: nn.Module | None) -> nn.Module | None:
     """A copy at its present values, on the CPU, with nothing to learn."""
     if isinstance(augment, AugmentationPolicy):
         return augment.frozen().cpu()
     return copy.deepcopy(augment).cpu() if augment is not None else None
 
 
-def described(augment: nn.Module | None) -> dict[str, Any] | None:
+def describe_augmentation(augment: nn.Module | None) -> dict[str, Any] | None:
     """The augmentation as a record for JSON; a module of the user's own is only named."""
     if augment is None:
         return None
@@ -159,8 +153,8 @@ def described(augment: nn.Module | None) -> dict[str, Any] | None:
     return {"module": repr(augment)}
 
 
-def restored(record: dict[str, Any] | None) -> nn.Module | None:
-    """Inverse of `described`; None for a module that was only named."""
+def restore_augmentation(record: dict[str, Any] | None) -> nn.Module | None:
+    """Inverse of `describe_augmentation`; None for a module that was only named."""
     if record is None or "module" in record:
         return None
     return Augmentation.from_dict({k: v for k, v in record.items() if k != "per_class"})

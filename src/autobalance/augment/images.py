@@ -40,6 +40,7 @@ class GeometricOperation(ImageOperation):
         """From pixels of the result to pixels of the input, both from the centre, ``(n, 3, 3)``."""
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Images warped by `matrix`."""
         return warp(inputs, self.matrix(strength, *inputs.shape[-2:]))
 
 
@@ -75,6 +76,7 @@ class ShiftX(GeometricOperation):
     name: ClassVar[str] = "shift_x"
 
     def matrix(self, strength: Tensor, height: int, width: int) -> Tensor:
+        """Translation along x."""
         return _matrix(strength, x=strength * width)
 
 
@@ -86,6 +88,7 @@ class ShiftY(GeometricOperation):
     name: ClassVar[str] = "shift_y"
 
     def matrix(self, strength: Tensor, height: int, width: int) -> Tensor:
+        """Translation along y."""
         return _matrix(strength, y=strength * height)
 
 
@@ -97,6 +100,7 @@ class Rotation(GeometricOperation):
     name: ClassVar[str] = "rotation"
 
     def matrix(self, strength: Tensor, height: int, width: int) -> Tensor:
+        """Rotation by the angle."""
         angle = torch.deg2rad(strength)
         cos, sin = angle.cos(), angle.sin()
         return _matrix(strength, xx=cos, xy=-sin, yx=sin, yy=cos)
@@ -110,6 +114,7 @@ class Scale(GeometricOperation):
     name: ClassVar[str] = "scale"
 
     def matrix(self, strength: Tensor, height: int, width: int) -> Tensor:
+        """The factor on the diagonal."""
         factor = strength.exp()
         return _matrix(strength, xx=factor, yy=factor)
 
@@ -122,6 +127,7 @@ class ShearX(GeometricOperation):
     name: ClassVar[str] = "shear_x"
 
     def matrix(self, strength: Tensor, height: int, width: int) -> Tensor:
+        """X moved in proportion to y."""
         return _matrix(strength, xy=strength)
 
 
@@ -133,6 +139,7 @@ class ShearY(GeometricOperation):
     name: ClassVar[str] = "shear_y"
 
     def matrix(self, strength: Tensor, height: int, width: int) -> Tensor:
+        """Y moved in proportion to x."""
         return _matrix(strength, yx=strength)
 
 
@@ -149,6 +156,7 @@ class Flip(ImageOperation):
     largest: ClassVar[float] = 1.0
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Images blended with their mirror images."""
         return torch.lerp(inputs, inputs.flip(-1), per_example(strength, inputs))
 
 
@@ -162,6 +170,7 @@ class Brightness(ImageOperation):
     largest: ClassVar[float] = 1.0
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Values scaled."""
         return inputs * (1.0 + per_example(strength, inputs))
 
 
@@ -175,6 +184,7 @@ class Contrast(ImageOperation):
     largest: ClassVar[float] = 1.0
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Distances from the mean grey scaled."""
         mean = _grey(inputs).mean(dim=(-2, -1), keepdim=True)
         return inputs + per_example(strength, inputs) * (inputs - mean)
 
@@ -189,6 +199,7 @@ class Saturation(ImageOperation):
     largest: ClassVar[float] = 1.0
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Distances from grey scaled."""
         if inputs.shape[1] != 3:
             raise InputError(
                 f"saturation needs images of 3 channels; these have {inputs.shape[1]}. Leave it "
@@ -213,6 +224,7 @@ class Blur(ImageOperation):
     largest: ClassVar[float] = 1.0
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Images blended with their blurred versions."""
         line = constants(_BLUR, inputs)
         planes = inputs.flatten(0, 1).unsqueeze(1)
         planes = F.conv2d(F.pad(planes, (2, 2, 0, 0), mode="replicate"), line.view(1, 1, 1, 5))
@@ -232,6 +244,7 @@ class Cutout(ImageOperation):
     largest: ClassVar[float] = 1.0
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Images with a square of their mean colour."""
         n, _, height, width = inputs.shape
         centre = torch.rand(n, 2, dtype=inputs.dtype, device=inputs.device)
         rows = _covered(height, centre[:, 0] * height, strength * height)
@@ -255,6 +268,7 @@ class Noise(ImageOperation):
     name: ClassVar[str] = "noise"
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Images plus noise."""
         return inputs + per_example(strength, inputs) * torch.randn_like(inputs)
 
 

@@ -61,6 +61,7 @@ class Operation(ABC):
         """
 
     def to_dict(self) -> dict[str, Any]:
+        """Name and settings, in JSON's types."""
         return {"name": self.name, **asdict(self)}
 
 

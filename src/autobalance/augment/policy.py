@@ -10,29 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance._validation import InputError, fraction, positive, shown, whole
+from autobalance._validation import InputError, class_counts, fraction, positive, whole
 from autobalance.augment.augmentation import Augmentation, graded_only
 from autobalance.augment.images import image_operations
 from autobalance.augment.operations import Operation, checked_operations
 from autobalance.augment.random_draws import Draw, apply_operations, checked_values
 from autobalance.augment.tensors import tensor_operations
 from autobalance.data import as_tensor
-
-
-def _cells(counts: Any) -> np.ndarray:
-    """As `checks.class_counts`, but classes without any example may stand."""
-    try:
-        table = np.asarray(counts, dtype=np.float64)
-    except (TypeError, ValueError):
-        table = np.array(np.nan)
-    if table.ndim not in (1, 2) or table.shape[-1] < 2:
-        raise InputError(
-            "counts needs one number of training examples per class (k,), or per group and class "
-            f"(g, k), with at least two classes; got {shown(counts)}."
-        )
-    if not np.isfinite(table).all() or (table < 0).any() or (table != np.round(table)).any():
-        raise InputError("counts must hold whole numbers of examples, none negative.")
-    return table
 
 
 def _rows(counts: np.ndarray, personalised: bool, clusters: int | None) -> np.ndarray:
@@ -63,7 +47,7 @@ class AugmentationPolicy(nn.Module):
 
     Gates are "hard" by default: an example passes an operation entirely or not at all, so p is exactly
     how often an operation acts, and no image is the double exposure that a half flip would be. Their
-    derivative is that of their probability, see `drawn`; it has no bias. "relaxed" gates blend and are
+    derivative is that of their probability, see `draw_batch`; it has no bias. "relaxed" gates blend and are
     differentiated through. `frozen` keeps the kind, so both train as they were searched.
 
     Parameters
@@ -132,7 +116,7 @@ class AugmentationPolicy(nn.Module):
             "shared_probability": _logit(fraction("probability", probability)),
             "shared_magnitude": _logit(fraction("magnitude", magnitude)),
         }
-        cells = _cells(counts)
+        cells = class_counts(counts, name="counts", allow_empty=True)
         row = _rows(cells, personalised, clusters)
         dtype = torch.get_default_dtype()
         self.register_buffer("counts", torch.tensor(cells, dtype=dtype))
@@ -148,10 +132,12 @@ class AugmentationPolicy(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return self.counts.shape[-1]
 
     @property
     def num_groups(self) -> int | None:
+        """Number of groups, or None where counts are per class."""
         return None if self.counts.ndim == 1 else self.counts.shape[0]
 
     def _logits(self, what: str) -> Tensor:
@@ -187,9 +173,9 @@ class AugmentationPolicy(nn.Module):
         InputError
             If shape, dtype or, in the first batch, the values do not fit the operations.
         """
-        return self.drawn(inputs, target, groups)[0]
+        return self.draw_batch(inputs, target, groups)[0]
 
-    def drawn(
+    def draw_batch(
         self, inputs: Tensor, target: Tensor, groups: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As `forward`, and the log probability of each example's gates ``(n,)``, None for relaxed ones.
@@ -239,6 +225,7 @@ class AugmentationPolicy(nn.Module):
         return {name: p.detach().tolist() for name, p in self.named_parameters()}
 
     def extra_repr(self) -> str:
+        """Classes, groups, kind and operations."""
         names = ", ".join(o.name for o in self.operations)
         return (
             f"classes={self.num_classes}, groups={self.num_groups}, "

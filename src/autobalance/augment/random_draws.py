@@ -56,6 +56,7 @@ class Draw:
         return _bound(self.value_range[1], images)
 
     def to_dict(self) -> dict[str, Any]:
+        """The three settings, in JSON's types."""
         low, high = (list(b) if isinstance(b, tuple) else b for b in self.value_range)
         return {"gate": self.gate, "temperature": self.temperature, "value_range": [low, high]}
 

@@ -27,6 +27,7 @@ class GaussianNoise(TensorOperation):
     name: ClassVar[str] = "gaussian_noise"
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Inputs plus noise."""
         return inputs + per_example(strength, inputs) * torch.randn_like(inputs)
 
 
@@ -42,6 +43,7 @@ class SphericalNoise(TensorOperation):
     name: ClassVar[str] = "spherical_noise"
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Inputs after one step each."""
         step = torch.randn_like(inputs).flatten(1)
         step = step / step.norm(dim=1, keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)
         return inputs + per_example(strength, inputs) * step.view(inputs.shape)
@@ -60,6 +62,7 @@ class FeatureDropout(TensorOperation):
     largest: ClassVar[float] = 0.6  # 1.5 times it must stay below 1
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Inputs with some features at 0."""
         drawn = torch.rand_like(inputs).clamp(min=1e-4)
         share = per_example(strength, inputs)
         dropped = (1.5 - drawn / share.clamp(min=1e-8)).clamp(0.0, 1.0)
@@ -82,6 +85,7 @@ class Mixup(Operation):
     largest: ClassVar[float] = 0.5
 
     def apply(self, inputs: Tensor, strength: Tensor) -> Tensor:
+        """Each example blended with one other."""
         # Each in a random ring takes the next one, so that none takes itself.
         ring = torch.randperm(len(inputs), device=inputs.device)
         partner = torch.empty_like(ring).scatter_(0, ring, ring.roll(1))

@@ -2,17 +2,12 @@
 
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
-from autobalance.bilevel.driver import BilevelSearch, search
-from autobalance.bilevel.execution import check_options, make_fabric, seeded
-from autobalance.bilevel.held_out import splits_of
-from autobalance.bilevel.loggers import (
-    LoggerAdapter,
-    MetricLogger,
-    MLflowLogger,
-    WandbLogger,
-    local_logger,
-)
-from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep
+from autobalance.bilevel.driver import BilevelSearch
+from autobalance.bilevel.execution import check_options, make_fabric, seed_random_state
+from autobalance.bilevel.held_out import split_rows, splits_of
+from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger, local_logger
+from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep, gradients_of
+from autobalance.bilevel.network_search import search
 from autobalance.bilevel.pareto_frontier import (
     MIXES,
     Baseline,
@@ -22,7 +17,6 @@ from autobalance.bilevel.pareto_frontier import (
     frontier,
 )
 from autobalance.bilevel.prediction import predict_logits
-from autobalance.bilevel.recorder import SearchRecorder
 from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
@@ -45,28 +39,27 @@ __all__ = [
     "Interrupted",
     "LoggerAdapter",
     "LossTuner",
-    "MLflowLogger",
     "MetricLogger",
     "ModelFactory",
     "OtherRun",
     "Outcomes",
     "Progress",
     "ProgressListener",
-    "SearchRecorder",
     "SearchResult",
     "SearchSpec",
     "UpperStep",
-    "WandbLogger",
     "baselines",
     "check_options",
     "choose",
     "frontier",
+    "gradients_of",
     "local_logger",
     "make_fabric",
     "predict_logits",
     "retrain",
     "search",
-    "seeded",
+    "seed_random_state",
+    "split_rows",
     "splits_of",
     "used_versions",
 ]

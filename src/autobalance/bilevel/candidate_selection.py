@@ -39,23 +39,9 @@ def train_candidates(
 ) -> None:
     """Fill in, for every loss and fold, what a network trained so predicts of the held-out examples.
 
-    Parameters
-    ----------
-    spec : SearchSpec
-        Network, recipe, device and precision; fold i is trained with seed ``spec.seed + i``.
-    splits : sequence of (ArrayData, ArrayData)
-        Training and held-out data of each fold.
-    losses : mapping
-        Candidates by name.
-    augments : mapping
-        How a candidate's training batches are augmented, by its name; not at all where it is absent.
-    outcomes : dict
-        Filled in place, ``outcomes[name][fold]`` of shape ``(held out,)``. What is there already is
-        not run again.
-    after_each : callable
-        Called after each training run.
-    progress : callable, optional
-        Told the runs done of all.
+    Fold i is trained with seed ``spec.seed + i``. A candidate that `augments` does not name is not
+    augmented. ``outcomes[name][fold]``, of shape ``(held out,)``, is not computed again where it is
+    there already; `after_each` is called after each training run.
     """
     assert spec.model_factory is not None
     total = len(losses) * len(splits)
@@ -65,15 +51,9 @@ def train_candidates(
             if len(done) > fold:
                 continue
             model = retrain(
-                spec.model_factory,
-                train,
-                loss,
-                recipe=spec.recipe,
-                augment=augments.get(name),
-                seed=spec.seed + fold,
-                device=spec.device,
-                precision=spec.precision,
-            )
+                spec.model_factory, train, loss, recipe=spec.recipe, augment=augments.get(name),
+                seed=spec.seed + fold, device=spec.device, precision=spec.precision,
+            )  # fmt: skip
             done.append(predict_logits(model, held.inputs).argmax(dim=1))
             after_each()
             if progress:
@@ -97,27 +77,14 @@ def compare(
     posterior under a uniform Dirichlet prior worth one example, which keeps a cell of a single
     example from looking certain.
 
-    Parameters
-    ----------
-    losses : mapping
-        Candidates by name.
-    outcomes : dict
-        From `train_candidates`; see `Outcomes`.
-    cells : Tensor
-        ``group * k + class`` of every held-out example, fold after fold, shape ``(n,)``.
-    shape : (int, int)
-        Numbers of groups and of classes.
-    objective : Objective
-        Judged by its hard value.
-    seed : int
-        Of the draws.
-    weight : Tensor, optional
-        Of every held-out example, shape ``(n,)``. The standard error is that of a cell's effective
-        number of examples, see `ArrayData.effective_counts`.
+    `cells` is ``group * k + class`` of every held-out example, fold after fold, shape ``(n,)``, of
+    ``shape`` (groups, classes); `seed` is that of the draws. `weight` ``(n,)`` has the held-out
+    examples' weights; the standard error is that of a cell's effective number of examples, see
+    `ArrayData.effective_counts`.
     """
     count = shape[0] * shape[1]
     target = cells.numpy() % shape[1]
-    wrong = {name: wrongly(runs, target) for name, runs in outcomes.items()}
+    wrong = {name: is_wrong(runs, target) for name, runs in outcomes.items()}
     candidates = []
     own = 1.0 if weight is None else weight.cpu().double().numpy()
     independent = np.ones(count)  # Independent examples per unit of weight, by cell.
@@ -130,18 +97,12 @@ def compare(
         sizes = pairs.sum(axis=(1, 2))
         seen = pairs * independent[:, None, None]
         error = 0.0 if name == START else _standard_error(objective, seen, shape, seed, sizes)
-        exact = np.divide(
-            np.stack([pairs[:, 1, :].sum(axis=1), pairs[:, :, 1].sum(axis=1)]),
-            sizes,
-            out=np.zeros((2, count)),
-            where=sizes > 0,
-        )
+        errors = np.stack([pairs[:, 1, :].sum(axis=1), pairs[:, :, 1].sum(axis=1)])
+        exact = np.divide(errors, sizes, out=np.zeros((2, count)), where=sizes > 0)
         value, base = _aggregate(objective, exact, sizes, shape)
         folds = np.cumsum([len(run) for run in outcomes[name]])[:-1]
-        collapsed = any(
-            _constant(*fold)
-            for fold in zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
-        )
+        by_fold = zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
+        collapsed = any(_constant(*fold) for fold in by_fold)
         tables = [as_counts(t.reshape(shape)).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)]
         known = all(run.dtype != torch.bool for run in outcomes[name])
         predicted = torch.cat(outcomes[name]).cpu()
@@ -152,13 +113,11 @@ def compare(
     return candidates
 
 
-def wrongly(runs: Sequence[Tensor], target: np.ndarray) -> np.ndarray:
+def is_wrong(runs: Sequence[Tensor], target: np.ndarray) -> np.ndarray:
     """Which examples of all folds are predicted wrongly, shape ``(n,)``; see `Outcomes`."""
     parts = np.split(target, np.cumsum([len(run) for run in runs])[:-1])
-    found = [run.cpu().numpy() for run in runs]
-    return np.concatenate(
-        [r if r.dtype == bool else r != y for r, y in zip(found, parts, strict=True)]
-    )
+    pairs = zip((run.cpu().numpy() for run in runs), parts, strict=True)
+    return np.concatenate([run if run.dtype == bool else run != y for run, y in pairs])
 
 
 def _constant(wrong: np.ndarray, target: np.ndarray) -> bool:
@@ -221,11 +180,8 @@ def _standard_error(
     block = max(1, AT_ONCE // len(pairs))
     differences = []
     for begin in range(0, DRAWS, block):
-        draws = min(block, DRAWS - begin)
-        own, other = (
-            _aggregate(objective, rates, masses, shape)
-            for rates in _draw_rates(generator, pairs, draws)
-        )
+        rates = _draw_rates(generator, pairs, min(block, DRAWS - begin))
+        own, other = (_aggregate(objective, rows, masses, shape) for rows in rates)
         differences.append(own - other)
     return float(np.std(np.concatenate(differences)))
 

@@ -27,14 +27,12 @@ from autobalance.records import write_atomically
 CHECKPOINT_SECONDS = 30.0
 _FORMAT, _VERSION = "autobalance-checkpoint", 2
 _OPAQUE = {
-    "objective": "its objective is another",
-    "solver": "its solver is another",
+    **{name: f"its {name} is another" for name in ("objective", "solver", "loss")},
     "network": "its network has other weights",
     "data": "its training data are others",
     "held": "its validation data are others",
     "test": "its test data are others",
     "space": "its design space is another",
-    "loss": "its loss is another",
     "augment": "its augmentation is another",
 }
 # What follows from the settings and data, and is told only where nothing else differs.
@@ -63,14 +61,8 @@ class OtherRun(InputError):
 def save_checkpoint(path: str | Path, state: dict[Any, Any], identity: dict[str, Any]) -> None:
     """Write a run's state, whole or not at all; the previous checkpoint stays until then.
 
-    Parameters
-    ----------
-    path : path
-        The file.
-    state : dict
-        Nested dicts (keys str or int), lists, tensors, numbers, strings, booleans and None.
-    identity : dict
-        What makes it this run and no other, in JSON's types; see `load_checkpoint`.
+    A state is of nested dicts (keys str or int), lists, tensors, numbers, strings, booleans and None.
+    `identity` says what makes it this run and no other, in JSON's types; see `load_checkpoint`.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -122,9 +114,9 @@ def load_checkpoint(path: str | Path, identity: dict[str, Any]) -> dict[Any, Any
         raise InputError(f"The checkpoint {path} was altered: its digest differs. {remedy}")
     differences = _differences(header["identity"], json.loads(json.dumps(identity)))
     if differences:
-        said = "; ".join(_said(key, *values) for key, values in differences.items())
+        places = "; ".join(_describe(key, *values) for key, values in differences.items())
         remedy = "Go on with the settings and data it was written with, or remove it to start anew."
-        raise OtherRun(f"The checkpoint {path} is of another run: {said}. {remedy}", differences)
+        raise OtherRun(f"The checkpoint {path} is of another run: {places}. {remedy}", differences)
     return _unpack(header["tree"], tensors)
 
 
@@ -198,33 +190,33 @@ def _bytes(tensor: Tensor | Digested | None) -> Iterator[bytes | memoryview]:
     yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _differences(found: Any, expected: Any) -> dict[str, tuple[Any, Any]]:
+def _differences(saved: Any, expected: Any) -> dict[str, tuple[Any, Any]]:
     """Values that differ, by their place; without what follows from others that differ."""
-    every = _leaves(found, expected, "")
+    every = _leaves(saved, expected, "")
     causes = {key: values for key, values in every.items() if key not in _DERIVED}
     return causes or every
 
 
-def _leaves(found: Any, expected: Any, at: str) -> dict[str, tuple[Any, Any]]:
-    if found == expected:
+def _leaves(saved: Any, expected: Any, at: str) -> dict[str, tuple[Any, Any]]:
+    if saved == expected:
         return {}
-    if at in _OPAQUE or not (isinstance(found, dict) and isinstance(expected, dict)):
-        return {at: (found, expected)}
+    if at in _OPAQUE or not (isinstance(saved, dict) and isinstance(expected, dict)):
+        return {at: (saved, expected)}
     differing = {}
-    for key in [*expected, *(k for k in found if k not in expected)]:
+    for key in dict.fromkeys([*expected, *saved]):
         # The settings are a search's own; users know them without that word.
         place = key if at in ("", "settings") else f"{at}.{key}"
-        differing |= _leaves(found.get(key), expected.get(key), place)
+        differing |= _leaves(saved.get(key), expected.get(key), place)
     return differing
 
 
-def _said(key: str, found: Any, expected: Any) -> str:
+def _describe(key: str, saved: Any, expected: Any) -> str:
     if key in _OPAQUE:
         return _OPAQUE[key]
-    shown = [json.dumps(value) for value in (found, expected)]
-    if max(map(len, shown)) > _LONGEST:
+    was, now = json.dumps(saved), json.dumps(expected)
+    if max(len(was), len(now)) > _LONGEST:
         return f"its {key} is another"
-    return f"its {key} is {shown[0]}, this run's is {shown[1]}"
+    return f"its {key} is {was}, this run's is {now}"
 
 
 def describe(module: nn.Module, data: ArrayData) -> dict[str, Any]:
@@ -240,17 +232,9 @@ def describe(module: nn.Module, data: ArrayData) -> dict[str, Any]:
 class Checkpoint:
     """Where a run keeps its state, and when.
 
-    Parameters
-    ----------
-    path : path or None
-        The file; None keeps nothing.
-    identity : callable
-        Returns what makes it this run and no other; called where there is a path.
-    state : callable
-        Returns the run's state, beside the global random state, which is kept with it.
-    processes : Processes
-        Those that train together: the first one writes and reads, for all of them. Where the others'
-        disks are elsewhere they need no file.
+    Without a path nothing is kept. `identity` returns what makes it this run and no other, and `state`
+    the run's state, beside the global random state, which is kept with it. Of processes that train
+    together the first one writes and reads, for all of them; the others need no file.
     """
 
     def __init__(
@@ -296,11 +280,7 @@ class Checkpoint:
 
     def save_if_due(self) -> None:
         """Save where the last time is `CHECKPOINT_SECONDS` ago."""
-        if (
-            self.path is not None
-            and self.processes.rank == 0
-            and time.monotonic() - self._last >= CHECKPOINT_SECONDS
-        ):
+        if time.monotonic() - self._last >= CHECKPOINT_SECONDS:
             self.save()
 
     def save(self) -> None:

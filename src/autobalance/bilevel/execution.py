@@ -46,17 +46,14 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
             f'Each of the {local} processes on this machine takes a device of its own; got "{device}" for '
             f'all. Give device "{kind}", and say which they may take by CUDA_VISIBLE_DEVICES.'
         )
+    several: dict[str, Any] = {}
+    if world > 1:
+        several = {"strategy": "ddp", "num_nodes": world // local}
+        devices = devices if index else local
     try:
-        if world == 1:
-            return Fabric(accelerator=kind, devices=devices, precision=precision)
-        fabric = Fabric(
-            accelerator=kind,
-            strategy="ddp",
-            devices=devices if index else local,
-            num_nodes=world // local,
-            precision=precision,
-        )
-        fabric.launch()
+        fabric = Fabric(accelerator=kind, devices=devices, precision=precision, **several)
+        if several:
+            fabric.launch()
         return fabric
     except (ValueError, RuntimeError, ImportError) as error:
         raise InputError(
@@ -66,11 +63,10 @@ def make_fabric(device: str = "auto", precision: Any = "32-true") -> Fabric:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seed_random_state(seed: int) -> Iterator[None]:
     """Seed the global random state and give it back as it was.
 
-    A run on the CPU starts nothing on a GPU: before CUDA's first use its generators have drawn nothing,
-    and are where the seed of the CPU's puts them.
+    Before CUDA is initialised its random state follows from the CPU's seed, so a GPU is not touched.
     """
     seed_number(seed)
     started, before = torch.cuda.is_initialized(), torch.initial_seed()

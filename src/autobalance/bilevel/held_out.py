@@ -42,20 +42,27 @@ def splits_of(
         groups = validation.num_groups if data.groups is None else data.num_groups
         held = replace(validation, num_classes=data.num_classes, num_groups=groups)
         return [(data, held.with_known_groups())]
+    return [
+        (data.subset(train), data.subset(held)) for train, held in split_rows(data, settings, seed)
+    ]
+
+
+def split_rows(data: ArrayData, settings: SearchSettings, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Indices of each fold's training and validation examples; errors as for `splits_of`."""
     generator = torch.Generator().manual_seed(seed)
     cells = data.cells().cpu()
     known = torch.nonzero(cells >= 0).squeeze(1)
     folds = stratified_folds(cells[known], settings.validation_fraction, settings.folds, generator)
     unknown = torch.nonzero(cells < 0).squeeze(1)
-    splits = [
+    rows = [
         (torch.cat([known[train], unknown]).sort().values, known[held]) for train, held in folds
     ]
-    if any(len(held) == 0 for _, held in splits):
+    if any(len(held) == 0 for _, held in rows):
         raise InputError(
             f"No class has enough examples for validation among {len(data)}: the search needs at "
             "least 3 in some class. Add data, or train with ParametricCrossEntropy.logit_adjusted."
         )
-    return [(data.subset(train), data.subset(held)) for train, held in splits]
+    return rows
 
 
 def absent_cells(counts: Sequence[Any] | np.ndarray) -> str | None:
@@ -77,18 +84,9 @@ def absent_cells(counts: Sequence[Any] | np.ndarray) -> str | None:
 def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
     """Counts over all folds' held-out data, shape ``(3, g, k)``.
 
-    Parameters
-    ----------
-    splits : sequence of (ArrayData, ArrayData)
-        As from `splits_of`.
-    predictions : sequence of Tensor
-        For each fold the classes predicted of its held-out examples, on the CPU.
-
-    Returns
-    -------
-    Tensor
-        Examples predicted wrongly and all examples, by group and class; and examples by group and
-        the class predicted. Each counts by its weight.
+    They are examples predicted wrongly and all examples, by group and class, and examples by group
+    and the class predicted; each counts by its weight. `predictions` has for each fold the classes
+    predicted, on the CPU.
     """
     totals = []
     for (_, held), predicted in zip(splits, predictions, strict=True):
@@ -127,19 +125,9 @@ def calibrate(
 ) -> Calibration | None:
     """Temperature and calibration errors of the networks searched with.
 
-    Parameters
-    ----------
-    splits : sequence of (ArrayData, ArrayData)
-        As from `splits_of`.
-    logits : sequence of Tensor
-        For each fold those of every `calibration_stride`-th held-out example.
-    designed : ParametricCrossEntropy
-        The loss designed, which the networks were lately trained with, or about so.
-
-    Returns
-    -------
-    Calibration or None
-        None where all training examples of some class have weight 0.
+    `logits` has for each fold those of every `calibration_stride`-th held-out example; `designed` is
+    the loss that the networks were lately trained with, or about so. None where all training examples
+    of some class have weight 0.
     """
     masses = np.sum([class_masses(train) for train, _ in splits], axis=0)
     if not np.atleast_2d(masses).sum(axis=0).all():

@@ -39,15 +39,11 @@ def make_optimizer(
         weights = [{"params": weights}, {"params": [undecayed], "weight_decay": 0.0}]
     if not weights:
         raise InputError("The network has no trainable parameter.")
+    common: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            weights,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        )
-    return torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        nesterov = recipe.momentum > 0
+        return torch.optim.SGD(weights, momentum=recipe.momentum, nesterov=nesterov, **common)
+    return torch.optim.AdamW(weights, **common)
 
 
 @torch.no_grad()
@@ -56,17 +52,9 @@ def init_bias_offset(
 ) -> nn.Parameter | None:
     """Take l off the bias of the last linear layer, where that has one output per class.
 
-    Returns that bias, or None where there is none such.
-
-    Parameters
-    ----------
-    module : nn.Module
-        A new network; its last `torch.nn.Linear`, in order of registration, gives the logits.
-    additive : Tensor
-        l, shape ``(k,)``, or ``(g, k)``, of which the mean over the examples is taken.
-    counts : ndarray
-        Training examples, shape ``(g, k)`` for l of that shape; a further row of l, for unknown
-        groups, is a mean of the others already.
+    Returns that bias, or None where there is none such. The last linear layer in order of registration
+    gives the logits. Of l with shape ``(g, k)`` the mean over the examples is taken, by their counts
+    ``(g, k)``; a further row of l, for unknown groups, is a mean of the others already.
     """
     try:
         bias = getattr(last_linear(module)[1], "bias", None)

@@ -17,7 +17,7 @@ from autobalance._validation import InputError, array_of_numbers, instance, one_
 from autobalance.augment import AugmentationPolicy
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.data import Batch, as_batch, as_batches
-from autobalance.functional import Processes, first_process, trainable
+from autobalance.functional import Derivative, Processes, first_process, trainable
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
 from autobalance.objectives import Objective, RunningRisks, as_objective
 from autobalance.spaces import TunableCrossEntropy, prior_strength
@@ -47,6 +47,8 @@ class UpperStep:
         Whether the hypergradient was not finite, so that nothing moved.
     predicted : int
         How many classes the network predicts on the validation batch: 1 is a collapse.
+    derivative : {"forward", "double backward", "central difference"}
+        How the network was differentiated: the first way that passed its check, see `Hypergradient`.
     """
 
     objective: float
@@ -57,6 +59,7 @@ class UpperStep:
     reason: str
     skipped: bool
     predicted: int
+    derivative: Derivative = "forward"
 
 
 class LossTuner:
@@ -139,10 +142,12 @@ class LossTuner:
                 "Build one from a design space: TunableCrossEntropy(HierarchicalSpace(class_counts))."
             )
         instance("solver", solver, Solver)
-        if optimizer is not None:
-            instance("optimizer", optimizer, Optimizer)
-        if augment is not None:
-            instance("augment", augment, nn.Module)
+        for name, value, kind in (
+            ("optimizer", optimizer, Optimizer),
+            ("augment", augment, nn.Module),
+        ):
+            if value is not None:
+                instance(name, value, kind)
         if not callable(adapter):
             raise InputError(
                 f"adapter must be a function that returns a Batch; got {type(adapter).__name__}."
@@ -153,33 +158,27 @@ class LossTuner:
         ):
             if counts is not None:
                 _check_sizes(name, counts, loss.space.num_classes)
-        if effective_counts is not None and np.shape(effective_counts) != np.shape(
-            validation_counts
-        ):
+        if effective_counts is None:
+            effective_counts = validation_counts
+        elif np.shape(effective_counts) != np.shape(validation_counts):
             raise InputError(
                 "effective_counts must have the shape of validation_counts; got "
                 f"{np.shape(effective_counts)} and {np.shape(validation_counts)}. Give both, of the same "
                 "data."
             )
-        self.loss = loss
-        self.objective = as_objective(objective)
-        self.optimizer = optimizer
-        self.solver = solver
-        self.validation_counts = validation_counts
-        self.effective_counts = validation_counts if effective_counts is None else effective_counts
-        self.augment = augment
-        self.adapter = adapter
+        self.loss, self.objective = loss, as_objective(objective)
+        self.optimizer, self.solver = optimizer, solver
+        self.validation_counts, self.effective_counts = validation_counts, effective_counts
+        self.augment, self.adapter = augment, adapter
         free = self.free_parameters()
         if one_of("upper", upper, ("adam", "sgd")) == "adam":
             self.upper_optimizer: Optimizer = torch.optim.Adam(free, lr=positive("lr", lr))
         else:
             self.upper_optimizer = torch.optim.SGD(free, lr=positive("lr", lr), momentum=0.9)
-        self.steps = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
+        self.steps = self.skipped = self.skipped_in_a_row = 0
         self._log = LoggerAdapter(logger)
-        self._told = False
-        self._carried: dict[int, dict[str, Tensor]] = {}
+        self._has_warned = False
+        self._solver_states: dict[int, dict[str, Tensor]] = {}
         self._risks = RunningRisks(self.objective, validation_counts, sizes=effective_counts)
 
     def free_parameters(self) -> list[nn.Parameter]:
@@ -207,8 +206,8 @@ class LossTuner:
         """
         instance("model", model, nn.Module)
         batch, processes = self._read(val_batch), Processes.of(model)
-        if processes.overlooked and not self._told:
-            self._told = True
+        if processes.overlooked and not self._has_warned:
+            self._has_warned = True
             warnings.warn(
                 "Several processes run, but the network given to LossTuner.step is not in "
                 "DistributedDataParallel: each process moves a loss of its own. Give it the wrapped "
@@ -216,16 +215,16 @@ class LossTuner:
                 stacklevel=2,
             )
         _check_held(batch, self.loss.space.num_classes)
-        found = self.hypergradient(model, train_batch, batch)
-        done = self.update([found], processes.labels(batch))
-        if done.skipped and self.skipped == 1:
+        result = self.hypergradient(model, train_batch, batch)
+        upper = self.update([result], processes.labels(batch))
+        if upper.skipped and self.skipped == 1:
             warnings.warn(
                 "A step of LossTuner was skipped: its hypergradient was not finite, so the loss did not "
                 "move. Look for NaN or infinite values in the batches and the network. Later ones "
                 "are counted in `skipped`, without a warning.",
                 stacklevel=2,
             )
-        return done
+        return upper
 
     def hypergradient(
         self,
@@ -242,7 +241,7 @@ class LossTuner:
         say which classes and groups are the worst.
         """
         lower = optimizer or self.optimizer
-        wanted = getattr(self.solver, "preconditioned", False)
+        preconditioned = getattr(self.solver, "preconditioned", False)
         result = hypergradient(
             model,
             self.loss,
@@ -251,12 +250,12 @@ class LossTuner:
             self._read(val_batch),
             solver=self.solver,
             weight_decay=coupled_weight_decay(lower, model),
-            preconditioner=adaptive_preconditioner(lower, model) if wanted else None,
-            solver_state=self._carried.get(replica),
+            preconditioner=adaptive_preconditioner(lower, model) if preconditioned else None,
+            solver_state=self._solver_states.get(replica),
             augment=self.augment,
         )
         # A solution that is not finite would spoil the next one.
-        self._carried[replica] = result.solution.solver_state if result.finite else {}
+        self._solver_states[replica] = result.solution.solver_state if result.finite else {}
         return result
 
     def update(self, results: Sequence[Hypergradient], val_batch: Batch | None = None) -> UpperStep:
@@ -269,31 +268,28 @@ class LossTuner:
         norm = float("nan")
         if finite:
             strength = prior_strength(self._effective_size(val_batch))
-            penalty = strength * self._penalty()
-            pulls = [torch.zeros_like(p) for p in free]
-            if penalty.requires_grad:
-                pulls = torch.autograd.grad(penalty, free, materialize_grads=True)
+            pulls = gradients_of(strength * self._penalty(), free)
             for i, (p, pull) in enumerate(zip(free, pulls, strict=True)):
                 p.grad = pull + sum(r.gradients[i] for r in finite) / len(finite)
             norm = float(torch.stack([p.grad.norm() for p in free if p.grad is not None]).norm())
             _follow(self.upper_optimizer)
             self.upper_optimizer.step()
             self.upper_optimizer.zero_grad(set_to_none=True)
-        first = results[0].solution
-        done = UpperStep(
+        upper = UpperStep(
             objective=sum(r.objective for r in results) / len(results),
             hard_objective=sum(r.hard_objective for r in results) / len(results),
             norm=norm,
             residual=max(r.solution.residual for r in results),
             iterations=sum(r.solution.iterations for r in results),
-            reason=first.reason,
+            reason=results[0].solution.reason,
             skipped=not finite,
             predicted=min(r.predicted for r in results),
+            derivative=results[0].derivative,
         )
         self.steps += 1
         if self._log.logger is not None and first_process():
-            self._log.log_upper_numbers(vars(done), self.loss.space().detach(), self.steps)
-        return done
+            self._log.log_upper_step(upper, self.loss.space().detach(), self.steps)
+        return upper
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the tuning elsewhere: the space, its optimiser, and the solver's memory."""
@@ -301,7 +297,7 @@ class LossTuner:
             "space": self.loss.space.state_dict(),
             "augment": {} if self.augment is None else self.augment.state_dict(),
             "upper_optimizer": self.upper_optimizer.state_dict(),
-            "carried": {str(replica): dict(kept) for replica, kept in self._carried.items()},
+            "carried": {str(replica): dict(kept) for replica, kept in self._solver_states.items()},
             "risks": self._risks.state_dict(),
             "skipped": [self.skipped, self.skipped_in_a_row],
             "steps": self.steps,
@@ -314,7 +310,9 @@ class LossTuner:
             self.augment.load_state_dict(state["augment"])
         # Adam moves its moments in place: not those of the tuner that the state came from.
         self.upper_optimizer.load_state_dict(copy.deepcopy(state["upper_optimizer"]))
-        self._carried = {int(replica): dict(kept) for replica, kept in state["carried"].items()}
+        self._solver_states = {
+            int(replica): dict(kept) for replica, kept in state["carried"].items()
+        }
         self._risks.load_state_dict(state["risks"])
         self.skipped, self.skipped_in_a_row = state["skipped"]
         self.steps = state.get("steps", 0)  # not in states of earlier releases
@@ -332,13 +330,13 @@ class LossTuner:
         return instance("what adapter returns", self.adapter(batch), Batch)
 
     def _effective_size(self, val_batch: Batch | None) -> float:
-        counts = self.effective_counts
-        if counts is None:
-            if val_batch is None:
-                raise InputError("Without validation_counts, update needs the validation batch.")
-            classes = self.loss.space.num_classes
-            counts = _effective_counts(val_batch, classes)
-        return self.objective.effective_size(counts)
+        if self.effective_counts is not None:
+            return self.objective.effective_size(self.effective_counts)
+        if val_batch is None:
+            raise InputError("Without validation_counts, update needs the validation batch.")
+        return self.objective.effective_size(
+            _effective_counts(val_batch, self.loss.space.num_classes)
+        )
 
 
 def _follow(optimizer: Optimizer) -> None:
@@ -394,6 +392,13 @@ def _check_held(batch: Batch, classes: int) -> None:
         )
 
 
+def gradients_of(value: Tensor, free: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients of a value by parameters; zeros also where it depends on none of them."""
+    if not value.requires_grad:
+        return [torch.zeros_like(p) for p in free]
+    return torch.autograd.grad(value, free, materialize_grads=True)
+
+
 def free_parameters(space: nn.Module, augment: nn.Module | None) -> list[Any]:
     """A space's parameters, then an augmentation's that learn: the order of a `Hypergradient`'s."""
     strengths = {} if augment is None else trainable(augment)
@@ -431,14 +436,14 @@ def adaptive_preconditioner(optimizer: Optimizer | None, model: nn.Module) -> Te
     """
     if optimizer is None:
         return None
-    found: dict[int, Tensor] = {}
+    inverses: dict[int, Tensor] = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state.get(p, {})
             if "exp_avg_sq" in state:
                 share = 1.0 - group["betas"][1] ** float(state["step"])
-                found[id(p)] = 1.0 / ((state["exp_avg_sq"] / share).sqrt() + group["eps"])
-    if not found:
+                inverses[id(p)] = 1.0 / ((state["exp_avg_sq"] / share).sqrt() + group["eps"])
+    if not inverses:
         return None
     leaves = [p for p in model.parameters() if p.requires_grad]
-    return torch.cat([found.get(id(p), torch.ones_like(p)).detach().flatten() for p in leaves])
+    return torch.cat([inverses.get(id(p), torch.ones_like(p)).detach().flatten() for p in leaves])

@@ -1,12 +1,12 @@
-"""The lower level: training a network's weights under one recipe, one step at a time."""
+"""The lower level: a network trained by one recipe, one step at a time; in a search one for each fold."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,41 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged, one_of
-from autobalance.augment import augmented
+from autobalance.augment import augment_batch
 from autobalance.bilevel.execution import check_interval
+from autobalance.bilevel.held_out import Splits, calibration_stride
 from autobalance.bilevel.initialisation import init_bias_offset, make_network, make_optimizer
+from autobalance.bilevel.prediction import predict_logits
+from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import ModelFactory, Sampling, ScheduledLoss, TrainingLoss
-from autobalance.data import ArrayData, Batch, BatchSource, ResampledBatches, ShuffledBatches
+from autobalance.bilevel.upper_level import StochasticUpperLevel
+from autobalance.data import (
+    ArrayData,
+    BalancedBatches,
+    Batch,
+    BatchSource,
+    ResampledBatches,
+    ShuffledBatches,
+)
 from autobalance.functional import Processes, compute_logits, warn_if_probabilities
+from autobalance.hypergrad import Hypergradient
+from autobalance.losses import ParametricCrossEntropy
 from autobalance.records import Recipe
+from autobalance.spaces import LossSnapshot
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a network is trained, beside the data and the device.
+
+    `seed` is that of the examples' order. `sampling` draws every example as often, or every class (and
+    group). `remembered` is the number of the last batches that `LowerLevel.recent` keeps.
+    """
+
+    recipe: Recipe
+    seed: int = 0
+    sampling: Sampling = "shuffled"
+    remembered: int = 1
 
 
 class LowerLevel:
@@ -32,20 +60,14 @@ class LowerLevel:
         Returns a new network; called once, so seed the global random state before.
     data : ArrayData
         Training data, on the device.
-    recipe : Recipe
+    options : TrainingOptions
         How to train.
     fabric : Fabric
         Device and precision.
-    seed : int
-        Seeds the order of the examples.
     additive : Tensor, optional
         The loss's l at the start, shape ``(k,)`` or ``(g, k)``, for recipes that `absorb` it.
-    sampling : {"shuffled", "balanced"}
-        Every example as often, or every class (and group) as often.
     augment : nn.Module, optional
         What the network trains on: ``augment(inputs, target, groups)`` in place of a batch's inputs.
-    remembered : int
-        How many batches to keep in `recent`.
 
     Attributes
     ----------
@@ -57,26 +79,20 @@ class LowerLevel:
         self,
         model_factory: ModelFactory,
         data: ArrayData,
-        recipe: Recipe,
+        options: TrainingOptions,
         fabric: Fabric,
-        seed: int,
         *,
         additive: Tensor | None = None,
-        sampling: Sampling = "shuffled",
         augment: nn.Module | None = None,
-        remembered: int = 1,
     ) -> None:
+        recipe = options.recipe
         module = make_network(model_factory)
         shifted = None
         if recipe.absorb > 0 and additive is not None:
             shifted = init_bias_offset(module, recipe.absorb * additive, data.masses())
-        self.data = data
-        self.augment = augment
-        self.recipe = recipe
-        self.fabric = fabric
-        self.total = recipe.steps(len(data))
-        self.done = 0
-        self.module = module
+        self.module, self.data, self.augment = module, data, augment
+        self.recipe, self.fabric = recipe, fabric
+        self.total, self.done = recipe.steps(len(data)), 0
         # Decay would take from the bias what it absorbed.
         optimizer = make_optimizer(module, recipe, undecayed=shifted)
         self.network, self.optimizer = fabric.setup(module, optimizer)
@@ -86,29 +102,25 @@ class LowerLevel:
                 f"Each of {self.processes.size} processes needs an example of every batch; a batch "
                 f"has {min(recipe.batch_size, len(data))}. Start fewer, or raise batch_size."
             )
-        self.recent: deque[Batch] = deque(maxlen=remembered)
-        self._drawn: deque[tuple[int, Tensor]] = deque(maxlen=remembered)
-        generator = torch.Generator().manual_seed(seed)
-        if one_of("sampling", sampling, ("shuffled", "balanced")) == "balanced":
-            stream = ResampledBatches(
-                data.cells(), recipe.batch_size, generator, data.sample_weight
-            )
-            data = replace(data, sample_weight=None)  # They have decided what is drawn.
-        else:
-            place = data.inputs.device if isinstance(data.inputs, Tensor) else "cpu"
-            stream = ShuffledBatches(len(data), recipe.batch_size, generator, place)
-        self.batches = BatchSource(
-            data,
-            stream,
-            seed=seed,
-            training=True,
-            share=self.processes.share,
-            rank=self.processes.rank,
-        )
+        self.recent: deque[Batch] = deque(maxlen=options.remembered)
+        self._drawn: deque[tuple[int, Tensor]] = deque(maxlen=options.remembered)
+        self.batches = self._build_stream(options)
         self._weights = [p for p in module.parameters() if p.requires_grad]
         self._check_every = check_interval(fabric.device)
         self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # step, loss and gradient's norm
         self.network.train()
+
+    def _build_stream(self, options: TrainingOptions) -> BatchSource:
+        data, size, seed = self.data, options.recipe.batch_size, options.seed
+        generator = torch.Generator().manual_seed(seed)
+        if one_of("sampling", options.sampling, ("shuffled", "balanced")) == "balanced":
+            stream = ResampledBatches(data.cells(), size, generator, data.sample_weight)
+            data = replace(data, sample_weight=None)  # They have decided what is drawn.
+        else:
+            place = data.inputs.device if isinstance(data.inputs, Tensor) else "cpu"
+            stream = ShuffledBatches(len(data), size, generator, place)
+        share, rank = self.processes.share, self.processes.rank
+        return BatchSource(data, stream, seed=seed, training=True, share=share, rank=rank)
 
     def step(self, loss: TrainingLoss) -> Tensor:
         """One optimiser step; returns the loss before it, detached.
@@ -126,7 +138,7 @@ class LowerLevel:
             loss.reached(self.done, self.total)
         batch = next(self.batches)
         with torch.no_grad():
-            inputs = augmented(self.augment, batch)
+            inputs = augment_batch(self.augment, batch)
         try:
             logits = compute_logits(self.network, inputs)
         except RuntimeError as error:
@@ -138,10 +150,8 @@ class LowerLevel:
             _check_logits(logits, batch, self.data.num_classes)
             warn_if_probabilities(logits)
         sizes = self.processes.sizes(len(self.batches.latest[1]))
-        whole, logits = (
-            self.processes.labels(batch, sizes),
-            self.processes.all_gather_rows(logits, sizes),
-        )
+        whole = self.processes.labels(batch, sizes)
+        logits = self.processes.all_gather_rows(logits, sizes)
         value = loss(logits, whole.target, groups=whole.groups, sample_weight=whole.sample_weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(value * self.processes.size)  # DDP takes the mean over processes
@@ -217,6 +227,148 @@ class LowerLevel:
         if weights is not None:
             module.load_state_dict(weights)
         return module.cpu().eval()
+
+
+@dataclass
+class Fold:
+    """One split: a network in training, what is held out, and the batches of it for upper steps."""
+
+    lower: LowerLevel
+    validation: ArrayData
+    draws: BatchSource
+
+
+class NetworkFolds:
+    """The lower level of a network's search: one network a fold, trained by the recipe.
+
+    Parameters
+    ----------
+    spec, splits, fabric, augment
+        What to train on which data, and how.
+    upper : StochasticUpperLevel
+        Whose tuner computes the hypergradients.
+    start : ParametricCrossEntropy
+        The loss at the start, for recipes that absorb it into the last bias.
+    """
+
+    def __init__(
+        self,
+        spec: SearchSpec,
+        splits: Splits,
+        fabric: Fabric,
+        upper: StochasticUpperLevel,
+        start: ParametricCrossEntropy,
+        augment: nn.Module | None,
+    ) -> None:
+        self.spec, self.splits, self.upper = spec, splits, upper
+        self.folds = [
+            _build_fold(spec, train, held, fabric, spec.seed + i, start, augment)
+            for i, (train, held) in enumerate(splits)
+        ]
+        self.processes = self.folds[0].lower.processes
+        self.processes.seed_per_rank(spec.seed)
+        self.steps_per_run = self.folds[0].lower.total
+        self.cells = [held.cells() for _, held in splits]
+        self.sample_weights = [held.sample_weight for _, held in splits]
+        held = splits[0][1]
+        self.shape = (held.num_groups or 1, held.num_classes)
+        self._losses: list[Tensor] = []
+
+    def step(self, loss: LossSnapshot) -> None:
+        """One step of every fold's optimiser."""
+        self._losses = [fold.lower.step(loss) for fold in self.folds]
+
+    def training_loss(self) -> float:
+        """The last batches' loss before the step, mean over folds."""
+        return float(torch.stack(self._losses).mean())
+
+    def hypergradients(self) -> list[Hypergradient]:
+        """Each fold's, on its last training batches and newly drawn validation examples."""
+        for fold in self.folds:  # no upper step on a network that has diverged
+            fold.lower.check()
+        results = []
+        for i, fold in enumerate(self.folds):
+            lower = fold.lower
+            held = next(fold.draws)
+            with lower.fabric.autocast():
+                hypergradient = self.upper.tuner.hypergradient(
+                    lower.network, [*lower.recent], held, optimizer=lower.optimizer, replica=i
+                )
+            results.append(hypergradient)
+        # Weights that hardly move no longer answer the loss, so that its rate falls with theirs.
+        rate = self.spec.settings.lr * self.folds[0].lower.lr_factor()
+        for group in self.upper.tuner.upper_optimizer.param_groups:
+            group["lr"] = rate
+        return results
+
+    def predict_held_out(self) -> list[Tensor]:
+        """For each fold, the classes that its network predicts of the examples held out, now."""
+        return [logits.argmax(dim=1) for logits in self._held_out_logits()]
+
+    def predict_for_calibration(self) -> tuple[list[Tensor], list[Tensor]]:
+        """As `predict_held_out`, and with it the logits that `held_out.calibrate` takes."""
+        stride = calibration_stride(self.splits)
+        predictions, logits = [], []
+        for rows in self._held_out_logits():
+            predictions.append(rows.argmax(dim=1))
+            logits.append(rows[::stride].clone())
+        return predictions, logits
+
+    def networks(self) -> Iterator[nn.Module]:
+        """For each fold, the network in training."""
+        return (fold.lower.module for fold in self.folds)
+
+    def _held_out_logits(self) -> Iterator[Tensor]:
+        """Fold by fold, for with many classes they are large."""
+        for fold in self.folds:
+            fold.lower.processes.broadcast_buffers(fold.lower.module)
+            yield predict_logits(fold.lower.module, fold.validation.inputs)
+
+    def restart(self, total: int) -> None:
+        """Go on from the present weights for so many steps, under the learning rate's schedule anew."""
+        for fold in self.folds:
+            fold.lower.restart(total)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Networks, optimisers and streams of batches, fold by fold."""
+        return [
+            {"lower": fold.lower.state_dict(), "draws": fold.draws.state_dict()}
+            for fold in self.folds
+        ]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Inverse of `state_dict`."""
+        for fold, saved in zip(self.folds, state, strict=True):
+            fold.lower.load_state_dict(saved["lower"])
+            fold.draws.load_state_dict(saved["draws"])
+
+
+def _build_fold(
+    spec: SearchSpec,
+    train: ArrayData,
+    held: ArrayData,
+    fabric: Fabric,
+    seed: int,
+    start: ParametricCrossEntropy,
+    augment: nn.Module | None,
+) -> Fold:
+    assert spec.model_factory is not None
+    lower = LowerLevel(
+        spec.model_factory,
+        train.to(fabric.device),
+        TrainingOptions(spec.recipe, seed, remembered=spec.settings.training_batches),
+        fabric,
+        additive=start.additive,
+        augment=augment,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    size, weight = spec.settings.validation_batch_size, held.sample_weight
+    draws = BalancedBatches(held.cells(), size, generator, weight)
+    held, processes = held.to(fabric.device), lower.processes
+    # Weights that have decided what is drawn are not applied again.
+    drawn = held if draws.everything is not None else replace(held, sample_weight=None)
+    source = BatchSource(drawn, draws, seed=seed, share=processes.share, rank=processes.rank)
+    return Fold(lower, held, source)
 
 
 def _other_dtype(inputs: Any, weights: Sequence[Tensor], error: RuntimeError) -> InputError | None:

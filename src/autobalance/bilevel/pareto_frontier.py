@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from autobalance._validation import InputError, TrainingDiverged, fraction, number, shown
 from autobalance.bilevel.candidate_selection import Outcomes, train_candidates
-from autobalance.bilevel.driver import NetworkSearch, build_network_search
-from autobalance.bilevel.execution import check_options, seeded
+from autobalance.bilevel.execution import check_options, seed_random_state
 from autobalance.bilevel.held_out import absent_cells, count_errors, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
+from autobalance.bilevel.network_search import NetworkSearch, build_network_search
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Interrupted, ModelFactory, Progress, ProgressListener
@@ -71,15 +71,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A published loss, trained and measured on the splits of a frontier.
-
-    Attributes
-    ----------
-    title : str
-        Its name in words.
-    main, gap, constant
-        As of `FrontierPoint`.
-    """
+    """A published loss by its name in words, measured on the splits of a frontier as a `FrontierPoint`."""
 
     title: str
     main: float
@@ -95,18 +87,10 @@ class Frontier:
     ----------
     points : list of FrontierPoint
         One per mix.
-    start : ParametricCrossEntropy
-        The loss from which the first search started.
     main, gap : str
-        The two objectives.
-    training_runs : float
-        What it cost, in training runs on the training split.
-    settings : dict
-        Recipe, search settings and sizes.
-    seed : int
-        The seed.
-    seconds : dict
-        "wall" and "cpu" time.
+        Names of the two objectives.
+    start, training_runs, settings, seed, seconds
+        As of a `SearchResult`; `settings` names no objective, as each point has its own.
     """
 
     points: list[FrontierPoint]
@@ -120,14 +104,13 @@ class Frontier:
 
     def non_dominated(self) -> list[FrontierPoint]:
         """Points that no other beats in one objective without losing in the other."""
+        usable = [p for p in self.points if not p.constant]
         return [
             p
-            for p in self.points
-            if not p.constant
-            and not any(
+            for p in usable
+            if not any(
                 q.main <= p.main and q.gap <= p.gap and (q.main, q.gap) != (p.main, p.gap)
-                for q in self.points
-                if not q.constant
+                for q in usable
             )
         ]
 
@@ -151,16 +134,15 @@ class Frontier:
         if (gap is None) == (main is None):
             raise InputError("Give one bound: pick(gap=0.05) or pick(main=0.2).")
         usable = [p for p in self.points if not p.constant]
-        bounded, wanted = ("gap", "main") if main is None else ("main", "gap")
-        limit = gap if main is None else main
-        assert limit is not None
+        bounded, wanted, limit = ("gap", "main", gap) if main is None else ("main", "gap", main)
         if not usable:
             raise InputError(
                 f"None of the frontier's {len(self.points)} points can be picked: each has a class "
                 "whose held-out examples are all wrong. Train for longer, or sweep smaller mixes."
             )
-        kept = [p for p in usable if getattr(p, bounded) <= number(bounded, limit)]
-        if not kept:
+        limit = number(bounded, cast(float, limit))
+        allowed = [p for p in usable if getattr(p, bounded) <= limit]
+        if not allowed:
             nearest = min(getattr(p, bounded) for p in usable)
             raise InputError(
                 f"No point of the frontier has a {bounded} of at most {limit:g}; the lowest is "
@@ -173,22 +155,16 @@ class Frontier:
                 "rely on the bound: merge small groups, or add data.",
                 stacklevel=2,
             )
-        return min(kept, key=lambda p: getattr(p, wanted))
+        return min(allowed, key=lambda p: getattr(p, wanted))
 
     def result(self, point: FrontierPoint) -> SearchResult:
         """A point as the result of a search, for what takes one; without the search's history."""
         blend = f"{1.0 - point.mix:g} * {self.main} + {point.mix:g} * {self.gap}"
         return SearchResult(
-            loss=point.loss,
-            start=self.start,
-            history=[],
-            path=[],
-            design={},
-            settings={**self.settings, "objective": blend},
-            seed=self.seed,
-            seconds=self.seconds,
+            loss=point.loss, start=self.start, history=[], path=[], design={},
+            settings={**self.settings, "objective": blend}, seed=self.seed, seconds=self.seconds,
             training_runs=self.training_runs,
-        )
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """The record, in JSON's types."""
@@ -289,26 +265,18 @@ def frontier(
             "(sensitive_features, --groups)."
         )
     spec = SearchSpec(
-        model_factory=model_factory,
-        data=data,
-        validation=validation,
-        objective=objectives[0],
-        space=space,
-        recipe=recipe,
-        settings=settings,
-        solver=solver,
-        seed=seed,
-        device=device,
-    )
-    with seeded(seed), reading(data, validation):
-        sweep = _Sweep(build_network_search(spec), main, gap)
+        model_factory=model_factory, data=data, validation=validation, objective=objectives[0],
+        space=space, recipe=recipe, settings=settings, solver=solver, seed=seed, device=device,
+    )  # fmt: skip
+    with seed_random_state(seed), reading(data, validation):
+        sweep = _Sweep(build_network_search(spec), main, gap, len(weights))
         log = LoggerAdapter(logger, writes=sweep.run.problem.processes.rank == 0)
         _check_held_out(np.asarray(sweep.run.settings["validation_counts"]))
         _check_upper_steps(sweep.later_steps, settings.every, len(weights))
         try:
             with log.open():
                 for mix, objective in zip(weights, objectives, strict=True):
-                    sweep.append_point(mix, objective, len(weights), progress, log)
+                    sweep.append_point(mix, objective, progress or (lambda _: None), log)
         except TrainingDiverged as error:
             error.partial = sweep.frontier()
             raise
@@ -320,53 +288,46 @@ def frontier(
 class _Sweep:
     """One search that goes on from point to point of a frontier."""
 
-    def __init__(self, run: NetworkSearch, main: str, gap: str) -> None:
+    def __init__(self, run: NetworkSearch, main: str, gap: str, count: int) -> None:
         self.run, self.main, self.gap = run, main, gap
         self.first_steps = run.total
         self.later_steps = max(1, round(CONTINUATION * run.total))
+        self.total = self.first_steps + (count - 1) * self.later_steps
         self.points: list[FrontierPoint] = []
         self.training_runs = 0.0
 
     def append_point(
-        self,
-        mix: float,
-        objective: Objective,
-        count: int,
-        progress: ProgressListener | None,
-        log: LoggerAdapter,
+        self, mix: float, objective: Objective, listener: ProgressListener, log: LoggerAdapter
     ) -> None:
-        """Search for the blend's loss, from where the last point left off; of `count` points in all."""
+        """Search for the blend's loss, from where the last point left off."""
         run, before = self.run, 0
         if self.points:
             run.switch_objective(objective, CONTINUATION)
             before = self.first_steps + (len(self.points) - 1) * self.later_steps
         log.step_offset = before
-        told = _within(progress, before, self.first_steps + (count - 1) * self.later_steps)
+
+        def told(p: Progress) -> None:
+            listener(replace(p, phase="search", step=before + p.step, total=self.total))
+
         try:
             run.run(told, log)
         finally:
             self.training_runs += len(run.problem.cells) * run.done / self.first_steps
-        if told is not None and run.done < run.total:  # it stopped early
+        if run.done < run.total:  # it stopped early
             told(Progress("search", run.total, run.total))
         total, mass, _ = count_errors(run.problem.splits, run.problem.predict_held_out())
-        measured = _measured(total, mass, self.main, self.gap)
-        self.points.append(FrontierPoint(mix, run.result("finished").loss, *measured))
-        values = {f"frontier/{n}": getattr(self.points[-1], n) for n in ("mix", "main", "gap")}
-        log.write(values, run.done)
+        values = _measure(total, mass, self.main, self.gap)
+        self.points.append(FrontierPoint(mix, run.result("finished").loss, *values))
+        point = vars(self.points[-1])
+        log.write({f"frontier/{name}": point[name] for name in ("mix", "main", "gap")}, run.done)
 
     def frontier(self) -> Frontier:
         """The points so far."""
         settings = {k: v for k, v in self.run.settings.items() if k != "objective"}
         return Frontier(
-            self.points,
-            self.run.start,
-            self.main,
-            self.gap,
-            self.training_runs,
-            settings,
-            self.run.spec.seed,
-            self.run.recorder.seconds(),
-        )
+            self.points, self.run.start, self.main, self.gap, self.training_runs, settings,
+            self.run.spec.seed, self.run.recorder.seconds(),
+        )  # fmt: skip
 
 
 def baselines(
@@ -403,10 +364,13 @@ def baselines(
     counts = np.atleast_2d(data.masses())
     if data.groups is None:
         raise InputError("A baseline of groups needs data with groups.")
+    by_group: DesignSpace = GroupSpace(data.masses())
+    if data.unknown:
+        by_group = WithUnknownGroup(by_group)
     losses = {
         "cross-entropy": ParametricCrossEntropy.cross_entropy(),
         "logit adjustment": ParametricCrossEntropy.logit_adjusted(counts.sum(axis=0)),
-        "logit adjustment by group": TunableCrossEntropy(_by_group(data)).frozen(),
+        "logit adjustment by group": TunableCrossEntropy(by_group).frozen(),
     }
     spec = SearchSpec(
         model_factory=model_factory, data=data, recipe=recipe, seed=seed, device=device
@@ -424,17 +388,12 @@ def baselines(
     weight = None
     if data.sample_weight is not None:
         weight = torch.cat([held.row_weights() for _, held in splits])
-    found = []
+    results = []
     for title, predicted in outcomes.items():
         wrong = (torch.cat(predicted) != target.cpu()).to(target.device).double()
         sums = group_class_sums(wrong, target, groups, data.num_classes, weight)
-        found.append(Baseline(title, *_measured(*sums, main, gap)))
-    return found
-
-
-def _by_group(data: ArrayData) -> DesignSpace:
-    space = GroupSpace(data.masses())
-    return WithUnknownGroup(space) if data.unknown else space
+        results.append(Baseline(title, *_measure(*sums, main, gap)))
+    return results
 
 
 def _weights(mixes: Sequence[float]) -> list[float]:
@@ -466,9 +425,11 @@ def _objectives(main: str, gap: str, mixes: Sequence[float]) -> list[Objective]:
 
 def _blend(main: Objective, gap: Objective, mix: float) -> Objective:
     """As `Blend.of`, and with no gap at all the main objective over the same cells."""
-    if mix == 0.0:
-        return Blend(parts=((1.0, main), (1e-6, gap)), surrogate=SURROGATE)
-    parts = ((1.0 - fraction("mix", mix), main), (mix, gap))
+    parts = (
+        ((1.0, main), (1e-6, gap))
+        if mix == 0.0
+        else ((1.0 - fraction("mix", mix), main), (mix, gap))
+    )
     return Blend(parts=parts, surrogate=SURROGATE)
 
 
@@ -497,15 +458,8 @@ def _check_upper_steps(steps: int, every: int, points: int) -> None:
         )
 
 
-def _measured(total: Tensor, mass: Tensor, main: str, gap: str) -> tuple[float, float, bool]:
+def _measure(total: Tensor, mass: Tensor, main: str, gap: str) -> tuple[float, float, bool]:
     """Main, gap and constant, from sums of the 0-1 error per group and class."""
     wrong, seen = total.sum(dim=0), mass.sum(dim=0)
     values = [float(KNOWN[name].value(total, mass)) for name in (main, gap)]
     return values[0], values[1], bool(((wrong == seen) & (seen > 0)).any())
-
-
-def _within(progress: ProgressListener | None, before: int, total: int) -> ProgressListener | None:
-    """Progress of a point as that of the whole sweep."""
-    if progress is None:
-        return None
-    return lambda p: progress(Progress("search", before + p.step, total, p.objective))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.augment import described, restored
+from autobalance.augment import describe_augmentation, restore_augmentation
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import NAMED
 from autobalance.records import (
@@ -204,7 +204,7 @@ class SearchResult:
                 for candidate in self.candidates
             ],
             "choice": self.choice,
-            "augment": described(self.augment),
+            "augment": describe_augmentation(self.augment),
             "training_runs": self.training_runs,
             "held_out": None if self.held_out is None else asdict(self.held_out),
             "calibration": None if self.calibration is None else asdict(self.calibration),
@@ -230,10 +230,10 @@ class SearchResult:
                     Candidate(**{**entry, "loss": ParametricCrossEntropy.from_dict(entry["loss"])})
                     for entry in record["candidates"]
                 ],
-                augment=restored(record.get("augment")),
+                augment=restore_augmentation(record.get("augment")),
                 held_out=HeldOut(**held) if (held := record.get("held_out")) else None,
-                calibration=Calibration.from_dict(kept)
-                if (kept := record.get("calibration"))
+                calibration=Calibration.from_dict(fit)
+                if (fit := record.get("calibration"))
                 else None,
                 **{name: record[name] for name in _PLAIN},
             )
@@ -254,10 +254,8 @@ class SearchResult:
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: `to_json` writes null."""
-    return {
-        key: float("nan") if value is None and key != "test_objective" else value
-        for key, value in entry.items()
-    }
+    missing = (key for key, value in entry.items() if value is None and key != "test_objective")
+    return {**entry, **dict.fromkeys(missing, float("nan"))}
 
 
 def used_versions() -> dict[str, str]:

@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autobalance._validation import InputError, TrainingDiverged, shown
-from autobalance.augment import as_batch_transform, described
+from autobalance.augment import as_batch_transform, describe_augmentation
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
-from autobalance.bilevel.execution import check_options, make_fabric, seeded, warn_of_min_steps
+from autobalance.bilevel.execution import (
+    check_options,
+    make_fabric,
+    seed_random_state,
+    warn_of_min_steps,
+)
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
-from autobalance.bilevel.lower_level import LowerLevel
+from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
 from autobalance.bilevel.types import (
     FixedLoss,
     Interrupted,
@@ -105,7 +110,7 @@ def retrain(
     UserWarning
         If the recipe's `min_steps` overrides `epochs`.
     """
-    check_options(recipe, seed=seed, progress=progress, precision=precision)
+    check_options(recipe, None, seed, progress, precision)
     recipe = recipe or Recipe()
     data = as_data(data)
     own_loss = as_fixed_loss(loss, data)
@@ -117,50 +122,54 @@ def retrain(
             "Search with such data, or build the loss from WithUnknownGroup(space)."
         )
     fabric = make_fabric(device, precision)
-    with seeded(seed), reading(data):
+    with seed_random_state(seed), reading(data):
         lower = LowerLevel(
             model_factory,
             data.to(fabric.device),
-            recipe,
+            TrainingOptions(recipe, seed, sampling),
             fabric,
-            seed,
             additive=getattr(own_loss, "additive", None),
-            sampling=sampling,
             augment=None if augment is None else augment.to(fabric.device),
         )
         lower.processes.seed_per_rank(seed)
         own_loss = copy.deepcopy(own_loss).to(fabric.device)
-
-        def identity() -> dict[str, Any]:
-            return {
-                "kind": "retrain",
-                "seed": seed,
-                "recipe": recipe.to_dict(),
-                "sampling": sampling,
-                "precision": precision,
-                "loss": own_loss.to_dict(),
-                "augment": described(augment),
-                **describe(lower.module, data),
-            }
-
-        def state_dict() -> dict[str, Any]:
-            return {"lower": lower.state_dict(), "loss": dict(own_loss.state_dict())}
-
-        saved = Checkpoint(checkpoint, identity, state_dict, lower.processes)
-        state = saved.load()
-        if state is not None:
-            lower.load_state_dict(state["lower"])
-            own_loss.load_state_dict(state["loss"])
-        _train(
-            lower,
-            own_loss,
-            saved,
-            LoggerAdapter(logger, writes=lower.processes.rank == 0),
-            progress,
-        )
+        identity = {
+            "kind": "retrain",
+            "seed": seed,
+            "recipe": recipe.to_dict(),
+            "sampling": sampling,
+            "precision": precision,
+        }
+        saved = _open_checkpoint(checkpoint, lower, own_loss, data, identity)
+        log = LoggerAdapter(logger, writes=lower.processes.rank == 0)
+        _train(lower, own_loss, saved, log, progress)
         lower.processes.broadcast_buffers(lower.module)
         saved.save()
     return lower.result()
+
+
+def _open_checkpoint(
+    path: str | Path | None,
+    lower: LowerLevel,
+    loss: FixedLoss,
+    data: ArrayData,
+    identity: dict[str, Any],
+) -> Checkpoint:
+    """The run's checkpoint; what an earlier run left there is where this one goes on."""
+
+    def whole_identity() -> dict[str, Any]:
+        parts = {"loss": loss.to_dict(), "augment": describe_augmentation(lower.augment)}
+        return {**identity, **parts, **describe(lower.module, data)}
+
+    def state_dict() -> dict[str, Any]:
+        return {"lower": lower.state_dict(), "loss": dict(loss.state_dict())}
+
+    saved = Checkpoint(path, whole_identity, state_dict, lower.processes)
+    state = saved.load()
+    if state is not None:
+        lower.load_state_dict(state["lower"])
+        loss.load_state_dict(state["loss"])
+    return saved
 
 
 def _train(
@@ -182,7 +191,10 @@ def _train(
                 value = lower.step(loss)
                 saved.save_if_due()
                 if lower.done % REPORT_EVERY == 0 or lower.done == lower.total:
-                    _log_step(log, lower, value)
+                    if log.logger is not None:
+                        rate = lower.optimizer.param_groups[0]["lr"]
+                        values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}
+                        log.write(values, lower.done)
                     if progress:
                         progress(Progress("retrain", lower.done, lower.total))
     except TrainingDiverged as error:
@@ -193,21 +205,8 @@ def _train(
         raise Interrupted(lower.result()) from None
 
 
-def _log_step(log: LoggerAdapter, lower: LowerLevel, value: Tensor) -> None:
-    if log.logger is not None:
-        rate = lower.optimizer.param_groups[0]["lr"]
-        values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}
-        log.write(values, lower.done)
-
-
 class PlainLoss(nn.Module):
-    """A loss that knows nothing of groups and weights, called as the library's losses are.
-
-    Parameters
-    ----------
-    loss : callable
-        From ``(logits, target)`` to their mean loss, such as `torch.nn.CrossEntropyLoss`.
-    """
+    """A loss of ``(logits, target)``, such as torch's, called as the library's losses are."""
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -233,14 +232,12 @@ class PlainLoss(nn.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """What tells this loss from others: its name, settings and state."""
-        settings = {
-            name: value
-            for name, value in getattr(self.loss, "__dict__", {}).items()
-            if isinstance(value, (int, float, str)) and not name.startswith("_")
-        }
+        public = {n: v for n, v in getattr(self.loss, "__dict__", {}).items() if n[:1] != "_"}
+        settings = {n: v for n, v in public.items() if isinstance(v, (int, float, str))}
         kind = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)
+        name = f"{kind.__module__}.{kind.__qualname__}"
         return {
-            "loss": f"{kind.__module__}.{kind.__qualname__}",
+            "loss": name,
             "settings": settings,
             "state": fingerprint(*self.state_dict().values()),
         }

@@ -20,16 +20,8 @@ from autobalance.spaces import SpaceFactory
 class SearchSpec:
     """Everything that decides on the result of a search.
 
-    Attributes
-    ----------
-    data, validation, space, settings, seed, device
-        As for `search`.
-    objective : Objective
-        What is to become small on held-out data.
-    model_factory : callable or None
-        Returns a new network; None where the lower level is a linear head on frozen features.
-    recipe, solver, checkpoint, augment, test, precision
-        As for `search`; of a network's search only.
+    The fields are those of `search`. Without a `model_factory` the lower level is a linear head on
+    frozen features, to which recipe, solver, checkpoint, augment, test and precision mean nothing.
 
     Raises
     ------

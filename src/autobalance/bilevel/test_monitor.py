@@ -10,7 +10,7 @@ from torch import nn
 
 from autobalance._validation import InputError
 from autobalance.bilevel.prediction import predict_logits
-from autobalance.data import ArrayData, as_data
+from autobalance.data import ArrayData
 from autobalance.objectives import Objective, group_class_sums
 
 LOOKS = 40
@@ -25,14 +25,7 @@ def is_look_due(step: int, total: int) -> bool:
 class ObjectiveMonitor:
     """The objective over the 0-1 error on test data, by the networks in training.
 
-    Parameters
-    ----------
-    test : ArrayData
-        Its classes and groups numbered as the training data's.
-    data : ArrayData
-        The training data.
-    objective : Objective
-        The search's.
+    Classes and groups of the test data are numbered as the training data's.
 
     Raises
     ------
@@ -42,7 +35,6 @@ class ObjectiveMonitor:
     """
 
     def __init__(self, test: ArrayData, data: ArrayData, objective: Objective) -> None:
-        test = as_data(test, "test")
         if test.inputs.shape[1:] != data.inputs.shape[1:]:
             raise InputError(
                 "Training and test inputs must have the same shape per example; got "
@@ -62,8 +54,7 @@ class ObjectiveMonitor:
         self.inputs, self.target = known.inputs, known.target.cpu()
         self.groups = None if known.groups is None else known.groups.cpu()
         self.weight = None if known.sample_weight is None else known.sample_weight.cpu()
-        self.num_classes = data.num_classes
-        self.objective = objective
+        self.num_classes, self.objective = data.num_classes, objective
 
     @torch.no_grad()
     def evaluate(self, networks: Iterable[nn.Module]) -> float:

@@ -1,9 +1,9 @@
-"""The upper level as the driver of a search sees it, and that of a network's search."""
+"""The upper level of a network's search: noisy hypergradients move the loss, late positions are averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,48 +20,13 @@ from autobalance.spaces import LossSnapshot, TunableCrossEntropy
 MAX_SKIPPED = 5
 """Hypergradients in a row that may be non-finite before a search is given up."""
 
-H_contra = TypeVar("H_contra", contravariant=True)
-
-
-class UpperLevel(Protocol[H_contra]):
-    """The upper level: move the loss's free parameters along hypergradients."""
-
-    def propose(self) -> LossSnapshot:
-        """The loss that the lower level trains with until the next upper step."""
-        ...
-
-    def update(self, results: Sequence[H_contra]) -> UpperStep:
-        """Take in the hypergradients of all folds at the loss proposed last."""
-        ...
-
-    def check(self, done: int, total: int) -> None:
-        """Raise `TrainingDiverged` if the last upper steps call for an end."""
-        ...
-
-    def has_converged(self, history: Sequence[UpperRecord]) -> bool:
-        """Whether further upper steps would gain nothing."""
-        ...
-
-    def final_position(self) -> list[Tensor]:
-        """The free parameters of the loss that is handed over."""
-        ...
-
 
 class StochasticUpperLevel:
     """Adam or SGD on noisy hypergradients; hands over an average of late positions.
 
-    Parameters
-    ----------
-    loss : TunableCrossEntropy
-        The loss to move.
-    spec : SearchSpec
-        Objective, solver and settings.
-    validation_counts : ndarray
-        Held-out examples of all folds by class, or by group and class; see `ArrayData.masses`.
-    augment : nn.Module, optional
-        Augmentation to learn with the loss.
-    effective_counts : ndarray, optional
-        Effective numbers of the held-out examples; see `LossTuner`.
+    It takes objective, solver and settings from a `SearchSpec`. `validation_counts` are the held-out
+    examples of all folds, by class or by group and class, and `effective_counts` their effective numbers,
+    where they have weights, see `LossTuner`; `augment` is learned with the loss.
 
     Attributes
     ----------
@@ -80,7 +45,7 @@ class StochasticUpperLevel:
         effective_counts: np.ndarray | None = None,
     ) -> None:
         self.loss = loss
-        self.recipe, self.settings, self.solver = spec.recipe, spec.settings, spec.solver
+        self.spec, self.settings = spec, spec.settings
         self.validation_counts, self.augment = validation_counts, augment
         self.effective_counts = effective_counts
         self.tuner = self._build_tuner(spec.objective)
@@ -106,7 +71,7 @@ class StochasticUpperLevel:
         if self.tuner.skipped_in_a_row >= MAX_SKIPPED:
             raise TrainingDiverged(
                 f"{MAX_SKIPPED} hypergradients in a row were not finite, the last after step "
-                f"{done} of {total}, with {self.recipe}. The last good loss is kept. "
+                f"{done} of {total}, with {self.spec.recipe}. The last good loss is kept. "
                 "Lower the learning rate, or scale the inputs.",
                 step=done,
             )
@@ -140,15 +105,11 @@ class StochasticUpperLevel:
 
     def _build_tuner(self, objective: Objective) -> LossTuner:
         return LossTuner(
-            self.loss,
-            objective,
-            solver=self.solver,
-            lr=self.settings.lr,
-            upper=self.settings.optimizer,
-            validation_counts=self.validation_counts,
+            self.loss, objective, solver=self.spec.solver, lr=self.settings.lr,
+            upper=self.settings.optimizer, validation_counts=self.validation_counts,
             effective_counts=self.effective_counts,
             augment=self.augment,
-        )
+        )  # fmt: skip
 
     def _position(self) -> list[Tensor]:
         return [p.detach().clone() for p in free_parameters(self.loss.space, self.augment)]

@@ -4,8 +4,8 @@ from autobalance.calibration.temperature import (
     Prior,
     class_masses,
     corrected_probabilities,
+    evaluate_logits,
     fit_temperature,
-    measured,
     subsample_stride,
 )
 
@@ -13,7 +13,7 @@ __all__ = [
     "Prior",
     "class_masses",
     "corrected_probabilities",
+    "evaluate_logits",
     "fit_temperature",
-    "measured",
     "subsample_stride",
 ]

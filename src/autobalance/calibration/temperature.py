@@ -209,7 +209,7 @@ def fit_temperature(
     return Calibration(temperature, len(y), raw, untempered, fitted, *bins)
 
 
-def measured(
+def evaluate_logits(
     logits: Any,
     target: Any,
     loss: ParametricCrossEntropy,

@@ -21,7 +21,7 @@ from autobalance.bilevel import (
     search,
     used_versions,
 )
-from autobalance.calibration import measured
+from autobalance.calibration import evaluate_logits
 from autobalance.cli.options import DONE, INTERRUPTED, complain
 from autobalance.cli.run_folder import write_run
 from autobalance.cli.terminal import LiveProgress, print_methods
@@ -69,16 +69,8 @@ def network() -> nn.Module:
 class Demo:
     """One seed of the demo, method by method, under one recipe.
 
-    Parameters
-    ----------
-    train, test : ImageSet
-        By default the sample in the package.
-    seed : int
-        Seed of everything random; the images stay the same.
-    recipe : Recipe
-        How every network is trained.
-    progress : callable, optional
-        Called with the method's title and an `autobalance.bilevel.Progress`.
+    The images are by default the sample in the package, and stay the same whatever the seed. `progress` is
+    called with the method's title and an `autobalance.bilevel.Progress`.
     """
 
     def __init__(
@@ -126,7 +118,7 @@ class Demo:
         temperature = 1.0 if fitted is None else fitted.temperature
         return {
             "title": TITLES[name],
-            **measured(logits, self.test.target, loss, counts, temperature=temperature),
+            **evaluate_logits(logits, self.test.target, loss, counts, temperature=temperature),
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
             "training_runs": runs,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from jsonargparse import Namespace
 
 from autobalance._validation import InputError, TrainingDiverged, path_of, whole
 from autobalance.bilevel import OtherRun, Progress, local_logger
-from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
+from autobalance.cli.options import DONE, complain, complain_of_stop, training_options
 from autobalance.cli.resume import other_options
 from autobalance.cli.run_folder import save_run
 from autobalance.cli.terminal import LiveProgress, print_choice, print_table_warnings
@@ -100,7 +99,7 @@ def _print_result(
     print_choice(classifier.result_)
     # What the table told is on the terminal already.
     for text in explanation(read_run({**record, "notes": []})).warnings:
-        print(f"autobalance: {text}", file=sys.stderr)
+        complain(text)
     seconds = time.perf_counter() - started
     print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")
@@ -109,16 +108,9 @@ def _print_result(
 def read_columns(
     options: Namespace, path: str | None = None, text: tuple[str, ...] = ()
 ) -> Columns:
-    """Features, labels and groups of a table. Labels and groups are not among the features.
+    """Features, labels and groups of the options' table, or of another `path`.
 
-    Parameters
-    ----------
-    options : Namespace
-        With `table`, `target`, `groups` and `missing_groups`.
-    path : str, optional
-        Another table than that of the options.
-    text : tuple of str
-        Columns that are text, whatever they look like.
+    Labels and groups are not among the features. The columns in `text` are text, whatever they look like.
 
     Raises
     ------
@@ -197,12 +189,12 @@ def _report_stop(
     elif run_status(out) == "finished":
         state = f"The earlier run in {out} is untouched."
     if isinstance(error, TrainingDiverged):
-        return complain(f"{error} {state}", FAILED)
-    if _has_checkpoint(out):
+        pass  # It would diverge again.
+    elif _has_checkpoint(out):
         state += " To continue, give the same command with --resume, without --overwrite."
     elif written:
         state += " There was no checkpoint yet: the same command with --resume starts anew."
-    return complain(f"Interrupted. {state}", INTERRUPTED)
+    return complain_of_stop(error, state)
 
 
 def _evaluate_test(classifier: AutoBalanceClassifier, test: Columns, name: str) -> dict[str, Any]:
@@ -222,19 +214,7 @@ def fit_record(
     started: float,
     options: Namespace,
 ) -> dict[str, Any]:
-    """The record of a fit for ``result.json``.
-
-    Parameters
-    ----------
-    classifier : AutoBalanceClassifier
-        With the result of a search.
-    command, status : str
-        The command that was typed, and "finished", "interrupted", "diverged" or "failed".
-    started : float
-        Time of `time.perf_counter` when the command began.
-    options : Namespace
-        Its options.
-    """
+    """The record of a fit for ``result.json``; `started` is the `time.perf_counter` of its beginning."""
     result, groups = classifier.result_, classifier.groups_
     # The loss has a last row for examples whose group is not known.
     if groups is not None and len(result.settings["class_counts"]) > len(groups):

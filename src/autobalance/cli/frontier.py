@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from jsonargparse import Namespace
 from autobalance._validation import InputError, TrainingDiverged, gap_bound, whole
 from autobalance.bilevel import MIXES, Baseline, Frontier, FrontierPoint
 from autobalance.cli.fit import fit_record, read_columns, remove_checkpoints
-from autobalance.cli.options import DONE, FAILED, INTERRUPTED, complain, training_options
+from autobalance.cli.options import DONE, complain, complain_of_stop, training_options
 from autobalance.cli.run_folder import LOSS, MODEL, WEIGHTS, save_run
 from autobalance.cli.terminal import (
     LiveProgress,
@@ -80,16 +79,16 @@ def run_frontier(options: Namespace, command: str) -> int:
                 state = (
                     f"Kept in {out}: the frontier. The network picked is not trained to its end."
                 )
-                return _complain_of(error, state)
+                return complain_of_stop(error, state)
     print_frontier(swept, baselines, picked, options.max_gap)
     if picked is not None:
         record = fit_record(classifier, command, "finished", started, options)
-        record |= _picked_record(classifier, swept, picked, baselines)
+        objective = classifier.result_.settings["objective"]
+        record |= _picked_record(objective, swept, picked, baselines)
         save_run(out, classifier, record, target=options.target)
         print(f"RUN of mix {picked.mix:g}, its network trained on all data: {out}")
         print(f"Report: {out / REPORT}")
-    print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
-    return DONE
+    return _name_files(out)
 
 
 def _check_decisions(options: Namespace) -> None:
@@ -129,7 +128,7 @@ def _sweep_decisions(
     try:
         posterior = classifier.cell_posterior(**data, main=options.main)
     except (TrainingDiverged, KeyboardInterrupt) as error:
-        return _complain_of(error, "No point was found yet.")
+        return complain_of_stop(error, "No point was found yet.")
     points, plain = posterior.frontier(), posterior.most_probable()
     picked = None if options.max_gap is None else posterior.within(options.max_gap)
     record = {
@@ -163,6 +162,10 @@ def _sweep_decisions(
         save_run(out, classifier, run, target=options.target)
         print(f"RUN of the decision picked, which predicts without groups: {out}")
         print(f"Report: {out / REPORT}")
+    return _name_files(out)
+
+
+def _name_files(out: Path) -> int:
     print(f"Frontier: {out / FRONTIER[0]}\nPicture: {out / FRONTIER[2]}")
     return DONE
 
@@ -206,25 +209,14 @@ def _write_record(record: dict[str, Any], out: Path) -> None:
 
 
 def _picked_record(
-    classifier: AutoBalanceClassifier,
-    swept: Frontier,
-    picked: FrontierPoint,
-    baselines: list[Baseline],
+    objective: str, swept: Frontier, picked: FrontierPoint, baselines: list[Baseline]
 ) -> dict[str, Any]:
     """What the record of a fit has otherwise where the fit is a frontier's point."""
-    return {
-        "kind": "frontier",
-        "objective": classifier.result_.settings["objective"],
-        "frontier": {
-            "mix": picked.mix,
-            swept.main: picked.main,
-            swept.gap: picked.gap,
-            "main": swept.main,
-            "gap": swept.gap,
-            "points": [_select_fields(p) for p in swept.points],
-            "baselines": [_select_fields(b) for b in baselines],
-        },
-    }
+    record: dict[str, Any] = {"mix": picked.mix, swept.main: picked.main, swept.gap: picked.gap}
+    record |= {"main": swept.main, "gap": swept.gap}
+    record["points"] = [_select_fields(p) for p in swept.points]
+    record["baselines"] = [_select_fields(b) for b in baselines]
+    return {"kind": "frontier", "objective": objective, "frontier": record}
 
 
 def _select_fields(point: FrontierPoint | Baseline) -> dict[str, Any]:
@@ -248,14 +240,7 @@ def _report_stop(error: BaseException, swept: Frontier | None, points: int, out:
                 f"Kept in {out}: {len(swept.points)} of {points} points. A frontier is not continued; fewer "
                 "--mixes take less time."
             )
-    return _complain_of(error, state)
-
-
-def _complain_of(error: BaseException, state: str) -> int:
-    """Say what ended the command and what remains; returns the exit code."""
-    if isinstance(error, TrainingDiverged):
-        return complain(f"{error} {state}", FAILED)
-    return complain(f"Interrupted. {state}", INTERRUPTED)
+    return complain_of_stop(error, state)
 
 
 def _warn_of_few(
@@ -273,11 +258,10 @@ def _warn_of_few(
         missing = [c for c, n in zip(classes, row, strict=True) if n == 0]
         if missing:
             whom = "nobody" if len(missing) == len(row) else f"nobody of class {', '.join(missing)}"
-            print(
-                f"autobalance: the held-out data has {whom} of group {group}, whom the gap leaves out; "
-                "merge small groups, or add data",
-                file=sys.stderr,
+            complain(
+                f"the held-out data has {whom} of group {group}, whom the gap leaves out; "
+                "merge small groups, or add data"
             )
     few = few_in_a_cell(counts, classes, groups, decided=decided)
     if few is not None:
-        print(f"autobalance: {few}", file=sys.stderr)
+        complain(few)

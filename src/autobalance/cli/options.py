@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace
 
 from autobalance import __version__
-from autobalance._validation import InputError, shown
+from autobalance._validation import InputError, TrainingDiverged, shown
 from autobalance.cli.plugins import Command
 from autobalance.records import Recipe, SearchSettings
 
@@ -39,10 +39,17 @@ GAP_NAMES = (
 )
 
 
-def complain(message: object, code: int) -> int:
-    """Print a message on one line of standard error; returns the exit code."""
+def complain(message: object, code: int = DONE) -> int:
+    """Print a message on one line of standard error; returns the exit code, 0 of a mere remark."""
     print(f"autobalance: {message}", file=sys.stderr)
     return code
+
+
+def complain_of_stop(error: BaseException, state: str) -> int:
+    """Say that a run diverged or was interrupted, and what remains of it; returns the exit code."""
+    if isinstance(error, TrainingDiverged):
+        return complain(f"{error} {state}", FAILED)
+    return complain(f"Interrupted. {state}", INTERRUPTED)
 
 
 class BadUse(SystemExit):
@@ -174,38 +181,24 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     commands = parser.add_subcommands(required=True)
 
     demo = CommandParser(description="Design a loss for long-tailed images in the package.")
-    _add_text(demo, "--out", "folder for result.json and report.html", default="demo-run")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    _add(demo, "--out", "folder for result.json and report.html", default="demo-run")
+    _add(demo, "--seed", "seed of everything random", int, default=0)
     _add_flag(demo, "--overwrite", _OVERWRITE_FOLDER)
     commands.add_subcommand("demo", demo, help="see it work on real images, in about a minute")
 
     fit = CommandParser(description="Design a loss for a table and train a network with it.")
-    _add_text(fit, "table", _TABLE)
-    _add_text(fit, "--target", "column with the labels", required=True)
-    fit.add_argument("--groups", type=str | None, default=None, help=_GROUPS)
+    _add_table(fit, _TABLE)
+    _add_optional(fit, "--groups", _GROUPS)
     _add_missing_groups(fit)
     objectives = f"what the loss is designed for: {', '.join(OBJECTIVES)}"
-    _add_text(fit, "--objective", objectives, default="balanced_error")
-    fit.add_argument(
-        "--augment",
-        type=Literal["none", "personalised", "shared"],
-        default="none",
-        help="also learn an augmentation of the training data, for each class or one for all",
-    )
-    fit.add_argument(
-        "--test",
-        type=str | None,
-        default=None,
-        help="labelled table to watch during the search and to evaluate the network on; no choice "
-        "depends on it",
-    )
-    fit.add_argument(
-        "--log",
-        type=Literal["csv", "tensorboard"] | None,
-        default=None,
-        help="write the curves of search and retraining into the folder logs of the RUN",
-    )
-    _add_text(fit, "--out", "RUN folder to write", required=True)
+    _add(fit, "--objective", objectives, default="balanced_error")
+    augment = "also learn an augmentation of the training data, for each class or one for all"
+    _add(fit, "--augment", augment, Literal["none", "personalised", "shared"], default="none")
+    test = "labelled table to watch during the search and to evaluate the network on; no choice depends on it"
+    _add_optional(fit, "--test", test)
+    log = "write the curves of search and retraining into the folder logs of the RUN"
+    _add_optional(fit, "--log", log, Literal["csv", "tensorboard"])
+    _add(fit, "--out", "RUN folder to write", required=True)
     _add_flag(fit, "--overwrite", _OVERWRITE_FOLDER)
     _add_flag(fit, "--resume", "continue a run that was stopped in this folder")
     _add_training(fit)
@@ -214,27 +207,19 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     sweep = CommandParser(
         description="Design losses along the trade-off of an error and a gap between groups."
     )
-    _add_text(sweep, "table", _TABLE)
-    _add_text(sweep, "--target", "column with the labels", required=True)
-    _add_text(sweep, "--groups", _GROUPS.split(". Without")[0], required=True)
+    _add_table(sweep, _TABLE)
+    _add(sweep, "--groups", _GROUPS.split(". Without")[0], required=True)
     _add_missing_groups(sweep)
     objectives = f"error to keep small: {', '.join(OBJECTIVES)}"
-    _add_text(sweep, "--main", objectives, default="balanced_error")
-    _add_text(sweep, "--gap", f"gap to trade it for: {', '.join(GAP_NAMES)}", default="deo")
-    sweep.add_argument(
-        "--by",
-        type=Literal["losses", "decisions"],
-        default="losses",
-        help="design a loss for each mix of error and gap, or decide by one network's p(class, group | "
-        "x). Decisions reach smaller gaps; they are for balanced_error or group_balanced_error, and deo",
+    _add(sweep, "--main", objectives, default="balanced_error")
+    _add(sweep, "--gap", f"gap to trade it for: {', '.join(GAP_NAMES)}", default="deo")
+    by = (
+        "design a loss for each mix of error and gap, or decide by one network's p(class, group | "
+        "x). Decisions reach smaller gaps; they are for balanced_error or group_balanced_error, and deo"
     )
-    sweep.add_argument(
-        "--mixes",
-        type=str | None,
-        default=None,
-        help="for losses: the weights of the gap, rising, at least 0 and below 1; by default "
-        "0,0.1,0.2 to 0.9",
-    )
+    _add(sweep, "--by", by, Literal["losses", "decisions"], default="losses")
+    mixes = "for losses: the weights of the gap, rising, at least 0 and below 1; by default 0,0.1,0.2 to 0.9"
+    _add_optional(sweep, "--mixes", mixes)
     sweep.add_argument(
         "--max_gap",
         "--max-gap",
@@ -243,49 +228,42 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
         help="also train the network with the lowest error among those whose held-out gap is at most "
         "this (0.05 is 5 points), on all data, and write it as a RUN",
     )
-    _add_text(sweep, "--out", "folder for frontier.json, .csv and .svg", required=True)
+    _add(sweep, "--out", "folder for frontier.json, .csv and .svg", required=True)
     _add_flag(sweep, "--overwrite", _OVERWRITE_FOLDER)
     _add_training(sweep)
     commands.add_subcommand("frontier", sweep, help="trade an error for a gap between groups")
 
     predict = CommandParser(description="Predict with a fitted RUN.")
-    _add_text(predict, "run", "RUN folder")
-    _add_text(predict, "table", f"{_TABLE} with the features")
-    _add_text(predict, "--out", "CSV or Parquet file to write", required=True)
-    predict.add_argument(
-        "--prior",
-        type=Literal["training", "balanced"] | None,
-        default=None,
-        help="calibrate the probabilities for classes as frequent as in training, or equally frequent. "
-        "By default they are the softmax of the raw logits. The predictions stay the same",
+    _add(predict, "run", "RUN folder")
+    _add(predict, "table", f"{_TABLE} with the features")
+    _add(predict, "--out", "CSV or Parquet file to write", required=True)
+    prior = (
+        "calibrate the probabilities for classes as frequent as in training, or equally frequent. By "
+        "default they are the softmax of the raw logits. The predictions stay the same"
     )
+    _add_optional(predict, "--prior", prior, Literal["training", "balanced"])
     _add_flag(predict, "--overwrite", "replace an existing file")
     commands.add_subcommand("predict", predict, help="predict with a fitted RUN")
 
     explain = CommandParser(
         description="Say what a RUN found, whom it helps, and what to be careful about."
     )
-    _add_text(explain, "run", "RUN folder")
+    _add(explain, "run", "RUN folder")
     commands.add_subcommand("explain", explain, help="what a RUN found, in words")
 
     evaluate = CommandParser(description="Evaluate a fitted RUN on labelled data.")
-    _add_text(evaluate, "run", "RUN folder")
-    _add_text(evaluate, "table", f"{_TABLE} with features and labels")
-    _add_text(evaluate, "--target", "column with the labels", required=True)
-    evaluate.add_argument("--groups", type=str | None, default=None, help="column with the groups")
+    _add(evaluate, "run", "RUN folder")
+    _add_table(evaluate, f"{_TABLE} with features and labels")
+    _add_optional(evaluate, "--groups", "column with the groups")
     _add_flag(evaluate, "--json", "print JSON in place of tables")
     commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
 
     report = CommandParser(
         description="Write the report of a RUN again, or one page with several side by side."
     )
-    report.add_argument("runs", type=str, nargs="+", metavar="RUN", help="RUN folders")
-    report.add_argument(
-        "--out",
-        type=str | None,
-        default=None,
-        help="HTML file to write; by default report.html in the RUN, or runs.html here for several",
-    )
+    _add(report, "runs", "RUN folders", nargs="+", metavar="RUN")
+    out = "HTML file to write; by default report.html in the RUN, or runs.html here for several"
+    _add_optional(report, "--out", out)
     _add_flag(report, "--overwrite", "replace an existing file")
     commands.add_subcommand("report", report, help="the report of one RUN, or of several")
 
@@ -294,8 +272,17 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     return parser
 
 
-def _add_text(parser: CommandParser, name: str, text: str, **options: Any) -> None:
-    parser.add_argument(name, type=str, help=text, **options)
+def _add(parser: CommandParser, name: str, text: str, kind: Any = str, **options: Any) -> None:
+    parser.add_argument(name, type=kind, help=text, **options)
+
+
+def _add_optional(parser: CommandParser, name: str, text: str, kind: Any = str) -> None:
+    parser.add_argument(name, type=kind | None, default=None, help=text)
+
+
+def _add_table(parser: CommandParser, text: str) -> None:
+    _add(parser, "table", text)
+    _add(parser, "--target", "column with the labels", required=True)
 
 
 def _add_flag(parser: CommandParser, name: str, text: str) -> None:
@@ -314,8 +301,8 @@ def _add_missing_groups(parser: CommandParser) -> None:
 
 def _add_training(parser: CommandParser) -> None:
     """The options of commands that train on a table."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    _add_text(parser, "--device", "auto, cpu, cuda, cuda:1 or mps", default="auto")
+    _add(parser, "--seed", "seed of everything random", int, default=0)
+    _add(parser, "--device", "auto, cpu, cuda, cuda:1 or mps", default="auto")
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_class_arguments(Recipe, "recipe")
     parser.add_class_arguments(SearchSettings, "search")

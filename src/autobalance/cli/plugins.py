@@ -44,30 +44,12 @@ class Command(NamedTuple):
     all_processes: bool = False
 
 
-def find_commands(own: Iterable[str]) -> dict[str, EntryPoint]:
-    """The commands that installed distributions add, by name, none of them imported yet.
-
-    Parameters
-    ----------
-    own : iterable of str
-        Names of the core's commands, which no distribution can replace.
-    """
-    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in {*own}}
-
-
 def load_commands(name: str, own: Iterable[str]) -> dict[str, Command]:
-    """The added commands that a call of the command line needs, by name.
+    """The added commands that a command line beginning with `name` needs, by name.
 
-    A call of one added command needs that one, a call of a core command needs none, and any other
-    (`--help`, a misspelt name) needs all. In that last case commands that do not load are left
+    A call of one added command needs that one, a call of one of the core's (`own`) needs none, and any
+    other (`--help`, a misspelt name) needs all. In that last case commands that do not load are left
     out, so that a broken distribution hides nobody else's commands.
-
-    Parameters
-    ----------
-    name : str
-        First argument of the command line; "" if there is none.
-    own : iterable of str
-        Names of the core's commands.
 
     Raises
     ------
@@ -78,7 +60,7 @@ def load_commands(name: str, own: Iterable[str]) -> dict[str, Command]:
     own = {*own}
     if name in own:
         return {}
-    entries = find_commands(own)
+    entries = {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in own}
     if name in entries:
         return {name: _load(entries[name])}
     if name in OF_BENCH:

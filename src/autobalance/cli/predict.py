@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 from jsonargparse import Namespace
 
 from autobalance._validation import InputError, path_of
-from autobalance.cli.options import DONE
+from autobalance.cli.options import DONE, complain
 from autobalance.cli.run_folder import load_run
 from autobalance.cli.terminal import print_report, print_table_warnings
 from autobalance.data import class_labels, column, positions, read_table
@@ -77,10 +76,9 @@ def run_evaluate(options: Namespace, command: str) -> int:
         report["groups"] = list(report["group_errors"])
     saved = _save(options.run, rates, f"{len(target):,} examples of {Path(options.table).name}")
     if groups is None and classifier.groups_:
-        print(
-            f"autobalance: without --groups nothing is known of the groups of {options.table}; the "
-            f"report of {options.run} shows this evaluation",
-            file=sys.stderr,
+        complain(
+            f"without --groups nothing is known of the groups of {options.table}; the "
+            f"report of {options.run} shows this evaluation"
         )
     if options.json:
         print(to_json(report))
@@ -101,18 +99,16 @@ def _warn_of_data(
     """Where errors are of training rows, or means leave classes out."""
     trained = (record.get("options") or {}).get("table")
     if isinstance(trained, str) and Path(trained).resolve() == Path(options.table).resolve():
-        print(
-            f"autobalance: {options.table} is the table that {options.run} was trained on: these are no test "
-            "errors",
-            file=sys.stderr,
+        complain(
+            f"{options.table} is the table that {options.run} was trained on: these are no test "
+            "errors"
         )
     here = set(target.tolist())
     absent = [str(c) for i, c in enumerate(classifier.classes_) if i not in here]
     if absent:
-        print(
-            f"autobalance: {options.table} has no example of {', '.join(absent[:5])}"
-            f"{', ...' if len(absent) > 5 else ''}; means over the classes leave out what is not there",
-            file=sys.stderr,
+        complain(
+            f"{options.table} has no example of {', '.join(absent[:5])}"
+            f"{', ...' if len(absent) > 5 else ''}; means over the classes leave out what is not there"
         )
 
 
@@ -121,7 +117,7 @@ def _save(run: str, rates: dict[str, Any], data: str) -> bool:
     try:
         save_evaluation(run, rates, data)
     except OSError as error:
-        print(f"autobalance: {run} is left as it is, for {error}", file=sys.stderr)
+        complain(f"{run} is left as it is, for {error}")
         return False
     return True
 
@@ -138,10 +134,7 @@ def _load(run: str) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
         verb, remedy = "was interrupted", "continue with `autobalance fit ... --resume`"
         if status == "diverged":
             verb, remedy = status, "fit again with --overwrite and a lower learning rate"
-        print(
-            f"autobalance: the network of {run} is half trained: its run {verb}{reached}; {remedy}",
-            file=sys.stderr,
-        )
+        complain(f"the network of {run} is half trained: its run {verb}{reached}; {remedy}")
     return classifier, record
 
 

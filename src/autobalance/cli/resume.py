@@ -8,7 +8,7 @@ from typing import Any
 from autobalance._validation import InputError
 from autobalance.bilevel import OtherRun
 from autobalance.objectives import NAMED
-from autobalance.records import read_record
+from autobalance.records import read_record, to_json
 
 _TABLE = "the data of the table, or --target, --groups or --missing-groups"
 _NAMES = {
@@ -27,31 +27,31 @@ _STOPPED = ("interrupted", "failed")
 
 def other_options(error: OtherRun, out: Path) -> InputError:
     """The refusal of a checkpoint in a RUN folder, as the command line says it."""
-    said = dict.fromkeys(_said(key, *values) for key, values in error.differences.items())
+    options = dict.fromkeys(_describe(key, *values) for key, values in error.differences.items())
     return InputError(
-        f"The run in {out} was begun with other options: {'; '.join(said)}.{_begun(out)} Resume with "
-        "those, or give --overwrite in place of --resume to start anew."
+        f"The run in {out} was begun with other options: {'; '.join(options)}.{_name_command(out)} Resume "
+        "with those, or give --overwrite in place of --resume to start anew."
     )
 
 
-def _said(key: str, found: Any, expected: Any) -> str:
+def _describe(key: str, then: Any, now: Any) -> str:
     if key == "objective":
-        named = {repr(known): name for name, known in NAMED.items()}
-        found, expected = (named.get(value, "another") for value in (found, expected))
+        named = {to_json(known.to_dict()): name for name, known in NAMED.items()}
+        then, now = (named.get(to_json(value), "another") for value in (then, now))
     elif not key.startswith(("recipe.", "search.")):
         # Seeds and digests are made from what was given, and tell nobody what that was.
-        return _NAMES.get(key, f"{key} (then {found}, now {expected})")
-    then, now = (_shown(value) for value in (found, expected))
+        return _NAMES.get(key, f"{key} (then {then}, now {now})")
+    then, now = (_format(value) for value in (then, now))
     return f"--{key} (then {then}, now {now})"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _begun(out: Path) -> str:
+def _name_command(out: Path) -> str:
     """The command that the run was begun with, where a record of it was left."""
     try:
         record = read_record(out)

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from autobalance._validation import InputError, array_of_numbers, instance, path_of, shown
-from autobalance.augment import Augmentation, samples
+from autobalance.augment import sample_sheet
 from autobalance.bilevel import SearchResult
 from autobalance.data import ArrayData, TableEncoder
 from autobalance.networks import TableNetwork, with_new_head
@@ -34,24 +33,11 @@ from autobalance.records import (
     to_json,
     write_together,
 )
-from autobalance.report import (
-    EVALUATION,
-    LARGEST,
-    REPORT,
-    SAMPLES,
-    Sheet,
-    evenly_spaced,
-    packed,
-    read_folder,
-    rows_that_fit,
-    write_report,
-)
+from autobalance.report import EVALUATION, REPORT, SAMPLES, packed, read_folder, write_report
 from autobalance.sklearn import AutoBalanceClassifier, TableInput, mark
 
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
 _FORMAT = "autobalance-run"
-EXAMPLES, DRAWS = 2, 3
-"""Training images of a class in `SAMPLES`, and augmented versions of each."""
 
 
 def write_run(
@@ -122,74 +108,6 @@ def save_search(
     return out / REPORT
 
 
-def sample_sheet(augment: nn.Module | None, data: ArrayData, *, seed: int = 0) -> Sheet | None:
-    """A few training images of some classes and what the augmentation makes of them.
-
-    Rows are classes (in groups) from the most to the least frequent, evenly spaced where they are
-    many. None where the augmentation is not of this library, or not for images.
-
-    Raises
-    ------
-    InputError
-        If the data are of other classes or groups than the augmentation.
-    """
-    inputs = data.inputs
-    if not isinstance(augment, Augmentation) or inputs.ndim != 4:
-        return None
-    grouped = augment.num_groups is not None
-    if augment.num_classes != data.num_classes or (
-        grouped and augment.num_groups != data.num_groups
-    ):
-        raise InputError(
-            f"data must be what was searched on: the augmentation is of {augment.num_classes} classes "
-            f"and {augment.num_groups or 'no'} groups; got {data.num_classes} and "
-            f"{data.num_groups or 'no'} groups."
-        )
-    counts = np.asarray(data.counts())
-    if not grouped:
-        counts = np.atleast_2d(counts).sum(axis=0, keepdims=True)
-    cells = [c for c in np.argsort(-counts, axis=None, kind="stable") if counts.flat[c] > 0]
-    size = min(LARGEST, max(inputs.shape[2:]))
-    columns = EXAMPLES * (1 + DRAWS)
-    some = evenly_spaced(len(cells), rows_that_fit(len(cells), columns, inputs.shape[1], size))
-    images, rows = [], []
-    for cell in (cells[i] for i in some):
-        group, y = divmod(int(cell), counts.shape[1])
-        of_cell = data.target == y
-        if grouped and data.groups is not None:
-            of_cell &= data.groups == group
-        at = of_cell.nonzero()[:, 0].repeat(EXAMPLES)[
-            :EXAMPLES
-        ]  # of a class of one, the same twice
-        groups = None if data.groups is None else data.groups
-        pictures = [
-            samples(
-                augment,
-                inputs[slice(i, i + 1)],
-                data.target[i : i + 1],
-                None if groups is None else groups[i : i + 1],
-                draws=DRAWS,
-                seed=seed + n,
-            ).images[0]
-            for n, i in enumerate(at.tolist())
-        ]
-        rows.append((y, group if grouped else None))
-        images.append(np.concatenate(pictures))
-    return Sheet(rows, _shrink(np.stack(images), size), EXAMPLES)
-
-
-def _shrink(images: np.ndarray, most: int) -> np.ndarray:
-    """Images ``(rows, columns, c, h, w)``, no side longer than `most` pixels."""
-    height, width = images.shape[-2:]
-    if max(height, width) <= most:
-        return images
-    scale = most / max(height, width)
-    shape = (max(1, round(scale * height)), max(1, round(scale * width)))
-    flat = torch.from_numpy(images).flatten(0, 1)
-    small = nn.functional.interpolate(flat, shape, mode="area")
-    return small.view(*images.shape[:3], *shape).numpy()
-
-
 def _check_description(description: dict[str, Any]) -> None:
     """Refuse a ``model.json`` whose values are of other kinds than were written."""
     classes, groups = description["classes"], description["groups"]
@@ -209,21 +127,8 @@ def save_run(
 ) -> bool:
     """Write a fit on a table, or what there is of an interrupted one, by the rule of `write_run`.
 
-    Parameters
-    ----------
-    folder : path
-        Made where it does not exist.
-    classifier : AutoBalanceClassifier
-        Fitted with the default network; after an interrupted search it has no network yet.
-    record : dict
-        For ``result.json``.
-    target : str
-        Name of the target column.
-
-    Returns
-    -------
-    bool
-        Whether it was written: False leaves an earlier, finished run in its place.
+    After an interrupted search the classifier has no network yet. `target` is the name of the target
+    column. Returns whether it was written: False leaves an earlier, finished run in its place.
     """
     files = {LOSS: classifier.loss_.to_json().encode()}
     module = getattr(classifier, "module_", None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from autobalance.cli.options import complain
 
 if TYPE_CHECKING:
     from autobalance.bilevel import (
@@ -26,18 +27,11 @@ if TYPE_CHECKING:
 
 
 _SUMMARY = (
-    "error",
-    "balanced_error",
-    "worst_class_error",
-    "worst_group_error",
-    "group_balanced_error",
-    "worst_class_and_group_error",
-    "deo",
-)
-
-
-# Of tables that no terminal's width limits.
+    "error", "balanced_error", "worst_class_error", "worst_group_error", "group_balanced_error",
+    "worst_class_and_group_error", "deo",
+)  # fmt: skip
 FILE_WIDTH = 120
+"""Width of tables that no terminal limits."""
 
 _CHOICES = {
     "designed": "the designed loss",
@@ -99,7 +93,7 @@ def print_table_warnings() -> Iterator[None]:
                 show_other(message, category, *place, **options)
             elif str(message) not in printed:
                 printed.add(str(message))
-                print(f"autobalance: {message}", file=sys.stderr)
+                complain(message)
 
         warnings.showwarning = show
         yield
@@ -115,19 +109,36 @@ def narrow_table(table: Table) -> None:
 
 def print_methods(methods: dict[str, dict[str, Any]]) -> None:
     """The demo's table."""
-    table = Table(title="Error in percent")
-    table.add_column("method", no_wrap=True)
-    for name in ("balanced", "worst class", "training", "seconds", "runs"):
-        table.add_column(name, justify="right")
-    for method in methods.values():
-        table.add_row(
+    names = ("balanced_error", "worst_class_error", "training_error")
+    rows = [
+        (
             method["title"],
-            format_percent(method["balanced_error"]),
-            format_percent(method["worst_class_error"]),
-            format_percent(method["training_error"]),
+            *(format_percent(method[name]) for name in names),
             f"{method['seconds']:.1f}",
             str(method["training_runs"]),
         )
+        for method in methods.values()
+    ]
+    _print_rows(
+        ("method", "balanced", "worst class", "training", "seconds", "runs"),
+        rows,
+        title="Error in percent",
+    )
+
+
+def _print_rows(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    names: int = 1,
+    title: str | None = None,
+) -> None:
+    """A table whose first columns are `names`, to the left, and whose others are numbers."""
+    table = Table(title=title)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i < names else "right", no_wrap=i < names)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
 
 
@@ -151,41 +162,26 @@ def print_frontier(
     picked: FrontierPoint | None = None,
     bound: float | None = None,
 ) -> None:
-    """The points by their mix, then the baselines; which points no other beats, which is picked.
-
-    Parameters
-    ----------
-    swept, baselines
-        What to show.
-    picked, bound
-        The point whose network is kept, and the largest gap that was asked for.
-    """
+    """The points by their mix, then the baselines; which no other beats, which is picked for a `bound`."""
     table = _frontier_table("training loss", swept.main, swept.gap)
     best = swept.non_dominated()
-    notes = []
+
+    def add(title: str, point: FrontierPoint | Baseline, note: str = "") -> None:
+        note = "picked" if point is picked else "a class always wrong" if point.constant else note
+        table.add_row(title, format_percent(point.main), format_percent(point.gap), note)
+
     for point in swept.points:
-        note = "not beaten" if point in best else ""
-        if point.constant:
-            note = "a class always wrong"
-        if point is picked:
-            note = "picked"
-        notes.append(note)
-        table.add_row(
-            f"mix {point.mix:g}", format_percent(point.main), format_percent(point.gap), note
-        )
+        add(f"mix {point.mix:g}", point, "not beaten" if point in best else "")
     if baselines:
         table.add_section()
     for baseline in baselines:
-        note = "a class always wrong" if baseline.constant else ""
-        table.add_row(
-            baseline.title, format_percent(baseline.main), format_percent(baseline.gap), note
-        )
+        add(baseline.title, baseline)
     sizes = sum(map(sum, swept.settings["validation_counts"]))
     legend = [
         f"Percent of {sizes:,.0f} held-out examples, lower is better. {_describe_gap(swept.gap)} Mix: the "
         "gap's weight in what a loss was designed for, the rest is the error's."
     ]
-    if "not beaten" in notes:
+    if any(p in best and p is not picked and not p.constant for p in swept.points):
         legend.append("Not beaten: no other mix is at least as low in both.")
     if picked is not None and bound is not None:
         legend.append(f"Picked: the lowest error whose gap is at most {format_percent(bound)}.")
@@ -205,26 +201,20 @@ def print_decisions(
         [*((p, "") for p in points), *([] if picked is None else [(picked, "picked")])],
         key=lambda row: -row[0].held_out.known_deo,
     )
-    most = 1
     for decision, note in [*rows, (plain, "")]:
+        title = f"gap at most {format_percent(decision.held_out.known_deo)}"
         if decision is plain:
             table.add_section()
+            title = "cross-entropy"
         held, parts = decision.held_out, len(decision.network.shares)
-        most = max(most, parts)
-        table.add_row(
-            "cross-entropy"
-            if decision is plain
-            else f"gap at most {format_percent(held.known_deo)}",
-            format_percent(getattr(held, main)),
-            format_percent(held.known_deo),
-            format_percent(held.worst_class_and_group_error),
-            ", ".join(filter(None, [note, f"drawn from {parts}" if parts > 1 else ""])),
-        )
+        rates = getattr(held, main), held.known_deo, held.worst_class_and_group_error
+        mixture = f"drawn from {parts}" if parts > 1 else ""
+        table.add_row(title, *map(format_percent, rates), ", ".join(filter(None, [note, mixture])))
     legend = [
         f"Percent of {plain.held_out.mass.sum():,.0f} held-out examples, lower is better. "
         f"{_describe_gap('deo')} Cross-entropy: the most probable class."
     ]
-    if most > 1:
+    if any(len(d.network.shares) > 1 for d, _ in [*rows, (plain, "")]):
         legend.append(
             "Drawn from 2: each prediction follows one of so many rules, drawn at random."
         )
@@ -260,39 +250,28 @@ def _print_with_legend(table: Table, legend: Sequence[str]) -> None:
 
 def print_report(report: dict[str, Any]) -> None:
     """Error rates: overall, then by class, by group, and by both."""
-    console = Console()
-    summary = Table("error in percent", title=f"{report['n']:,} examples")
-    summary.add_column(justify="right")
-    for key in _SUMMARY:
-        if key in report:
-            summary.add_row(key.replace("_", " "), format_percent(report[key]))
-    console.print(summary)
-    by_class = Table("class")
-    by_class.add_column("error", justify="right")
-    for name, error in zip(report["classes"], report["class_errors"], strict=True):
-        by_class.add_row(plain_text(name), format_percent(error))
-    console.print(by_class)
-    if "group_errors" in report:
-        by_group = Table("group")
-        by_group.add_column("error", justify="right")
-        by_group.add_column("balanced error", justify="right")
-        for name, error in report["group_errors"].items():
-            by_group.add_row(
-                plain_text(name),
-                format_percent(error),
-                format_percent(report["group_balanced_errors"][name]),
-            )
-        console.print(by_group)
-        by_both = Table("class", "group")
-        by_both.add_column("examples", justify="right")
-        by_both.add_column("error", justify="right")
-        for name, errors in report["class_and_group_errors"].items():
-            sizes = report["class_and_group_n"][name]
-            for label, n, error in zip(report["classes"], sizes, errors, strict=True):
-                by_both.add_row(
-                    plain_text(label), plain_text(name), f"{n:,}", format_percent(error)
-                )
-        console.print(by_both)
+    summary = [
+        (key.replace("_", " "), format_percent(report[key])) for key in _SUMMARY if key in report
+    ]
+    _print_rows(("error in percent", ""), summary, title=f"{report['n']:,} examples")
+    classes = [plain_text(name) for name in report["classes"]]
+    errors = map(format_percent, report["class_errors"])
+    _print_rows(("class", "error"), zip(classes, errors, strict=True))
+    if "group_errors" not in report:
+        return
+    balanced = report["group_balanced_errors"]
+    by_group = [
+        (plain_text(name), format_percent(error), format_percent(balanced[name]))
+        for name, error in report["group_errors"].items()
+    ]
+    _print_rows(("group", "error", "balanced error"), by_group)
+    sizes = report["class_and_group_n"]
+    by_both = [
+        (label, plain_text(name), f"{n:,}", format_percent(error))
+        for name, errors in report["class_and_group_errors"].items()
+        for label, n, error in zip(classes, sizes[name], errors, strict=True)
+    ]
+    _print_rows(("class", "group", "examples", "error"), by_both, names=2)
 
 
 def plain_text(text: object) -> str:

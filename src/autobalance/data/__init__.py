@@ -8,25 +8,23 @@ from autobalance.data.array_data import ArrayData, MissingGroups, concatenated, 
 from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
 from autobalance.data.batches import Batch, BatchSource, as_batch, as_batches, moved
 from autobalance.data.columns import Table, as_table
-from autobalance.data.dataset_data import DatasetData, as_data, as_inputs
+from autobalance.data.dataset_data import DatasetData, as_data, as_inputs, is_dataset
 from autobalance.data.dataset_reader import ExampleError
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
 from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
 from autobalance.data.labels import (
     NO_GROUP,
-    Labelled,
     class_labels,
     group_names,
     number_groups,
     number_of,
-    numbered,
-    plural,
     positions,
     shortened,
 )
+from autobalance.data.lazy_inputs import LazyInputs, sampled
 from autobalance.data.samplers import BalancedSampler
 from autobalance.data.splits import stratified_folds
-from autobalance.data.stored import StoredRows, sampled
+from autobalance.data.stored import StoredRows
 from autobalance.data.table_encoder import TableEncoder, TableWarning, warn_of
 from autobalance.data.tables import check_expansion, column, read_table
 
@@ -42,7 +40,7 @@ __all__ = [
     "DatasetData",
     "ExampleError",
     "ImageSet",
-    "Labelled",
+    "LazyInputs",
     "MissingGroups",
     "ResampledBatches",
     "ShuffledBatches",
@@ -64,12 +62,11 @@ __all__ = [
     "finite",
     "group_names",
     "indices",
+    "is_dataset",
     "long_tailed_sample",
     "moved",
     "number_groups",
     "number_of",
-    "numbered",
-    "plural",
     "positions",
     "read_table",
     "reading",

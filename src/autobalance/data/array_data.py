@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -13,58 +13,11 @@ from torch import Tensor
 
 from autobalance._validation import InputError, one_of, same_length, whole
 from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
-from autobalance.data.batches import Batch, moved
+from autobalance.data.batches import Batch, Read, moved
+from autobalance.data.lazy_inputs import LazyInputs
 
 MissingGroups = Literal["refused", "unknown"]
-
-
-@runtime_checkable
-class LazyInputs(Protocol):
-    """Inputs that are read by index, batch by batch, in place of a tensor that holds them all.
-
-    `StoredRows` reads files that are mapped into memory, `DatasetInputs` a Dataset. What they return
-    lies on the CPU.
-    """
-
-    @property
-    def shape(self) -> torch.Size:
-        """Number of examples, and the shape of each where they share one."""
-        ...
-
-    @property
-    def read_ahead(self) -> int:
-        """Number of batches that are worth requesting before they are needed."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Tensor | slice, /) -> Any:
-        """Inputs of these examples, as for evaluation."""
-        ...
-
-    def request(self, index: Tensor, seed: int, *, training: bool) -> Callable[[], Any]:
-        """Begin to read a batch; the function that is returned waits for it."""
-        ...
-
-    def split(self, size: int) -> Iterator[Any]:
-        """All inputs in order, as for evaluation, at most `size` examples at a time."""
-        ...
-
-    def subset(self, index: Any, /) -> Self:
-        """These examples alone; nothing is read."""
-        ...
-
-    def joined(self, other: Any, /) -> Self:
-        """The examples of both."""
-        ...
-
-    def digest(self) -> str:
-        """Tells these inputs from others."""
-        ...
-
-    def reading(self) -> AbstractContextManager[None]:
-        """Keep workers running inside, and stop them at the end."""
-        ...
+_LABELS = ("target", "groups", "sample_weight")
 
 
 @dataclass(frozen=True)
@@ -121,8 +74,11 @@ class ArrayData:
             are not whole numbers from 0, or a weight is negative.
         """
         same_length(inputs=inputs, target=target, groups=groups, sample_weight=sample_weight)
-        lazy = isinstance(inputs, LazyInputs) and not isinstance(inputs, Tensor)
-        x = inputs if lazy else finite("inputs", as_tensor("inputs", inputs))
+        x = (
+            inputs
+            if isinstance(inputs, LazyInputs)
+            else finite("inputs", as_tensor("inputs", inputs))
+        )
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
         y = indices("target", target)
@@ -136,26 +92,15 @@ class ArrayData:
                 raise InputError(
                     "sample_weight must be one-dimensional, never negative and not all zero."
                 )
-        classes = int(y.max()) + 1
-        if num_classes is not None:
-            classes = whole("num_classes", num_classes, least=1)
-        if int(y.max()) >= classes:
-            raise InputError(
-                f"target has class {int(y.max())}, but there are only {classes} classes."
-            )
+        num_classes = _check_count("target", "classes", y, num_classes)
         if g is not None:
             if int(g.max()) == UNKNOWN:
                 raise InputError("No example's group is known. Leave groups out.")
-            found = int(g.max()) + 1
-            num_groups = found if num_groups is None else whole("num_groups", num_groups, least=1)
-            if int(g.max()) >= num_groups:
-                raise InputError(
-                    f"groups has {int(g.max())}, but there are only {num_groups} groups."
-                )
-        data = cls(x, y, classes, g, num_groups, w)
-        return (
-            data if w is None or bool((w > 0).all()) else data.subset(torch.nonzero(w).squeeze(1))
-        )
+            num_groups = _check_count("groups", "groups", g, num_groups)
+        data = cls(x, y, num_classes, g, num_groups, w)
+        if w is None or bool((w > 0).all()):
+            return data
+        return data.subset(torch.nonzero(w).squeeze(1))
 
     def __len__(self) -> int:
         return len(self.target)
@@ -170,6 +115,10 @@ class ArrayData:
         if self.groups is None or not self.unknown:
             return self
         return self.subset(torch.nonzero(self.groups != UNKNOWN).squeeze(1))
+
+    def without_groups(self) -> Self:
+        """The same examples, with their groups left out."""
+        return replace(self, groups=None, num_groups=None)
 
     def counts(self) -> np.ndarray:
         """Examples per class ``(k,)``, or per known group and class ``(g, k)``; see `masses`."""
@@ -237,17 +186,11 @@ class ArrayData:
         # Two to eight times as fast as by brackets on a CPU.
         return Batch(self.inputs.index_select(0, index), **self._labels(index))
 
-    def request(self, index: Tensor, seed: int, *, training: bool = False) -> Callable[[], Batch]:
-        """Begin to read the batch of these numbers; the function that is returned waits for it.
+    def request(self, index: Tensor, seed: int, *, training: bool = False) -> Read:
+        """Begin to read the batch of these numbers ``(m,)``; the function that is returned waits for it.
 
-        Parameters
-        ----------
-        index : Tensor
-            Numbers of the examples, shape ``(m,)``.
-        seed : int
-            Seed of the random transforms of a Dataset.
-        training : bool
-            Whether the examples pass through the training transforms or those for evaluation.
+        Random transforms of a Dataset are seeded by `seed`; `training` says whether the examples pass
+        through those for training or those for evaluation.
         """
         if isinstance(self.inputs, Tensor):
             return lambda: self.batch(index)
@@ -268,7 +211,7 @@ class ArrayData:
     def _labels(self, index: Tensor) -> dict[str, Any]:
         return {
             name: None if value is None else value[index]
-            for name in ("target", "groups", "sample_weight")
+            for name in _LABELS
             for value in [getattr(self, name)]
         }
 
@@ -297,24 +240,30 @@ class ArrayData:
         return replace(self, **tensors)
 
 
+def _check_count(name: str, what: str, indices: Tensor, count: int | None) -> int:
+    """The number of classes or groups: the one given, or the largest index and one."""
+    largest = int(indices.max())
+    count = largest + 1 if count is None else whole(f"num_{what}", count, least=1)
+    if largest >= count:
+        noun = "has class" if what == "classes" else "has"
+        raise InputError(f"{name} {noun} {largest}, but there are only {count} {what}.")
+    return count
+
+
 def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
     """Both sets' examples as one; classes and groups must be numbered alike.
 
     Where the first has no groups, those of the second are left out.
     """
     if first.groups is None:
-        second = replace(second, groups=None, num_groups=None)
+        second = second.without_groups()
 
-    def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        if a is None and b is None:
-            return None
-        if a is None or b is None:
+    for a, b in ((first.groups, second.groups), (first.sample_weight, second.sample_weight)):
+        if (a is None) != (b is None):
             raise InputError(
                 "Training and validation data must both have weights, or neither; and where training "
                 "data has groups, validation data needs them too."
             )
-        return torch.cat([a, b])
-
     if first.inputs.shape[1:] != second.inputs.shape[1:]:
         raise InputError(
             "Training and validation inputs must have the same shape per example; got "
@@ -329,13 +278,12 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
                 f"Validation data has {name} {int(numbers.max())}, but training data is numbered "
                 f"0 to {known - 1}. Number both alike."
             )
-    return replace(
-        first,
-        inputs=_inputs_of_both(first.inputs, second.inputs),
-        target=torch.cat([first.target, second.target]),
-        groups=joined(first.groups, second.groups),
-        sample_weight=joined(first.sample_weight, second.sample_weight),
-    )
+    labels = {
+        name: None if value is None else torch.cat([value, getattr(second, name)])
+        for name in _LABELS
+        for value in [getattr(first, name)]
+    }
+    return replace(first, inputs=_inputs_of_both(first.inputs, second.inputs), **labels)
 
 
 def _inputs_of_both(first: Tensor | LazyInputs, second: Tensor | LazyInputs) -> Tensor | LazyInputs:

@@ -6,7 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from autobalance._validation import InputError
 
 if TYPE_CHECKING:
     from autobalance.data.array_data import ArrayData
+    from autobalance.data.index_streams import IndexStream
+
+Read = Callable[[], Any]
+"""What waits for a batch, or for inputs, that were requested, and returns them."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +55,25 @@ def as_batch(batch: Any) -> Batch:
     """
     if isinstance(batch, Batch):
         return batch
-    found = None
+    result = None
     if is_dataclass(batch) and not isinstance(batch, type):
         batch = {f.name: getattr(batch, f.name) for f in fields(batch)}
     if isinstance(batch, Mapping):
         extra = batch.get("groups"), batch.get("sample_weight")
         others = batch.keys() - {"labels", "groups", "sample_weight"}
         if {"inputs", "target"} <= batch.keys():
-            found = Batch(batch["inputs"], batch["target"], *extra)
+            result = Batch(batch["inputs"], batch["target"], *extra)
         elif "labels" in batch and others:
-            found = Batch({k: batch[k] for k in batch if k in others}, batch["labels"], *extra)
+            result = Batch({k: batch[k] for k in batch if k in others}, batch["labels"], *extra)
     elif isinstance(batch, (tuple, list)) and 2 <= len(batch) <= 4:
-        found = Batch(*batch)
-    if found is None or not isinstance(found.target, Tensor):
+        result = Batch(*batch)
+    if result is None or not isinstance(result.target, Tensor):
         raise InputError(
             "A batch must be (inputs, target[, groups[, sample_weight]]) with a tensor as target, a "
             'mapping or dataclass with these names, a mapping with "labels", or a Batch; got '
             f"{type(batch).__name__}. For others give an adapter: LossTuner(..., adapter=to_batch)."
         )
-    return found
+    return result
 
 
 def as_batches(batches: Any, adapter: Callable[[Any], Batch] = as_batch) -> list[Batch]:
@@ -90,6 +94,13 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a value, in order."""
+    tensors: list[Tensor] = []
+    map_tensors(value, lambda tensor: tensors.append(tensor) or tensor)
+    return tensors
+
+
 def moved(inputs: Any, device: torch.device) -> Any:
     """The tensors of these inputs on a device.
 
@@ -104,19 +115,6 @@ def moved(inputs: Any, device: torch.device) -> Any:
     return map_tensors(inputs, move)
 
 
-class IndexStream(Protocol):
-    """An endless stream of index batches whose state can be saved; see `index_streams`."""
-
-    def __next__(self) -> Tensor: ...
-    def state_dict(self) -> dict[str, Any]:
-        """What continues the stream elsewhere."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        ...
-
-
 class BatchSource(Iterator[Batch]):
     """The batches that an index stream draws from labelled data.
 
@@ -126,18 +124,15 @@ class BatchSource(Iterator[Batch]):
 
     Parameters
     ----------
-    data : ArrayData
-        The labelled examples.
-    stream : IndexStream
-        Decides the examples of each batch.
+    data, stream : ArrayData, IndexStream
+        The labelled examples, and what decides which of them are in each batch.
     seed : int
         Seed of random transforms.
     training : bool
         Whether examples pass through the training transforms or those for evaluation.
     share : callable, optional
-        Picks this process's part of a batch's indices where several processes train together.
-    rank : int
-        Number of this process.
+        Picks the part of a batch's indices for this process, which is number `rank` of several that
+        train together.
 
     Attributes
     ----------
@@ -160,7 +155,7 @@ class BatchSource(Iterator[Batch]):
         self.share, self.rank = share, rank
         self.number = 0
         self.latest = (-1, torch.empty(0, dtype=torch.int64))
-        self._requested: deque[tuple[Tensor, Callable[[], Batch]]] = deque()
+        self._requested: deque[tuple[Tensor, Read]] = deque()
         self._lookahead: IndexStream | None = None
 
     def __next__(self) -> Batch:
@@ -186,7 +181,7 @@ class BatchSource(Iterator[Batch]):
         """An earlier batch once more, with the same random transforms."""
         return self._request(number, index)()
 
-    def _request(self, number: int, index: Tensor) -> Callable[[], Batch]:
+    def _request(self, number: int, index: Tensor) -> Read:
         own = index if self.share is None else self.share(index)
         if isinstance(self.data.inputs, Tensor):
             return lambda: self.data.batch(own)

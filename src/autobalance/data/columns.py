@@ -40,36 +40,19 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 
 
 class Table(NamedTuple):
-    """The columns of a dataframe, read one by one.
-
-    Attributes
-    ----------
-    names : list of str
-        Names that differ from one another: a second "a" is "a (2)".
-    columns : list of narwhals.Series
-        The columns, in the order of the names.
-    rows : int
-        Number of rows.
-    """
+    """The columns of a dataframe as pandas has them, under names that differ: a second "a" is "a (2)"."""
 
     names: list[str]
-    columns: list[nw.Series[Any]]
+    columns: list[pd.Series]
     rows: int
 
 
 class Spelling(NamedTuple):
     """One way to write numbers as text.
 
-    Attributes
-    ----------
-    kind : str
-        "number", "boolean" (true, false) or "date" (ISO 8601).
-    affix : str
-        A currency or a percent sign, before or after each number. 45 % is 45.
-    thousands : str
-        What stands between groups of three digits, or nothing.
-    decimal : str
-        A point or a comma.
+    `kind` is "number", "boolean" (true, false) or "date" (ISO 8601); `affix` a currency or a percent sign
+    before or after each number (45 % is 45); `thousands` what stands between groups of three digits, or
+    nothing; and `decimal` a point or a comma.
     """
 
     kind: str = "number"
@@ -111,14 +94,8 @@ _SEPARATORS = [
 class Column(NamedTuple):
     """A column as the encoder takes it.
 
-    Attributes
-    ----------
-    values : ndarray
-        float64 with NaN for missing numbers, or objects: text, with None where it is missing.
-    spelling : Spelling or None
-        How text spells its numbers; None where the column holds numbers, or categories.
-    note : str or None
-        What a user should know of how the column was read.
+    `values` are float64 with NaN for missing numbers, or objects: text, with None where it is missing.
+    `spelling` is how text spells its numbers, and `note` what a user should know of how it was read.
     """
 
     values: np.ndarray
@@ -142,16 +119,23 @@ def as_table(frame: Any) -> Table | None:
     if isinstance(frame, Table):
         return frame
     if isinstance(frame, pd.DataFrame):  # pandas alone lets names be equal, or be no text
-        columns = [
-            nw.from_native(frame.iloc[:, i], series_only=True) for i in range(frame.shape[1])
-        ]
-        return Table(distinct(map(str, frame.columns)), columns, len(frame))
-    table: Any = nw.from_native(frame, pass_through=True)
-    if isinstance(table, nw.LazyFrame):
-        raise InputError("The table is lazy. Collect it first: X.collect().")
-    if not isinstance(table, nw.DataFrame):
-        return None
-    return Table(distinct(table.columns), [table[c] for c in table.columns], len(table))
+        names = [*map(str, frame.columns)]
+        columns = [frame.iloc[:, i] for i in range(frame.shape[1])]
+    else:
+        table: Any = nw.from_native(frame, pass_through=True)
+        if isinstance(table, nw.LazyFrame):
+            raise InputError("The table is lazy. Collect it first: X.collect().")
+        if not isinstance(table, nw.DataFrame):
+            return None
+        names, columns = table.columns, [_as_pandas(table[name]) for name in table.columns]
+    dense = [c.sparse.to_dense() if isinstance(c.dtype, pd.SparseDtype) else c for c in columns]
+    return Table(distinct(names), dense, len(frame))
+
+
+def _as_pandas(series: nw.Series[Any]) -> pd.Series:
+    # By the library's own conversion: narwhals' loses what is missing in arrow's dictionaries.
+    native = series.to_native()
+    return getattr(native, "to_pandas", series.to_pandas)()
 
 
 def distinct(names: Iterable[str]) -> list[str]:
@@ -166,47 +150,36 @@ def distinct(names: Iterable[str]) -> list[str]:
     return list(result)
 
 
-def read_column(name: str, series: nw.Series[Any]) -> Column:
-    """Read a column by its values.
-
-    Parameters
-    ----------
-    name : str
-        Its name, for messages.
-    series : narwhals.Series
-        Its values, shape ``(n,)``.
+def read_column(name: str, series: pd.Series) -> Column:
+    """Read a column ``(n,)`` by its values; its name is for messages.
 
     Raises
     ------
     InputError
         If a cell holds a list, an array or another thing that is neither a number nor a category.
     """
-    dtype = series.dtype
-    if dtype.is_numeric() and not dtype.is_decimal():
-        return Column(_numbers(series))
-    if isinstance(dtype, nw.Boolean):
-        return Column(_numbers(series))
-    if isinstance(dtype, (nw.Date, nw.Datetime, nw.Duration)):
-        unit = "days" if isinstance(dtype, nw.Duration) else "days since 1970-01-01"
-        return Column(_times(series), None, f"holds times, which are read as {unit}")
-    native = series.to_native()
-    if isinstance(native, pd.Series):
-        if isinstance(native.dtype, pd.PeriodDtype):
-            days = _days(native.dt.to_timestamp())
-            return Column(days, None, "holds periods, which are read as days since 1970-01-01")
-        if isinstance(native.dtype, pd.SparseDtype):
-            dense = nw.from_native(native.sparse.to_dense(), series_only=True)
-            return read_column(name, dense)
-        if isinstance(native.dtype, pd.CategoricalDtype):
-            return Column(_categories(name, native))
+    dtype: Any = series.dtype
+    if _holds_numbers(dtype):
+        return Column(series.to_numpy(np.float64, na_value=np.nan))
+    if dtype.kind == "m":
+        days = (pd.to_timedelta(series) / pd.Timedelta(days=1)).to_numpy(np.float64)
+        return Column(days, None, "holds durations, which are read as days")
+    if dtype.kind == "M" or isinstance(dtype, pd.PeriodDtype):
+        times = series.dt.to_timestamp() if isinstance(dtype, pd.PeriodDtype) else series
+        return Column(_days(times), None, "holds times, which are read as days since 1970-01-01")
+    if isinstance(dtype, pd.CategoricalDtype):
+        return Column(_categories(name, series))
     values = np.empty(len(series), dtype=object)
-    values[:] = _objects(series)
-    values[_missing(values)] = None
-    return _read_objects(name, values, given=isinstance(dtype, (nw.Categorical, nw.Enum)))
+    values[:] = [None if _is_missing(value) else value for value in series.tolist()]
+    return _read_objects(name, values)
 
 
-def _read_objects(name: str, values: np.ndarray, *, given: bool) -> Column:
-    """Numbers or categories among Python objects; `given` categories stay as they are."""
+def _holds_numbers(dtype: Any) -> bool:
+    return pd.api.types.is_numeric_dtype(dtype) and dtype.kind != "c"
+
+
+def _read_objects(name: str, values: np.ndarray) -> Column:
+    """Numbers or categories among Python objects, None where one is missing."""
     known = [v for v in values.tolist() if v is not None]
     kinds = set(map(type, known))
     if not known:
@@ -224,7 +197,7 @@ def _read_objects(name: str, values: np.ndarray, *, given: bool) -> Column:
     if all(issubclass(kind, (*times, datetime.time)) for kind in kinds):
         return Column(_of_times(name, values, known), None, "holds times, which are read as days")
     texts = np.array([None if v is None else category_text(v) for v in values.tolist()], object)
-    if given or any(issubclass(kind, pd.Interval) for kind in kinds):
+    if any(issubclass(kind, pd.Interval) for kind in kinds):
         return Column(texts)
     different = pd.unique(texts[texts != np.array(None)])
     # Fewer may be intervals, as pandas.cut makes them.
@@ -235,52 +208,44 @@ def _read_objects(name: str, values: np.ndarray, *, given: bool) -> Column:
         )
     spelling = find_spelling(different)
     if spelling is None:
-        return Column(texts, None, _mistaken(different))
-    return Column(_parse(texts, spelling), spelling, _spelled(different, spelling))
+        return Column(texts, None, _describe_mistake(different))
+    return Column(_parse(texts, spelling), spelling, _describe_spelling(different, spelling))
 
 
-def numbers_of(name: str, series: nw.Series[Any], spelling: Spelling | None) -> np.ndarray:
-    """A column that was numeric in training, as float64.
+def numbers_of(name: str, series: pd.Series, spelling: Spelling | None) -> np.ndarray:
+    """A column that was numeric in training, as float64 ``(n,)``.
 
-    Parameters
-    ----------
-    name, series
-        As for `read_column`.
-    spelling : Spelling or None
-        How it was spelled in training, which is tried first.
+    How it was spelled in training is tried first.
 
     Raises
     ------
     InputError
         If it now holds anything else.
     """
-    column = None
-    if spelling is not None and isinstance(series.dtype, (nw.String, nw.Object)):
-        texts = np.array([None if _is_missing(v) else str(v) for v in series.to_list()], object)
-        parsed = _parse(texts, spelling)
-        if not np.isnan(parsed[texts != np.array(None)]).any():
-            return parsed
+    if spelling is not None and not _holds_numbers(series.dtype):
+        texts = np.array([None if _is_missing(v) else str(v) for v in series.tolist()], object)
+        numbers = _parse(texts, spelling)
+        if not np.isnan(numbers[texts != np.array(None)]).any():
+            return numbers
     column = read_column(name, series)
-    if not column.is_numeric:
-        column = Column(_parse(column.values, PLAIN))
-        texts = np.array([None if _is_missing(v) else str(v) for v in series.to_list()], object)
-        if np.isnan(column.values[texts != np.array(None)]).any():
-            raise InputError(
-                f"The column {name!r} was numeric in training, but now holds text. "
-                "Correct it, or train with it as text."
-            )
-    return column.values
+    if column.is_numeric:
+        return column.values
+    numbers = _parse(column.values, PLAIN)
+    if np.isnan(numbers[column.values != np.array(None)]).any():
+        raise InputError(
+            f"The column {name!r} was numeric in training, but now holds text. "
+            "Correct it, or train with it as text."
+        )
+    return numbers
 
 
-def texts_of(name: str, series: nw.Series[Any]) -> np.ndarray:
+def texts_of(name: str, series: pd.Series) -> np.ndarray:
     """A column that was categorical in training, as text with None for missing values."""
-    native = series.to_native()
-    if isinstance(native, pd.Series) and isinstance(native.dtype, pd.CategoricalDtype):
-        return _categories(name, native)
-    values = [None if _is_missing(v) else category_text(v) for v in _objects(series)]
-    texts = np.empty(len(values), dtype=object)
-    texts[:] = values
-    return texts
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        return _categories(name, series)
+    return np.array(
+        [None if _is_missing(v) else category_text(v) for v in series.tolist()], dtype=object
+    )
 
 
 def category_text(value: Any) -> str:
@@ -327,7 +292,7 @@ def _affix(text: str) -> str | None:
     return "" if rest and (rest[0].isdigit() or rest[0] in ".,") else None
 
 
-def _spelled(different: np.ndarray, spelling: Spelling) -> str | None:
+def _describe_spelling(different: np.ndarray, spelling: Spelling) -> str | None:
     """How text was read as numbers."""
     if spelling.kind == "boolean":
         return None
@@ -342,7 +307,7 @@ def _spelled(different: np.ndarray, spelling: Spelling) -> str | None:
     )
 
 
-def _mistaken(different: np.ndarray) -> str | None:
+def _describe_mistake(different: np.ndarray) -> str | None:
     """What text looks like, with a remedy, where it seems to be meant for numbers or dates."""
     sample = [str(t).strip() for t in different[:_SAMPLE]]
     ways = {t: find_spelling([t]) for t in sample}
@@ -381,23 +346,6 @@ def _parse(texts: np.ndarray, spelling: Spelling) -> np.ndarray:
         parsed = [spelling.parse(str(text)) for text in different]
         values = np.array([np.nan if v is None else v for v in parsed], dtype=np.float64)
     return np.append(values, np.nan)[codes]
-
-
-def _numbers(series: nw.Series[Any]) -> np.ndarray:
-    native = series.to_native()
-    if isinstance(native, pd.Series):
-        if isinstance(native.dtype, pd.SparseDtype):
-            native = native.sparse.to_dense()
-        return native.to_numpy(np.float64, na_value=np.nan)
-    return series.cast(nw.Float64()).to_numpy().astype(np.float64)
-
-
-def _times(series: nw.Series[Any]) -> np.ndarray:
-    native = series.to_native()
-    values = native if isinstance(native, pd.Series) else series.to_pandas()
-    if isinstance(series.dtype, nw.Duration):
-        return (pd.to_timedelta(values) / pd.Timedelta(days=1)).to_numpy(np.float64)
-    return _days(values)
 
 
 def _days(values: Any) -> np.ndarray:
@@ -439,11 +387,6 @@ def _categories(name: str, values: pd.Series) -> np.ndarray:
     return np.array([*kinds, None], dtype=object)[values.cat.codes.to_numpy()]
 
 
-def _objects(series: nw.Series[Any]) -> list[Any]:
-    native = series.to_native()
-    return native.tolist() if isinstance(native, pd.Series) else series.to_list()
-
-
 def _is_value(kind: type) -> bool:
     """Whether values of a type are numbers, text, times, or categories with a text of their own."""
     if issubclass(kind, (str, Real, Decimal, np.bool_, datetime.date, datetime.time)):
@@ -457,7 +400,3 @@ def _is_missing(value: Any) -> bool:
     if isinstance(value, str):
         return False
     return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
-
-
-def _missing(values: np.ndarray) -> np.ndarray:
-    return np.array([_is_missing(v) for v in values.tolist()], dtype=bool)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -23,11 +22,11 @@ from torch.utils.data import (
 )
 
 from autobalance._validation import InputError, whole
-from autobalance.data.array_data import ArrayData, LazyInputs, MissingGroups
+from autobalance.data.array_data import ArrayData, MissingGroups
 from autobalance.data.arrays import as_tensor, indices
-from autobalance.data.batches import map_tensors
+from autobalance.data.batches import Read, tensors_in
 from autobalance.data.dataset_reader import ExampleReader, Request, WorkerPool
-from autobalance.data.stored import sampled
+from autobalance.data.lazy_inputs import LazyInputs, sampled
 
 _ATTRIBUTES = ("targets", "labels", "y")
 _COLUMNS = ("label", "labels")
@@ -35,18 +34,11 @@ _MOST_VALUES = 2**22
 """Most input values of a batch in a pass over all examples: 16 MB in float32."""
 
 
-class DatasetInputs:
-    """The inputs of some examples of a Dataset, in the place of a tensor of inputs.
+class DatasetInputs(LazyInputs):
+    """The examples of a Dataset whose numbers are `rows`, read by a pool that all its parts share.
 
     Reading by index, and passes over all of them, use the transforms for evaluation. Only training
     batches, which `request` asks for, go through those for training.
-
-    Parameters
-    ----------
-    pool : WorkerPool
-        Reads the examples; shared by all parts of one Dataset.
-    rows : ndarray
-        Numbers of the examples in the Dataset, shape ``(n,)``.
     """
 
     def __init__(self, pool: WorkerPool, rows: np.ndarray) -> None:
@@ -56,32 +48,22 @@ class DatasetInputs:
     def of(
         cls,
         dataset: Any,
+        target: Tensor | None = None,
         *,
         evaluation: Any = None,
-        target: Tensor | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        multiprocessing_context: str | None = None,
+        **workers: Any,
     ) -> DatasetInputs:
         """Those of all examples; see `DatasetData.of`, which has the parameters and errors."""
         n = _length(dataset)
-        whole("num_workers", num_workers, least=0)
-        examples = ExampleReader(
-            dataset,
-            _evaluation_view(dataset, evaluation, n),
-            collate_fn,
-            None if target is None else target.cpu().numpy(),
-        )
+        labels = None if target is None else target.cpu().numpy()
+        view = _evaluation_view(dataset, evaluation, n)
+        examples = ExampleReader(dataset, view, collate_fn, labels)
         _check_examples(examples, n, told=evaluation is not None)
-        pool = WorkerPool(examples, num_workers, pin_memory, multiprocessing_context)
-        return cls(pool, np.arange(n))
+        return cls(WorkerPool(examples, **workers), np.arange(n))
 
     def __repr__(self) -> str:
         return f"DatasetInputs({len(self)} of {type(self.pool.examples.training).__name__})"
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def shape(self) -> torch.Size:
@@ -89,43 +71,19 @@ class DatasetInputs:
         return torch.Size((len(self), *self.pool.examples.example_shape))
 
     @property
-    def read_ahead(self) -> int:
+    def read_ahead(self) -> int:  # type: ignore[override]
         """Number of batches that are worth requesting before they are needed."""
         return self.pool.read_ahead
 
-    def __getitem__(self, index: Tensor | slice) -> Any:
-        """Inputs of these examples, as for evaluation, on the CPU."""
-        if isinstance(index, slice):
-            index = torch.arange(len(self))[index]
-        return self.request(index, 0, training=False)()
-
-    def request(self, index: Tensor, seed: int, *, training: bool) -> Callable[[], Any]:
-        """Begin to read a batch; the function that is returned waits for it.
-
-        Parameters
-        ----------
-        index : Tensor
-            Numbers of the examples, shape ``(m,)``.
-        seed : int
-            Seed of the random transforms.
-        training : bool
-            Whether the examples pass through the training transforms or those for evaluation.
-        """
+    def request(self, index: Tensor, seed: int, *, training: bool) -> Read:
+        """Begin to read the examples of these numbers ``(m,)``; what is returned waits for them."""
         rows = self.rows[index.cpu().numpy()].tolist()
         return self.pool.request(Request(rows, seed, training))
 
     def split(self, size: int) -> Iterator[Any]:
         """All inputs in order, as for evaluation, at most `size` examples at a time."""
         values = max(1, self.shape[1:].numel())
-        size = max(1, min(size, _MOST_VALUES // values))
-        requested: deque[Callable[[], Any]] = deque()
-        with self.reading():
-            for index in torch.arange(len(self)).split(size):
-                requested.append(self.request(index, 0, training=False))
-                if len(requested) > self.read_ahead:
-                    yield requested.popleft()()
-            while requested:
-                yield requested.popleft()()
+        return super().split(max(1, min(size, _MOST_VALUES // values)))
 
     def subset(self, index: Any) -> DatasetInputs:
         """These examples ``(m,)`` of the same Dataset; none is read."""
@@ -136,12 +94,12 @@ class DatasetInputs:
         if other.pool is self.pool:
             return DatasetInputs(self.pool, np.concatenate([self.rows, other.rows]))
         first, second = self.pool.examples, other.pool.examples
-        labelled = first.target is not None and second.target is not None
+        targets = [t for t in (first.target, second.target) if t is not None]
         examples = ExampleReader(
             ConcatDataset([first.training, second.training]),
             ConcatDataset([first.evaluation, second.evaluation]),
             first.collate_fn,
-            np.concatenate([first.target, second.target]) if labelled else None,  # type: ignore[list-item]
+            np.concatenate(targets) if len(targets) == 2 else None,
         )
         pool = WorkerPool(
             examples, self.pool.num_workers, self.pool.pin_memory, self.pool.multiprocessing_context
@@ -160,7 +118,7 @@ class DatasetInputs:
         digest.update(type(examples.evaluation).__name__.encode())
         for row in self.rows[sampled(len(self))[::8]].tolist():
             first, again = (examples.read(Request([row], 0, False)) for _ in range(2))
-            tensors = _tensors(first)
+            tensors = tensors_in(first)
             digest.update(str([(tuple(t.shape), t.dtype) for t in tensors]).encode())
             if _same(first, again):
                 digest.update(b"".join(t.contiguous().numpy().tobytes() for t in tensors))
@@ -252,13 +210,17 @@ class DatasetData(ArrayData):
             If held-out examples would be augmented, or transforms cannot be seeded.
         """
         n = _length(dataset)
-        labels = _labels(dataset, "target", target)
+        labels = indices("target", _labels(dataset, "target", target))
+        if len(labels) != n:
+            raise InputError(
+                f"target has {len(labels)} labels, but the Dataset has {n} examples. Give one for each."
+            )
         inputs = DatasetInputs.of(
             dataset,
+            labels,
             evaluation=evaluation,
-            target=_checked_target(labels, n),
             collate_fn=collate_fn,
-            num_workers=num_workers,
+            num_workers=whole("num_workers", num_workers, least=0),
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context,
         )
@@ -301,11 +263,9 @@ def as_inputs(inputs: Any) -> Tensor | LazyInputs:
     """What a network predicts for: inputs of data, of a Dataset, lazy inputs, or an array as a tensor."""
     if isinstance(inputs, ArrayData):
         return inputs.inputs
-    if isinstance(inputs, Tensor):
+    if isinstance(inputs, (Tensor, LazyInputs)):
         return inputs
-    if is_dataset(inputs):
-        return DatasetInputs.of(inputs)
-    return inputs if isinstance(inputs, LazyInputs) else as_tensor("inputs", inputs)
+    return DatasetInputs.of(inputs) if is_dataset(inputs) else as_tensor("inputs", inputs)
 
 
 def is_dataset(value: Any) -> bool:
@@ -341,11 +301,9 @@ def _length(dataset: Any) -> int:
 
 def _labels(dataset: Any, what: str, given: Any) -> Any:
     """Values that were given as an array, by name or by a function; of the target also by default."""
-    if given is None and what != "target":
-        return None
     if callable(given):
         return given(dataset)
-    if given is not None and not isinstance(given, str):
+    if not isinstance(given, str) and (given is not None or what != "target"):
         return given
     values = find_labels(dataset, given)
     if values is None:
@@ -365,9 +323,7 @@ def find_labels(dataset: Any, name: str | None = None) -> Any:
         return None if inner is None else torch.as_tensor(np.asarray(inner))[list(dataset.indices)]
     if isinstance(dataset, ConcatDataset):
         parts = [find_labels(part, name) for part in dataset.datasets]
-        return (
-            None if any(p is None for p in parts) else np.concatenate(list(map(np.asarray, parts)))
-        )
+        return None if any(p is None for p in parts) else np.concatenate([*map(np.asarray, parts)])
     tensors = dataset.tensors if isinstance(dataset, TensorDataset) else ()
     if name is None and len(tensors) > 1:
         return tensors[-1]
@@ -379,15 +335,6 @@ def find_labels(dataset: Any, name: str | None = None) -> Any:
         if values is not None and not callable(values):
             return values
     return None
-
-
-def _checked_target(labels: Any, n: int) -> Tensor:
-    target = indices("target", labels)
-    if len(target) != n:
-        raise InputError(
-            f"target has {len(target)} labels, but the Dataset has {n} examples. Give one for each."
-        )
-    return target
 
 
 def _evaluation_view(dataset: Any, evaluation: Any, n: int) -> Any:
@@ -449,12 +396,6 @@ def _check_examples(examples: ExampleReader, n: int, *, told: bool) -> None:
         read(0, False)
 
 
-def _tensors(inputs: Any) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    map_tensors(inputs, lambda tensor: tensors.append(tensor) or tensor)
-    return tensors
-
-
 def _same(first: Any, second: Any) -> bool:
-    pairs = list(zip(_tensors(first), _tensors(second), strict=False))
+    pairs = zip(tensors_in(first), tensors_in(second), strict=False)
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import random
+import re
 import sys
 import threading
 import traceback
@@ -12,18 +14,17 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from autobalance._validation import InputError, shown
-from autobalance.data.batches import map_tensors
+from autobalance.data.batches import map_tensors, tensors_in
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _EXTRA_KEYS = ("groups", "sample_weight")
@@ -44,8 +45,7 @@ class ExampleError(RuntimeError):
         self.index = index
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """Which examples to read, through which transforms, and the seed of those that are random."""
 
     rows: Sequence[int]
@@ -53,8 +53,7 @@ class Request:
     training: bool
 
 
-@dataclass(frozen=True)
-class _Failure:
+class _Failure(NamedTuple):
     """What comes from a worker in place of a batch, since pickling an exception may fail itself."""
 
     error: ExampleError | InputError
@@ -82,14 +81,8 @@ def seeded_transforms(seed: int) -> Iterator[None]:
 class ExampleReader(Dataset[Any]):
     """From a `Request` to the inputs of its batch; what a `DataLoader` and its workers call.
 
-    Parameters
-    ----------
-    training, evaluation : Dataset
-        The same examples through the transforms for training and for evaluation.
-    collate_fn : callable, optional
-        From a list of items to one batch; by default torch's `default_collate`.
-    target : ndarray, optional
-        Class indices that the items' own labels must agree with, shape ``(n,)``.
+    `training` and `evaluation` are the same examples through different transforms. The items' own labels
+    must agree with the class indices `target` ``(n,)``, where these are given.
     """
 
     def __init__(
@@ -101,6 +94,9 @@ class ExampleReader(Dataset[Any]):
     ) -> None:
         self.training, self.evaluation = training, evaluation
         self.collate_fn, self.target = collate_fn, target
+        # Each worker's process and the example it is at, shape (w, 2), in memory shared with them: of a
+        # worker that dies nothing else remains.
+        self.places: Tensor | None = None
 
     @cached_property
     def example_shape(self) -> torch.Size:
@@ -128,7 +124,8 @@ class ExampleReader(Dataset[Any]):
         if self.target is not None:
             self._check_labels(labels, request.rows)
         inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else t)
-        map_tensors(inputs, lambda tensor: _check_finite(tensor, request.rows))
+        for tensor in tensors_in(inputs):
+            _check_finite(tensor, request.rows)
         return inputs
 
     def __getitem__(self, request: Request) -> Any:
@@ -138,16 +135,19 @@ class ExampleReader(Dataset[Any]):
         except (ExampleError, InputError) as error:
             return _Failure(error, traceback.format_exc())
 
-    @staticmethod
-    def _items(dataset: Any, rows: Sequence[int]) -> list[Any]:
+    def _items(self, dataset: Any, rows: Sequence[int]) -> list[Any]:
+        worker = get_worker_info()
+        place = (
+            np.empty(2) if worker is None or self.places is None else self.places[worker.id].numpy()
+        )
+        place[:] = os.getpid(), -1
         whole = getattr(dataset, "__getitems__", None)
         if whole is not None:
-            try:
+            with suppress(Exception):  # one by one, to name the example
                 return list(whole(list(rows)))
-            except Exception:
-                pass
         items = []
         for row in rows:
+            place[1] = row
             try:
                 items.append(dataset[row])
             except Exception as error:
@@ -164,14 +164,11 @@ class ExampleReader(Dataset[Any]):
         try:
             return (self.collate_fn or default_collate)(items)
         except Exception as error:
-            remedy = (
-                "Check your collate_fn with these items."
-                if self.collate_fn
-                else "Resize or pad them to one shape, or give a collate_fn that does."
-            )
-            raise InputError(
-                f"{_odd_one_out(items, rows)} ({type(error).__name__}: {shown(str(error))}). {remedy}"
-            ) from error
+            remedy = "Resize or pad them to one shape, or give a collate_fn that does."
+            if self.collate_fn:
+                remedy = "Check your collate_fn with these items."
+            reason = f"{type(error).__name__}: {shown(str(error))}"
+            raise InputError(f"{_odd_one_out(items, rows)} ({reason}). {remedy}") from error
 
     def _check_item(self, item: Any, row: int) -> None:
         pair = isinstance(item, (tuple, list)) and len(item) >= 2
@@ -182,13 +179,15 @@ class ExampleReader(Dataset[Any]):
                 f'{{"image": ..., "label": ...}}; example {row} is {type(item).__name__}. Wrap the '
                 "Dataset in one that returns pairs."
             )
+        if alone or self.collate_fn is not None:
+            return
         for value in item.values() if isinstance(item, Mapping) else item[:1]:
-            if type(value).__module__.startswith("PIL.") and self.collate_fn is None:
+            if type(value).__module__.startswith("PIL."):
                 raise InputError(
                     f"Example {row} is a PIL image, not a tensor. Add ToTensor() at the end of the "
                     "Dataset's transforms."
                 )
-            if isinstance(value, list) and self.collate_fn is None:
+            if isinstance(value, list):
                 raise InputError(
                     f"Example {row} has a list where a tensor is needed. Let the Dataset return tensors "
                     '(a Hugging Face dataset by with_format("torch")), or give a collate_fn.'
@@ -212,18 +211,12 @@ class ExampleReader(Dataset[Any]):
 
 def _odd_one_out(items: list[Any], rows: Sequence[int]) -> str:
     """Names the first item whose tensors have other shapes than the first one's."""
-
-    def shapes(item: Any) -> list[tuple[int, ...]]:
-        values: list[tuple[int, ...]] = []
-        map_tensors(item, lambda tensor: values.append(tuple(tensor.shape)) or tensor)
-        return values
-
-    first = shapes(items[0])
-    for row, item in zip(rows, items, strict=True):
-        if shapes(item) != first:
+    shapes = [[tuple(tensor.shape) for tensor in tensors_in(item)] for item in items]
+    for row, own in zip(rows, shapes, strict=True):
+        if own != shapes[0]:
             return (
-                f"The examples of a batch do not stack: example {row} has tensors of shapes "
-                f"{shapes(item)}, example {rows[0]} of {first}"
+                f"The examples of a batch do not stack: example {row} has tensors of shapes {own}, "
+                f"example {rows[0]} of {shapes[0]}"
             )
     return f"The items of a batch cannot be collated; the first is example {rows[0]}"
 
@@ -256,18 +249,17 @@ def _inputs_and_labels(batch: Any, rows: Sequence[int], *, labelled: bool) -> tu
     return inputs, labels
 
 
-def _check_finite(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+def _check_finite(tensor: Tensor, rows: Sequence[int]) -> None:
     # A sum is finite only if its terms are, and costs a fraction of a look at each of them.
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
-        bad = ~torch.isfinite(tensor)
-        if bool(bad.any()):
-            at = int(bad.nonzero()[0, 0])
-            row = rows[at] if len(tensor) == len(rows) else rows[0]
-            raise InputError(
-                f"The inputs of example {row} are not finite (NaN or infinite in float32). Repair or "
-                "leave out that example."
-            )
-    return tensor
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+        return
+    bad = (~torch.isfinite(tensor)).nonzero()
+    if len(bad):
+        row = rows[int(bad[0, 0])] if len(tensor) == len(rows) else rows[0]
+        raise InputError(
+            f"The inputs of example {row} are not finite (NaN or infinite in float32). Repair or "
+            "leave out that example."
+        )
 
 
 class PendingBatch:
@@ -279,15 +271,7 @@ class PendingBatch:
         self.arrived = self.queued = False
 
     def __call__(self) -> Any:
-        """The inputs.
-
-        Raises
-        ------
-        ExampleError
-            If an example could not be read, or the worker that read it died.
-        InputError
-            If an example cannot be used.
-        """
+        """The inputs; raises an `ExampleError` or `InputError` where they cannot be had."""
         while self.queued and not self.arrived:
             self.pool.receive(self.request)
         # Workers that were stopped meanwhile leave the reading to this process.
@@ -299,22 +283,14 @@ class PendingBatch:
         return value
 
 
+_Queue = deque[weakref.ref[PendingBatch]]
+
+
 class WorkerPool:
     """Worker processes that read batches in the order in which they are requested.
 
     One `DataLoader` with persistent workers serves all readers of a Dataset: training, validation and
-    evaluation. Its sampler is the queue of requests.
-
-    Parameters
-    ----------
-    examples : ExampleReader
-        What the workers call.
-    num_workers : int
-        Number of processes; 0 reads in this one.
-    pin_memory : bool
-        Whether batches come in pinned memory.
-    multiprocessing_context : str, optional
-        How workers are started; by default as `start_method` says.
+    evaluation. Its sampler is the queue of requests. Without workers this process reads.
     """
 
     def __init__(
@@ -327,8 +303,8 @@ class WorkerPool:
         self.examples, self.num_workers = examples, num_workers
         self.pin_memory = pin_memory
         self.multiprocessing_context = multiprocessing_context
-        self._waiting: deque[weakref.ref[PendingBatch]] = deque()
-        self._sent: deque[weakref.ref[PendingBatch]] = deque()
+        self._waiting: _Queue = deque()
+        self._sent: _Queue = deque()
         self._loader: DataLoader[Any] | None = None
         self._batches: Iterator[Any] | None = None
         self._users = 0
@@ -353,6 +329,11 @@ class WorkerPool:
         self._users += 1
         try:
             yield
+        except RuntimeError as error:
+            # torch raises it from a signal's handler, wherever this process is at that moment.
+            if isinstance(error, ExampleError) or "DataLoader worker" not in str(error):
+                raise
+            raise self._death(error) from error
         finally:
             self._users -= 1
             if self._users == 0:
@@ -362,24 +343,32 @@ class WorkerPool:
         """Take the next batch from the workers and give it to whoever asked for it."""
         assert self._loader is not None
         try:
-            try:
-                value = next(self._restart() if self._batches is None else self._batches)
-            except StopIteration:  # the queue was empty for a while; the workers are still there
-                value = next(self._restart())
+            value = None if self._batches is None else next(self._batches, None)
+            if value is None:  # the queue was empty for a while; the workers are still there
+                self._batches = iter(self._loader)
+                value = next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
             self.stop()
-            rows = shown([int(row) for row in awaited.rows])
-            raise ExampleError(
-                f"A worker process died while it read examples {rows}: {error} Often memory ran out, or a "
-                "library crashed. Give fewer workers, or num_workers=0 to see the error itself; a run "
-                "with a checkpoint then continues."
-            ) from error
+            raise self._death(error, awaited) from error
         except BaseException:  # Ctrl-C
             self.stop()
             raise
         pending = self._sent.popleft()()
         if pending is not None:
             pending.value, pending.arrived = value, True
+
+    def _death(self, error: Exception, awaited: Request | None = None) -> ExampleError:
+        """The error for a worker that died, with the example that it was at where that is known."""
+        process = re.search(r"pid\D*(\d+)", str(error))
+        places = {} if self.examples.places is None else dict(self.examples.places.tolist())
+        row = places.get(int(process[1]), -1) if process else -1
+        which = f" {row}" if row >= 0 else f"s {shown(awaited.rows)}" if awaited else "s"
+        return ExampleError(
+            f"A worker process died while it read example{which}: {error} Often memory ran out, or a "
+            "library crashed. Give fewer workers, or num_workers=0 to see the error itself; a run "
+            "with a checkpoint then continues.",
+            row if row >= 0 else None,
+        )
 
     def stop(self) -> None:
         """Stop the workers; what they have not delivered is read in this process if it is needed."""
@@ -396,6 +385,7 @@ class WorkerPool:
     def _start(self) -> None:
         if self._loader is not None:
             return
+        self.examples.places = torch.zeros(self.num_workers, 2, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(
             self.examples,
             batch_size=None,
@@ -405,34 +395,21 @@ class WorkerPool:
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             multiprocessing_context=self.multiprocessing_context or start_method(self.examples),
             prefetch_factor=_PREFETCH,
+            worker_init_fn=_share_by_name,
             persistent_workers=True,
             generator=torch.Generator(),  # else the loader draws its seed from the global one
         )
 
-    def _restart(self) -> Iterator[Any]:
-        assert self._loader is not None
-        self._batches = iter(self._loader)
-        return self._batches
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The settings: running workers stay with the process that started them."""
-        return {
-            "examples": self.examples,
-            "num_workers": self.num_workers,
-            "pin_memory": self.pin_memory,
-            "multiprocessing_context": self.multiprocessing_context,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Only the settings: running workers stay with the process that started them."""
+        options = (self.num_workers, self.pin_memory, self.multiprocessing_context)
+        return type(self), (self.examples, *options)
 
 
 class _RequestQueue:
     """Hands waiting requests to the loader, which asks again after each batch that it delivers."""
 
-    def __init__(
-        self, waiting: deque[weakref.ref[PendingBatch]], sent: deque[weakref.ref[PendingBatch]]
-    ) -> None:
+    def __init__(self, waiting: _Queue, sent: _Queue) -> None:
         self.waiting, self.sent = waiting, sent
 
     def __iter__(self) -> Iterator[Request]:
@@ -446,6 +423,15 @@ class _RequestQueue:
                 self.sent.append(reference)
                 return pending.request
         raise StopIteration
+
+
+def _share_by_name(worker: int) -> None:
+    """Let this worker pass batches on by the name of shared memory.
+
+    By default torch hands over a file descriptor, for which the main process waits until a thread of the
+    busy worker answers.
+    """
+    torch.multiprocessing.set_sharing_strategy("file_system")
 
 
 def _unchanged(batch: Any) -> Any:
@@ -463,23 +449,19 @@ def start_method(examples: ExampleReader) -> str | None:
     UserWarning
         If other threads run and the Dataset cannot be pickled, so that a fork it has to be.
     """
-    methods = multiprocessing.get_all_start_methods()
-    if "fork" not in methods:
+    if "fork" not in multiprocessing.get_all_start_methods():
         return None
     # tqdm's monitor only sleeps and redraws bars, which workers do not.
     threads = sum(thread.name != "tqdm_monitor" for thread in threading.enumerate())
     if threads == 1:
         return "fork"
-    interactive = not hasattr(sys.modules["__main__"], "__file__")
-    try:
-        if not interactive:
+    if hasattr(sys.modules["__main__"], "__file__"):  # a notebook's classes cannot be imported
+        with suppress(Exception):
             pickle.dumps(examples)
             # Imported once, by the server, in place of once by each worker, which takes seconds.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["__main__", "autobalance.data"])
             return "forkserver"
-    except Exception:
-        pass
     warnings.warn(
         f"Workers are forked while {threads} Python threads run, because the Dataset cannot be sent to a "
         "fresh process (it is defined in a notebook, or cannot be pickled). If they hang, define it in a "

@@ -12,7 +12,21 @@ from autobalance.data.batches import moved
 from autobalance.data.splits import members_by_cell
 
 
-class ShuffledBatches(Iterator[Tensor]):
+class IndexStream(Iterator[Tensor]):
+    """Endless stream of index batches, drawn by a generator, whose state can be saved."""
+
+    generator: torch.Generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continues the stream elsewhere."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.generator.set_state(state["generator"])
+
+
+class ShuffledBatches(IndexStream):
     """Endless stream of index batches, each of exactly ``min(size, examples)``.
 
     One permutation follows the other and a batch may span two of them, so that no batch is
@@ -53,15 +67,15 @@ class ShuffledBatches(Iterator[Tensor]):
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the stream elsewhere."""
-        return {"generator": self.generator.get_state(), "left": self.left}
+        return {**super().state_dict(), "left": self.left}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.generator.set_state(state["generator"])
+        super().load_state_dict(state)
         self.left = state["left"].to(self.left.device)
 
 
-class ResampledBatches(Iterator[Tensor]):
+class ResampledBatches(IndexStream):
     """Endless stream of index batches of `size`, every cell as likely, with replacement.
 
     Class-balanced sampling, as over-sampling the rare classes does: for training. Each place of a
@@ -84,16 +98,8 @@ class ResampledBatches(Iterator[Tensor]):
     def __next__(self) -> Tensor:
         return torch.multinomial(self.weights, self.size, True, generator=self.generator)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What continues the stream elsewhere."""
-        return {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self.generator.set_state(state["generator"])
-
-
-class BalancedBatches(Iterator[Tensor]):
+class BalancedBatches(IndexStream):
     """Endless stream of index batches of at most `size`, drawn evenly over the cells.
 
     Where everything fits into one batch, that is every batch. Otherwise each cell gives the same
@@ -131,10 +137,10 @@ class BalancedBatches(Iterator[Tensor]):
     def state_dict(self) -> dict[str, Any]:
         """What continues the stream elsewhere."""
         left = [stream.left for stream in (*self.draws, self.turns)]
-        return {"generator": self.generator.get_state(), "left": left}
+        return {**super().state_dict(), "left": left}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        self.generator.set_state(state["generator"])
+        super().load_state_dict(state)
         for stream, left in zip((*self.draws, self.turns), state["left"], strict=True):
             stream.left = left

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,80 +12,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
 from autobalance._validation import InputError, shown
-from autobalance.data.array_data import ArrayData, MissingGroups
+from autobalance.data.array_data import MissingGroups
 from autobalance.data.arrays import UNKNOWN
 from autobalance.data.columns import as_table, category_text
 
 NO_GROUP = None
 """Name of a group that is not known."""
-
-
-class Labelled(NamedTuple):
-    """Data in memory and the names of its classes and groups, by index.
-
-    Without groups `group_names` is empty.
-    """
-
-    data: ArrayData
-    class_names: tuple[str, ...]
-    group_names: tuple[str, ...]
-
-
-def numbered(
-    values: Any, names: Sequence[str] | None, *, what: str, where: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Indices ``(n,)``, int64, of labels of any kind, and the names that they index.
-
-    Parameters
-    ----------
-    values : array-like
-        Labels, shape ``(n,)``; whole numbers may have gaps.
-    names : sequence of str or None
-        Names in the order to number them, those of the training data for example; more than occur
-        is fine. None takes those that occur, numbers in their order and others in that of text.
-    what, where : str
-        "class" or "group", and the file, for messages.
-
-    Raises
-    ------
-    InputError
-        If a label is missing, is no whole number but a fraction, or is none of `names`, or there
-        is only one.
-    """
-    labels = pd.Series(values)
-    if labels.isna().any():
-        row = int(np.argmax(labels.isna().to_numpy())) + 1
-        raise InputError(f"{where}: the {what} of row {row} is missing. Fill it, or drop the row.")
-    if pd.api.types.is_float_dtype(labels):
-        if (labels != labels.round()).any():
-            odd = labels[labels != labels.round()].iloc[0]
-            raise InputError(
-                f"{where}: the {what} must be a name or a whole number; got {odd:g}. Name a column "
-                "of labels."
-            )
-        labels = labels.astype(np.int64)
-    kinds, codes = np.unique(_sortable(labels), return_inverse=True)
-    found = tuple(map(str, kinds.tolist()))
-    if names is None:
-        if len(found) < 2:
-            came = f"only {shortened(found)}" if found else "none"
-            raise InputError(f"{where}: there must be two {plural(what)}; got {came}.")
-        return codes.astype(np.int64), found
-    known = {str(name): i for i, name in enumerate(names)}
-    if len(known) < len(names):
-        raise InputError(f"{where}: the names of the {plural(what)} must differ from one another.")
-    strange = [name for name in found if name not in known]
-    if strange:
-        raise InputError(
-            f"{where} has the {what} {strange[0]!r}, which is none of the {len(known)} given: "
-            f"{shortened(list(known))}. Correct it, or drop its rows."
-        )
-    return np.array([known[name] for name in found], dtype=np.int64)[codes], tuple(known)
-
-
-def plural(what: str) -> str:
-    """The plural of "class" or "group"."""
-    return "classes" if what == "class" else f"{what}s"
 
 
 def shortened(items: Sequence[Any], most: int = 10) -> str:
@@ -164,11 +96,11 @@ def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
         text.
     """
     table = as_table(groups)
-    frame = pd.DataFrame(
-        _as_column(groups)
-        if table is None
-        else dict(zip(table.names, _lists(table.columns), strict=True))
-    )
+    if table is None:
+        frame = pd.DataFrame(_as_column(groups))
+    else:
+        columns = [series.reset_index(drop=True) for series in table.columns]
+        frame = pd.DataFrame(dict(zip(table.names, columns, strict=True)))
     missing: Any = frame.isna().to_numpy().any(axis=1)
     if missing.any() and missing_groups == "refused":
         raise InputError(
@@ -182,7 +114,7 @@ def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
     known = frame.loc[~missing]
     parts = [_group_column(known.iloc[:, i]) for i in range(frame.shape[1])]
     if len(parts) > 1:
-        parts = [[_quoted(text) for text in part] for part in parts]
+        parts = [[_quote(text) for text in part] for part in parts]
     names[~missing] = [", ".join(row) for row in zip(*parts, strict=True)]
     return names
 
@@ -190,10 +122,10 @@ def group_names(groups: Any, missing_groups: MissingGroups) -> np.ndarray:
 def number_groups(names: np.ndarray) -> tuple[list[str], np.ndarray]:
     """The names in sorted order, and each example's position among them, or -1."""
     known = names != np.array(NO_GROUP)
-    found, position = np.unique(names[known].astype(str), return_inverse=True)
+    groups, position = np.unique(names[known].astype(str), return_inverse=True)
     index = np.full(len(names), UNKNOWN)
     index[known] = position
-    return found.tolist(), index
+    return groups.tolist(), index
 
 
 def number_of(n: int, one: str, many: str | None = None) -> str:
@@ -203,9 +135,7 @@ def number_of(n: int, one: str, many: str | None = None) -> str:
 
 def _as_column(y: Any) -> Any:
     """A series of another library than pandas as an array."""
-    return (
-        y.to_numpy() if not isinstance(y, (pd.Series, np.ndarray)) and hasattr(y, "to_numpy") else y
-    )
+    return y if isinstance(y, (pd.Series, np.ndarray)) else getattr(y, "to_numpy", lambda: y)()
 
 
 def _of_one_kind(labels: np.ndarray, what: str) -> np.ndarray:
@@ -217,16 +147,15 @@ def _of_one_kind(labels: np.ndarray, what: str) -> np.ndarray:
             f"{what} holds mixed labels, {' and '.join(kinds)}, such as {first} and {second}. Make them "
             "all text (y.astype(str)) or all numbers."
         )
-    kind = next(iter(kinds), "text")
+    kind, example = next(iter(kinds.items()), ("text", None))
     if kind == "text":
         return labels
     if kind == "booleans":
         return labels.astype(bool)
     if kind == "numbers":
         return np.array([float(v) if v % 1 else int(v) for v in labels.tolist()])
-    example = shown(next(iter(kinds.values())))
     raise InputError(
-        f"{what} holds {kind}, such as {example}, which are no class labels; unknown label type. Make "
+        f"{what} holds {kind}, such as {shown(example)}, which are no class labels; unknown label type. Make "
         "them text: y.astype(str), or pandas.cut(..., labels=[...])."
     )
 
@@ -242,32 +171,19 @@ def _kind(value: Any) -> str:
         return type(value).__name__
 
 
-def _lists(columns: Sequence[Any]) -> list[Any]:
-    return [series.to_pandas().reset_index(drop=True) for series in columns]
-
-
 def _group_column(values: pd.Series) -> list[str]:
     """Text of each value; refused where numbers and text of one column would look alike."""
     objects = values.tolist()
     texts = [category_text(value) for value in objects]
-    kinds: dict[str, set[bool]] = {}
-    for value, text in zip(objects, texts, strict=True):
-        kinds.setdefault(text, set()).add(isinstance(value, str))
-    both = [text for text, kind in kinds.items() if len(kind) > 1]
+    kinds = {(text, isinstance(value, str)) for value, text in zip(objects, texts, strict=True)}
+    both = [text for text, is_text in kinds if is_text and (text, False) in kinds]
     if both:
         raise InputError(
-            f"sensitive_features holds {both[0]} as a number and as text. Make the column all text "
+            f"sensitive_features holds {min(both)} as a number and as text. Make the column all text "
             "(astype(str)) or all numbers."
         )
     return texts
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if set(text) & set(',"\\') else text
-
-
-def _sortable(labels: pd.Series) -> np.ndarray:
-    """Whole numbers as such, anything else as text."""
-    if pd.api.types.is_integer_dtype(labels):
-        return labels.to_numpy(np.int64)
-    return labels.map(str).to_numpy(dtype=str)

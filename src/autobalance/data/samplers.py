@@ -90,15 +90,15 @@ class BalancedSampler(Sampler[int]):
         # Each cell's number of turns; what does not divide evenly goes to cells drawn at random.
         turns = torch.full((cells,), total // cells)
         turns[torch.randperm(cells, generator=generator)[: total % cells]] += 1
-        drawn = [
-            _cycled(members, int(n), generator)
+        parts = [
+            _cycle(members, int(n), generator)
             for members, n in zip(self.members, turns, strict=True)
         ]
-        order = torch.cat(drawn)[torch.randperm(total, generator=generator)]
+        order = torch.cat(parts)[torch.randperm(total, generator=generator)]
         yield from order[self.rank :: self.num_replicas].tolist()
 
 
-def _cycled(members: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _cycle(members: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """N members, each once before one comes again."""
     rounds = [
         torch.randperm(len(members), generator=generator) for _ in range(-(-n // len(members)))

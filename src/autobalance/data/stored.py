@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,16 @@ import torch
 from torch import Tensor
 
 from autobalance._validation import InputError
-
-SAMPLED = 64
-"""Rows or files, evenly spaced, that tell one set from another."""
-
-
-def sampled(n: int) -> np.ndarray:
-    """At most `SAMPLED` numbers below n, evenly spaced, each once."""
-    return np.unique(np.linspace(0, n - 1, min(SAMPLED, n)).astype(np.int64))
+from autobalance.data.batches import Read
+from autobalance.data.lazy_inputs import LazyInputs, sampled
 
 
-class StoredRows:
+class StoredRows(LazyInputs):
     """Rows of .npy files, in any order, in the place of a tensor of inputs.
 
     Files are mapped into memory: what is read often stays there as long as there is room, and is shared by
-    all processes of the machine. Pickled, it is paths and row numbers.
+    all processes of the machine. Pickled, it is paths and row numbers. Workers would not help: rows that
+    the disk's cache holds are read faster than another process could send them.
 
     Parameters
     ----------
@@ -44,7 +38,7 @@ class StoredRows:
 
     def __init__(self, files: Sequence[str | Path], rows: Any = None) -> None:
         self.files = tuple(Path(file) for file in files)
-        self._arrays = [_mapped(file) for file in self.files]
+        self._arrays = [_map_file(file) for file in self.files]
         first = self._arrays[0]
         for file, array in zip(self.files, self._arrays, strict=True):
             if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
@@ -59,11 +53,9 @@ class StoredRows:
         return type(self), (self.files, self.rows)
 
     def __repr__(self) -> str:
-        named = ", ".join(str(file) for file in self.files)
-        return f"StoredRows({tuple(self.shape)}, {self.dtype}, of {named})"
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        return (
+            f"StoredRows({tuple(self.shape)}, {self.dtype}, of {', '.join(map(str, self.files))})"
+        )
 
     @property
     def shape(self) -> torch.Size:
@@ -71,49 +63,24 @@ class StoredRows:
         return torch.Size((len(self.rows), *self._arrays[0].shape[1:]))
 
     @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return self._arrays[0].ndim
-
-    @property
     def dtype(self) -> torch.dtype:
         """Type of the values, as torch names it."""
         return torch.from_numpy(np.empty(0, self._arrays[0].dtype)).dtype
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that all rows would take in memory."""
-        return len(self.rows) * self._arrays[0][:1].nbytes
+    def request(self, index: Tensor, seed: int, *, training: bool) -> Read:
+        """A function that reads these rows ``(m, ...)`` into memory; nothing about them is random."""
+        rows = self.rows[index.cpu().numpy()]
+        return lambda: self._read(rows)
 
-    def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """Read rows, ``(m, ...)``, into memory, on the CPU."""
-        rows = self.rows[index.cpu().numpy() if isinstance(index, Tensor) else index]
+    def _read(self, rows: np.ndarray) -> Tensor:
+        first = self._arrays[0]
         if len(self._arrays) == 1:
-            return torch.from_numpy(np.asarray(self._arrays[0][rows]))
-        found = np.empty((len(rows), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
+            return torch.from_numpy(np.asarray(first[rows]))
+        values = np.empty((len(rows), *first.shape[1:]), first.dtype)
         file = np.searchsorted(self._begins, rows, side="right") - 1
         for i, array in enumerate(self._arrays):
-            here = file == i
-            found[here] = array[rows[here] - self._begins[i]]
-        return torch.from_numpy(found)
-
-    def split(self, size: int) -> Iterator[Tensor]:
-        """All rows in order, `size` of them read at a time."""
-        for start in range(0, len(self), size):
-            yield self[slice(start, start + size)]
-
-    @property
-    def read_ahead(self) -> int:
-        """0: rows that the disk's cache holds are read faster than a worker could send them."""
-        return 0
-
-    def request(self, index: Tensor, seed: int, *, training: bool) -> Callable[[], Tensor]:
-        """A function that reads these rows; nothing about them is random."""
-        return lambda: self[index]
-
-    def reading(self) -> AbstractContextManager[None]:
-        """Nothing: there are no workers to stop."""
-        return nullcontext()
+            values[file == i] = array[rows[file == i] - self._begins[i]]
+        return torch.from_numpy(values)
 
     def subset(self, index: Any) -> StoredRows:
         """These rows ``(m,)`` of the same files; none is read."""
@@ -127,7 +94,7 @@ class StoredRows:
         return StoredRows((*self.files, *other.files), np.concatenate([self.rows, more]))
 
     def digest(self) -> str:
-        """Of the rows' numbers, and of `SAMPLED` rows of each file, since all would take minutes."""
+        """Of the rows' numbers, and of at most 64 rows of each file, since all would take minutes."""
         digest = hashlib.sha256(self.rows.tobytes())
         for array in self._arrays:
             digest.update(f"{array.shape} {array.dtype}".encode())
@@ -135,7 +102,7 @@ class StoredRows:
         return digest.hexdigest()
 
 
-def _mapped(file: Path) -> np.ndarray:
+def _map_file(file: Path) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -83,16 +83,10 @@ class TableEncoder:
     def fit(
         self, frame: Any, target: np.ndarray | None = None, weight: np.ndarray | None = None
     ) -> TableEncoder:
-        """Learn scales and categories from the training table.
+        """Learn scales and categories from the training table, a dataframe that narwhals reads.
 
-        Parameters
-        ----------
-        frame : dataframe
-            From pandas, polars, pyarrow, modin or another library that narwhals reads.
-        target : ndarray, optional
-            Class of each row, shape ``(n,)``: columns that decide it alone are told of in `notes`.
-        weight : ndarray, optional
-            Of each row, shape ``(n,)``, none 0: means, scales and frequencies are weighted.
+        With the class of each row, `target` ``(n,)``, columns that decide it alone are told of in `notes`.
+        With the weight of each row, `weight` ``(n,)``, none 0, means, scales and frequencies are weighted.
 
         Raises
         ------
@@ -145,8 +139,8 @@ class TableEncoder:
                 f"The table lacks {len(absent)} column{'s' * (len(absent) > 1)} of the training "
                 f"table: {', '.join(absent[:10])}."
             )
-        found = dict(zip(table.names, table.columns, strict=True))
-        return Table(self.columns, [found[n] for n in self.columns], table.rows)
+        columns = dict(zip(table.names, table.columns, strict=True))
+        return Table(self.columns, [columns[n] for n in self.columns], table.rows)
 
     def transform(self, frame: Any) -> np.ndarray:
         """Numbers for the network, shape ``(n, num_features)``, float32.
@@ -181,29 +175,21 @@ class TableEncoder:
 
     def encode(self, raw: np.ndarray) -> np.ndarray:
         """From `raw` to the numbers for the network, shape ``(n, num_features)``, float32."""
-        parts = []
-        if self.numeric:
-            numbers = raw[:, self._positions(self.numeric)]
-            scaled = (numbers - self._mean) / self._scale
-            parts.append(np.nan_to_num(np.clip(scaled, -LARGEST_DEVIATION, LARGEST_DEVIATION)))
-            parts.append(np.isnan(raw[:, self._positions(self.missing)]))
-        at = self._positions(list(self.categories))
-        for column, names in zip(at, self.categories.values(), strict=True):
-            parts.append(raw[:, column, None] == np.arange(len(names)))
-        return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
+        with torch.no_grad():
+            return self.as_module()(torch.from_numpy(raw)).numpy()
 
     def is_raw(self, rows: np.ndarray) -> bool:
         """Whether rows ``(n, d)`` can be rows of the training table: each number lies in its range."""
         if rows.shape[1] != len(self.columns) or len(self._range) != len(self.numeric):
             return False
         ranges = dict(zip(self.numeric, self._range, strict=True))
-        for name, values in zip(self.columns, rows.T, strict=True):
-            # The range may come from numbers of higher precision than the rows have.
-            least, largest = ranges.get(name, (-1, len(self.categories.get(name, ())) - 1))
-            margin = 1e-6 * max(abs(least), abs(largest))
-            if ((values < least - margin) | (values > largest + margin)).any():
-                return False
-        return True
+        bounds = [
+            ranges.get(name, (-1, len(self.categories.get(name, ())) - 1)) for name in self.columns
+        ]
+        # The range may come from numbers of higher precision than the rows have.
+        margin = 1e-6 * np.abs(bounds).max(axis=1)
+        least, largest = np.transpose(bounds)
+        return not ((rows < least - margin) | (rows > largest + margin)).any()
 
     def as_module(self) -> TableLayer:
         """`encode` as operations of torch, for an exported program."""
@@ -229,47 +215,37 @@ class TableEncoder:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> TableEncoder:
         """Inverse of `to_dict`."""
-        if (
-            not isinstance(record, dict)
-            or record.get("format") != _FORMAT
-            or record.get("version") != 1
-        ):
+        written = (record.get("format"), record.get("version")) if isinstance(record, dict) else ()
+        if written != (_FORMAT, 1):
             raise InputError("This is not a table encoder written by this version of autobalance.")
+        encoder = cls()
         try:
-            return cls._from_record(record)
+            encoder.columns = list(record["columns"])
+            encoder.numeric = list(record["numeric"])
+            encoder.missing = list(record["missing"])
+            encoder.categories = {name: list(texts) for name, texts in record["categories"].items()}
+            encoder._mean = np.asarray(record["mean"], dtype=np.float64)
+            encoder._scale = np.asarray(record["scale"], dtype=np.float64)
+            # Version 0.1 wrote none of these.
+            encoder.spellings = {n: Spelling(*s) for n, s in record.get("spellings", {}).items()}
+            encoder._range = [[float(a), float(b)] for a, b in record.get("range", [])]
+            encoder._rest = {name: float(share) for name, share in record.get("rest", {}).items()}
+            encoder.notes = [str(note) for note in record.get("notes", [])]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(
                 f"This table encoder is incomplete or altered: {shown(str(error))}."
             ) from None
-
-    @classmethod
-    def _from_record(cls, record: dict[str, Any]) -> TableEncoder:
-        encoder = cls()
-        encoder.columns = list(record["columns"])
-        encoder.numeric = list(record["numeric"])
-        encoder.missing = list(record["missing"])
-        encoder.categories = {name: list(values) for name, values in record["categories"].items()}
-        encoder._mean = np.asarray(record["mean"], dtype=np.float64)
-        encoder._scale = np.asarray(record["scale"], dtype=np.float64)
         if not len(encoder.numeric) == len(encoder._mean) == len(encoder._scale):
             raise InputError("This table encoder is altered: means and columns differ in number.")
-        # Version 0.1 wrote none of these.
-        encoder.spellings = {n: Spelling(*s) for n, s in record.get("spellings", {}).items()}
-        encoder._range = [[float(a), float(b)] for a, b in record.get("range", [])]
-        encoder._rest = {name: float(share) for name, share in record.get("rest", {}).items()}
-        encoder.notes = [str(note) for note in record.get("notes", [])]
-        if not set(encoder.missing) <= set(encoder.numeric) or sorted(encoder.columns) != sorted(
-            [*encoder.numeric, *encoder.categories]
-        ):
+        kinds = sorted([*encoder.numeric, *encoder.categories])
+        if not set(encoder.missing) <= set(encoder.numeric) or sorted(encoder.columns) != kinds:
             raise InputError(
                 "This table encoder is altered: its columns are of no kind, or of two."
             )
         return encoder
 
     def _fit_categories(self, name: str, values: np.ndarray, weight: np.ndarray | None) -> None:
-        texts = _named(values)
+        texts = _fill_missing(values)
         counts: Mapping[str, float] = Counter(texts.tolist())
         if weight is not None:
             counts = {text: float(weight[texts == text].sum()) for text in counts}
@@ -294,7 +270,9 @@ class TableEncoder:
         """Numbers as they are, and positions among the categories, float64."""
         if not column.is_numeric:
             position = {text: float(i) for i, text in enumerate(self.categories[name])}
-            return np.array([position.get(text, -1.0) for text in _named(column.values).tolist()])
+            return np.array(
+                [position.get(text, -1.0) for text in _fill_missing(column.values).tolist()]
+            )
         if (np.abs(column.values) > np.finfo(np.float32).max).any():
             raise InputError(
                 f"The column {name!r} has an infinite value (inf) or one beyond 3.4e38. Replace it by a "
@@ -308,27 +286,26 @@ class TableEncoder:
 
     def _strangers(self, raw: np.ndarray) -> list[str]:
         """Columns most of whose values training never saw."""
-        notes = []
-        for name, column in zip(self.categories, self._positions([*self.categories]), strict=True):
-            share = float(np.mean(raw[:, column] == -1))
+        notes: dict[str, tuple[float, str]] = {}
+        columns = dict(zip(self.columns, raw.T, strict=True))
+        for name in self.categories:
+            share = float(np.mean(columns[name] == -1))
             # Of more than 100 categories, the rare ones of training are not told from new ones:
             # the share must lie nearer to all than to that of the rare ones.
             if share > UNSEEN + (1.0 - UNSEEN) * self._rest.get(name, 0.0):
-                notes.append((name, share, "are categories that training never saw"))
-        numeric = raw[:, self._positions(self.numeric)].T
-        for name, (least, largest), numbers in zip(
-            self.numeric, self._range, numeric, strict=False
-        ):
+                notes[name] = share, "are categories that training never saw"
+        for name, (least, largest) in zip(self.numeric, self._range, strict=False):
+            numbers = columns[name]
             absent = float(np.isnan(numbers).mean())
             outside = float(np.mean((numbers < least) | (numbers > largest)))
             if absent > UNSEEN and name not in self.missing:
-                notes.append((name, absent, "are missing, as none was in training"))
+                notes[name] = absent, "are missing, as none was in training"
             # One or two rows lie outside by chance now and then; a scale that differs shows in more.
             elif outside > UNSEEN and len(raw) >= LEAST_ROWS:
-                notes.append(
-                    (name, outside, f"lie outside of {least:g} to {largest:g} of training")
-                )
-        return [f"column {name!r}: {100 * s:.0f} % of its values {what}" for name, s, what in notes]
+                notes[name] = outside, f"lie outside of {least:g} to {largest:g} of training"
+        return [
+            f"column {n!r}: {100 * s:.0f} % of its values {what}" for n, (s, what) in notes.items()
+        ]
 
 
 class TableLayer(nn.Module):
@@ -339,7 +316,7 @@ class TableLayer(nn.Module):
         at = {name: i for i, name in enumerate(encoder.columns)}
         self.numeric = [at[name] for name in encoder.numeric]
         self.missing = [at[name] for name in encoder.missing]
-        self.categories = [(at[name], len(kept)) for name, kept in encoder.categories.items()]
+        self.categories = [(at[name], len(texts)) for name, texts in encoder.categories.items()]
         codes = torch.arange(MAX_CATEGORIES, dtype=torch.float64)
         self.register_buffer("codes", codes)
         self.register_buffer("mean", torch.from_numpy(encoder._mean.copy()))
@@ -366,7 +343,7 @@ def _suspicions(names: list[str], columns: list[Column], target: np.ndarray | No
     """Columns that number the rows, name them, or decide the target alone."""
     notes = []
     for name, column in zip(names, columns, strict=True):
-        values = column.values
+        values, note = column.values, None
         if len(values) < LEAST_ROWS:
             continue
         # Days and sums of money may all differ without being numbers of rows.
@@ -374,15 +351,12 @@ def _suspicions(names: list[str], columns: list[Column], target: np.ndarray | No
             note = _row_number(name, values)
         elif not column.is_numeric and column.note is None:
             different = len(set(values.tolist()))
-            note = None
             if different >= IDENTIFIER * len(values) and different >= MANY:
                 note = (
                     f"has {different:,} different values in {len(values):,} rows, of which the most "
                     "frequent become features. Drop it if it is a name or a number of the row; make "
                     "dates numbers"
                 )
-        else:
-            note = None
         if note is None and target is not None and _decides(values, target):
             note = (
                 "alone decides the target: each of its values occurs with one class only. Drop it if "
@@ -398,12 +372,11 @@ def _row_number(name: str, values: np.ndarray) -> str | None:
     if np.isnan(values).any() or (values % 1 != 0).any():
         return None
     different = len(np.unique(values)) == len(values)
-    nameless = not name.strip() or name.startswith(("Unnamed:", "__index_level_"))
     if different and values.max() - values.min() == len(values) - 1:
         return (
             "looks like a row number: it counts the rows. Drop it, for new rows have other numbers"
         )
-    if nameless:
+    if not name.strip() or name.startswith(("Unnamed:", "__index_level_")):
         return "has no name and holds whole numbers, as an index that was saved does. Drop it if so"
     if different:
         return (
@@ -415,16 +388,17 @@ def _row_number(name: str, values: np.ndarray) -> str | None:
 
 def _decides(values: np.ndarray, target: np.ndarray) -> bool:
     """Whether each of a few values occurs with one class only."""
-    texts = values if values.dtype == np.float64 else _named(values).astype(str)
+    texts = values if values.dtype == np.float64 else _fill_missing(values).astype(str)
     different, codes = np.unique(texts, return_inverse=True)
     classes, target = np.unique(target, return_inverse=True)
-    if len(different) > max(len(classes), min(MAX_CATEGORIES, len(values) // 10)):
+    most = max(len(classes), min(MAX_CATEGORIES, len(values) // 10))
+    if len(classes) < 2 or len(different) > most:
         return False
     pairs = np.unique(codes * len(classes) + target)
     return len(pairs) == len(different) > 1
 
 
-def _named(values: np.ndarray) -> np.ndarray:
+def _fill_missing(values: np.ndarray) -> np.ndarray:
     """Texts, with a name for what is missing."""
     return np.where(values == np.array(None), MISSING, values)
 

@@ -94,22 +94,22 @@ def _check_expansion(path: Path) -> None:
     kind = path.suffix.lower()
     if kind == ".zip":
         with zipfile.ZipFile(path) as archive:
-            found = sum(member.file_size for member in archive.infolist())
-        check_expansion(path, found)
+            size = sum(member.file_size for member in archive.infolist())
+        check_expansion(path, size)
         return
     opened = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(kind)
     if opened is None:
         return
-    found = 0
+    size = 0
     with opened(path, "rb") as stream:
         while part := stream.read(2**20):
-            found += len(part)
-            check_expansion(path, found)
+            size += len(part)
+            check_expansion(path, size)
 
 
-def check_expansion(path: Path, found: int) -> None:
+def check_expansion(path: Path, size: int) -> None:
     """Refuse a compressed file with so many bytes in it."""
-    if found > max(LARGE, LARGEST_EXPANSION * path.stat().st_size):
+    if size > max(LARGE, LARGEST_EXPANSION * path.stat().st_size):
         raise InputError(
             f"{path} is compressed more than {LARGEST_EXPANSION} times, as no table is. If it is "
             "yours, unpack it first."
@@ -143,8 +143,8 @@ def _reason(error: Exception) -> str:
         return "it is not in Parquet's format"
     ragged = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
     if ragged:
-        expected, line, found = ragged.groups()
-        return f"line {line} has {found} fields, the lines before it have {expected}"
+        expected, line, count = ragged.groups()
+        return f"line {line} has {count} fields, the lines before it have {expected}"
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].removesuffix(".")
 
@@ -159,8 +159,8 @@ def column(
 ) -> pd.Series:
     """A column by name; refused where it is absent or has missing values, unless it may."""
     if name not in table.columns:
-        shown = ", ".join(map(str, table.columns[:20])) + (", ..." if table.shape[1] > 20 else "")
-        raise InputError(f"The {role} column {name!r} is not in the table, which has: {shown}.")
+        names = ", ".join(map(str, table.columns[:20])) + (", ..." if table.shape[1] > 20 else "")
+        raise InputError(f"The {role} column {name!r} is not in the table, which has: {names}.")
     values = table[name]
     if isinstance(values, pd.DataFrame):
         raise InputError(f"The {role} column {name!r} appears more than once in the table.")

@@ -1,21 +1,21 @@
 """A network as a function of its weights: passes, products, borrowing and processes."""
 
-from autobalance.functional.derivative_check import choose_derivative, forget_checks
+from autobalance.functional.derivative_check import choose_derivative
 from autobalance.functional.model import (
     Derivative,
     FunctionalModel,
     Linearization,
     flatten,
-    needs_copies,
     trainable,
     unflatten,
-    use_copies,
 )
 from autobalance.functional.module_state import (
+    NetworkTraits,
     evaluation_mode,
     evaluation_of_plain_layers,
     mode_overrides,
     preserve_module_state,
+    traits_of,
 )
 from autobalance.functional.outputs import call_network, compute_logits, warn_if_probabilities
 from autobalance.functional.processes import (
@@ -31,6 +31,7 @@ __all__ = [
     "Derivative",
     "FunctionalModel",
     "Linearization",
+    "NetworkTraits",
     "Processes",
     "call_network",
     "choose_derivative",
@@ -39,14 +40,12 @@ __all__ = [
     "evaluation_of_plain_layers",
     "first_process",
     "flatten",
-    "forget_checks",
     "mode_overrides",
-    "needs_copies",
     "preserve_module_state",
     "processes_started",
     "trainable",
+    "traits_of",
     "unflatten",
     "unwrap",
-    "use_copies",
     "warn_if_probabilities",
 ]

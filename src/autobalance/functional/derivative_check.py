@@ -8,11 +8,11 @@ and a central difference where training uses a surrogate gradient.
 
 from __future__ import annotations
 
+import copy
 import warnings
-import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,8 @@ from autobalance.functional.model import (
     Linearization,
     flatten,
     unflatten,
-    use_copies,
 )
-from autobalance.functional.module_state import (
-    HostRandomState,
-    preserve_random_state,
-    repeat_host_draws,
-)
+from autobalance.functional.module_state import HostRandomState, preserve_random_state, traits_of
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3}
 """Relative differences between the two products that rounding explains; half precision has `LOW`."""
@@ -39,18 +34,13 @@ LOW = 0.1
 CENTRAL_FACTOR = 10.0
 """A central difference has the error of its step beside rounding."""
 
+ALIKE = 30.0
+"""Largest ratio of the rounding errors of the two products; those of two normal numbers exceed it either way
+in 4 of 100 cases, which then count as disagreements."""
+
 SMALLEST_SHARE = {torch.float64: 1e-5}
 """Parameters whose gradient is below this share of the largest count as if they had this share. Otherwise
 the rounding of gradients that are 0, such as a bias's before BatchNorm, would decide."""
-
-_derivatives: weakref.WeakKeyDictionary[nn.Module, dict[Any, Derivative]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def forget_checks(model: nn.Module) -> None:
-    """Check this network's derivative again at its next use."""
-    _derivatives.pop(model, None)
 
 
 def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
@@ -66,12 +56,11 @@ def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
     """
     if network.derivative is not None:
         return network.derivative
-    known: dict[Any, Derivative] = _derivatives.setdefault(network.model, {})
+    known: dict[Any, Derivative] = network.traits.derivatives
     key = (
         tuple((name, p.dtype) for name, p in network.parameters.items()),
         tuple(m.training for m in network.modules),
-        torch.is_autocast_enabled("cuda"),
-        torch.is_autocast_enabled("cpu"),
+        *(torch.is_autocast_enabled(kind) for kind in ("cuda", "cpu")),
         _kind_of(inputs),
     )
     if key in known:
@@ -106,6 +95,19 @@ _DESCRIPTIONS = {
 }
 
 
+class _Products(NamedTuple):
+    """<u, J v>, <J^T u, v>, how large the latter is expected to be, and the lengths of v."""
+
+    forward: float
+    reverse: float
+    size: float
+    scales: list[float]
+
+    @property
+    def difference(self) -> float:
+        return abs(self.forward - self.reverse)
+
+
 class _DerivativeCheck:
     """Tries the ways in turn on one batch.
 
@@ -136,6 +138,32 @@ class _DerivativeCheck:
             self.reasons[derivative] = reason
         return None
 
+    def _is_rounding(
+        self, derivative: Derivative, at: Mapping[str, Tensor], products: _Products
+    ) -> bool:
+        """Whether a float64 copy of the network shows that float32's two products differ by rounding alone.
+
+        Deep networks can amplify rounding by any factor, so no tolerance in float32 tells it from a wrong
+        derivative, and other u and v meet the same rounding. In float64 the products must agree. That says
+        nothing of kernels that float32 alone runs, so both of float32's must also lie about as far from it:
+        rounding meets the two alike, a wrong derivative is far off where the other is near.
+        """
+        dtypes = {p.dtype for p in self.network.parameters.values()}
+        if dtypes != {torch.float32} or self._is_low_precision():
+            return False
+        try:
+            model = copy.deepcopy(self.network.model).double()
+            traits_of(model).needs_copies = self.network.traits.needs_copies
+            network = FunctionalModel(model, self.network.processes)
+            double = _DerivativeCheck(network, _to_float64(self.inputs))
+            leaves = {name: p.detach().double() for name, p in at.items()}
+            exact = double._products(derivative, leaves, products.scales)
+        except Exception:  # no copy can be made, or parts compute in float32 in any case
+            return False
+        errors = [abs(a - b) for a, b in zip(products[:2], exact[:2], strict=True)]
+        agrees = exact.difference <= double._tolerance(derivative) * exact.size
+        return agrees and max(errors) <= ALIKE * min(errors)
+
     def _leaves(self) -> tuple[dict[str, Tensor], bool]:
         """Leaves to check at, and whether the reverse gradient there is finite.
 
@@ -156,11 +184,11 @@ class _DerivativeCheck:
         logits = self.network(plain, self.inputs, state=state)
         if not host.is_unchanged():
             host.set()
-            repeat_host_draws(self.network.model)
+            self.network.traits.draws_on_host = True
         own = {**self.network.parameters, **self.network.frozen}
         current = {**state, **plain}
         if any(current[n]._version or not _same(current[n], p) for n, p in own.items()):
-            use_copies(self.network.model)
+            self.network.traits.needs_copies = True
         for at in (moved, plain):
             point = Linearization(self.network, self.inputs, at=at)
             pulled = self.network.processes.all_reduce(point.vjp(self._normal(logits)))
@@ -170,6 +198,27 @@ class _DerivativeCheck:
 
     def _compare(self, derivative: Derivative, at: Mapping[str, Tensor]) -> tuple[str, str] | None:
         """Why this way is not to be trusted; None where it agrees."""
+        try:
+            products = self._products(derivative, at)
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return f"Part of the network has no {_NAMES[derivative]}", f"({lines[0]})"
+        difference, size = products.difference, products.size
+        if difference <= self._tolerance(derivative) * size:  # False for NaN
+            return None
+        if self._is_rounding(derivative, at, products):
+            return None
+        return (
+            f"The network's {_NAMES[derivative]} is not that of the gradient that trains it",
+            f"(They differ by {difference / max(size, 1e-300):.2g} of their size.)",
+        )
+
+    def _products(
+        self, derivative: Derivative, at: Mapping[str, Tensor], scales: list[float] | None = None
+    ) -> _Products:
+        """Both products for random u and v, v as long along each parameter as `scales` says."""
         network, processes = self.network, self.network.processes
         leaves = list(network.parameters.values())
         fresh = {name: p.detach().clone().requires_grad_() for name, p in at.items()}
@@ -177,28 +226,16 @@ class _DerivativeCheck:
         point.derivative = derivative
         # v must be the same in all processes, which may have different numbers of rows.
         own, common = (torch.Generator().manual_seed(seed) for seed in (1, 2))
-        try:
-            u = self._normal(point.value, own)
-            pulled = unflatten(processes.all_reduce(point.vjp(u)), leaves)
-            scales = self._scales(derivative, pulled, list(fresh.values()))
-            v = [s * self._normal(p, common) for s, p in zip(scales, leaves, strict=True)]
-            tangent = point.jvp(flatten(v))
-        except torch.OutOfMemoryError:
-            raise
-        except (NotImplementedError, RuntimeError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return f"Part of the network has no {_NAMES[derivative]}", f"({lines[0]})"
+        u = self._normal(point.value, own)
+        pulled = unflatten(processes.all_reduce(point.vjp(u)), leaves)
+        scales = scales or self._scales(derivative, pulled, list(fresh.values()))
+        v = [s * self._normal(p, common) for s, p in zip(scales, leaves, strict=True)]
+        tangent = point.jvp(flatten(v))
         forward = float(processes.all_reduce((u.double() * tangent.double()).sum()))
         pairs = list(zip(pulled, v, strict=True))
         reverse = sum(float((g.double() * t.double()).sum()) for g, t in pairs)
         size = sum((s * float(g.norm())) ** 2 for g, s in zip(pulled, scales, strict=True)) ** 0.5
-        if abs(forward - reverse) <= self._tolerance(derivative) * size:  # False for NaN
-            return None
-        share = abs(forward - reverse) / max(size, 1e-300)
-        return (
-            f"The network's {_NAMES[derivative]} is not that of the gradient that trains it",
-            f"(They differ by {share:.2g} of their size.)",
-        )
+        return _Products(forward, reverse, size, scales)
 
     def _scales(
         self, derivative: Derivative, pulled: list[Tensor], at: list[Tensor]
@@ -218,8 +255,9 @@ class _DerivativeCheck:
 
     def _tolerance(self, derivative: Derivative) -> float:
         dtypes = {p.dtype for p in self.network.parameters.values()}
-        low = torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
-        tolerance = LOW if low else max(TOLERANCES.get(dtype, LOW) for dtype in dtypes)
+        tolerance = (
+            LOW if self._is_low_precision() else max(TOLERANCES.get(dtype, LOW) for dtype in dtypes)
+        )
         on_gpu = next(iter(self.network.parameters.values())).device.type != "cpu"
         if on_gpu and tolerance < LOW and torch.float64 not in dtypes:
             tolerance = 0.03  # TensorFloat-32 has three digits
@@ -228,6 +266,10 @@ class _DerivativeCheck:
             if derivative == "central difference"
             else tolerance
         )
+
+    @staticmethod
+    def _is_low_precision() -> bool:
+        return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
 
     def _normal(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Random numbers of a generator of our own, so that nobody else's draws change."""
@@ -305,6 +347,14 @@ def _first_tensor(output: Any) -> Tensor:
         return output
     parts = output.values() if isinstance(output, Mapping) else output
     return next(_first_tensor(part) for part in parts if part is not None)
+
+
+def _to_float64(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, Mapping):
+        return {name: _to_float64(value) for name, value in inputs.items()}
+    return tuple(map(_to_float64, inputs)) if isinstance(inputs, tuple) else inputs
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

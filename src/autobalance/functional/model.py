@@ -6,7 +6,6 @@ written to in copies, and the random draws of all passes through one batch are t
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -26,19 +25,13 @@ from autobalance.functional.batch_norm import (
     normalize_over_processes,
     replace_forward,
 )
-from autobalance.functional.module_state import AttributeSnapshot, RandomState, draws_on_host
+from autobalance.functional.module_state import AttributeSnapshot, RandomState, traits_of
 from autobalance.functional.outputs import compute_logits
 from autobalance.functional.processes import ALONE, Processes
 
 T = TypeVar("T")
 
 Derivative = Literal["forward", "double backward", "central difference"]
-
-_writers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks whose forward pass writes to their parameters, so that all passes need copies."""
-
-_accumulating: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks whose backward pass leaves gradients in `.grad` alone: reentrant checkpointing."""
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -55,16 +48,6 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Inverse of `flatten`: parts of the vector in the shapes of these tensors."""
     parts = vector.split([t.numel() for t in like])
     return [part.view_as(t) for part, t in zip(parts, like, strict=True)]
-
-
-def needs_copies(model: nn.Module) -> bool:
-    """Whether the network is known to write to its parameters, so that passes run on copies of them."""
-    return model in _writers
-
-
-def use_copies(model: nn.Module) -> None:
-    """From now on let all passes of this network run on copies of its parameters."""
-    _writers.add(model)
 
 
 class _Host(nn.Module):
@@ -97,6 +80,8 @@ class FunctionalModel:
     ----------
     parameters : dict of str to Tensor
         Those that training moves, see `trainable`.
+    traits : NetworkTraits
+        What is known of the network.
 
     Raises
     ------
@@ -111,7 +96,7 @@ class FunctionalModel:
         *,
         derivative: Derivative | None = None,
     ) -> None:
-        self.model, self.processes = model, processes
+        self.model, self.processes, self.traits = model, processes, traits_of(model)
         self.derivative: Derivative | None = derivative
         self.modules = list(model.modules())
         _check_parts(model, self.modules)
@@ -134,14 +119,9 @@ class FunctionalModel:
         ]
         self._host = _Host(model)
 
-    @property
-    def copies(self) -> bool:
-        """Whether passes run on copies of all parameters, because the network writes to them."""
-        return needs_copies(self.model)
-
     def lend_parameters(self) -> dict[str, Tensor]:
         """The trainable parameters as leaves for a pass: themselves, or copies for a network that writes."""
-        if not self.copies:
+        if not self.traits.needs_copies:
             return self.parameters
         return {name: _copy_of_leaf(p) for name, p in self.parameters.items()}
 
@@ -149,7 +129,7 @@ class FunctionalModel:
         """Copies of what a forward pass may write to beside the trainable parameters."""
         copies = {id(b): b.clone() for _, b in self._buffers}
         state = {name: copies[id(b)] for name, b in self._buffers}
-        if self.copies:
+        if self.traits.needs_copies:
             state |= {name: p.detach().clone() for name, p in self.frozen.items()}
         return state
 
@@ -295,15 +275,14 @@ class Linearization:
             )
         cotangent = cotangent.to(logits.dtype)
         try:
-            if self.network.model in _accumulating:
+            if self.network.traits.accumulates:
                 pulled = self._accumulate(cotangent)
             else:
                 pulled = self.gradient(logits, cotangent)
         except RuntimeError as error:
-            if "use_reentrant" not in str(error) or self.network.model in _accumulating:
+            if "use_reentrant" not in str(error) or self.network.traits.accumulates:
                 raise
-            use_copies(self.network.model)
-            _accumulating.add(self.network.model)
+            self.network.traits.needs_copies = self.network.traits.accumulates = True
             self.forget_graph()
             return self.vjp(cotangent)
         return flatten(pulled)
@@ -380,7 +359,7 @@ class Linearization:
         """Run a backward pass while the network holds what it held in the forward pass."""
         assert self._graph is not None
         _, leaves, state = self._graph
-        if self.network.copies:
+        if self.network.traits.needs_copies:
             leaves = {name: _copy_of_leaf(p) for name, p in leaves.items()}
         fresh = {name: t.clone() for name, t in state.items()}
         with _unfused(self.derivative == "double backward"):
@@ -412,7 +391,7 @@ class Linearization:
     def _call(self, parameters: Mapping[str, Tensor], inputs: Any = None, **options: Any) -> Tensor:
         if self._random is None:
             device = next(iter(self.network.parameters.values())).device
-            self._random = RandomState(device, host=draws_on_host(self.network.model))
+            self._random = RandomState(device, host=self.network.traits.draws_on_host is True)
         self._random.set()
         with _unfused(self.derivative == "double backward"):
             return self.network(parameters, self.inputs if inputs is None else inputs, **options)

@@ -6,9 +6,10 @@ import random
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,49 @@ adapter, a checksum tells whether they were written to."""
 
 _WITHOUT_STATE = ("torch.nn.", "autobalance.networks")
 
-_host_drawers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks that draw from the generators of Python or numpy."""
-
-_quiet_on_host: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Networks that drew nothing from them when they were preserve_module_state first; reading their state takes time."""
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MODULE_ATTRIBUTES = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 
 
 @dataclass
+class NetworkTraits:
+    """What was seen of a network in its first passes, so that it need not be looked for in each.
+
+    Attributes
+    ----------
+    needs_copies : bool
+        Whether its forward pass writes to its parameters, so that all passes run on copies of them.
+    accumulates : bool
+        Whether its backward pass leaves gradients in `.grad` alone: reentrant checkpointing.
+    draws_on_host : bool or None
+        Whether it draws from the generators of Python or numpy, whose state takes time to read; None
+        before its first loan.
+    derivatives : dict
+        The way to compute J v that was chosen, for each state of the network.
+    evaluation : callable or None
+        How it is put into evaluation mode.
+    """
+
+    needs_copies: bool = False
+    accumulates: bool = False
+    draws_on_host: bool | None = None
+    derivatives: dict[Any, Any] = field(default_factory=dict)
+    evaluation: Callable[[nn.Module], AbstractContextManager[None]] | None = None
+
+
+_traits: weakref.WeakKeyDictionary[nn.Module, NetworkTraits] = weakref.WeakKeyDictionary()
+
+
+def traits_of(model: nn.Module) -> NetworkTraits:
+    """What is known of this network, to be read and written."""
+    return _traits.setdefault(model, NetworkTraits())
+
+
+@dataclass
 class Loan:
-    """What a preserve_module_state network's tensors looked like when they came back.
+    """What a borrowed network's tensors looked like when they came back.
 
     Attributes
     ----------
@@ -69,8 +100,11 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
     attributes = AttributeSnapshot([module for module, _ in modes])
     parameters = list(model.named_parameters())
     gradients = [(p, p.grad) for _, p in parameters if not is_lazy(p)]
-    tensors = TensorSnapshot(parameters, list(model.named_buffers()))
-    host = None if model in _quiet_on_host else HostRandomState()
+    # Copying and comparing all weights is most of a loan's cost, so it is left out where it shows nothing.
+    is_safe = all(has_known_forward(module) for module, _ in modes)
+    tensors = None if is_safe else TensorSnapshot(parameters, list(model.named_buffers()))
+    traits = traits_of(model)
+    host = None if traits.draws_on_host is False else HostRandomState()
     with ExitStack() as stack:
         stack.enter_context(preserve_random_state(model))
         # The fused kernels of attention have neither forward-mode nor second derivatives.
@@ -82,15 +116,16 @@ def preserve_module_state(model: nn.Module) -> Iterator[Loan]:
         finally:
             _restore_modes(modes)
             attributes.restore()
-            if host is not None and host.is_unchanged():
-                _quiet_on_host.add(model)
-            elif host is not None:
+            if host is not None:
+                if traits.draws_on_host is None and host.is_unchanged():
+                    traits.draws_on_host = False
                 host.set()
             for p, gradient in gradients:
                 if p.grad is not gradient:
                     p.grad = gradient
-            loan.touched = tensors.is_touched()
-            loan.written = tensors.restore()
+            if tensors is not None:
+                loan.touched = tensors.is_touched()
+                loan.written = tensors.restore()
 
 
 @contextmanager
@@ -148,11 +183,8 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         if module.training != training:
             module.train(training)
-    for (
-        module,
-        training,
-    ) in modes:  # where a `train` of their own left another mode than it was called for
-        if module.training != training:
+    for module, training in modes:
+        if module.training != training:  # as a `train` of its own may leave it
             module.training = training
 
 
@@ -162,16 +194,6 @@ def preserve_random_state(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         yield
-
-
-def draws_on_host(model: nn.Module) -> bool:
-    """Whether the network is known to draw from the generators of Python or numpy."""
-    return model in _host_drawers
-
-
-def repeat_host_draws(model: nn.Module) -> None:
-    """From now on let all passes through one batch draw the same numbers from Python and numpy."""
-    _host_drawers.add(model)
 
 
 class HostRandomState:
@@ -213,6 +235,19 @@ class RandomState:
             torch.cuda.set_rng_state(self.on_device, self.device)
         if self.on_host is not None:
             self.on_host.set()
+
+
+def has_known_forward(module: nn.Module) -> bool:
+    """Whether this is a layer of torch's or ours that a pass of `FunctionalModel` leaves as it is.
+
+    Not one with a hook or a forward pass of its own, nor those of torch's that write to their weights: an
+    embedding with a largest norm, and recurrent layers, which gather theirs in one memory.
+    """
+    if not type(module).__module__.startswith(_WITHOUT_STATE) or isinstance(module, nn.RNNBase):
+        return False
+    own = vars(module)
+    changed = "forward" in own or own.get("max_norm") is not None
+    return not (changed or any(own[hooks] for hooks in _HOOKS))
 
 
 class AttributeSnapshot:
@@ -261,11 +296,7 @@ def _refill(value: Any, content: Any) -> None:
 
 
 def _entries(value: Any) -> Iterator[Any]:
-    return (
-        (part for pair in value.items() for part in pair)
-        if isinstance(value, dict)
-        else iter(value)
-    )
+    return chain.from_iterable(value.items()) if isinstance(value, dict) else iter(value)
 
 
 class TensorSnapshot:
@@ -307,9 +338,7 @@ class TensorSnapshot:
         for group, copies in zip(self._groups.values(), self._copies, strict=True):
             if torch.equal(_bits(group), copies):
                 continue
-            words = copies.numel() // sum(
-                t.numel() for _, t in group
-            )  # of a number; 2 in complex128
+            words = copies.numel() // sum(t.numel() for _, t in group)  # 2 in complex128
             parts = copies.split([words * t.numel() for _, t in group])
             for (name, t), part in zip(group, parts, strict=True):
                 if not torch.equal(_bits([(name, t)]), part):

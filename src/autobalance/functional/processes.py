@@ -74,10 +74,12 @@ class Processes:
 
     @property
     def size(self) -> int:
+        """Number of processes."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     @property
     def rank(self) -> int:
+        """Index of this process, from 0."""
         return 0 if self.group is None else dist.get_rank(self.group)
 
     def rows(self, own: Tensor, sizes: Sequence[int] | None = None) -> slice:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from autobalance._validation import InputError
-from autobalance.data import ArrayData, Batch, concatenated, stratified_folds
+from autobalance.bilevel import split_rows
+from autobalance.data import ArrayData, Batch, concatenated
 from autobalance.heads.features import Scaling, as_floating
 from autobalance.heads.problem import HeadProblem
 from autobalance.records import SearchSettings
@@ -34,13 +35,14 @@ class Standardised:
             raise InputError(
                 "No training example has a sample_weight above 0. Give some weight to each class."
             )
+        target, classes, groups = self.data.target, self.data.num_classes, self.data.groups
         return HeadProblem(
             features,
-            self.data.target,
-            self.data.num_classes,
+            target,
+            classes,
             sample_weight=weight,
             weight_decay=weight_decay,
-            groups=self.data.groups,
+            groups=groups,
         )
 
 
@@ -52,7 +54,7 @@ class Split:
     validation: Batch
 
 
-def standardised(
+def standardise(
     data: ArrayData,
     device: torch.device,
     *,
@@ -71,7 +73,7 @@ def standardised(
     features = as_floating(data.in_memory().flatten(1))
     if validation is not None:
         # Without features first, which only checks that both belong together.
-        labels = concatenated(_labels(data), _labels(validation))
+        labels = concatenated(*(replace(d, inputs=d.inputs[:0]) for d in (data, validation)))
         features = torch.cat([features, validation.in_memory().flatten(1).to(features)])
     elif order is not None:
         labels = replace(data, inputs=data.target).subset(order)
@@ -109,21 +111,10 @@ def split(
     if validation is not None:
         if folds != 1:
             raise InputError("A validation set of your own leaves nothing to fold: set folds to 1.")
-        whole = standardised(data, device, validation=validation)
+        whole = standardise(data, device, validation=validation)
         held = [torch.arange(len(data), len(data) + len(validation), device=device)]
     else:
-        generator = torch.Generator().manual_seed(seed)
-        cells = data.cells().cpu()
-        parts = [
-            rows
-            for _, rows in stratified_folds(cells, settings.validation_fraction, folds, generator)
-        ]
-        if any(len(rows) == 0 for rows in parts):
-            raise InputError(
-                f"No class has enough examples for validation among {len(data)}: the search needs "
-                "at least 3 in some class. Add data, or retrain_head with "
-                "ParametricCrossEntropy.logit_adjusted."
-            )
+        parts = [rows for _, rows in split_rows(data, settings, seed)]
         # Rows in the order of the fold that holds them out, so that a fold's training skips
         # most of its validation rows, and reads them without a copy.
         first = torch.full((len(data),), folds)
@@ -132,7 +123,7 @@ def split(
         order = torch.argsort(first, stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
-        whole = standardised(data, device, order=order)
+        whole = standardise(data, device, order=order)
         held = [place[rows].sort().values.to(device) for rows in parts]
     labels = replace(whole.data, inputs=whole.data.target)
     parts = [labels.subset(rows) for rows in held]
@@ -142,19 +133,11 @@ def split(
     return splits, (counts, effective)
 
 
-def _labels(data: ArrayData) -> ArrayData:
-    return replace(data, inputs=data.inputs[:0])
-
-
 def _batch(data: ArrayData, rows: Tensor) -> Batch:
     """These rows, as views where they are in succession."""
     first, last = int(rows[0]), int(rows[-1])
     if last - first + 1 != len(rows):
         return data.batch(rows)
     part = slice(first, last + 1)
-    return Batch(
-        data.inputs[part],
-        data.target[part],
-        None if data.groups is None else data.groups[part],
-        None if data.sample_weight is None else data.sample_weight[part],
-    )
+    groups, weight = (None if x is None else x[part] for x in (data.groups, data.sample_weight))
+    return Batch(data.inputs[part], data.target[part], groups, weight)

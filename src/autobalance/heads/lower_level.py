@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autobalance.bilevel import Outcomes, Progress, ProgressListener
 from autobalance.data import Batch
@@ -28,17 +28,7 @@ ROWS = 4096
 
 @dataclass(frozen=True)
 class HeadHypergradient:
-    """The derivative of one fold's objective by the free parameters of the loss.
-
-    Attributes
-    ----------
-    gradients : list of Tensor
-        One for each of the space's parameters.
-    objective, hard_objective : float
-        The differentiable objective on the held-out examples, and the same over the 0-1 error.
-    solved : Solved
-        The linear system, with diagnostics.
-    """
+    """The derivative of one fold's objective by the space's parameters, and its values held out."""
 
     gradients: list[Tensor]
     objective: float
@@ -58,6 +48,13 @@ class _Fold:
     direction: Tensor | None = None
     lower: Minimum | None = None
 
+    def minimise(self, preconditioner: KroneckerPreconditioner | None = None) -> Minimum:
+        """The minimum under the problem's present loss, from the present weights."""
+        return minimise(
+            self.problem, self.weights, tolerance=GRADIENT_TOLERANCE, reference=self.reference,
+            preconditioner=preconditioner,
+        )  # fmt: skip
+
 
 class HeadFolds:
     """A linear head on every fold, as the `LowerProblem` of a search.
@@ -65,20 +62,8 @@ class HeadFolds:
     One lower step is a whole training run: Newton's method goes to the minimum, from the weights of
     the step before.
 
-    Parameters
-    ----------
-    splits : sequence of Split
-        Training problem and held-out rows of each fold.
-    loss : TunableCrossEntropy
-        The loss to design.
-    objective : Objective
-        What is to become small on the held-out rows.
-
-    Attributes
-    ----------
-    statistics : dict
-        Newton steps and products with the curvature so far, and the largest relative gradient that
-        was left at a minimum.
+    `statistics` has Newton steps and products with the curvature so far, and the largest relative
+    gradient that was left at a minimum.
     """
 
     steps_per_run = 1
@@ -90,11 +75,11 @@ class HeadFolds:
         self.folds = [_Fold(s.problem, s.validation, s.problem.zeros()) for s in splits]
         space = loss.space
         self.shape = (space.num_groups or 1, space.num_classes)
-        held = [fold.held for fold in self.folds]
         self.cells = [
-            b.target if b.groups is None else b.groups * self.shape[1] + b.target for b in held
+            b.target if b.groups is None else b.groups * self.shape[1] + b.target
+            for b in (fold.held for fold in self.folds)
         ]
-        self.sample_weights = [b.sample_weight for b in held]
+        self.sample_weights = [fold.held.sample_weight for fold in self.folds]
         self.statistics = {"newton_steps": 0, "products": 0, "largest_relative_gradient": 0.0}
 
     def step(self, loss: LossSnapshot) -> None:
@@ -103,14 +88,7 @@ class HeadFolds:
             fold.problem.set_loss(loss.parameters)
             if fold.preconditioner is None:
                 fold.reference = float(fold.problem.evaluate(fold.weights)[1].norm())
-            lower = minimise(
-                fold.problem,
-                fold.weights,
-                tolerance=GRADIENT_TOLERANCE,
-                reference=fold.reference,
-                preconditioner=fold.preconditioner,
-            )
-            fold.lower = lower
+            fold.lower = lower = fold.minimise(fold.preconditioner)
             fold.weights, fold.preconditioner = lower.weights, lower.preconditioner
             if len(self.folds) > 1:  # the probabilities of one fold at a time fit into memory
                 fold.problem.release()
@@ -137,25 +115,17 @@ class HeadFolds:
     def train_candidates(
         self,
         losses: Mapping[str, ParametricCrossEntropy],
-        augments: Mapping[str, nn.Module | None],
         outcomes: Outcomes,
-        after_each: Callable[[], None],
         progress: ProgressListener | None,
     ) -> None:
-        """Solve every fold's lower level for each loss; heads know no augmentation."""
+        """Fill in what the minima under each loss predict of the held-out rows, fold by fold."""
         for fold in self.folds:
             for name, loss in losses.items():
                 rows = (None if p is None else p.to(fold.weights) for p in loss.parameters_of_loss)
                 fold.problem.set_loss(LossParameters(*rows))
-                lower = minimise(
-                    fold.problem,
-                    fold.weights,
-                    tolerance=GRADIENT_TOLERANCE,
-                    reference=fold.reference,
-                )
-                outcomes.setdefault(name, []).append(_predict(fold.held.inputs, lower.weights))
+                weights = fold.minimise().weights
+                outcomes.setdefault(name, []).append(_predict(fold.held.inputs, weights))
                 fold.problem.release()
-                after_each()
                 if progress:
                     done = sum(len(runs) for runs in outcomes.values())
                     progress(Progress("choose", done, len(losses) * len(self.folds)))
@@ -177,14 +147,9 @@ class HeadFolds:
         for part, g in zip(held.inputs.split(ROWS), by_logits.split(ROWS), strict=True):
             accumulate(b, g, part)
         solved = conjugate_gradients(
-            problem,
-            fold.preconditioner,
-            b,
-            tolerance=SYSTEM_TOLERANCE,
-            iterations=SYSTEM_ITERATIONS,
-            start=fold.direction,
-            verify=True,
-        )
+            problem, fold.preconditioner, b, tolerance=SYSTEM_TOLERANCE,
+            iterations=SYSTEM_ITERATIONS, start=fold.direction, verify=True,
+        )  # fmt: skip
         fold.direction = solved.direction
         mixed = problem.mixed(solved.direction, design, free)
         problem.release()

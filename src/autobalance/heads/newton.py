@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autobalance.heads.problem import HeadProblem, KroneckerPreconditioner, diverged
+from autobalance.heads.problem import HeadProblem, KroneckerPreconditioner, divergence_error
 
 MAX_NEWTON_STEPS = 60
 MAX_HALVINGS = 30
@@ -19,18 +19,10 @@ REBUILD_AFTER = 15
 
 @dataclass(frozen=True)
 class Solved:
-    """What `conjugate_gradients` found.
+    """What `conjugate_gradients` found: q, shape ``(k, d + 1)``, float64, as `direction`.
 
-    Attributes
-    ----------
-    direction : Tensor
-        q, shape ``(k, d + 1)``, float64.
-    residual : float
-        ``|b - A q| / |b|``, computed from q and not from the recurrence alone where `verify`.
-    iterations : int
-        Products with A.
-    reason : str
-        Why it stopped: "tolerance", "iterations" or "zero" (b = 0).
+    `residual` is ``|b - A q| / |b|``, computed from q and not from the recurrence alone where `verify`;
+    `iterations` counts products with A; `reason` is "tolerance", "iterations" or "zero" (b = 0).
     """
 
     direction: Tensor
@@ -41,22 +33,10 @@ class Solved:
 
 @dataclass(frozen=True)
 class Minimum:
-    """What `minimise` found.
+    """What `minimise` found: weights ``(k, d + 1)`` in the features' dtype.
 
-    Attributes
-    ----------
-    weights : Tensor
-        theta, shape ``(k, d + 1)``, in the features' dtype.
-    loss : float
-        Training loss without weight decay.
-    residual : float
-        Norm of the gradient relative to that at zero weights.
-    steps : int
-        Newton steps.
-    products : int
-        Products with A.
-    preconditioner : KroneckerPreconditioner
-        The last one built.
+    `loss` is the training loss without weight decay, `residual` the gradient's norm relative to that at
+    zero weights, `steps` counts Newton steps, `products` those with A; `preconditioner` is the last built.
     """
 
     weights: Tensor
@@ -84,10 +64,8 @@ def conjugate_gradients(
 
     Parameters
     ----------
-    problem : HeadProblem
-        Gives the products.
-    precondition : KroneckerPreconditioner
-        Approximates A^-1.
+    problem, precondition
+        Give the products, and approximate A^-1.
     b : Tensor
         Shape ``(k, d + 1)``.
     tolerance : float
@@ -160,17 +138,16 @@ def minimise(
     TrainingDiverged
         If the loss, its gradient or its curvature is not finite.
     """
-    kept = preconditioner is not None
+    is_given = preconditioner is not None
     value, gradient = problem.evaluate(weights)
-    products, age = 0, 0
-    steps = 0
+    products = age = steps = 0
     for steps in range(MAX_NEWTON_STEPS + 1):
         relative = float(gradient.norm()) / reference
         if not (math.isfinite(value) and math.isfinite(relative)):
-            raise diverged("value or gradient")
+            raise divergence_error("value or gradient")
         if relative <= tolerance or steps == MAX_NEWTON_STEPS:
             break
-        if preconditioner is None or (not kept and age >= REBUILD_AFTER):
+        if preconditioner is None or (not is_given and age >= REBUILD_AFTER):
             preconditioner, age = problem.kronecker(), 0
         # As exact as superlinear convergence needs, and no more than the tolerance asks for.
         forcing = max(min(0.1, relative**0.5), 0.3 * tolerance / relative)
@@ -178,24 +155,18 @@ def minimise(
             problem, preconditioner, -gradient, tolerance=forcing, iterations=500
         )
         if not bool(torch.isfinite(solved.direction).all()):
-            raise diverged("curvature")
+            raise divergence_error("curvature")
         products += solved.iterations
         age += solved.iterations
-        found = _line_search(problem, weights, value, gradient, solved.direction)
-        if found is None:  # no lower value can be told apart in this precision
+        better = _line_search(problem, weights, value, gradient, solved.direction)
+        if better is None:  # no lower value can be told apart in this precision
             problem.evaluate(weights)
             break
-        weights, value, gradient = found
-    if preconditioner is None or not kept:
+        weights, value, gradient = better
+    if preconditioner is None or not is_given:
         preconditioner = problem.kronecker()
-    return Minimum(
-        weights,
-        problem.data_loss,
-        float(gradient.norm()) / reference,
-        steps,
-        products,
-        preconditioner,
-    )
+    relative = float(gradient.norm()) / reference
+    return Minimum(weights, problem.data_loss, relative, steps, products, preconditioner)
 
 
 def _line_search(

@@ -55,18 +55,14 @@ class HeadProblem:
 
     Parameters
     ----------
-    features : Tensor
-        Standardised features, shape ``(n, d)``.
-    target : Tensor
-        Class indices, shape ``(n,)``.
+    features, target, groups
+        Standardised features, shape ``(n, d)``, and indices, shape ``(n,)``.
     num_classes : int
         Number of classes k.
     sample_weight : Tensor
         Non-negative weights s, shape ``(n,)``; chunks of nothing but zeros are left out.
     weight_decay : float
         lambda, above 0; lambda_c is `BIAS_DECAY` times this.
-    groups : Tensor, optional
-        Group indices, shape ``(n,)``.
     chunk_size : int, optional
         Rows per chunk.
     keep : int
@@ -87,16 +83,11 @@ class HeadProblem:
     ) -> None:
         self.num_classes = num_classes
         rows = chunk_size or max(256, CHUNK_NUMBERS // num_classes)
-        pieces = range(0, len(features), rows)
+        pieces = [slice(i, i + rows) for i in range(0, len(features), rows)]
         self.chunks = [
-            _Chunk(
-                features[i : i + rows],
-                target[i : i + rows],
-                None if groups is None else groups[i : i + rows],
-                sample_weight[i : i + rows],
-            )
-            for i in pieces
-            if bool(sample_weight[i : i + rows].any())
+            _Chunk(features[p], target[p], None if groups is None else groups[p], sample_weight[p])
+            for p in pieces
+            if bool(sample_weight[p].any())
         ]
         self.keep = num_classes * sum(len(c.target) for c in self.chunks) <= keep
         self.width = features.shape[1]
@@ -165,16 +156,10 @@ class HeadProblem:
     def mixed(
         self, direction: Tensor, design: LossParameters, free: Sequence[Tensor]
     ) -> list[Tensor]:
-        r"""d/dalpha <dL/df, J q>, one tensor for each of the free parameters alpha.
+        """d/dalpha <dL/df, J q>, one tensor for each of the free parameters alpha.
 
-        Parameters
-        ----------
-        direction : Tensor
-            q, shape ``(k, d + 1)``.
-        design : LossParameters
-            The loss's parameters as functions of alpha, at the values given to `set_loss`.
-        free : sequence of Tensor
-            alpha.
+        q, the direction, has shape ``(k, d + 1)``; `design` is the loss's parameters as functions of
+        alpha, at the values given to `set_loss`.
         """
         # First by w, l and delta, chunk by chunk, and then from there to alpha.
         used = {n: p for n, p in self.design._asdict().items() if p is not None}
@@ -191,11 +176,8 @@ class HeadProblem:
                 by_logits = torch.autograd.grad(total, f, create_graph=True)[0]
                 along = (by_logits * linear(chunk.features, direction)).sum()
                 inner += along.detach()
-                for name, g in zip(
-                    leaf,
-                    torch.autograd.grad(along, list(leaf.values()), materialize_grads=True),
-                    strict=True,
-                ):
+                by_leaf = torch.autograd.grad(along, list(leaf.values()), materialize_grads=True)
+                for name, g in zip(leaf, by_leaf, strict=True):
                     sums[name] += g
             parts = {n: s / self.total.to(s.dtype) for n, s in sums.items()}
             if "weight" in parts:  # the mean divides by the sum of w_y
@@ -205,15 +187,11 @@ class HeadProblem:
             moving = [(o, parts[n]) for n, o in zip(parts, outputs, strict=True) if o.requires_grad]
             if not moving:
                 return [torch.zeros_like(p) for p in free]
-            return list(
-                torch.autograd.grad(
-                    [o for o, _ in moving],
-                    list(free),
-                    [g.to(o) for o, g in moving],
-                    retain_graph=True,  # folds share the design
-                    materialize_grads=True,
-                )
-            )
+            by_free = torch.autograd.grad(
+                [o for o, _ in moving], list(free), [g.to(o) for o, g in moving],
+                retain_graph=True, materialize_grads=True,  # folds share the design
+            )  # fmt: skip
+            return list(by_free)
 
     def kronecker(self) -> KroneckerPreconditioner:
         """The preconditioner at the weights last evaluated."""
@@ -231,7 +209,7 @@ class HeadProblem:
         tiny = torch.finfo(features.dtype).tiny
         features /= spread.to(features.dtype).clamp(min=tiny)
         if not bool(torch.isfinite(features).all() and torch.isfinite(classes).all()):
-            raise diverged("curvature")
+            raise divergence_error("curvature")
         return KroneckerPreconditioner(features, classes, self.decay)
 
     def release(self) -> None:
@@ -298,7 +276,7 @@ class KroneckerPreconditioner:
         return self.class_basis @ torch.cat([weights @ self.feature_basis.T, bias], dim=1)
 
 
-def diverged(what: str) -> TrainingDiverged:
+def divergence_error(what: str) -> TrainingDiverged:
     """What to raise where a number of the lower level is not finite."""
     return TrainingDiverged(
         f"The head's training loss has a {what} that is not finite: the loss's parameters have "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -11,14 +13,13 @@ from autobalance.bilevel import (
     LoggerAdapter,
     MetricLogger,
     ProgressListener,
-    SearchRecorder,
     SearchResult,
     SearchSpec,
     check_options,
     make_fabric,
 )
 from autobalance.data import ArrayData, as_data
-from autobalance.heads.folds import split, standardised
+from autobalance.heads.folds import split, standardise
 from autobalance.heads.lower_level import GRADIENT_TOLERANCE, SYSTEM_TOLERANCE, HeadFolds
 from autobalance.heads.newton import minimise
 from autobalance.heads.upper_level import UPPER_TOLERANCE, QuasiNewtonUpperLevel
@@ -147,13 +148,21 @@ def search_head(
     return result
 
 
-HeadSearch = BilevelSearch[HeadFolds, QuasiNewtonUpperLevel]
-"""A search of a head's loss: the driver of every search, with the head's levels."""
+class HeadSearch(BilevelSearch[HeadFolds, QuasiNewtonUpperLevel]):
+    """A search of a head's loss: the driver of every search, with the head's levels."""
+
+    def train_candidates(
+        self,
+        losses: Mapping[str, ParametricCrossEntropy],
+        augments: Mapping[str, nn.Module | None],
+        progress: ProgressListener | None,
+    ) -> None:
+        """Solve every fold's lower level for each loss; heads know no augmentation."""
+        self.problem.train_candidates(losses, self.outcomes, progress)
 
 
 def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> HeadSearch:
     """A head's search at its start; parameters are those of `search_head`."""
-    recorder = SearchRecorder()
     data, settings, device = spec.data, spec.settings, _device(spec.device)
     loss = TunableCrossEntropy(build_space(spec.space, data.masses(), spec.objective).to(device))
     splits, (held_counts, effective_counts) = split(
@@ -177,16 +186,8 @@ def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> 
         "validation_counts": held_counts.tolist(),
         "lower": problem.statistics,
     }
-    return BilevelSearch(
-        spec,
-        loss,
-        problem,
-        QuasiNewtonUpperLevel(loss, spec.objective.effective_size(effective_counts)),
-        total=max_steps,
-        warmup=0,
-        settings=record,
-        recorder=recorder,
-    )
+    upper = QuasiNewtonUpperLevel(loss, spec.objective.effective_size(effective_counts))
+    return HeadSearch(spec, loss, problem, upper, total=max_steps, settings=record)
 
 
 def retrain_head(
@@ -235,13 +236,13 @@ def retrain_head(
             f"This loss has rows for {loss.num_groups} groups, the data has "
             f"{data.num_groups or 'none'}. Give data with the groups the loss was made for."
         )
-    whole = standardised(data, _device(device))
-    problem = whole.problem(positive("weight_decay", weight_decay))
+    everything = standardise(data, _device(device))
+    problem = everything.problem(positive("weight_decay", weight_decay))
     problem.set_loss(loss.parameters_of_loss)
     start = problem.zeros()
     reference = float(problem.evaluate(start)[1].norm())
-    found = minimise(problem, start, tolerance=GRADIENT_TOLERANCE, reference=reference)
-    return whole.scaling.linear(found.weights).cpu()
+    minimum = minimise(problem, start, tolerance=GRADIENT_TOLERANCE, reference=reference)
+    return everything.scaling.linear(minimum.weights).cpu()
 
 
 def _device(name: str) -> torch.device:

@@ -1,8 +1,17 @@
-"""The upper level of a head's search: L-BFGS on exact values and gradients."""
+"""The upper level of a head's search: L-BFGS for few, costly, exact evaluations.
+
+It stands in place of scipy's L-BFGS-B because one evaluation here is a whole training run, whose
+cost depends on where it is: far out some delta_k are tiny or huge and the lower level is badly
+conditioned. scipy bounds no step. On 27 searches (digits and synthetic data of 20 and 50 classes,
+three spaces) both ended at values that differ by less than 2 points either way, but scipy's took up
+to 7 times as many products with the curvature (30,992 against 4,268). A box of one nat around the
+start keeps it cheap, and ends it early: 0.684 in place of 0.652 on 50 classes. Nor can scipy's be
+asked for one evaluation at a time, which is what lets the driver of a search go on from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -10,9 +19,8 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from autobalance._validation import TrainingDiverged
-from autobalance.bilevel import UpperStep
+from autobalance.bilevel import UpperStep, gradients_of
 from autobalance.heads.lower_level import HeadHypergradient
-from autobalance.heads.quasi_newton import descend
 from autobalance.records import UpperRecord
 from autobalance.spaces import LossSnapshot, TunableCrossEntropy, prior_strength
 
@@ -23,22 +31,18 @@ FIRST_STEP, MAX_STEP = 0.3, 1.0
 letters and Fashion-MNIST features (weight decay 1e-3) L-BFGS with this start was lower after 5
 evaluations than Adam at a rate of 0.1 after 14.
 """
+MEMORY = 10
+SUFFICIENT_DECREASE = 1e-4
+
+Descent = Generator[Tensor, tuple[float, Tensor], str]
+"""Yields a position ``(m,)``, is sent the value there and its gradient ``(m,)``; returns why it ended."""
 
 
 class QuasiNewtonUpperLevel:
     """Moves the loss by L-BFGS; hands over the position of the lowest value seen.
 
-    Parameters
-    ----------
-    loss : TunableCrossEntropy
-        The loss to move.
-    effective_size : float
-        Effective number of held-out examples, which the prior is weighed against.
-
-    Attributes
-    ----------
-    reason : str
-        Why the search ended: "tolerance", or "steps" while it has not ended by itself.
+    The prior is weighed against the effective number of held-out examples, `effective_size`. `reason`
+    is "tolerance" where the search has ended by itself, else "steps".
     """
 
     def __init__(self, loss: TunableCrossEntropy, effective_size: float) -> None:
@@ -68,9 +72,7 @@ class QuasiNewtonUpperLevel:
         free = list(self.loss.space.parameters())
         with torch.enable_grad():
             penalty = self.strength * self.loss.space.penalty()
-            pulls = [torch.zeros_like(p) for p in free]
-            if penalty.requires_grad:
-                pulls = torch.autograd.grad(penalty, free, materialize_grads=True)
+            pulls = gradients_of(penalty, free)
         gradients = [
             pull + sum(r.gradients[i] for r in results) / len(results)
             for i, pull in enumerate(pulls)
@@ -94,10 +96,8 @@ class QuasiNewtonUpperLevel:
             norm=float(gradient.norm()),
             residual=max(r.solved.residual for r in results),
             iterations=sum(r.solved.iterations for r in results),
-            reason=results[0].solved.reason,
-            skipped=False,
-            predicted=0,
-        )
+            reason=results[0].solved.reason, skipped=False, predicted=0,
+        )  # fmt: skip
 
     def check(self, done: int, total: int) -> None:
         """Raise `TrainingDiverged` if the last value or gradient was not finite."""
@@ -123,3 +123,74 @@ class QuasiNewtonUpperLevel:
     def _is_finite(self) -> bool:
         value, gradient = self._last
         return bool(np.isfinite(value)) and bool(torch.isfinite(gradient).all())
+
+
+def descend(start: Tensor, *, tolerance: float, first_step: float, max_step: float) -> Descent:
+    """L-BFGS with a backtracking line search and bounded steps.
+
+    Parameters
+    ----------
+    start : Tensor
+        First position, shape ``(m,)``.
+    tolerance : float
+        Stop when a step after the first lowers the value by less than this share of it.
+    first_step, max_step : float
+        Largest change of any coordinate in the first step, along the gradient, and in any.
+
+    Yields
+    ------
+    Tensor
+        Where to evaluate next; the first is `start`.
+
+    Returns
+    -------
+    str
+        "tolerance".
+    """
+    position = start
+    value, gradient = yield position
+    pairs: list[tuple[Tensor, Tensor]] = []
+    while True:
+        if float(gradient.abs().max()) == 0.0:
+            return "tolerance"
+        direction = _direction(gradient, pairs)
+        largest = float(direction.abs().max())
+        bound = max_step if pairs else first_step
+        if not pairs or largest > bound:
+            direction = direction * (bound / largest)
+        slope = float(direction @ gradient)
+        step = 1.0
+        while True:
+            trial = position + step * direction
+            new, new_gradient = yield trial
+            if new <= value + SUFFICIENT_DECREASE * step * slope:
+                break
+            if step * abs(slope) <= tolerance * abs(value):
+                return "tolerance"
+            # The parabola through both values and the slope, within [0.1, 0.5] of the step.
+            parabola = -slope * step / (2 * (new - value - slope * step))
+            step *= min(0.5, max(0.1, parabola))
+        moved, change = trial - position, new_gradient - gradient
+        if float(moved @ change) > 1e-10 * float(moved @ moved):
+            pairs = [*pairs, (moved, change)][-MEMORY:]
+        is_first = position is start
+        gain = value - new
+        position, value, gradient = trial, new, new_gradient
+        if gain <= tolerance * abs(value) and not is_first:
+            return "tolerance"
+
+
+def _direction(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Minus the inverse curvature from the pairs, times the gradient (two-loop recursion)."""
+    d = -gradient
+    shares = []
+    for s, y in reversed(pairs):
+        share = (s @ d) / (s @ y)
+        d = d - share * y
+        shares.append(share)
+    if pairs:
+        s, y = pairs[-1]
+        d = d * ((s @ y) / (y @ y))
+    for (s, y), share in zip(pairs, reversed(shares), strict=True):
+        d = d + s * (share - (y @ d) / (s @ y))
+    return d

@@ -11,7 +11,6 @@ solution q for both. Weights, buffers, gradients, modes and random state are lef
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError
-from autobalance.augment import drawn
+from autobalance.augment import draw_batch
 from autobalance.data import Batch
 from autobalance.functional import (
     Derivative,
@@ -30,14 +29,12 @@ from autobalance.functional import (
     Processes,
     evaluation_mode,
     evaluation_of_plain_layers,
-    forget_checks,
     mode_overrides,
-    needs_copies,
     preserve_module_state,
     trainable,
+    traits_of,
     unflatten,
     unwrap,
-    use_copies,
     warn_if_probabilities,
 )
 from autobalance.hypergrad.curvature import LogitLoss, TrainingSystem
@@ -50,9 +47,6 @@ WHOLE = 1 << 24
 """Most input values sent through the network at once: 111 photographs of 224 x 224 pixels."""
 
 Evaluation = Callable[[nn.Module], AbstractContextManager[None]]
-
-_evaluations: weakref.WeakKeyDictionary[nn.Module, Evaluation] = weakref.WeakKeyDictionary()
-"""How each network that was seen before is put into evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +131,11 @@ def hypergradient(
         trains it, or the network writes to its weights where no copy can be put in their place.
     """
     processes, model = Processes.of(model), unwrap(model)
+    traits = traits_of(model)
     batches = [train_batch] if isinstance(train_batch, Batch) else train_batch
     sums = objective.state_dict() if isinstance(objective, RunningRisks) else None
     while True:
-        copies = needs_copies(model)
+        copies = traits.needs_copies
         result: Hypergradient | Exception
         with preserve_module_state(model) as loan, torch.enable_grad():
             try:
@@ -161,8 +156,8 @@ def hypergradient(
         if copies or not (loan.touched or loan.written):
             break
         # Its forward pass writes to its weights: once more, with copies in their place.
-        use_copies(model)
-        forget_checks(model)
+        traits.needs_copies = True
+        traits.derivatives.clear()
         if sums is not None and isinstance(objective, RunningRisks):
             objective.load_state_dict(sums)
     if isinstance(result, Exception):
@@ -186,7 +181,7 @@ def _validation_gradient(
     """dF/dtheta, flat; and the objective, its 0-1 value and how many classes are predicted, in one tensor."""
     processes, leaves = network.processes, list(network.parameters.values())
     parts = _parts(batch.inputs, train_batches)
-    is_new = network.model not in _evaluations
+    is_new = network.traits.evaluation is None
     with _evaluation_of(network, parts[0])(network.model):
         points = [Linearization(network, part, keep_graph=False) for part in parts]
         # Of several parts the graph begins at the logits, and each is passed once more.
@@ -221,8 +216,8 @@ def _evaluation_of(network: FunctionalModel, inputs: Any) -> Evaluation:
     that merge into frozen weights do. Such parts then stay as they are.
     """
     model = network.model
-    if model in _evaluations:
-        return _evaluations[model]
+    if network.traits.evaluation is not None:
+        return network.traits.evaluation
     chosen: Evaluation = evaluation_mode
     if mode_overrides(model):
         unused: dict[Evaluation, int] = {}
@@ -236,7 +231,7 @@ def _evaluation_of(network: FunctionalModel, inputs: Any) -> Evaluation:
                     pulled = unflatten(point.vjp(u), leaves)
                     unused[evaluation] = sum(not bool(g.any()) for g in pulled)
         chosen = min(unused, key=lambda evaluation: unused[evaluation])
-    _evaluations[model] = chosen
+    network.traits.evaluation = chosen
     return chosen
 
 
@@ -253,7 +248,7 @@ class _TrainingSide:
         self.network, self.loss, self.batches = network, loss, batches
         self.strengths = [] if augment is None else list(trainable(augment).values())
         self._design = loss.space()
-        draws = zip(*(drawn(augment, batch) for batch in batches), strict=True)
+        draws = zip(*(draw_batch(augment, batch) for batch in batches), strict=True)
         self._inputs, self._chances = draws
 
     def solve(

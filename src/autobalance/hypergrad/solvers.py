@@ -109,6 +109,7 @@ class Identity(Solver):
     def solve(
         self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
     ) -> Solution:
+        """Q = b, or the preconditioner times b."""
         q = _preconditioned(system, b) if self.preconditioned else b
         return Solution(q, system.tangent(q), float("nan"), 0, "identity")
 
@@ -147,6 +148,7 @@ class SingleLoop(Solver):
     def solve(
         self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
     ) -> Solution:
+        """One step from the last q, or from 0 at the first call."""
         start = _last(solver_state, b)
         if solver_state and start is not None:
             q, length, age = start, float(solver_state["length"]), int(solver_state["age"])
@@ -214,6 +216,7 @@ class ConjugateGradient(Solver):
     def solve(
         self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
     ) -> Solution:
+        """At most `iterations` steps, restarted with more damping at negative curvature."""
         norm, own = torch.stack([b.norm(), b @ b]).tolist()  # read together: each waits for a GPU
         if norm == 0.0:
             return _zero(system, b)
@@ -287,6 +290,7 @@ class Neumann(Solver):
     def solve(
         self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
     ) -> Solution:
+        """`terms` Richardson steps of bounded length."""
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
@@ -347,6 +351,7 @@ class Nystrom(Solver):
     def solve(
         self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
     ) -> Solution:
+        """The damped low-rank system, solved by the Woodbury identity."""
         norm = float(b.norm())
         if norm == 0.0:
             return _zero(system, b)
@@ -386,6 +391,7 @@ class Exact(Solver):
     def solve(
         self, system: TrainingSystem, b: Tensor, solver_state: SolverState | None = None
     ) -> Solution:
+        """The dense matrix, column by column, and a direct solve."""
         n = b.numel()
         if n > self.max_parameters:
             raise InputError(

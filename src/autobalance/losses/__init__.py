@@ -1,16 +1,13 @@
 """Training losses: per-example formulas, and modules that hold their parameters."""
 
-from autobalance.losses.modules import (
-    ParametricCrossEntropy,
-    Reduction,
-    check_width,
-    effective_number_weights,
-    reduced_loss,
-)
+from autobalance.losses.modules import ParametricCrossEntropy, effective_number_weights
 from autobalance.losses.parametric import (
     LossParameters,
+    Reduction,
     adjusted_logits,
+    check_width,
     parametric_cross_entropy,
+    reduced_loss,
     target_weight,
 )
 from autobalance.losses.published import (

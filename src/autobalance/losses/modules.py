@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,132 +24,20 @@ from autobalance._validation import (
     whole,
 )
 from autobalance.data import indices
-from autobalance.losses.fused import fused_cross_entropy, should_use_fused
-from autobalance.losses.parametric import LossParameters, parametric_cross_entropy, target_weight
+from autobalance.losses.parametric import (
+    LossParameters,
+    Reduction,
+    check_width,
+    reduced_loss,
+    target_weight,
+)
 from autobalance.records import check_format, loss_snippet, parsed_record
 
-Reduction = Literal["mean", "sum", "none"]
 ArrayLike = Tensor | Sequence[float] | Any
 
 _FORMAT = "autobalance-loss"
 _WHAT = "a loss written by autobalance"
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def reduced_loss(
-    logits: Tensor,
-    target: Tensor,
-    parameters: LossParameters,
-    *,
-    groups: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-    reduction: Reduction = "mean",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    fused: bool = False,
-) -> Tensor:
-    """Parametric cross-entropy of a batch, reduced as torch reduces its own.
-
-    The mean divides by the sum of w_y (times the sample weight) over the batch, as
-    `torch.nn.CrossEntropyLoss` does, so that the scale of w does not act as a learning rate; w's
-    gradient sees the division. Examples whose target is `ignore_index` count for nothing, and a
-    batch of nothing else gives 0.
-
-    It is twice differentiable by the logits and the parameters. With `fused` it may take the form of
-    `fused_cross_entropy`, the same to rounding and cheaper to train with where classes are many.
-    """
-    check_batch(logits, target, groups, sample_weight)
-    if logits.ndim != 2:
-        raise InputError(f"The loss needs logits of shape (n, k); got {tuple(logits.shape)}.")
-    if target.shape != logits.shape[:1]:
-        raise InputError(
-            f"The loss needs one class index per row of logits: expected target of shape "
-            f"({logits.shape[0]},), got {tuple(target.shape)}."
-        )
-    for name, values in (("target", target), ("groups", groups)):
-        if values is not None and values.dtype != torch.int64:
-            raise InputError(
-                f"The loss needs {name} as indices of dtype int64; got {values.dtype}. "
-                f"Where they are whole numbers from 0, give {name}.long()."
-            )
-    if groups is not None:
-        _check_rows(groups)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    kept, safe, scale = apply_ignore_index(target, sample_weight, ignore_index, dtype)
-    given: dict[str, Any] = {"groups": groups, "label_smoothing": label_smoothing}
-    try:
-        if fused and should_use_fused(logits, *parameters, sample_weight):
-            if reduction == "mean":  # divided before, so that the gradient is not gone over again
-                scale = scale / _mass(scale, safe, parameters, groups)
-            loss = fused_cross_entropy(logits, safe, parameters, scale=scale, kept=kept, **given)
-            return loss if reduction == "none" else loss.sum()
-        loss = parametric_cross_entropy(logits, safe, **parameters._asdict(), **given)
-    except IndexError as error:  # on a CPU; looking before would make a GPU wait
-        rows = next((len(p) for p in parameters if p is not None and p.ndim == 2), None)
-        upto = f"target must lie in 0..{logits.shape[1] - 1} or be {ignore_index}" + (
-            "" if rows is None else f", groups in 0..{rows - 1}"
-        )
-        raise InputError(f"An index is out of range: {upto} ({error}).") from None
-    # `where` rather than a product alone: an ignored row may hold a non-finite loss.
-    loss = torch.where(kept, loss, 0.0) * scale
-    if reduction != "mean":
-        return reduced(loss, scale, reduction)
-    return loss.sum() / _mass(scale, safe, parameters, groups)
-
-
-def apply_ignore_index(
-    target: Tensor, sample_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Which examples count, targets with 0 where one does not, and what each counts for; ``(n,)``."""
-    kept = target != ignore_index
-    scale = kept.to(dtype) if sample_weight is None else kept * sample_weight.to(dtype)
-    return kept, torch.where(kept, target, 0), scale
-
-
-def reduced(loss: Tensor, scale: Tensor, reduction: Reduction) -> Tensor:
-    """Losses ``(n,)`` that are scaled already, reduced; the mean divides by the sum of scales."""
-    if reduction == "none":
-        return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / _at_least_tiny(scale.sum())
-
-
-def check_batch(logits: Any, target: Any, groups: Any = None, sample_weight: Any = None) -> None:
-    """Refuse what a loss cannot be called with, as far as a GPU need not be waited for."""
-    given = {"logits": logits, "target": target, "groups": groups, "sample_weight": sample_weight}
-    for name, value in given.items():
-        if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
-            raise InputError(
-                f"The loss needs {name} as a torch.Tensor; got {type(value).__name__}."
-            )
-    if not logits.is_floating_point():
-        raise InputError(f"The loss needs logits of a floating-point dtype; got {logits.dtype}.")
-    for name in ("groups", "sample_weight"):
-        value = given[name]
-        if value is not None and value.shape != target.shape:
-            raise InputError(
-                f"The loss needs {name} of the shape of target, {tuple(target.shape)}; got "
-                f"{tuple(value.shape)}."
-            )
-
-
-def _check_rows(groups: Tensor) -> None:
-    """Refuse groups below -1, which would count rows from the end. -1 is the last row: unknown."""
-    if groups.device.type == "cpu" and len(groups) and not torch.compiler.is_compiling():
-        lowest = int(groups.min())
-        if lowest < -1:
-            raise InputError(f"An index is out of range: groups has {lowest}, they count from 0.")
-
-
-def _mass(
-    scale: Tensor, target: Tensor, parameters: LossParameters, groups: Tensor | None
-) -> Tensor:
-    """What the mean divides by: the sum of scale times w_y."""
-    w_y = target_weight(target, parameters.weight, groups)
-    return _at_least_tiny((scale if w_y is None else scale * w_y.to(scale.dtype)).sum())
-
-
-def _at_least_tiny(total: Tensor) -> Tensor:
-    return total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _parameter(name: str, value: ArrayLike | None, *, above_zero: bool) -> Tensor | None:
@@ -334,6 +222,7 @@ class ParametricCrossEntropy(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Classes, groups and which parameters are used."""
         used = [n for n, p in self.parameters_of_loss._asdict().items() if p is not None]
         return f"classes={self.num_classes}, groups={self.num_groups}, uses={used or 'nothing'}"
 
@@ -555,10 +444,12 @@ class ParametricCrossEntropy(nn.Module):
         )
 
     def to_json(self) -> str:
+        """`to_dict` as JSON text."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> ParametricCrossEntropy:
+        """Inverse of `to_json`."""
         return cls.from_dict(parsed_record(text, _WHAT))
 
     def to_snippet(self) -> str:
@@ -568,14 +459,3 @@ class ParametricCrossEntropy(nn.Module):
         groups)``; sample weights are no part of it.
         """
         return loss_snippet(self.to_dict())
-
-
-def check_width(logits: Tensor, num_classes: int | None) -> None:
-    """Refuse logits whose width is not the number of classes."""
-    if not isinstance(logits, Tensor):
-        raise InputError(f"The loss needs logits as a torch.Tensor; got {type(logits).__name__}.")
-    if num_classes is not None and logits.ndim == 2 and logits.shape[1] != num_classes:
-        raise InputError(
-            f"The loss has parameters for {num_classes} classes, but the network returned logits of "
-            f"width {logits.shape[1]}. Give the network's last layer {num_classes} outputs."
-        )

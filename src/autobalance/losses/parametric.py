@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from autobalance._validation import InputError
+
+Reduction = Literal["mean", "sum", "none"]
 
 
 class LossParameters(NamedTuple):
@@ -27,6 +33,7 @@ class LossParameters(NamedTuple):
     multiplicative: Tensor | None = None
 
     def detach(self) -> LossParameters:
+        """The same values without their graph."""
         return LossParameters(*(None if p is None else p.detach() for p in self))
 
 
@@ -122,3 +129,306 @@ def parametric_cross_entropy(
         everywhere = -(log_p if rows is None else log_p * rows).sum(dim=1)
         loss = (1.0 - label_smoothing) * loss + label_smoothing / z.shape[1] * everywhere
     return loss
+
+
+# Reduction and checks, which every training step calls
+
+
+def reduced_loss(
+    logits: Tensor,
+    target: Tensor,
+    parameters: LossParameters,
+    *,
+    groups: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    fused: bool = False,
+) -> Tensor:
+    """Parametric cross-entropy of a batch, reduced as torch reduces its own.
+
+    The mean divides by the sum of w_y (times the sample weight) over the batch, as
+    `torch.nn.CrossEntropyLoss` does, so that the scale of w does not act as a learning rate; w's
+    gradient sees the division. Examples whose target is `ignore_index` count for nothing, and a
+    batch of nothing else gives 0.
+
+    It is twice differentiable by the logits and the parameters. With `fused` it may take the form of
+    `fused_cross_entropy`, the same to rounding and cheaper to train with where classes are many.
+    """
+    check_batch(logits, target, groups, sample_weight)
+    if logits.ndim != 2:
+        raise InputError(f"The loss needs logits of shape (n, k); got {tuple(logits.shape)}.")
+    if target.shape != logits.shape[:1]:
+        raise InputError(
+            f"The loss needs one class index per row of logits: expected target of shape "
+            f"({logits.shape[0]},), got {tuple(target.shape)}."
+        )
+    for name, values in (("target", target), ("groups", groups)):
+        if values is not None and values.dtype != torch.int64:
+            raise InputError(
+                f"The loss needs {name} as indices of dtype int64; got {values.dtype}. "
+                f"Where they are whole numbers from 0, give {name}.long()."
+            )
+    if groups is not None:
+        _check_rows(groups)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    kept, safe, scale = apply_ignore_index(target, sample_weight, ignore_index, dtype)
+    given: dict[str, Any] = {"groups": groups, "label_smoothing": label_smoothing}
+    try:
+        if fused and should_use_fused(logits, *parameters, sample_weight):
+            if reduction == "mean":  # divided before, so that the gradient is not gone over again
+                scale = scale / _mass(scale, safe, parameters, groups)
+            loss = fused_cross_entropy(logits, safe, parameters, scale=scale, kept=kept, **given)
+            return loss if reduction == "none" else loss.sum()
+        loss = parametric_cross_entropy(logits, safe, **parameters._asdict(), **given)
+    except IndexError as error:  # on a CPU; looking before would make a GPU wait
+        rows = next((len(p) for p in parameters if p is not None and p.ndim == 2), None)
+        upto = f"target must lie in 0..{logits.shape[1] - 1} or be {ignore_index}" + (
+            "" if rows is None else f", groups in 0..{rows - 1}"
+        )
+        raise InputError(f"An index is out of range: {upto} ({error}).") from None
+    # `where` rather than a product alone: an ignored row may hold a non-finite loss.
+    loss = torch.where(kept, loss, 0.0) * scale
+    if reduction != "mean":
+        return reduced(loss, scale, reduction)
+    return loss.sum() / _mass(scale, safe, parameters, groups)
+
+
+def apply_ignore_index(
+    target: Tensor, sample_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which examples count, targets with 0 where one does not, and what each counts for; ``(n,)``."""
+    kept = target != ignore_index
+    scale = kept.to(dtype) if sample_weight is None else kept * sample_weight.to(dtype)
+    return kept, torch.where(kept, target, 0), scale
+
+
+def reduced(loss: Tensor, scale: Tensor, reduction: Reduction) -> Tensor:
+    """Losses ``(n,)`` that are scaled already, reduced; the mean divides by the sum of scales."""
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / _at_least_tiny(scale.sum())
+
+
+def check_batch(logits: Any, target: Any, groups: Any = None, sample_weight: Any = None) -> None:
+    """Refuse what a loss cannot be called with, as far as a GPU need not be waited for."""
+    given = {"logits": logits, "target": target, "groups": groups, "sample_weight": sample_weight}
+    for name, value in given.items():
+        if not isinstance(value, Tensor) and (value is not None or name in ("logits", "target")):
+            raise InputError(
+                f"The loss needs {name} as a torch.Tensor; got {type(value).__name__}."
+            )
+    if not logits.is_floating_point():
+        raise InputError(f"The loss needs logits of a floating-point dtype; got {logits.dtype}.")
+    for name in ("groups", "sample_weight"):
+        value = given[name]
+        if value is not None and value.shape != target.shape:
+            raise InputError(
+                f"The loss needs {name} of the shape of target, {tuple(target.shape)}; got "
+                f"{tuple(value.shape)}."
+            )
+
+
+def _check_rows(groups: Tensor) -> None:
+    """Refuse groups below -1, which would count rows from the end. -1 is the last row: unknown."""
+    if groups.device.type == "cpu" and len(groups) and not torch.compiler.is_compiling():
+        lowest = int(groups.min())
+        if lowest < -1:
+            raise InputError(f"An index is out of range: groups has {lowest}, they count from 0.")
+
+
+def _mass(
+    scale: Tensor, target: Tensor, parameters: LossParameters, groups: Tensor | None
+) -> Tensor:
+    """What the mean divides by: the sum of scale times w_y."""
+    w_y = target_weight(target, parameters.weight, groups)
+    return _at_least_tiny((scale if w_y is None else scale * w_y.to(scale.dtype)).sum())
+
+
+def _at_least_tiny(total: Tensor) -> Tensor:
+    return total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def check_width(logits: Tensor, num_classes: int | None) -> None:
+    """Refuse logits whose width is not the number of classes."""
+    if not isinstance(logits, Tensor):
+        raise InputError(f"The loss needs logits as a torch.Tensor; got {type(logits).__name__}.")
+    if num_classes is not None and logits.ndim == 2 and logits.shape[1] != num_classes:
+        raise InputError(
+            f"The loss has parameters for {num_classes} classes, but the network returned logits of "
+            f"width {logits.shape[1]}. Give the network's last layer {num_classes} outputs."
+        )
+
+
+# Over many classes: value and gradient in one go
+
+CHUNK = 2**18
+"""Numbers in the part of the logits worked on at once, 1 MiB: it stays in the processor's caches."""
+
+LEAST_CLASSES = 256
+LEAST_LOGITS = 2**20
+"""With fewer classes, or fewer numbers in the logits, the plain form is as fast."""
+
+
+def should_use_fused(logits: Tensor, *others: Tensor | None) -> bool:
+    """Whether `fused_cross_entropy` can serve, for a gradient by the logits alone, and is worth it.
+
+    It is faster on a CPU, with many classes. A compiler fuses the plain form by itself. `others` are
+    whatever else the loss depends on.
+    """
+    given = [logits, *(t for t in others if t is not None)]
+    return (
+        not torch.compiler.is_compiling()
+        and logits.shape[1] >= LEAST_CLASSES
+        and logits.numel() >= LEAST_LOGITS
+        and logits.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and logits.requires_grad
+        and not any(t.requires_grad for t in given[1:])
+        and type(logits) in (Tensor, nn.Parameter)
+        and not _is_transformed(logits)
+        and all(forward_ad.unpack_dual(t).tangent is None for t in given)
+    )
+
+
+def fused_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    parameters: LossParameters,
+    *,
+    scale: Tensor,
+    kept: Tensor,
+    groups: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`parametric_cross_entropy` times `scale` ``(n,)``, and 0 for the rows that are not `kept`.
+
+    Differentiable by the logits alone, any number of times. The gradient is formed along with the value, a
+    few rows at a time, so that of all the tables ``(n, k)`` on the way only it is ever whole in memory.
+    """
+    rest = _Rest(target, parameters.detach(), scale.detach(), kept, groups, label_smoothing)
+    return _Fused.apply(logits, rest)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What the loss depends on beside the logits."""
+
+    target: Tensor
+    parameters: LossParameters
+    scale: Tensor
+    kept: Tensor
+    groups: Tensor | None
+    smoothing: float
+
+    def plain(self, logits: Tensor) -> Tensor:
+        """The loss in its plain form."""
+        loss = parametric_cross_entropy(
+            logits,
+            self.target,
+            **self.parameters._asdict(),
+            groups=self.groups,
+            label_smoothing=self.smoothing,
+        )
+        return torch.where(self.kept, loss, 0.0) * self.scale
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, rest: _Rest) -> Tensor:
+        loss, ctx.gradient = _value_and_gradient(logits, rest)
+        ctx.rest, ctx.dtype = rest, logits.dtype
+        ctx.save_for_backward(logits)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (slope,) = grad_outputs
+        if torch.is_grad_enabled() or _is_transformed(slope):  # create_graph, is_grads_batched
+            (logits,) = ctx.saved_tensors
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                loss = ctx.rest.plain(logits)
+            return torch.autograd.grad(loss, logits, slope, create_graph=again)[0], None
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # a second pass over a retained graph
+            gradient = _value_and_gradient(ctx.saved_tensors[0], ctx.rest)[1]
+        if not bool((slope == 1).all()):
+            gradient *= slope[:, None]
+        return gradient.to(ctx.dtype), None
+
+
+@torch.no_grad()
+def _value_and_gradient(logits: Tensor, rest: _Rest) -> tuple[Tensor, Tensor]:
+    """The scaled losses ``(n,)`` and each one's gradient by its row ``(n, k)``, in float32 at least."""
+    n, k = logits.shape
+    if n and not 0 <= int(rest.target.min()) <= int(rest.target.max()) < k:
+        raise IndexError(f"a target lies outside 0..{k - 1}")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    weight, additive, delta = (None if p is None else p.to(dtype) for p in rest.parameters)
+    own, scale, groups = rest.target[:, None], rest.scale.to(dtype)[:, None], rest.groups
+    w_y = target_weight(rest.target, weight, groups)
+    hard = (1.0 - rest.smoothing) * (scale if w_y is None else scale * w_y[:, None])
+    soft = rest.smoothing / k * scale
+
+    gradient = logits.new_empty(n, k, dtype=dtype)
+    p_own, everywhere = (torch.zeros_like(hard) for _ in range(2))
+    size = max(1, CHUNK * torch.get_num_threads() // k)
+    work = logits.new_empty(min(n, size), k, dtype=dtype)
+    for first in range(0, n, size):
+        part = slice(first, first + size)
+        out, y, factor = gradient[part], own[part], hard[part]
+        which = None if groups is None else groups[part]
+        z = _adjusted(logits[part], _of(additive, which), _of(delta, which), work[: len(out)])
+        torch.softmax(z, 1, out=out)
+        torch.gather(out, 1, y, out=p_own[part])
+        if rest.smoothing:
+            w = torch.ones_like(z) if weight is None else _of(weight, which).expand_as(z)
+            mass = w.sum(dim=1, keepdim=True)
+            everywhere[part] = -(torch.log_softmax(z, 1) * w).sum(dim=1, keepdim=True)
+            out *= factor + soft[part] * mass
+            out -= soft[part] * w
+        else:
+            out *= factor
+        out.scatter_add_(1, y, -factor)
+        if delta is not None:
+            out *= _of(delta, which)
+    log_p = p_own.log()
+    lost = (p_own < torch.finfo(dtype).tiny).squeeze(1)
+    if bool(lost.any()):  # the own class's probability is below what the dtype can hold
+        which = None if groups is None else groups[lost]
+        some = logits[lost].to(dtype)
+        z = _adjusted(some, _of(additive, which), _of(delta, which), torch.empty_like(some))
+        log_p[lost] = -F.cross_entropy(z, rest.target[lost], reduction="none")[:, None]
+    loss = (soft * everywhere - hard * log_p).squeeze(1)
+    if not bool(rest.kept.all()):
+        loss = torch.where(rest.kept, loss, 0.0)
+        gradient[~rest.kept] = 0.0
+    return loss, gradient
+
+
+def _of(parameter: Tensor | None, groups: Tensor | None) -> Any:
+    return None if parameter is None else _rows(parameter, groups)
+
+
+def _adjusted(logits: Tensor, additive: Tensor | None, delta: Tensor | None, out: Tensor) -> Tensor:
+    """As `adjusted_logits`, in the dtype of `out` and, where there is anything to do, its memory."""
+    logits = logits.to(out.dtype)
+    if additive is not None and delta is not None:
+        return torch.addcmul(additive, logits, delta, out=out)
+    if additive is not None:
+        return torch.add(logits, additive, out=out)
+    return logits if delta is None else torch.mul(logits, delta, out=out)
+
+
+def _is_transformed(tensor: Tensor) -> bool:
+    """Whether inside a transform of `torch.func`, or part of several gradients taken at once.
+
+    torch has no public way to ask. Where its private names are gone the answer is yes, which costs time but
+    is never wrong.
+    """
+    private = getattr(torch, "_C", None)
+    is_active = getattr(private, "_are_functorch_transforms_active", None)
+    is_batched = getattr(getattr(private, "_functorch", None), "is_legacy_batchedtensor", None)
+    return is_active is None or is_batched is None or is_active() or is_batched(tensor)

@@ -7,27 +7,38 @@ Those that are one are class methods of `ParametricCrossEntropy`. All are called
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autobalance._validation import InputError, fraction, number, one_of, positive, whole
+from autobalance._validation import (
+    InputError,
+    class_counts,
+    fraction,
+    not_negative,
+    one_of,
+    positive,
+    whole,
+)
 from autobalance.losses.modules import (
     ArrayLike,
-    Reduction,
     _counts_per_class,
     _parameter,
+    effective_number_weights,
+)
+from autobalance.losses.parametric import (
+    LossParameters,
+    Reduction,
+    adjusted_logits,
     apply_ignore_index,
     check_batch,
     check_width,
-    effective_number_weights,
     reduced,
     reduced_loss,
+    target_weight,
 )
-from autobalance.losses.parametric import LossParameters, adjusted_logits, target_weight
 
 _FORMAT = "autobalance-published-loss"
 
@@ -35,9 +46,17 @@ _FORMAT = "autobalance-published-loss"
 class _PublishedLoss(nn.Module):
     """What identifies a published loss: its class and the arguments that build it again."""
 
+    ARGUMENTS: ClassVar[tuple[str, ...]]
+    """Names of the arguments, each an attribute too."""
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of the class, in JSON's types."""
-        raise NotImplementedError
+        return {name: _plain(getattr(self, name)) for name in self.ARGUMENTS}
+
+    def extra_repr(self) -> str:
+        """The arguments that are plain numbers and names."""
+        values = self.arguments().items()
+        return ", ".join(f"{n}={v}" for n, v in values if isinstance(v, (int, float, str)))
 
     def to_dict(self) -> dict[str, Any]:
         """Class and arguments, in JSON's types. State that training moves is not part of it."""
@@ -49,6 +68,12 @@ class _PublishedLoss(nn.Module):
         }
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return value.to_dict()  # type: ignore[operator]
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
 def _class_weight(weight: ArrayLike | None, num_classes: int | None = None) -> Tensor | None:
     tensor = _parameter("weight", weight, above_zero=True)
     if tensor is not None and (tensor.ndim != 1 or len(tensor) != (num_classes or len(tensor))):
@@ -57,15 +82,6 @@ def _class_weight(weight: ArrayLike | None, num_classes: int | None = None) -> T
             f"got shape {tuple(tensor.shape)}."
         )
     return tensor
-
-
-def _not_negative(name: str, value: float) -> float:
-    if not np.isfinite(number(name, value)) or value < 0:
-        raise InputError(f"{name} must be a finite number of at least 0; got {value!r}.")
-    return value
-
-
-# Focal loss -----------------------------------------------------------------------------------
 
 
 class FocalLoss(_PublishedLoss):
@@ -100,6 +116,7 @@ class FocalLoss(_PublishedLoss):
     >>> value = loss(torch.zeros(2, 3), torch.tensor([0, 2]))
     """
 
+    ARGUMENTS = ("gamma", "weight", "reduction", "ignore_index")
     weight: Tensor | None
 
     def __init__(
@@ -111,7 +128,7 @@ class FocalLoss(_PublishedLoss):
         ignore_index: int = -100,
     ) -> None:
         super().__init__()
-        self.gamma = float(_not_negative("gamma", gamma))
+        self.gamma = float(not_negative("gamma", gamma))
         self.register_buffer("weight", _class_weight(weight))
         one_of("reduction", reduction, ("mean", "sum", "none"))
         self.reduction: Reduction = reduction
@@ -145,20 +162,6 @@ class FocalLoss(_PublishedLoss):
         if w_y is not None:
             scale = scale * w_y.to(loss.dtype)
         return reduced(missing**self.gamma * loss * scale, scale, self.reduction)
-
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "gamma": self.gamma,
-            "weight": None if self.weight is None else self.weight.tolist(),
-            "reduction": self.reduction,
-            "ignore_index": self.ignore_index,
-        }
-
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma:g}, weighted={self.weight is not None}"
-
-
-# Label-distribution-aware margins -------------------------------------------------------------
 
 
 class LDAMLoss(_PublishedLoss):
@@ -197,6 +200,7 @@ class LDAMLoss(_PublishedLoss):
     NeurIPS 2019, eq. 13; the scale and the default margin are those of its code.
     """
 
+    ARGUMENTS = ("cls_num_list", "max_margin", "scale", "weight", "reduction", "ignore_index")
     margins: Tensor
     weight: Tensor | None
 
@@ -259,22 +263,6 @@ class LDAMLoss(_PublishedLoss):
             ignore_index=self.ignore_index,
         )
 
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "cls_num_list": self.cls_num_list,
-            "max_margin": self.max_margin,
-            "scale": self.scale,
-            "weight": None if self.weight is None else self.weight.tolist(),
-            "reduction": self.reduction,
-            "ignore_index": self.ignore_index,
-        }
-
-    def extra_repr(self) -> str:
-        return (
-            f"classes={len(self.margins)}, max_margin={self.max_margin:g}, scale={self.scale:g}, "
-            f"weighted={self.weight is not None}"
-        )
-
 
 COSINE_SCALE = 16.0
 """Of cosine logits under any loss but LDAM's, which has a scale of its own; see docs/experiments.md."""
@@ -313,6 +301,7 @@ class NormalizedLinear(nn.Module):
         return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(weight, dim=1))
 
     def extra_repr(self) -> str:
+        """Widths and scale."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"scale={self.scale:g}"
@@ -390,9 +379,6 @@ def new_layer_like(layer: LastLayer, out_features: int) -> LastLayer:
     return nn.Linear(layer.in_features, out_features, bias=layer.bias is not None)
 
 
-# Deferred re-weighting ------------------------------------------------------------------------
-
-
 class DeferredLoss(_PublishedLoss):
     """One loss until a share of the training is done, then another (deferred re-weighting, DRW).
 
@@ -415,6 +401,8 @@ class DeferredLoss(_PublishedLoss):
     ----------
     Cao et al., NeurIPS 2019, algorithm 1, which defers from epoch 160 of 200.
     """
+
+    ARGUMENTS = ("first", "then", "start")
 
     def __init__(self, first: nn.Module, then: nn.Module, start: float = 0.8) -> None:
         super().__init__()
@@ -448,16 +436,6 @@ class DeferredLoss(_PublishedLoss):
         """The present stage's loss of raw logits ``(n, k)`` against class indices ``(n,)``."""
         loss = self.then if self.started else self.first
         return loss(input, target, groups=groups, sample_weight=sample_weight)
-
-    def arguments(self) -> dict[str, Any]:
-        losses: dict[str, Any] = {"first": self.first, "then": self.then}
-        return {**{n: loss.to_dict() for n, loss in losses.items()}, "start": self.start}
-
-    def extra_repr(self) -> str:
-        return f"start={self.start:g}, started={self.started}"
-
-
-# Group DRO ------------------------------------------------------------------------------------
 
 
 class GroupDROLoss(_PublishedLoss):
@@ -510,6 +488,7 @@ class GroupDROLoss(_PublishedLoss):
     batches drawn evenly over groups.
     """
 
+    ARGUMENTS = ("num_groups", "step_size", "over", "adjustment", "counts", "ignore_index")
     q: Tensor
     adjustments: Tensor | None
 
@@ -527,7 +506,7 @@ class GroupDROLoss(_PublishedLoss):
         self.num_groups = int(whole("num_groups", num_groups, least=2))
         self.step_size = float(positive("step_size", step_size))
         self.over = one_of("over", over, ("group", "class", "class_and_group"))
-        self.adjustment = float(_not_negative("adjustment", adjustment))
+        self.adjustment = float(not_negative("adjustment", adjustment))
         self.counts = None if counts is None else _group_counts(counts, self.num_groups)
         self.ignore_index = ignore_index
         adjustments = None
@@ -610,33 +589,14 @@ class GroupDROLoss(_PublishedLoss):
         weights = torch.softmax(self.q.to(step.dtype).log() + step, dim=0)
         self.q.copy_(weights.clamp(min=torch.finfo(self.q.dtype).tiny))
 
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "num_groups": self.num_groups,
-            "step_size": self.step_size,
-            "over": self.over,
-            "adjustment": self.adjustment,
-            "counts": self.counts,
-            "ignore_index": self.ignore_index,
-        }
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_groups={self.num_groups}, over={self.over}, step_size={self.step_size:g}, "
-            f"adjustment={self.adjustment:g}"
-        )
-
 
 def _group_counts(counts: ArrayLike, num_groups: int) -> list[int]:
-    try:
-        array = np.asarray(counts, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"counts must hold whole numbers of examples; got {counts!r}.") from None
+    array = class_counts(counts, name="counts", allow_empty=True)
     if array.shape != (num_groups,):
         raise InputError(
             f"counts needs one number per group, shape ({num_groups},); got shape {array.shape}."
         )
-    if not np.isfinite(array).all() or (array < 1).any() or (array != np.round(array)).any():
+    if (array < 1).any():
         raise InputError(
             f"counts must hold whole numbers of examples, each at least 1; got {array.tolist()}. "
             "Leave groups without examples out."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import nn
 
 from autobalance._validation import InputError
@@ -21,7 +20,7 @@ def evaluate_probabilities(probabilities: np.ndarray, data: ArrayData) -> ErrorT
         Of predicting each class, shape ``(n, k)``, rows summing to 1. One-hot rows are predictions
         without randomness.
     data : ArrayData
-        The n examples; without groups they are all one group.
+        The n examples, which count by their weights; without groups they are all one group.
 
     Raises
     ------
@@ -40,17 +39,14 @@ def evaluate_probabilities(probabilities: np.ndarray, data: ArrayData) -> ErrorT
     cells, groups = data.cells().cpu().numpy(), data.num_groups or 1
     size = groups * data.num_classes
     wrong = 1.0 - probabilities[np.arange(len(target)), target]
-    mass = np.bincount(cells, minlength=size).astype(np.float64)
-    total = np.bincount(cells, weights=wrong, minlength=size)
+    weight = None if data.sample_weight is None else data.row_weights().cpu().numpy()
+    mass = np.bincount(cells, weight, size).astype(np.float64)
+    total = np.bincount(cells, wrong if weight is None else weight * wrong, size)
     return ErrorTable.from_rates(*(t.reshape(groups, -1) for t in (rates(total, mass), mass)))
-
-
-def predicted_classes(model: nn.Module, data: ArrayData) -> np.ndarray:
-    """One-hot rows of a network's predictions, shape ``(n, k)``."""
-    predicted = predict_logits(model, data.inputs).argmax(dim=1)
-    return torch.nn.functional.one_hot(predicted, data.num_classes).numpy().astype(np.float64)
 
 
 def evaluate_model(model: nn.Module, data: ArrayData) -> ErrorTable:
     """Error rates of a network, which sees the inputs and never the groups."""
-    return evaluate_probabilities(predicted_classes(model, data), data)
+    predicted = predict_logits(model, data.inputs).argmax(dim=1)
+    one_hot = nn.functional.one_hot(predicted, data.num_classes).numpy().astype(np.float64)
+    return evaluate_probabilities(one_hot, data)

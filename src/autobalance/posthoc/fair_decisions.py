@@ -147,11 +147,7 @@ class ClassLogits(nn.Module):
 
 
 class DecisionShares(nn.Module):
-    """How often each class is decided over many draws, shape ``(n, k)``; one-hot without a draw.
-
-    `autobalance.posthoc.expected_errors.evaluate_probabilities` makes expected errors of them,
-    without the noise of one draw.
-    """
+    """How often each class is decided over many draws, ``(n, k)``, for `evaluate_probabilities`."""
 
     def __init__(self, decision: CellDecision) -> None:
         super().__init__()
@@ -204,12 +200,8 @@ class CellPosterior:
         Their cells ``group * k + class``, shape ``(n,)``.
     training_runs : float
         One, and for each fold the share of the data that it trained on.
-    settings : dict
-        Recipe, search settings and sizes.
-    seed : int
-        Of training and of the draws.
-    seconds : dict
-        "wall" and "cpu" time.
+    settings, seed, seconds
+        Same as in `autobalance.SearchResult`; the seed is also that of the draws.
     main : str
         The error that decisions keep low: "balanced_error" or "group_balanced_error".
     sample_weight : ndarray or None
@@ -262,7 +254,7 @@ class CellPosterior:
             )
         free, gaps = self._bounds(POINTS)
         if gap >= self.held_out.shape[2]:
-            return replace(free, objective=self._name_bound(gap))
+            return replace(free, objective=f"{self.main} where deo <= {gap:g}")
         return self._select_best(gap, self._columns([*gaps, gap]))
 
     def with_lowest_worst_cell(self) -> FairDecision:
@@ -294,16 +286,10 @@ class CellPosterior:
         """A decision as the result of a search, for what takes one; its loss is cross-entropy."""
         loss = ParametricCrossEntropy.cross_entropy()
         return SearchResult(
-            loss=loss,
-            start=loss,
-            history=[],
-            path=[],
-            design={},
-            settings={**self.settings, "objective": decision.objective},
-            seed=self.seed,
-            seconds=self.seconds,
-            training_runs=self.training_runs,
-        )
+            loss=loss, start=loss, history=[], path=[], design={},
+            settings={**self.settings, "objective": decision.objective}, seed=self.seed,
+            seconds=self.seconds, training_runs=self.training_runs,
+        )  # fmt: skip
 
     def _mass(self) -> np.ndarray:
         """Held-out examples per cell, by weight, shape ``(g, k)``."""
@@ -319,9 +305,6 @@ class CellPosterior:
         per_class = mass.sum(axis=0)
         shares = np.divide(mass, per_class, out=np.zeros_like(mass), where=per_class > 0)
         return shares / np.count_nonzero(per_class)
-
-    def _name_bound(self, gap: float) -> str:
-        return f"{self.main} where deo <= {gap:g}"
 
     def _bounds(self, points: int) -> tuple[FairDecision, list[float]]:
         """The decision without a bound, which is logit adjustment, and bounds from there to 0."""
@@ -369,15 +352,16 @@ class CellPosterior:
         used = np.flatnonzero(shares >= LEAST_SHARE)
         p = shares[used] / shares[used].sum()
         errors = np.tensordot(p, tables[used], axes=1)
-        objective = "worst_class_and_group_error" if gap is None else self._name_bound(gap)
+        objective = "worst_class_and_group_error"
+        if gap is not None:
+            objective = f"{self.main} where deo <= {gap:g}"
         return self._build([columns[i].weights for i in used], p.tolist(), errors, objective)
 
     def _build(
         self, weights: list[np.ndarray], shares: list[float], errors: np.ndarray, objective: str
     ) -> FairDecision:
-        mass = self._mass()
         network = CellDecision(self.network, np.stack(weights), shares, self.seed).eval()
-        return FairDecision(network, ErrorTable.from_rates(errors, mass), objective)
+        return FairDecision(network, ErrorTable.from_rates(errors, self._mass()), objective)
 
     def _errors(self, weights: np.ndarray, mass: np.ndarray) -> np.ndarray:
         """R_kg on held-out data where a decides, shape ``(g, k)``; 0 in empty cells."""
@@ -448,15 +432,9 @@ def cell_posterior(
 
     def train(on: ArrayData) -> nn.Module:
         as_classes = replace(on, target=on.cells(), num_classes=g * k, groups=None, num_groups=None)
-        return retrain(
-            lambda: with_new_head(model_factory(), g * k),
-            as_classes,
-            ParametricCrossEntropy.cross_entropy(),
-            recipe=recipe,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )  # fmt: skip
+        options: Any = {"recipe": recipe, "seed": seed, "device": device, "progress": progress}
+        loss = ParametricCrossEntropy.cross_entropy()
+        return retrain(lambda: with_new_head(model_factory(), g * k), as_classes, loss, **options)
 
     posteriors, cells, weights = [], [], []
     for part, held in splits:
@@ -464,10 +442,9 @@ def cell_posterior(
         posteriors.append(torch.softmax(logits.double(), dim=1).numpy().reshape(-1, g, k))
         cells.append(held.cells().cpu().numpy())
         weights.append(held.row_weights().cpu().numpy())
-    network = train(data)
     held_out = np.concatenate(cells)
     return CellPosterior(
-        network=network,
+        network=train(data),
         held_out=np.concatenate(posteriors),
         cells=held_out,
         training_runs=1.0 + sum(len(part) / len(data) for part, _ in splits),
@@ -523,13 +500,9 @@ def _program(
     if gap is not None:
         rows = np.r_[rows, [np.r_[np.zeros(m), np.ones(k), -np.ones(k), -1.0]]]
         limits = np.r_[limits, gap]
-    done = linprog(
-        np.r_[(errors * main).sum(axis=(1, 2)), further],
-        A_ub=rows,
-        b_ub=limits,
-        A_eq=np.r_[np.ones(m), np.zeros(len(further))][None],
-        b_eq=[1.0],
-    )
+    costs = np.r_[(errors * main).sum(axis=(1, 2)), further]
+    total = np.r_[np.ones(m), np.zeros(len(further))][None]
+    done = linprog(costs, A_ub=rows, b_ub=limits, A_eq=total, b_eq=[1.0])
     assert done.status == 0  # the excess makes every gap possible
     prices = main.copy()
     for (sign, _, (i, j)), marginal in zip(bounds, done.ineqlin.marginals, strict=False):

@@ -28,7 +28,7 @@ class UpperRecord:
         Last training loss, mean over folds.
     norm, residual, iterations, reason, skipped, predicted
         Diagnostics; see `autobalance.bilevel.loss_tuner.UpperStep`. `predicted` is 0 where nobody
-        looked.
+        looked, and `derivative` "forward" in records of earlier releases.
     test_objective : float or None
         Same as `hard_objective`, on test data of the search; None where nobody looked.
     """
@@ -44,6 +44,7 @@ class UpperRecord:
     skipped: bool
     predicted: int = 0
     test_objective: float | None = None
+    derivative: str = "forward"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def save_evaluation(folder: str | Path, measured: Mapping[str, Any], data: str) 
     folder : path
         The RUN folder.
     measured : mapping
-        Of `autobalance.calibration.temperature.measured`.
+        Of `autobalance.calibration.temperature.evaluate_logits`.
     data : str
         The data in words, as a sentence goes on after "on".
 

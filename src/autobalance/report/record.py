@@ -75,7 +75,7 @@ class Method:
     confused : ndarray or None
         Rows of class, class predicted and examples, shape ``(m, 3)``; None where unknown.
     reliability : dict
-        "raw" and "corrected" where known; see `autobalance.calibration.temperature.measured`.
+        "raw" and "corrected" where known; see `autobalance.calibration.temperature.evaluate_logits`.
     by_group : ByGroup or None
         Errors within groups, where known.
     """

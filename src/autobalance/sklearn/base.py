@@ -21,7 +21,9 @@ from autobalance.records import Recipe, SearchSettings
 from autobalance.sklearn.nested_parameters import NestedParameters
 from autobalance.sklearn.table_input import TableInput, mark
 from autobalance.sklearn.training_data import (
+    is_data,
     network_factory,
+    read_dataset,
     training_arrays,
     without_zero_weights,
 )
@@ -68,19 +70,28 @@ class ClassifierBase(NestedParameters):
         self, X: Any, y: Any, groups: Any, sample_weight: Any, *, gap: str | None = None
     ) -> ArrayData:
         """Read the training data, and learn its columns, classes and groups."""
-        weight = None
-        if sample_weight is not None:
-            sample_weight, X, y, groups = without_zero_weights(sample_weight, X, y, groups)
-            weight = array_of_numbers("sample_weight", sample_weight)
-        labels = class_labels(y)
-        self.input_, inputs = TableInput.fit(
-            self,
-            X,
-            labels,
-            encode=self.encode,
-            own_module=self.module is not None,
-            weight=weight,
-        )
+        if is_data(X):
+            if self.module is None:
+                raise InputError(
+                    "X is a Dataset. Pass the network that takes its examples: "
+                    "AutoBalanceClassifier(module=...)."
+                )
+            inputs, labels, groups, sample_weight = read_dataset(X, y, groups, sample_weight)
+            self.input_ = TableInput(None, tuple(inputs.shape[1:]))
+        else:
+            weight = None
+            if sample_weight is not None:
+                sample_weight, X, y, groups = without_zero_weights(sample_weight, X, y, groups)
+                weight = array_of_numbers("sample_weight", sample_weight)
+            labels = class_labels(y)
+            self.input_, inputs = TableInput.fit(
+                self,
+                X,
+                labels,
+                encode=self.encode,
+                own_module=self.module is not None,
+                weight=weight,
+            )
         compares = None if gap is None else f"The gap {gap!r}"
         if gap is None and as_objective(self.objective).over != "class":
             compares = f"The objective {self.objective!r}"

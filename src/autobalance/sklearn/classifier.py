@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,12 +23,11 @@ from autobalance.bilevel import (
     predict_logits,
     search,
 )
-from autobalance.calibration import Prior, corrected_probabilities, fit_temperature, measured
+from autobalance.calibration import Prior, corrected_probabilities, evaluate_logits, fit_temperature
 from autobalance.data import (
     ArrayData,
     MissingGroups,
     TableEncoder,
-    class_labels,
     concatenated,
     group_names,
     number_groups,
@@ -38,13 +37,17 @@ from autobalance.hypergrad import Solver
 from autobalance.objectives import Objective, as_objective
 from autobalance.posthoc import CellDecision, ClassLogits
 from autobalance.records import Recipe, SearchSettings, checkpoint_files
-from autobalance.sklearn.bounded_decisions import BoundedDecisions
-from autobalance.sklearn.loss_frontier import LossFrontier
-from autobalance.sklearn.training_data import draw_seed, held_out_arrays, network_factory
+from autobalance.sklearn.trade_offs import TradeOffs
+from autobalance.sklearn.training_data import (
+    draw_seed,
+    held_out_arrays,
+    network_factory,
+    read_labels,
+)
 from autobalance.spaces import SpaceFactory
 
 
-class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
+class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
     """Classifier that designs its own training loss for imbalanced or group-sensitive data.
 
     `fit` searches the loss on a train/validation split and retrains on all data with the loss
@@ -181,30 +184,31 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         sensitive_features: Any = None,
         sample_weight: Any = None,
-        validation: Sequence[Any] | None = None,
-        test: Sequence[Any] | None = None,
+        validation: Any = None,
+        test: Any = None,
     ) -> Self:
         """Design the loss and train the network.
 
         Parameters
         ----------
-        X : DataFrame or array-like
-            Table ``(n, d)``, or array ``(n, ...)`` for a network of your own.
+        X : DataFrame, array-like or Dataset
+            Table ``(n, d)``, array ``(n, ...)`` for a network of your own, or a Dataset (also as a
+            `DatasetData`, which has its options) for such a network.
         y : array-like of shape (n,)
-            Labels of any kind, none missing.
+            Labels of any kind, none missing. A Dataset that has its targets needs none.
         sensitive_features : array-like, Series or DataFrame, optional
             Group of each example; several columns make one group per combination.
         sample_weight : array-like of shape (n,), optional
             Non-negative weights, in training and in the objective.
-        validation : tuple, optional
+        validation : tuple or Dataset, optional
             ``(X, y)`` or ``(X, y, sensitive_features)`` to search on in place of a share of the
             training data. Retraining uses both. Where it alone has groups, the loss has no rows for
             them, but the objective may be over them.
-        test : tuple, optional
+        test : tuple or Dataset, optional
             Likewise, to watch the objective on as the search goes; see `search`. It guides nothing.
 
         Returns
@@ -235,13 +239,7 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
         validation: Any,
         test: Any = None,
     ) -> None:
-        """`fit` without the removal of its checkpoints, for callers that have yet to save.
-
-        Parameters
-        ----------
-        X, y, sensitive_features, sample_weight, validation, test
-            Same as in `fit`, which says what it raises.
-        """
+        """`fit` without the removal of its checkpoints, for callers that have yet to save."""
         as_objective(self.objective)
         if self.checkpoint is not None:
             path_of("checkpoint", self.checkpoint)
@@ -280,16 +278,11 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
             logger=self.logger,
         )
 
-    def _held_out(self, given: Sequence[Any], data: ArrayData, what: str) -> ArrayData:
+    def _held_out(self, given: Any, data: ArrayData, what: str) -> ArrayData:
         return held_out_arrays(
-            given,
-            data,
-            self.classes_.tolist(),
-            self.groups_,
-            read_inputs=lambda X: self.input_.transform(self, X),
-            missing_groups=self.missing_groups,
-            what=what,
-        )
+            given, data, self.classes_.tolist(), self.groups_, what=what,
+            read_inputs=lambda X: self.input_.transform(self, X), missing_groups=self.missing_groups,
+        )  # fmt: skip
 
     @property
     def encoder_(self) -> TableEncoder | None:
@@ -342,18 +335,11 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
             logits, self.loss_, self.class_masses_, prior=prior, temperature=self.temperature_
         ).numpy()
 
-    def calibrate(self, X: Any, y: Any) -> Self:
-        """Fit `temperature_` on labelled examples that `fit` has not seen.
+    def calibrate(self, X: Any, y: Any = None) -> Self:
+        """Fit `temperature_` on labelled examples, given as to `fit`, that it has not seen.
 
-        Parameters
-        ----------
-        X, y
-            As for `fit`, of any class frequencies.
-
-        Returns
-        -------
-        AutoBalanceClassifier
-            Itself; only the probabilities for a prior change.
+        They may be of any class frequencies. Returns the estimator; only the probabilities for a prior
+        change.
 
         Raises
         ------
@@ -361,23 +347,15 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
             If a label is unknown, or the data cannot be used.
         """
         logits = self._logits(X, probabilities=True)
-        target = positions(class_labels(y), self.classes_.tolist(), "class", "y")
+        target = positions(read_labels(X, y), self.classes_.tolist(), "class", "y")
         fitted = fit_temperature(logits, target, self.loss_, self.class_masses_)
         self.temperature_ = fitted.temperature
         return self
 
-    def evaluate(self, X: Any, y: Any, *, sensitive_features: Any = None) -> dict[str, Any]:
+    def evaluate(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> dict[str, Any]:
         """Errors, confusions and calibration on labelled examples, as counts and rates for a report.
 
-        Parameters
-        ----------
-        X, y, sensitive_features
-            As for `fit`, of any groups.
-
-        Returns
-        -------
-        dict
-            See `autobalance.calibration.temperature.measured`.
+        Data are given as to `fit`, of any groups; see `autobalance.calibration.evaluate_logits` for what returns.
 
         Raises
         ------
@@ -388,12 +366,12 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
         predicted = logits.argmax(dim=1).numpy()
         if isinstance(self.module_, CellDecision):
             logits = self._logits(X, probabilities=True)
-        target = positions(class_labels(y), self.classes_.tolist(), "class", "y")
+        target = positions(read_labels(X, y), self.classes_.tolist(), "class", "y")
         groups = names = None
         if sensitive_features is not None:
             names, groups = number_groups(group_names(sensitive_features, "refused"))
         same_length(X=logits, y=target, sensitive_features=groups)
-        return measured(
+        return evaluate_logits(
             logits,
             target,
             self.loss_,
@@ -411,11 +389,11 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
         return self.classes_[best]
 
     def score(
-        self, X: Any, y: Any, sample_weight: Any = None, sensitive_features: Any = None
+        self, X: Any, y: Any = None, sample_weight: Any = None, sensitive_features: Any = None
     ) -> float:
         """Share of the labels predicted rightly."""
         _warn_of_groups(sensitive_features)
-        return super().score(X, y, sample_weight)
+        return super().score(X, read_labels(X, y) if y is None else y, sample_weight)
 
     def _logits(self, X: Any, *, probabilities: bool = False) -> Tensor:
         """What the network decides by, or what its probabilities are the softmax of."""
@@ -423,7 +401,7 @@ class AutoBalanceClassifier(ClassifierMixin, LossFrontier, BoundedDecisions):
         module = self.module_
         if probabilities and isinstance(module, CellDecision):
             module = ClassLogits(module)
-        return predict_logits(module, torch.from_numpy(self.input_.transform(self, X)))
+        return predict_logits(module, self.input_.transform(self, X))
 
 
 def _warn_of_groups(sensitive_features: Any) -> None:

@@ -21,34 +21,17 @@ class NestedParameters(BaseEstimator):
     _nested_defaults: ClassVar[Mapping[str, type]] = {}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name.
-
-        Parameters
-        ----------
-        deep : bool
-            Add the fields of parameters that are dataclasses, as ``recipe__lr``.
-
-        Returns
-        -------
-        dict
-            Values by name.
-        """
+        """Parameters by name; where `deep`, also the fields of dataclasses, as ``recipe__lr``."""
         params = super().get_params(deep=deep)
-        if deep:
-            for name in list(params):
-                value = self._dataclass(params[name], name)
-                if value is not None:
-                    parts = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
-                    params |= {f"{name}__{part}": given for part, given in parts.items()}
+        for name, value in [*params.items()] if deep else ():
+            for part, field_value in self._fields(name, value).items():
+                params[f"{name}__{part}"] = field_value
         return params
 
     def set_params(self, **params: Any) -> Any:
         """Set parameters, and fields of those that are dataclasses: ``set_params(recipe__lr=0.1)``.
 
-        Returns
-        -------
-        estimator
-            Itself.
+        Returns the estimator.
 
         Raises
         ------
@@ -61,21 +44,29 @@ class NestedParameters(BaseEstimator):
         for key in [key for key in params if "__" in key]:
             name, _, part = key.partition("__")
             value = params.get(name, getattr(self, name, None))
-            if self._dataclass(value, name) is not None:
+            valid = self._fields(name, value)
+            if valid and part not in valid:
+                raise ValueError(
+                    f"Invalid parameter {part!r} of {name}. Valid ones are: {[*valid]}."
+                )
+            if valid:
                 nested.setdefault(name, {})[part] = params.pop(key)
             elif not hasattr(value, "set_params"):
                 raise ValueError(f"Invalid parameter {key!r}: {name} has no parameters.")
         super().set_params(**params)
         for name, changes in nested.items():
-            value = self._dataclass(getattr(self, name), name)
-            valid = [f.name for f in fields(value) if f.init]
-            for part in changes.keys() - set(valid):
-                raise ValueError(f"Invalid parameter {part!r} of {name}. Valid ones are: {valid}.")
-            setattr(self, name, replace(value, **changes))
+            value = getattr(self, name)
+            setattr(
+                self,
+                name,
+                replace(self._nested_defaults[name]() if value is None else value, **changes),
+            )
         return self
 
-    def _dataclass(self, value: Any, name: str) -> Any:
-        """The dataclass that a parameter is, or that stands for its None; else None."""
+    def _fields(self, name: str, value: Any) -> dict[str, Any]:
+        """Fields of the dataclass that a parameter is, or that stands for its None; else empty."""
         if value is None and name in self._nested_defaults:
-            return self._nested_defaults[name]()
-        return value if is_dataclass(value) and not isinstance(value, type) else None
+            value = self._nested_defaults[name]()
+        if not is_dataclass(value) or isinstance(value, type):
+            return {}
+        return {f.name: getattr(value, f.name) for f in fields(value) if f.init}

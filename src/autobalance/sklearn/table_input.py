@@ -12,7 +12,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from autobalance._validation import InputError
-from autobalance.data import Table, TableEncoder, as_table, finite, warn_of
+from autobalance.data import Table, TableEncoder, as_inputs, as_table, finite, warn_of
+from autobalance.sklearn.training_data import is_data
 
 KEPT_NUMBERS, KEPT_ROWS = 2**21, 1000
 """Most numbers, and most rows, that are kept of the training data to check an exported file on."""
@@ -26,21 +27,15 @@ class TableInput:
     Columns are matched as scikit-learn does it: by position, with its warnings and errors where
     names differ. A dataframe is read column by column; see `TableEncoder`.
 
-    Attributes
-    ----------
-    encoder : TableEncoder or None
-        What turns a table into numbers; None where the network takes arrays as they are.
-    shape : tuple of int
-        Shape of one example of X.
-    rows : ndarray or None
-        Some training rows as an exported program takes them, evenly spaced: the table's
-        `TableEncoder.raw`, or the array. None where the estimator was read from a file.
+    `encoder` turns a table into numbers, and is None where the network takes arrays as they are; `shape` is
+    that of one example of X. `rows` are some training rows as an exported program takes them, evenly
+    spaced: the table's `TableEncoder.raw`, or the array; None where it came from a file or a Dataset.
     """
 
-    def __init__(self, encoder: TableEncoder | None, shape: tuple[int, ...]) -> None:
-        self.encoder = encoder
-        self.shape = shape
-        self.rows: np.ndarray | None = None
+    def __init__(
+        self, encoder: TableEncoder | None, shape: tuple[int, ...], rows: np.ndarray | None = None
+    ) -> None:
+        self.encoder, self.shape, self.rows = encoder, shape, rows
 
     @classmethod
     def fit(
@@ -55,21 +50,9 @@ class TableInput:
     ) -> tuple[TableInput, np.ndarray]:
         """Learn from the training data; returns it and the array ``(n, ...)``, float32.
 
-        Parameters
-        ----------
-        estimator : BaseEstimator
-            Whose `n_features_in_` and `feature_names_in_` are set.
-        X : dataframe or array-like
-            The training data.
-        target : ndarray or None
-            Labels, shape ``(n,)``, to warn of columns that decide them alone.
-        encode : bool or None
-            Whether tables are encoded; None encodes dataframes, and arrays where `own_module` is
-            False.
-        own_module : bool
-            Whether the network is the user's.
-        weight : ndarray, optional
-            Of each row, shape ``(n,)``; see `TableEncoder.fit`.
+        Sets the estimator's `n_features_in_` and `feature_names_in_`. Warns of columns that decide the
+        target ``(n,)`` alone. ``encode=None`` encodes dataframes, and arrays unless the user brings an
+        own module. `weight` ``(n,)`` has the rows' weights, see `TableEncoder.fit`.
 
         Raises
         ------
@@ -77,67 +60,69 @@ class TableInput:
             If the data cannot be used.
         """
         data = cls._validated(estimator, X, reset=True)
-        if isinstance(data, np.ndarray):
-            if data.ndim > 2 and not own_module:
-                raise InputError(
-                    f"X has {data.ndim} dimensions. For images and the like pass a network that takes "
-                    "them: AutoBalanceClassifier(module=...)."
-                )
-            as_it_is = data.ndim > 2 or (own_module if encode is None else not encode)
-        else:
-            as_it_is = encode is False
-        if as_it_is:
+        is_array = isinstance(data, np.ndarray)
+        if is_array and data.ndim > 2 and not own_module:
+            raise InputError(
+                f"X has {data.ndim} dimensions. For images and the like pass a network that takes "
+                "them: AutoBalanceClassifier(module=...)."
+            )
+        encode = not (is_array and own_module) if encode is None else encode
+        if not encode or (is_array and data.ndim > 2):
             array = _as_float32(data if isinstance(data, np.ndarray) else _plain_numbers(data))
-            fitted = cls(None, array.shape[1:])
-            fitted.rows = _some_rows(array)
-            return fitted, array
-        if isinstance(data, np.ndarray):
-            data = _array_as_table(data)
+            return cls(None, array.shape[1:], _some_rows(array)), array
+        table = _array_as_table(data) if isinstance(data, np.ndarray) else data
         encoder = TableEncoder()
-        if target is not None and len(target) != data.rows:
+        if target is not None and len(target) != table.rows:
             target = None  # The lengths are refused by the caller, who knows all of them.
-        if weight is not None and (weight.shape != (data.rows,) or not (weight > 0).all()):
+        if weight is not None and (weight.shape != (table.rows,) or not (weight > 0).all()):
             weight = None  # Likewise.
-        raw = encoder.fit_raw(data, target, weight)
+        raw = encoder.fit_raw(table, target, weight)
         warn_of(encoder.notes, stacklevel=6)
-        fitted = cls(encoder, (len(data.names),))
-        fitted.rows = _some_rows(raw)
-        return fitted, encoder.encode(raw)
+        return cls(encoder, (len(table.names),), _some_rows(raw)), encoder.encode(raw)
 
-    def transform(self, estimator: BaseEstimator, X: Any) -> np.ndarray:
-        """The array for the network, shape ``(n, ...)``, float32.
+    def transform(self, estimator: BaseEstimator, X: Any) -> Any:
+        """The array for the network, shape ``(n, ...)``, float32; of a Dataset, its lazy inputs.
 
         Raises
         ------
         InputError
             If X is not as in training.
         """
-        data = self._validated(estimator, X, reset=False)
-        if isinstance(data, np.ndarray):
-            if data.shape[1:] != self.shape:
-                raise InputError(
-                    f"X has examples of shape {data.shape[1:]}; the classifier was fitted on "
-                    f"{self.shape}. Bring them to that size."
-                )
-            if self.encoder is None:
-                return _as_float32(data)
-            data = _array_as_table(data)
-        if self.encoder is None:
-            if len(self.shape) > 1:
-                raise InputError(
-                    "This classifier was fitted on arrays of more dimensions, not on tables."
-                )
-            return _as_float32(_plain_numbers(data))
-        # By position: scikit-learn has compared the names, or warned that it cannot.
-        return self.encoder.transform(Table(self.encoder.columns, data.columns, data.rows))
+        if is_data(X):
+            if self.encoder is not None:
+                raise InputError("This classifier was fitted on a table; X is a Dataset.")
+            return as_inputs(X)
+        data = self._read(estimator, X)
+        if self.encoder is not None:
+            return self.encoder.transform(data)
+        return _as_float32(data if isinstance(data, np.ndarray) else _plain_numbers(data))
 
     def program_rows(self, estimator: BaseEstimator, X: Any) -> np.ndarray:
         """X as an exported program takes it, see `rows`."""
         if self.encoder is None:
             return self.transform(estimator, X)
+        return self.encoder.raw(self._read(estimator, X))
+
+    def _read(self, estimator: BaseEstimator, X: Any) -> Table | np.ndarray:
+        """X as a table where one is encoded, else as it is."""
         data = self._validated(estimator, X, reset=False)
-        table = _array_as_table(data) if isinstance(data, np.ndarray) else data
-        return self.encoder.raw(Table(self.encoder.columns, table.columns, table.rows))
+        if isinstance(data, np.ndarray):
+            if self.shape and data.shape[1:] != self.shape:
+                raise InputError(
+                    f"X has examples of shape {data.shape[1:]}; the classifier was fitted on "
+                    f"{self.shape}. Bring them to that size."
+                )
+            if self.encoder is None:
+                return data
+            data = _array_as_table(data)
+        if self.encoder is not None:
+            # By position: scikit-learn has compared the names, or warned that it cannot.
+            return Table(self.encoder.columns, data.columns, data.rows)
+        if len(self.shape) > 1:
+            raise InputError(
+                "This classifier was fitted on arrays of more dimensions, not on tables."
+            )
+        return data
 
     @staticmethod
     def _validated(estimator: BaseEstimator, X: Any, *, reset: bool) -> Table | np.ndarray:
@@ -197,13 +182,14 @@ def _array_as_table(array: np.ndarray) -> Table:
 
 def _plain_numbers(table: Table) -> np.ndarray:
     """A table whose columns are all numbers, for a network that takes them as they are."""
-    encoder = TableEncoder().fit(table)
+    encoder = TableEncoder()
+    numbers = encoder.fit_raw(table)
     if encoder.categories:
         raise InputError(
             f"The column {next(iter(encoder.categories))!r} holds categories, which a network cannot take "
             "as they are. Leave encode=False out, or make them numbers."
         )
-    return encoder.raw(table)
+    return numbers
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:

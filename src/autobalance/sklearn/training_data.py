@@ -1,4 +1,4 @@
-"""From labels, groups and weights of any kind to the arrays that a search takes."""
+"""From labels, groups and weights of any kind to the data that a search takes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from autobalance.data import (
     NO_GROUP,
     UNKNOWN,
     ArrayData,
+    DatasetData,
     MissingGroups,
+    as_data,
+    as_inputs,
     class_labels,
     group_names,
+    is_dataset,
     number_groups,
     number_of,
     positions,
@@ -28,8 +32,45 @@ from autobalance.data import (
 from autobalance.networks import TableNetwork
 
 
+def is_data(X: Any) -> bool:
+    """Whether X is a Dataset, or labelled data of this library, in place of an array or a table."""
+    return isinstance(X, ArrayData) or is_dataset(X)
+
+
+def read_dataset(
+    X: Any, y: Any, groups: Any, sample_weight: Any
+) -> tuple[Any, np.ndarray, Any, Any]:
+    """Inputs, labels, groups and weights of a Dataset; what is given counts in place of its own.
+
+    Raises
+    ------
+    InputError
+        If it has no labels and none are given, or its items' labels are others.
+    """
+    labels = None if y is None else class_labels(y)
+    if not isinstance(X, ArrayData) and labels is not None:
+        # Whole numbers must be those of the items; names cannot be compared with what items hold.
+        comparable = labels.dtype.kind in "iu" and labels.min() >= 0
+        inputs = DatasetData.of(X, labels).inputs if comparable else as_inputs(X)
+        return inputs, labels, groups, sample_weight
+    data = as_data(X)
+    if groups is None and data.groups is not None:
+        groups = np.array([NO_GROUP if g == UNKNOWN else g for g in data.groups.tolist()], object)
+    if sample_weight is None and data.sample_weight is not None:
+        sample_weight = data.sample_weight.numpy(force=True)
+    labels = data.target.numpy(force=True) if labels is None else labels
+    return data.inputs, labels, groups, sample_weight
+
+
+def read_labels(X: Any, y: Any) -> np.ndarray:
+    """Labels as given, or those of a Dataset where none are given."""
+    if y is None and is_data(X):
+        return as_data(X).target.numpy(force=True)
+    return class_labels(y)
+
+
 def training_arrays(
-    inputs: np.ndarray,
+    inputs: Any,
     labels: np.ndarray,
     groups: Any,
     sample_weight: Any,
@@ -39,27 +80,8 @@ def training_arrays(
 ) -> tuple[ArrayData, np.ndarray, list[str] | None]:
     """Number labels and groups of training data, and check that groups are groups.
 
-    Parameters
-    ----------
-    inputs : ndarray
-        For the network, shape ``(n, ...)``.
-    labels : ndarray
-        From `class_labels`, shape ``(n,)``.
-    groups, sample_weight : array-like or None
-        As `AutoBalanceClassifier.fit` takes them.
-    missing_groups : {"refused", "unknown"}
-        What a missing group is.
-    compares : str or None
-        What compares groups, such as "The gap 'deo'", for the message where there is one only.
-
-    Returns
-    -------
-    data : ArrayData
-        The data.
-    classes : ndarray
-        The labels in their order, shape ``(k,)``.
-    names : list of str or None
-        The groups in their order; None without groups.
+    `compares` is what compares groups, such as "The gap 'deo'", for the message where there is one only.
+    Returns the data, the labels in their order ``(k,)``, and the groups in theirs or None.
 
     Raises
     ------
@@ -78,20 +100,20 @@ def training_arrays(
             "Classification needs at least two classes; y has one class only, "
             f"{classes.tolist()[0]!r}."
         )
-    found = index = None
+    known = index = None
     if names is not None:
-        found, index = number_groups(names)
-        _check_groups(found, index, target, compares)
+        known, index = number_groups(names)
+        _check_groups(known, index, target, compares)
     data = ArrayData.of(
         inputs,
         target,
         groups=index,
         sample_weight=weight,
         num_classes=len(classes),
-        num_groups=None if found is None else len(found),
+        num_groups=None if known is None else len(known),
         missing_groups=missing_groups,
     )
-    return data, classes, found
+    return data, classes, known
 
 
 def without_zero_weights(sample_weight: Any, *parts: Any) -> tuple[Any, ...]:
@@ -133,41 +155,37 @@ def _check_groups(
 
 
 def held_out_arrays(
-    given: Sequence[Any],
+    given: Any,
     data: ArrayData,
     classes: list[Any],
     groups: list[str] | None,
     *,
-    read_inputs: Callable[[Any], np.ndarray],
+    read_inputs: Callable[[Any], Any],
     missing_groups: MissingGroups,
     what: str,
 ) -> ArrayData:
-    """What was given as ``validation`` or ``test``, numbered as the training data.
+    """What was given as "validation" or "test", numbered as the training data.
 
-    Parameters
-    ----------
-    given : sequence
-        ``(X, y)`` or ``(X, y, sensitive_features)``.
-    data, classes, groups
-        As `training_arrays` returns them.
-    read_inputs : callable
-        From X to the array for the network.
-    missing_groups : {"refused", "unknown"}
-        What a missing group is.
-    what : str
-        "validation" or "test", for messages.
+    `given` is ``(X, y)``, ``(X, y, sensitive_features)`` or a Dataset; `data`, `classes` and `groups` are
+    as `training_arrays` returns them, and `read_inputs` goes from X to what the network takes.
 
     Raises
     ------
     InputError
         If it cannot be used, or has classes or groups that training lacks.
     """
+    if is_data(given):
+        given = (given, None)
     if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
         raise InputError(f"{what} must be (X, y) or (X, y, sensitive_features).")
-    X, y, *rest = given
-    target = positions(class_labels(y), classes, "class", "y")
+    X, y, features = (*given, None)[:3]
+    if is_data(X):
+        inputs, labels, features, _ = read_dataset(X, y, features, None)
+    else:
+        inputs, labels = read_inputs(X), class_labels(y)
+    target = positions(labels, classes, "class", "y")
     _warn_of_absent(classes, target, "class", "classes", what)
-    names = group_names(rest[0], missing_groups) if rest and rest[0] is not None else None
+    names = None if features is None else group_names(features, missing_groups)
     index, num_groups = None, data.num_groups
     if groups is not None:
         if names is None:
@@ -177,11 +195,11 @@ def held_out_arrays(
         index[known] = positions(names[known], groups, "group", "sensitive_features")
         _warn_of_absent(groups, index, "group", "groups", what)
     elif names is not None:
-        found, index = number_groups(names)
-        num_groups = len(found)
+        own, index = number_groups(names)
+        num_groups = len(own)
     weight = None if data.sample_weight is None else np.ones(len(target), dtype=np.float32)
     return ArrayData.of(
-        read_inputs(X),
+        inputs,
         target,
         groups=index,
         sample_weight=weight,
@@ -207,9 +225,9 @@ def network_factory(module: Any, data: ArrayData) -> ModelFactory:
         raise InputError(
             f"module must be a torch.nn.Module or return one; got {type(module).__name__}."
         )
-    offered = {"num_features": data.inputs.shape[1], "num_classes": data.num_classes}
     wanted = inspect.signature(module).parameters
-    chosen = {name: value for name, value in offered.items() if name in wanted}
+    options = {"num_features": [*data.inputs.shape[1:2]], "num_classes": [data.num_classes]}
+    chosen = {name: value[0] for name, value in options.items() if value and name in wanted}
     build: Any = module
     return lambda: build(**chosen)
 
@@ -231,7 +249,9 @@ def draw_seed(random_state: Any) -> int:
         ) from None
 
 
-def _warn_of_absent(known: list[Any], index: np.ndarray, one: str, many: str, what: str) -> None:
+def _warn_of_absent(
+    known: Sequence[Any], index: np.ndarray, one: str, many: str, what: str
+) -> None:
     absent = [str(name) for i, name in enumerate(known) if i not in index]
     if absent:
         warnings.warn(

@@ -25,20 +25,19 @@ from autobalance.losses import LossParameters
 from autobalance.records import recorded_kind
 
 PARTS = ("weight", "additive", "multiplicative")
+TRUSTED_SIZE = 50.0
 
 
 def check_learned_parts(learn: Iterable[str]) -> tuple[str, ...]:
     """The parts named, in the order of `PARTS`; refused where one is unknown or there is none."""
-    chosen = (
-        tuple(learn) if isinstance(learn, Iterable) and not isinstance(learn, str) else (learn,)
-    )
+    chosen = (learn,) if isinstance(learn, str) or not isinstance(learn, Iterable) else tuple(learn)
     unknown = [part for part in chosen if part not in PARTS]
     if unknown or not chosen:
         raise InputError(f"learn must name some of {', '.join(PARTS)}; got {shown(list(chosen))}.")
     return tuple(part for part in PARTS if part in chosen)
 
 
-def centred(rows: Tensor) -> Tensor:
+def centre(rows: Tensor) -> Tensor:
     """Rows ``(..., k)`` less their mean, so that each sums to 0."""
     return rows - rows.mean(dim=-1, keepdim=True)
 
@@ -101,6 +100,10 @@ class DesignSpace(nn.Module, ABC):
         """What the space was made with beside the counts, for `to_dict`."""
         return {"learn": list(self.learns)}
 
+    def extra_repr(self) -> str:
+        """The options, as `repr` shows them."""
+        return ", ".join(f"{name}={value}" for name, value in self.options().items())
+
     def to_dict(self) -> dict[str, Any]:
         """The kind, counts, options and free parameters, of numbers, strings, lists and dicts alone."""
         kind, counts = type(self).__name__, self.counts.tolist()
@@ -136,9 +139,6 @@ class DesignSpace(nn.Module, ABC):
         log_shares = (self.counts / self.counts.sum()).log()
         mean = torch.logsumexp((log_weight + log_shares).flatten(), dim=0)
         return (log_weight - mean).clamp(min=-80.0).exp()
-
-
-TRUSTED_SIZE = 50.0
 
 
 def prior_strength(effective_size: float) -> float:

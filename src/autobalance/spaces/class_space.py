@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, class_counts, finite_number, positive, whole
 from autobalance.losses import LossParameters
-from autobalance.spaces.base import DesignSpace, centred
+from autobalance.spaces.base import DesignSpace, centre
 
 
 class ClassSpace(DesignSpace):
@@ -56,13 +56,6 @@ class ClassSpace(DesignSpace):
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(free))
 
-    def extra_repr(self) -> str:
-        """The options, as `repr` shows them."""
-        return (
-            f"learn={self.learns}, tau={self.tau:g}, sigmoid={self.sigmoid}, sigma={self.sigma}, "
-            f"free={tuple(self._free_shape())}"
-        )
-
     def _log_prior(self) -> Tensor:
         return (self.counts / self.counts.sum(dim=-1, keepdim=True)).clamp(min=1e-12).log()
 
@@ -83,7 +76,7 @@ class ClassSpace(DesignSpace):
         weight = multiplicative = None
         additive = self.start
         if "additive" in self.learns:
-            additive = self.start + centred(self._expand(self.additive))
+            additive = self.start + centre(self._expand(self.additive))
         if "multiplicative" in self.learns:
             raw = self._expand(self.raw_delta)
             multiplicative = torch.sigmoid(raw) if self.sigmoid else raw.exp()

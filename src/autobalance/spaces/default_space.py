@@ -58,7 +58,6 @@ class Goal(Protocol):
     @property
     def importance(self) -> Any:
         """What it makes of each class, or None."""
-        ...
 
     @property
     def linear(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, finite_number, instance, positive
 from autobalance.losses import LossParameters
-from autobalance.spaces.base import DesignSpace, centred
+from autobalance.spaces.base import DesignSpace, centre
 
 
 class GroupSpace(DesignSpace):
@@ -61,14 +61,6 @@ class GroupSpace(DesignSpace):
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(shape))
 
-    def extra_repr(self) -> str:
-        """The options, as `repr` shows them."""
-        starts = ", ".join(f"{name}={value:g}" for name, value in self.starts.items())
-        return (
-            f"learn={self.learns}, {starts}, sigma_tau={self.sigma_tau:g}, "
-            f"sigma_eps={self.sigma_eps:g}"
-        )
-
     def options(self) -> dict[str, Any]:
         """Same as in `DesignSpace`."""
         deviations = {"sigma_tau": self.sigma_tau, "sigma_eps": self.sigma_eps}
@@ -84,7 +76,7 @@ class GroupSpace(DesignSpace):
             tau_class, tau_group = self.tau_class, self.tau_group
         additive = tau_class * prior.log() + tau_group * (within / prior).log()
         if "additive" in self.learns:
-            additive = additive + centred(self.eps)
+            additive = additive + centre(self.eps)
         if "multiplicative" in self.learns:
             multiplicative = self.log_delta.exp()
         if "weight" in self.learns:
@@ -93,13 +85,9 @@ class GroupSpace(DesignSpace):
 
     def priors(self) -> dict[str, tuple[float, float]]:
         """Same as in `DesignSpace`."""
-        return {
-            name: (
-                self.starts.get(name, 0.0),
-                self.sigma_tau if name in self.starts else self.sigma_eps,
-            )
-            for name, _ in self.named_parameters()
-        }
+        shared = {name: (start, self.sigma_tau) for name, start in self.starts.items()}
+        names = (name for name, _ in self.named_parameters())
+        return {name: shared.get(name, (0.0, self.sigma_eps)) for name in names}
 
 
 class WithUnknownGroup(DesignSpace):

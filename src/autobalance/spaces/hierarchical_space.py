@@ -17,12 +17,12 @@ from autobalance._validation import (
     zero_to_one,
 )
 from autobalance.losses import LossParameters
-from autobalance.spaces.base import DesignSpace, centred
+from autobalance.spaces.base import DesignSpace, centre
 
 MOST_RHO = 0.5
-"""A searched rho goes no further, unless it starts there. On the datasets that defaults are developed on
-more gains nothing, and a training far from its end asked for 0.68, which cost 2 points:
-`docs/experiments.md`, "Weights and adjustments at once"."""
+"""Upper bound of a learned rho, unless it starts above. Larger values never helped on development data;
+one short run reached 0.68 and lost 2 points: "Weights and adjustments at once" in the notebook.
+"""
 
 
 class HierarchicalSpace(DesignSpace):
@@ -113,14 +113,6 @@ class HierarchicalSpace(DesignSpace):
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(k))
 
-    def extra_repr(self) -> str:
-        """The options, as `repr` shows them."""
-        return (
-            f"learn={self.learns}, tau={self.start:g}, rho={self.start_rho:g}, "
-            f"sigma_tau={self.sigma_tau:g}, sigma_eps={self.sigma_eps:g}, "
-            f"sigma_rho={self.sigma_rho}, deviations={self.deviations}"
-        )
-
     def options(self) -> dict[str, Any]:
         """Same as in `DesignSpace`."""
         given = {"tau": self.start, "rho": self.start_rho, "importance": self._importance}
@@ -134,15 +126,15 @@ class HierarchicalSpace(DesignSpace):
         tau = self.tau if "additive" in self.learns else self.start
         correction = tau * log_prior - self.offset
         if "additive" in self.learns and self.deviations:
-            correction = correction + centred(self.eps)
+            correction = correction + centre(self.eps)
         if "multiplicative" in self.learns:
             shared = self.gamma * (self.counts / self.counts.max()).log()
-            multiplicative = (shared + centred(self.log_delta) if self.deviations else shared).exp()
+            multiplicative = (shared + centre(self.log_delta) if self.deviations else shared).exp()
         rho = self._share()
         if self._weighs:
             log_weight = -rho * correction
             if "weight" in self.learns:
-                log_weight = log_weight + centred(self.log_weight)
+                log_weight = log_weight + centre(self.log_weight)
             weight = self._mean_one(log_weight)
         return LossParameters(weight, (1.0 - rho) * correction, multiplicative)
 
@@ -152,11 +144,11 @@ class HierarchicalSpace(DesignSpace):
 
     def values(self) -> dict[str, list[Any]]:
         """Same as in `DesignSpace`."""
-        found = super().values()
+        values = super().values()
         share = self._share()
         if isinstance(share, Tensor):
-            found["rho"] = share.detach().tolist()
-        return found
+            values["rho"] = share.detach().tolist()
+        return values
 
     def priors(self) -> dict[str, tuple[float, float]]:
         """Same as in `DesignSpace`."""
@@ -171,14 +163,10 @@ def _log_importance(importance: Any, classes: int) -> Tensor:
     """Log omega_k, its largest 0; a class of no importance counts as one of 1e-3."""
     if importance is None:
         return torch.zeros(classes)
-    omega = torch.as_tensor(
-        array_of_numbers("importance", importance), dtype=torch.get_default_dtype()
-    )
-    if (
-        omega.shape != (classes,)
-        or not bool(((omega >= 0) & omega.isfinite()).all())
-        or not float(omega.max()) > 0
-    ):
+    given = array_of_numbers("importance", importance)
+    omega = torch.as_tensor(given, dtype=torch.get_default_dtype())
+    valid = bool(((omega >= 0) & omega.isfinite()).all())
+    if omega.shape != (classes,) or not valid or not float(omega.max()) > 0:
         raise InputError(
             f"importance must hold one non-negative number per class ({classes}), not all 0; "
             f"got shape {tuple(omega.shape)}."

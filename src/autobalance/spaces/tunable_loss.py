@@ -24,18 +24,8 @@ class LossSnapshot:
     """A tunable loss at one point of its design space; the space may move on without it.
 
     A search trains with one snapshot between two upper steps, so that the few operations that make
-    the loss's parameters are not repeated in every training step.
-
-    Attributes
-    ----------
-    parameters : LossParameters
-        w, l and delta, which carry no gradient.
-    num_classes : int
-        Number of classes k.
-    num_groups : int or None
-        Number of groups whose examples have rows of their own, or None.
-    options : dict
-        Reduction, ignored target and label smoothing, as of `ParametricCrossEntropy`.
+    the loss's parameters are not repeated in every training step. The parameters carry no gradient;
+    `options` are reduction, ignored target and label smoothing, as of `ParametricCrossEntropy`.
     """
 
     parameters: LossParameters
@@ -51,7 +41,7 @@ class LossSnapshot:
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """As `ParametricCrossEntropy.forward`."""
+        """Same as `ParametricCrossEntropy.forward`."""
         check_width(input, self.num_classes)
         if groups is None and self.num_groups is not None:
             raise InputError(
@@ -94,20 +84,18 @@ class TunableCrossEntropy(nn.Module):
         whole("ignore_index", ignore_index, least=-(2**63))
         self.space = space
         self.options: dict[str, Any] = {
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing,
-        }
+            "reduction": reduction, "ignore_index": ignore_index, "label_smoothing": label_smoothing
+        }  # fmt: skip
 
     def forward(
         self,
-        input: Tensor,  # torch's name for it
+        input: Tensor,
         target: Tensor,
         *,
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """As `ParametricCrossEntropy.forward`, at the space's present point."""
+        """Same as `ParametricCrossEntropy.forward`, at the space's present point."""
         return self.snapshot()(input, target, groups=groups, sample_weight=sample_weight)
 
     def snapshot(self) -> LossSnapshot:
@@ -117,18 +105,10 @@ class TunableCrossEntropy(nn.Module):
         return LossSnapshot(parameters, self.space.num_classes, self.space.num_groups, self.options)
 
     def at(
-        self,
-        parameters: LossParameters,
-        input: Tensor,  # torch's name for it
-        target: Tensor,
-        *,
-        groups: Tensor | None = None,
-        sample_weight: Tensor | None = None,
+        self, parameters: LossParameters, input: Tensor, target: Tensor, **rows: Tensor | None
     ) -> Tensor:
         """The loss with these parameters in place of the space's; differentiable in them."""
-        return reduced_loss(
-            input, target, parameters, groups=groups, sample_weight=sample_weight, **self.options
-        )
+        return reduced_loss(input, target, parameters, **rows, **self.options)
 
     def frozen(self) -> ParametricCrossEntropy:
         """The loss at the space's present values, free of the space."""

@@ -27,7 +27,13 @@ from autobalance.records import Recipe, SearchSettings, classification_report, t
 from autobalance_bench.comparison.configuration import Configuration, Head, resolved
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition
 from autobalance_bench.comparison.datasets import Problem, load_problem
-from autobalance_bench.comparison.methods import METHODS, Computing, Method, Task, augmentation_of
+from autobalance_bench.comparison.methods import (
+    METHODS,
+    ExecutionOptions,
+    Method,
+    Task,
+    augmentation_of,
+)
 from autobalance_bench.comparison.store import Key
 
 # Of a definition, what does not change a result.
@@ -58,11 +64,12 @@ class Cell:
     device: str
     augment: Mapping[str, Any] | None = None
     head: Head = "linear"
-    computing: Computing = field(default_factory=Computing)
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
     checkpoints: str | None = None
 
     @property
     def key(self) -> Key:
+        """Names of dataset, method and objective, and the seed."""
         name = self.dataset if isinstance(self.dataset, str) else self.dataset.name
         return name, self.method, self.objective, self.seed
 
@@ -91,8 +98,9 @@ class Cell:
             parts["augment"] = dict(self.augment)
         if self.head != "linear":
             parts["head"] = self.head
-        if self.computing != Computing():
-            parts["computing"] = asdict(self.computing)
+        if self.execution != ExecutionOptions():
+            # The name in the digest is that of the kept results.
+            parts["computing"] = asdict(self.execution)
         parts["recipe"] = asdict(self.recipe)
         parts["objectives"] = sorted(self.objectives)
         method = METHODS.get(self.method)
@@ -126,7 +134,7 @@ def cells_of(
     checkpoints : str, optional
         A folder for the state of cells that run.
     """
-    computing = Computing(
+    execution = ExecutionOptions(
         precision=configuration.precision,
         channels_last=configuration.channels_last,
         compiled=configuration.compiled,
@@ -155,7 +163,7 @@ def cells_of(
                         device=device,
                         augment=configuration.augment,
                         head=configuration.head,
-                        computing=computing,
+                        execution=execution,
                         checkpoints=checkpoints,
                     )
                     for aim in aims
@@ -207,7 +215,7 @@ def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
 def _trained_and_evaluated(
     cell: Cell, method: Method, definition: DatasetDefinition
 ) -> dict[str, Any]:
-    kept = cell.state
+    state = cell.state
     with _said(definition.name):
         problem = load_problem(definition, cell.seed, cell.data, cell.device)
     _check_sizes(cell, definition, problem)
@@ -224,10 +232,10 @@ def _trained_and_evaluated(
         tuning_runs=cell.tuning_runs,
         augment=augmentation_of(cell.augment),
         validation=problem.validation,
-        computing=cell.computing,
-        checkpoints=kept,
+        execution=cell.execution,
+        checkpoints=state,
     )
-    resumed = kept is not None and kept.is_dir()
+    resumed = state is not None and state.is_dir()
     wall, cpu = time.perf_counter(), time.process_time()
     trained = method.run(task)
     seconds: dict[str, Any] = {

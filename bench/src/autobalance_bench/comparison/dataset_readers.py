@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from autobalance.data import Labelled, StoredRows
+    from autobalance.data import StoredRows
     from autobalance_bench.datasets.images import LabelledImages
+    from autobalance_bench.datasets.numbering import Labelled
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance import InputError
-from autobalance.augment import AugmentChoice, described
+from autobalance.augment import AugmentChoice, describe_augmentation
 from autobalance.bilevel import FixedLoss, ModelFactory, predict_logits, retrain, search, splits_of
 from autobalance.data import ArrayData
 from autobalance.functional import unwrap
@@ -45,33 +45,33 @@ Kind = Literal["published", "tuned", "ours"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing:
-    """How networks are computed: what speeds them up on a GPU.
+class ExecutionOptions:
+    """How networks are executed: options that make them faster on a GPU.
 
     Attributes
     ----------
     precision : {"32-true", "bf16-mixed"}
-        As for `search`.
+        Same as in `search`.
     channels_last : bool
-        Whether weights of convolutions lie so, and with them what they compute.
+        Whether convolutions keep their weights and activations in the channels-last layout.
     compiled : bool
-        Whether networks train by `torch.compile`. Upper steps and predictions do not use it.
+        Whether networks train through `torch.compile`. Upper steps and predictions do not use it.
     """
 
     precision: Precision = "32-true"
     channels_last: bool = False
     compiled: bool = False
 
-    def prepared(self, network: ModelFactory) -> ModelFactory:
-        """Builds the networks for it."""
+    def apply(self, network: ModelFactory) -> ModelFactory:
+        """Return a factory whose networks have these options."""
         if not (self.channels_last or self.compiled):
             return network
 
         def build() -> nn.Module:
-            made = network()
+            model = network()
             if self.channels_last:
-                made = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            return torch.compile(made) if self.compiled else made  # type: ignore[return-value]
+                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return torch.compile(model) if self.compiled else model  # type: ignore[return-value]
 
         return build
 
@@ -96,8 +96,8 @@ class Task:
         What augments the training batches of every method that has no augmentation of its own.
     validation : ArrayData, optional
         A given validation set, in place of what methods hold out of `data`.
-    computing : Computing
-        How networks are computed.
+    execution : ExecutionOptions
+        How networks are executed.
     checkpoints : Path, optional
         A folder for the state of each training run, in their order; a task that is run again goes on from
         there.
@@ -113,7 +113,7 @@ class Task:
     tuning_runs: int = 8
     augment: nn.Module | None = None
     validation: ArrayData | None = None
-    computing: Computing = field(default_factory=Computing)
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
     checkpoints: Path | None = None
     _begun: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
@@ -134,7 +134,7 @@ class Task:
             "augment": self.augment,
             **self.where(),
         }
-        network = self.computing.prepared(options.pop("network", self.network))
+        network = self.execution.apply(options.pop("network", self.network))
         return unwrap(retrain(network, data or self.data, loss, **{**common, **options}))
 
     def where(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Task:
         run = next(self._begun)
         return {
             "device": self.device,
-            "precision": self.computing.precision,
+            "precision": self.execution.precision,
             "checkpoint": None
             if self.checkpoints is None
             else self.checkpoints / f"{run}.checkpoint",
@@ -396,7 +396,7 @@ def _search_and_retrain(
         # in the details, not between the lines of a comparison
         warnings.filterwarnings("ignore", "At the end of the search", UserWarning)
         result = search(
-            task.computing.prepared(task.network),
+            task.execution.apply(task.network),
             task.data,
             validation=task.validation,
             objective=objective,
@@ -413,7 +413,7 @@ def _search_and_retrain(
         "loss": result.loss.to_dict(),
     }
     if result.augment is not None:
-        details["augment"] = described(result.augment)
+        details["augment"] = describe_augmentation(result.augment)
     model = task.train(result.loss, recipe=recipe, augment=result.augment)
     return Trained(model, 1.0 + result.training_runs, details)
 

@@ -12,7 +12,7 @@ from autobalance_bench.comparison.store import Key, Store, key_of
 from autobalance_bench.comparison.tables import critical_difference_plot, markdown
 
 
-def summaries(store: Store, objectives: Sequence[str]) -> list[dict[str, Any]]:
+def summarize(store: Store, objectives: Sequence[str]) -> list[dict[str, Any]]:
     """One summary per objective.
 
     Raises
@@ -24,41 +24,41 @@ def summaries(store: Store, objectives: Sequence[str]) -> list[dict[str, Any]]:
     return [summary(cells, objective) for objective in objectives]
 
 
-def as_json(found: Sequence[dict[str, Any]]) -> str:
-    """The first objective's summary, with those of all under "objectives"."""
-    record = {**found[0], "objectives": {s["metric"]: s for s in found}}
+def as_json(summaries: Sequence[dict[str, Any]]) -> str:
+    """The first objective's summary, with those of all objectives under "objectives"."""
+    record = {**summaries[0], "objectives": {s["metric"]: s for s in summaries}}
     return to_json(record, indent=1) + "\n"
 
 
-def write_report(folder: Path, found: Sequence[dict[str, Any]], *, date: str, command: str) -> Path:
-    """BENCHMARKS.md, its critical difference diagrams, and summary.json.
+def write_report(
+    folder: Path, summaries: Sequence[dict[str, Any]], *, date: str, command: str
+) -> Path:
+    """Write BENCHMARKS.md, its critical-difference diagrams and summary.json; return the first's path.
 
-    An objective has a diagram where two methods are ranked over two families of datasets.
-
-    Returns the path of BENCHMARKS.md.
+    An objective has a diagram if at least two methods are ranked over two families of datasets.
     """
     pictures = {
         s["metric"]: critical_difference_plot(s)
-        for s in found
+        for s in summaries
         if s["tests"]["critical_difference"] is not None
     }
     names = {metric: f"ranks-{_plain(metric)}.svg" for metric in pictures}
-    text = markdown(*found, date=date, command=command, plots=names)
+    text = markdown(*summaries, date=date, command=command, plots=names)
     files = {names[metric]: picture for metric, picture in pictures.items()}
-    files |= {"BENCHMARKS.md": text.encode(), "summary.json": as_json(found).encode()}
+    files |= {"BENCHMARKS.md": text.encode(), "summary.json": as_json(summaries).encode()}
     write_together(folder, files)
     return folder / "BENCHMARKS.md"
 
 
-def failures(failed: Iterable[dict[str, Any]], keys: Iterable[Key]) -> list[str]:
-    """A line per reason: how many cells failed for it, which they are, each name once where it can be.
+def describe_failures(failed: Iterable[dict[str, Any]], keys: Iterable[Key]) -> list[str]:
+    """One line for each reason: how many cells failed for it, and which, each name once if possible.
 
     Parameters
     ----------
     failed : iterable of dict
         Records of cells.
     keys : iterable of tuple
-        Of all cells that were to be run: what failed for all objectives needs none named.
+        Keys of all cells of the run. A method that failed for all its objectives is named without them.
     """
     aims: dict[tuple[str, str, int], set[str | None]] = {}
     for dataset, method, objective, seed in keys:
@@ -68,16 +68,17 @@ def failures(failed: Iterable[dict[str, Any]], keys: Iterable[Key]) -> list[str]
         reasons.setdefault(record["reason"], []).append(key_of(record))
     methods = {method for _, method, _ in aims}
     lines = []
-    for reason, found in reasons.items():
+    for reason, cell_keys in reasons.items():
         lacking: dict[tuple[str, str, int], set[str | None]] = {}
-        for dataset, method, objective, seed in found:
+        for dataset, method, objective, seed in cell_keys:
             lacking.setdefault((dataset, method, seed), set()).add(objective)
         rows: list[tuple[Any, ...]] = []
         for (dataset, method, seed), missed in lacking.items():
             whole = missed == aims.get((dataset, method, seed), missed)
             rows += [(method, None if whole else m, dataset, seed) for m in missed]
         cells = _factored(list(dict.fromkeys(rows)), len(methods))
-        lines.append(f"{len(found)} cell{'s' * (len(found) > 1)} failed: {cells}: {reason}")
+        count = len(cell_keys)
+        lines.append(f"{count} cell{'s' * (count > 1)} failed: {cells}: {reason}")
     return lines
 
 
@@ -92,12 +93,12 @@ def _factored(rows: Sequence[tuple[Any, ...]], methods: int) -> str:
     for first, rest in rests.items():
         alike.setdefault(tuple(rest), []).append(first)
     level = len(rows[0])
-    said = []
+    phrases = []
     for rest, firsts in alike.items():
         inner = _factored(rest, methods) if level > 1 else ""
         own = _part(level, firsts, methods)
-        said.append(f"{own}{', ' if level == 2 else ' ' if own and inner else ''}{inner}")
-    return "; ".join(said)
+        phrases.append(f"{own}{', ' if level == 2 else ' ' if own and inner else ''}{inner}")
+    return "; ".join(phrases)
 
 
 def _part(level: int, names: Sequence[Any], methods: int) -> str:
@@ -108,16 +109,16 @@ def _part(level: int, names: Sequence[Any], methods: int) -> str:
         return ""
     if level == 1:
         together = len(names) > 2 and list(names) == [*range(names[0], names[-1] + 1)]
-        shown = f"{names[0]} to {names[-1]}" if together else ", ".join(map(str, names))
-        return f"seed{'s' * (len(names) > 1)} {shown}"
+        seeds = f"{names[0]} to {names[-1]}" if together else ", ".join(map(str, names))
+        return f"seed{'s' * (len(names) > 1)} {seeds}"
     word = {4: "", 3: "for ", 2: "on "}[level]
-    return word + listed(names)
+    return word + join_names(names)
 
 
-def listed(names: Sequence[Any]) -> str:
-    """Names with commas and an "and"."""
-    shown = [str(name) for name in names]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+def join_names(names: Sequence[Any]) -> str:
+    """Join names by commas, and the last by "and"."""
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _plain(metric: str) -> str:

@@ -133,14 +133,14 @@ def waiting_cells(cells: Sequence[Cell], store: Store, again: Sequence[str] = ()
     ]
 
 
-def foreseen(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """What is known to fail before it is tried: the methods by the reason."""
-    found: dict[str, list[str]] = {}
+def predict_failures(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Methods that cannot run, such as for a missing library, by the reason."""
+    methods: dict[str, list[str]] = {}
     for cell in cells:
         reason = _hindrance(cell)
-        if reason and cell.method not in found.setdefault(reason, []):
-            found[reason].append(cell.method)
-    return found
+        if reason and cell.method not in methods.setdefault(reason, []):
+            methods[reason].append(cell.method)
+    return methods
 
 
 def _hindrance(cell: Cell) -> str | None:

@@ -58,7 +58,7 @@ def summary(
         Ready for strict JSON; rates in [0, 1]:
 
         - ``metric``, ``reference``; ``methods``: title and kind of each; ``families``: that of
-          each dataset; ``versions``: those found of each package.
+          each dataset; ``versions``: those of each package in the cells.
         - ``average_rank``: of each ranked method, over families.
         - ``mean``: of each method every metric, over families; None where it is not ranked.
           A metric that some ranked cell of a dataset lacks is not averaged over that dataset.
@@ -72,7 +72,7 @@ def summary(
           which; ``left_out``: datasets not ranked, and the methods that lack them.
         - ``differences``: of each method ``to_reference`` and ``to_best_baseline`` (the method of
           another kind than "ours" that has the lowest mean on that dataset, chosen on the same
-          test data, which favours the baseline), by dataset: see `paired`, with ``against`` and
+          test data, which favours the baseline), by dataset: see `compare_pairs`, with ``against`` and
           ``p_holm``, corrected over the datasets.
         - ``tests``: Friedman's test and Nemenyi's critical difference over families, for the
           methods that are ranked together.
@@ -84,20 +84,20 @@ def summary(
         If no finished cell has a value of the metric.
     """
     cells = list(cells)
-    chosen = _compared(cells, metric)
-    if not any(_value(c, metric) is not None for c in chosen):
-        found = sorted({name for c in cells for name in _metrics(c)})
+    compared = _select(cells, metric)
+    if not any(_value(c, metric) is not None for c in compared):
+        names = sorted({name for c in cells for name in _metrics(c)})
         raise InputError(
             f"No finished cell has a value of {metric!r}; the results have "
-            f"{', '.join(found) or 'no finished cell at all'}. Name one of these, or run "
+            f"{', '.join(names) or 'no finished cell at all'}. Name one of these, or run "
             "`autobalance compare` with this objective."
         )
     halves = {
-        half: _part([c for c in chosen if c.get("half") == half], metric, reference)
+        half: _part([c for c in compared if c.get("half") == half], metric, reference)
         for half in HALVES
     }
-    whole = _part(chosen, metric, reference)
-    return {"metric": metric, "reference": reference, **whole, "halves": halves}
+    both = _part(compared, metric, reference)
+    return {"metric": metric, "reference": reference, **both, "halves": halves}
 
 
 def not_worse(
@@ -138,30 +138,31 @@ def not_worse(
         If the methods share no dataset and seed.
     """
     check_fraction("alpha", alpha)
-    grid = _grid(_compared(cells, metric), metric)
-    found: dict[str, dict[str, Any]] = {}
+    grid = _grid(_select(cells, metric), metric)
+    comparisons: dict[str, dict[str, Any]] = {}
     for dataset in sorted(grid, key=_natural):
         ours, theirs = (_values(grid[dataset].get(m, {}), metric) for m in (method, reference))
         shared = sorted(ours.keys() & theirs.keys())
         if shared:
-            result = paired([ours[s] - theirs[s] for s in shared])
+            result = compare_pairs([ours[s] - theirs[s] for s in shared])
             p = result["p"]
             if p is not None:
                 p = p / 2 if result["mean"] > 0 else 1 - p / 2
-            found[dataset] = {k: result[k] for k in ("mean", "standard_error", "n")}
-            found[dataset]["p"] = p
-    if not found:
+            comparisons[dataset] = {k: result[k] for k in ("mean", "standard_error", "n")}
+            comparisons[dataset]["p"] = p
+    if not comparisons:
         raise InputError(
             f"{method} and {reference} have finished no dataset and seed both, for {metric}; "
             "run `autobalance compare` with both methods."
         )
-    for result, p in zip(found.values(), holm([r["p"] for r in found.values()]), strict=True):
+    corrected = holm([c["p"] for c in comparisons.values()])
+    for result, p in zip(comparisons.values(), corrected, strict=True):
         result["p_holm"] = p
         result["worse"] = result["mean"] > margin and p is not None and p < alpha
-    return found
+    return comparisons
 
 
-def paired(differences: Sequence[float]) -> dict[str, Any]:
+def compare_pairs(differences: Sequence[float]) -> dict[str, Any]:
     """Mean of paired differences, Student's 95 % interval and two-sided p-value.
 
     Differences that are all the same have an interval of no width, and p is 1 if they are 0,
@@ -196,15 +197,14 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     The i-th smallest of m p-values (i from 0) is multiplied by m - i; a corrected value is at least
     the one before and at most 1. None stays None and does not count.
     """
-    # Only here: the import takes seconds, which commands that compare nothing need not wait for.
-    from statsmodels.stats.multitest import multipletests
-
-    known = [i for i, p in enumerate(p_values) if p is not None]
+    # `statsmodels.stats.multitest.multipletests` gives the same, but collects garbage in each call,
+    # which makes a summary of many methods take minutes; a test compares the two.
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
-    if known:
-        adjusted = multipletests([p_values[i] for i in known], method="holm")[1]
-        for i, p in zip(known, adjusted, strict=True):
-            corrected[i] = float(p)
+    least = 0.0
+    for step, (p, i) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - step) * p))
+        corrected[i] = least
     return corrected
 
 
@@ -265,10 +265,7 @@ def critical_difference(k: int, n: int, alpha: float = 0.05) -> float | None:
 def _part(cells: list[Cell], metric: str, reference: str) -> dict[str, Any]:
     """All of a summary but its halves, from the cells compared for the metric."""
     grid = _grid(cells, metric)
-    methods = {c["method"]: {"title": c["method"], "kind": None} for c in cells}
-    for c in cells:
-        methods[c["method"]] |= {k: c[k] for k in ("title", "kind") if c.get(k) is not None}
-    methods = {m: methods[m] for m in sorted(methods, key=_natural)}
+    methods = _methods(cells)
     families = {d: d for d in grid}
     families |= {
         c["dataset"]: c["family"] for c in cells if c["dataset"] in grid and c.get("family")
@@ -277,17 +274,7 @@ def _part(cells: list[Cell], metric: str, reference: str) -> dict[str, Any]:
     for c in cells:
         if c["dataset"] in grid:
             expected[c["dataset"]].add(c["seed"])
-
-    ranked = [d for d in grid if 2 * sum(bool(grid[d].get(m)) for m in methods) >= len(methods)]
-    complete = [m for m in methods if ranked and all(grid[d].get(m) for d in ranked)]
-    pairs: dict[str, list[int]] = {}
-    for d in ranked:
-        # Methods that have no seed in common cannot be paired: the one with the fewest goes.
-        while complete and not set.intersection(*(set(grid[d][m]) for m in complete)):
-            complete.remove(min(complete, key=lambda m, d=d: len(grid[d][m])))
-    for d in ranked if complete else ():
-        pairs[d] = sorted(set.intersection(*(set(grid[d][m]) for m in complete)))
-
+    ranked, complete, pairs = _pairing(grid, methods)
     ours = {m for m in methods if methods[m]["kind"] == "ours"}
     per_dataset = _per_dataset(grid, metric, methods, pairs)
     for d in pairs:
@@ -336,11 +323,35 @@ def _part(cells: list[Cell], metric: str, reference: str) -> dict[str, Any]:
     }
 
 
-def _compared(cells: Iterable[Cell], metric: str) -> list[Cell]:
+def _methods(cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
+    """Title and kind of each method, by name; a method that never ran has its name as its title."""
+    methods = {c["method"]: {"title": c["method"], "kind": None} for c in cells}
+    for c in cells:
+        methods[c["method"]] |= {k: c[k] for k in ("title", "kind") if c.get(k) is not None}
+    return {m: methods[m] for m in sorted(methods, key=_natural)}
+
+
+def _pairing(
+    grid: Grid, methods: Sequence[str] | Mapping[str, Any]
+) -> tuple[list[str], list[str], dict[str, list[int]]]:
+    """The ranked datasets, the methods that finished them all, and the paired seeds by dataset."""
+    ranked = [d for d in grid if 2 * sum(bool(grid[d].get(m)) for m in methods) >= len(methods)]
+    complete = [m for m in methods if ranked and all(grid[d].get(m) for d in ranked)]
+    pairs: dict[str, list[int]] = {}
+    for d in ranked:
+        # Methods that have no seed in common cannot be paired: the one with the fewest goes.
+        while complete and not set.intersection(*(set(grid[d][m]) for m in complete)):
+            complete.remove(min(complete, key=lambda m, d=d: len(grid[d][m])))
+    for d in ranked if complete else ():
+        pairs[d] = sorted(set.intersection(*(set(grid[d][m]) for m in complete)))
+    return ranked, complete, pairs
+
+
+def _select(cells: Iterable[Cell], metric: str) -> list[Cell]:
     """One cell per (dataset, method, seed); one given the objective comes before one given none."""
-    fitting = [c for c in cells if c["objective"] in (None, metric)]
-    fitting.sort(key=lambda c: c["objective"] is not None)
-    return list({(c["dataset"], c["method"], c["seed"]): c for c in fitting}.values())
+    candidates = [c for c in cells if c["objective"] in (None, metric)]
+    candidates.sort(key=lambda c: c["objective"] is not None)
+    return list({(c["dataset"], c["method"], c["seed"]): c for c in candidates}.values())
 
 
 def _metrics(cell: Cell) -> dict[str, float]:
@@ -372,8 +383,8 @@ def _grid(cells: list[Cell], metric: str) -> Grid:
             grid[c["dataset"]].setdefault(c["method"], {})[c["seed"]] = c
         elif c["status"] == "finished":
             without.add(c["dataset"])
-    kept = [d for d in grid if grid[d] or d not in without]
-    return {d: grid[d] for d in sorted(kept, key=_natural)}
+    datasets = [d for d in grid if grid[d] or d not in without]
+    return {d: grid[d] for d in sorted(datasets, key=_natural)}
 
 
 def _per_dataset(
@@ -412,8 +423,8 @@ def _ranks(means: Mapping[str, float], ours: set[str]) -> dict[str, float]:
     ranks = {}
     for m in means:
         field = rivals + ([m] if m in ours else main)
-        found = stats.rankdata(np.round([means[f] for f in field], _DIGITS))
-        ranks[m] = float(found[field.index(m)])
+        in_field = stats.rankdata(np.round([means[f] for f in field], _DIGITS))
+        ranks[m] = float(in_field[field.index(m)])
     return ranks
 
 
@@ -437,7 +448,7 @@ def _means(
     families: Mapping[str, str],
 ) -> dict[str, dict[str, float | None]]:
     by_cell = {(d, m): [_metrics(grid[d][m][s]) for s in pairs[d]] for d in pairs for m in complete}
-    names = sorted({name for found in by_cell.values() for f in found for name in f})
+    names = sorted({name for metrics in by_cell.values() for m in metrics for name in m})
     everywhere = {
         name: [d for d in pairs if all(name in f for m in complete for f in by_cell[d, m])]
         for name in names
@@ -459,8 +470,8 @@ def _costs(
     for m in methods:
         means = {}
         for d in grid:
-            found = [cost(c, d, s) for s, c in grid[d].get(m, {}).items()]
-            known = [float(v) for v in found if v is not None]
+            costs = [cost(c, d, s) for s, c in grid[d].get(m, {}).items()]
+            known = [float(v) for v in costs if v is not None]
             if known:
                 means[d] = float(np.mean(known))
         result[m] = _over_families(means, families) if means else None
@@ -494,9 +505,9 @@ def _differences(
     ours: set[str],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     values = {
-        (d, m): {s: v for s, v in _values(found, metric).items() if s in pairs[d]}
+        (d, m): {s: v for s, v in _values(by_seed, metric).items() if s in pairs[d]}
         for d in pairs
-        for m, found in grid[d].items()
+        for m, by_seed in grid[d].items()
     }
     baselines = [m for m in complete if m not in ours]
     best = {
@@ -516,7 +527,10 @@ def _differences(
                 mine, theirs = values.get((d, m), {}), values.get((d, other), {})
                 shared = sorted(mine.keys() & theirs.keys())
                 if shared and m != other:
-                    rows[d] = {"against": other, **paired([mine[s] - theirs[s] for s in shared])}
+                    rows[d] = {
+                        "against": other,
+                        **compare_pairs([mine[s] - theirs[s] for s in shared]),
+                    }
             for row, p in zip(rows.values(), holm([r["p"] for r in rows.values()]), strict=True):
                 row["p_holm"] = p
             if rows:
@@ -550,11 +564,11 @@ def _tests(
 
 
 def _versions(cells: Iterable[Cell]) -> dict[str, list[str]]:
-    found: dict[str, set[str]] = {}
+    versions: dict[str, set[str]] = {}
     for c in cells:
         for package, version in (c.get("versions") or {}).items():
-            found.setdefault(package, set()).add(str(version))
-    return {package: sorted(found[package], key=_natural) for package in sorted(found)}
+            versions.setdefault(package, set()).add(str(version))
+    return {package: sorted(versions[package], key=_natural) for package in sorted(versions)}
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -49,7 +49,7 @@ def terminal_tables(summary: Mapping[str, Any]) -> list[Table]:
     metric = summary["metric"]
     methods = Table(title=f"Methods by average rank, {_words(metric)} (percent)")
     methods.add_column("method", no_wrap=True)
-    for name in ("average rank", *_shown(summary), "training runs", "CPU time"):
+    for name in ("average rank", *_table_metrics(summary), "training runs", "CPU time"):
         methods.add_column(_words(name), justify="right")
     for row in _method_rows(summary):
         methods.add_row(*(escape(text) for text in row))
@@ -111,15 +111,15 @@ def markdown(
         "",
         _HOW.format(reference=_inline(_any_title(summaries)(reference))),
     ]
-    for found in summaries:
-        lines += [f"## {_inline(_words(found['metric'])).capitalize()}", ""]
-        if plots and found["metric"] in plots:
-            lines += [f"![Critical difference diagram]({plots[found['metric']]})", ""]
-        lines += _part(found, found["metric"], "All datasets")
+    for summary in summaries:
+        lines += [f"## {_inline(_words(summary['metric'])).capitalize()}", ""]
+        if plots and summary["metric"] in plots:
+            lines += [f"![Critical difference diagram]({plots[summary['metric']]})", ""]
+        lines += _part(summary, summary["metric"], "All datasets")
         for half, name in _PARTS.items():
-            part = found["halves"][half]
+            part = summary["halves"][half]
             if part["per_dataset"]:
-                lines += _part(part, found["metric"], name)
+                lines += _part(part, summary["metric"], name)
     lines += _failures(summaries)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -136,8 +136,8 @@ def _what_was_run(summaries: Sequence[Mapping[str, Any]], date: str, command: st
     }
     versions: dict[str, set[str]] = {}
     for s in summaries:
-        for package, found in s["versions"].items():
-            versions.setdefault(package, set()).update(found)
+        for package, numbers in s["versions"].items():
+            versions.setdefault(package, set()).update(numbers)
     listed = (f"{_inline(p)} {_inline(' and '.join(sorted(v)))}" for p, v in versions.items())
     return [
         "This file is generated; do not edit it. To repeat it:",
@@ -152,55 +152,60 @@ def _what_was_run(summaries: Sequence[Mapping[str, Any]], date: str, command: st
     ]
 
 
-def _part(found: Mapping[str, Any], metric: str, name: str) -> list[str]:
+def _part(summary: Mapping[str, Any], metric: str, name: str) -> list[str]:
     lines = [f"### {name}", "", f"{_words(metric).capitalize()} by dataset:", ""]
-    methods = _in_order(found)
+    methods = _in_order(summary)
     rows = []
-    for dataset, row in found["per_dataset"].items():
-        least = _shown_percent(min(e["mean"] for e in row.values())) if row else None
+    for dataset, row in summary["per_dataset"].items():
+        least = _format_percent(min(e["mean"] for e in row.values())) if row else None
         rows.append(
-            [dataset, *(_markdown_error(found, dataset, row.get(m), least) for m in methods)]
+            [dataset, *(_markdown_error(summary, dataset, row.get(m), least) for m in methods)]
         )
-    lines += _grid(["dataset", *(_title(found, m) for m in methods)], rows)
-    lines += [f"Methods by average rank, errors as means over families in {_families(found)}:", ""]
-    head = ["method", "average rank", *map(_words, _shown({**found, "metric": metric}))]
-    lines += _grid([*head, "training runs", "CPU time"], _method_rows({**found, "metric": metric}))
-    lines += _incomplete(found)
-    lines += _tested(found)
-    lines += _differences(found)
+    lines += _grid(["dataset", *(_title(summary, m) for m in methods)], rows)
+    lines += [
+        f"Methods by average rank, errors as means over families in {_families(summary)}:",
+        "",
+    ]
+    head = ["method", "average rank", *map(_words, _table_metrics({**summary, "metric": metric}))]
+    lines += _grid(
+        [*head, "training runs", "CPU time"], _method_rows({**summary, "metric": metric})
+    )
+    lines += _incomplete(summary)
+    lines += _tested(summary)
+    lines += _differences(summary)
     return lines
 
 
-def _families(found: Mapping[str, Any]) -> str:
-    n, families = len(found["seeds"]), len({found["families"][d] for d in found["seeds"]})
+def _families(summary: Mapping[str, Any]) -> str:
+    n, families = len(summary["seeds"]), len({summary["families"][d] for d in summary["seeds"]})
     return f"percent ({n} ranked datasets, {families} families)"
 
 
 def _markdown_error(
-    found: Mapping[str, Any], dataset: str, entry: Mapping[str, Any] | None, least: str | None
+    summary: Mapping[str, Any], dataset: str, entry: Mapping[str, Any] | None, least: str | None
 ) -> str:
     if entry is None:
         return "–"
     text = _error(entry)
-    if _shown_percent(entry["mean"]) == least:
+    if _format_percent(entry["mean"]) == least:
         text = f"**{text}**"
     if entry["rank"] is None:
         text += f" † (n = {entry['n']})"
     return text
 
 
-def _differences(found: Mapping[str, Any]) -> list[str]:
+def _differences(summary: Mapping[str, Any]) -> list[str]:
     rows = [
         [
-            _title(found, method),
+            _title(summary, method),
             dataset,
-            _title(found, row["against"]),
+            _title(summary, row["against"]),
             *_difference(row),
             str(row["n"]),
         ]
-        for method in _in_order(found)
-        for dataset, row in found["differences"]["to_best_baseline"].get(method, {}).items()
-        if found["methods"][method]["kind"] == "ours"
+        for method in _in_order(summary)
+        for dataset, row in summary["differences"]["to_best_baseline"].get(method, {}).items()
+        if summary["methods"][method]["kind"] == "ours"
     ]
     if not rows:
         return []
@@ -213,38 +218,39 @@ def _differences(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _nothing_ranked(found: Mapping[str, Any]) -> bool:
+def _nothing_ranked(summary: Mapping[str, Any]) -> bool:
     """Whether no dataset is, and so no method."""
-    return bool(found["left_out"]) and not found["seeds"]
+    return bool(summary["left_out"]) and not summary["seeds"]
 
 
-def _incomplete(found: Mapping[str, Any]) -> list[str]:
-    lines = [f"- {_UNRANKED}"] if _nothing_ranked(found) else []
+def _incomplete(summary: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {_UNRANKED}"] if _nothing_ranked(summary) else []
     lines += [
-        f"- {_inline(_title(found, m))} is not ranked: {entry['missing']} cells are missing ("
+        f"- {_inline(_title(summary, m))} is not ranked: {entry['missing']} cells are missing ("
         + "; ".join(f"{_inline(d)}, seeds {_list(s)}" for d, s in entry["datasets"].items())
         + ")."
-        for m, entry in found["incomplete"].items()
+        for m, entry in summary["incomplete"].items()
         if entry["missing"]
     ]
     lines += [
-        f"- {_inline(d)} is not ranked: not finished by {_inline(_list(_title(found, m) for m in lacking))}."
-        for d, lacking in found["left_out"].items()
+        f"- {_inline(d)} is not ranked: not finished by "
+        f"{_inline(_list(_title(summary, m) for m in lacking))}."
+        for d, lacking in summary["left_out"].items()
     ]
     lines += [
         f"- {_inline(d)} is compared on seeds {_list(entry['paired'])}: "
         + "; ".join(
-            f"{_inline(_title(found, m))} lacks {_list(s)}" for m, s in entry["lacking"].items()
+            f"{_inline(_title(summary, m))} lacks {_list(s)}" for m, s in entry["lacking"].items()
         )
         + "."
-        for d, entry in found["seeds"].items()
+        for d, entry in summary["seeds"].items()
         if entry["lacking"]
     ]
     return ["Incomplete:", "", *lines, ""] if lines else []
 
 
-def _tested(found: Mapping[str, Any]) -> list[str]:
-    tests = found["tests"]
+def _tested(summary: Mapping[str, Any]) -> list[str]:
+    tests = summary["tests"]
     result, critical = tests["friedman"], tests["critical_difference"]
     if result["chi2"] is None or critical is None:
         return []
@@ -259,9 +265,9 @@ def _tested(found: Mapping[str, Any]) -> list[str]:
 
 def _failures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     rows: dict[tuple[str, ...], list[str]] = {}
-    for found in summaries:
-        for cell in found["failed"]:
-            names = [cell["dataset"], _title(found, cell["method"]), cell["objective"] or "–"]
+    for summary in summaries:
+        for cell in summary["failed"]:
+            names = [cell["dataset"], _title(summary, cell["method"]), cell["objective"] or "–"]
             row = [*names, str(cell["seed"]), cell["reason"] or "no reason recorded"]
             rows[tuple(row)] = row
     if not rows:
@@ -270,7 +276,7 @@ def _failures(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["## Failed cells", "", *_grid(head, list(rows.values()), left=5)]
 
 
-def _shown(summary: Mapping[str, Any]) -> list[str]:
+def _table_metrics(summary: Mapping[str, Any]) -> list[str]:
     """The metrics of the table of methods: the objective first."""
     every = next(iter(summary["mean"].values()), {})
     usual = ("balanced_error", "worst_class_error", "error")
@@ -281,12 +287,12 @@ def _method_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for m in _in_order(summary):
         rank, cpu, runs = (summary[k].get(m) for k in ("average_rank", "cpu_cost", "cost"))
-        errors = [summary["mean"][m].get(name) for name in _shown(summary)]
+        errors = [summary["mean"][m].get(name) for name in _table_metrics(summary)]
         rows.append(
             [
                 _title(summary, m),
                 "–" if rank is None else f"{rank:.2f}",
-                *("–" if e is None else _shown_percent(e) for e in errors),
+                *("–" if e is None else _format_percent(e) for e in errors),
                 "–" if runs is None else f"{runs:.1f}",
                 "–" if cpu is None else f"{cpu:.1f}×",
             ]
@@ -323,10 +329,10 @@ def _difference(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _error(entry: Mapping[str, Any]) -> str:
     error = entry["standard_error"]
-    return _shown_percent(entry["mean"]) + ("" if error is None else f" ± {100 * error:.2f}")
+    return _format_percent(entry["mean"]) + ("" if error is None else f" ± {100 * error:.2f}")
 
 
-def _shown_percent(rate: float) -> str:
+def _format_percent(rate: float) -> str:
     return f"{100 * rate:.2f}"
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from autobalance import InputError
-from autobalance.data import ArrayData, Labelled, check_expansion, numbered, shortened
+from autobalance.data import ArrayData, check_expansion, shortened
 from autobalance_bench._checks import check_path
+from autobalance_bench.datasets.numbering import Labelled, numbered
 
 INPUTS = ("inputs", "embedding", "embeddings", "features")
 """Names of the column or array that is taken for the embeddings where none is given."""

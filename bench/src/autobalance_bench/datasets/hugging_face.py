@@ -10,9 +10,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from autobalance import InputError
-from autobalance.data import ArrayData, Labelled, numbered, shortened
+from autobalance.data import ArrayData, shortened
 from autobalance_bench.datasets._optional import import_optional
 from autobalance_bench.datasets.images import LabelledImages
+from autobalance_bench.datasets.numbering import Labelled, numbered
 
 
 def read_hugging_face(

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from autobalance import InputError
-from autobalance.data import column, numbered, read_table, shortened
+from autobalance.data import column, read_table, shortened
 from autobalance_bench.datasets._optional import import_optional
 from autobalance_bench.datasets.file_lists import check_folder, describe_folder, drop_missing
 from autobalance_bench.datasets.images import LabelledImages
+from autobalance_bench.datasets.numbering import numbered
 
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from autobalance import InputError
-from autobalance.bilevel import ModelFactory, predict_logits, retrain, seeded
+from autobalance.bilevel import ModelFactory, predict_logits, retrain, seed_random_state
 from autobalance.data import ArrayData, stratified_folds
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.posthoc import evaluate_probabilities
@@ -262,7 +262,7 @@ def threshold_optimizer(task: Task) -> Mitigated:
     """
     postprocessing = _fairlearn("postprocessing")
     _check_binary(task)
-    with seeded(task.seed):
+    with seed_random_state(task.seed):
         generator = torch.Generator().manual_seed(task.seed)
         [(train, held)] = stratified_folds(
             task.data.cells(), task.settings.validation_fraction, 1, generator

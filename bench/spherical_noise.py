@@ -1,6 +1,6 @@
 """The same decision boundary, once by noise around the examples of a rare class, once by a loss.
 
-    python examples/spherical_noise.py --output spherical_noise.svg
+    python bench/spherical_noise.py --output spherical_noise.svg
 
 A line separates two classes in the plane. Training to convergence with cross-entropy puts this line in
 the middle of the gap. A delta of 3 for the frequent class moves it three times as far from the rare
@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from autobalance.augment import SphericalNoise
-from autobalance.augment.spherical import loss_margins, noise_radii, separation
+from autobalance.augment.tensors import SphericalNoise
+from autobalance_bench.spherical import loss_margins, noise_radii, separation
 
 DELTA = (3.0, 1.0)
 COPIES = 40

@@ -46,9 +46,15 @@ from typing import Any
 
 import numpy as np
 
-from autobalance._validation import InputError, positive
+from autobalance import InputError
 
 Pair = tuple[float, float]
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise InputError(f"{name} must be a finite number above 0; got {value!r}.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -137,11 +143,11 @@ def loss_margins(
     InputError
         If l is so large beside R that the boundary leaves the gap.
     """
-    D, R = positive("gap", gap), norm
+    D, R = _positive("gap", gap), norm
     if math.inf != R:
-        positive("norm", R)
+        _positive("norm", R)
     for value in delta:
-        positive("delta", value)
+        _positive("delta", value)
     d_1 = (delta[0] * D - 2 * (additive[1] - additive[0]) / R) / (delta[0] + delta[1])
     if not 0 < d_1 < D:
         raise InputError(
@@ -153,7 +159,7 @@ def loss_margins(
 
 def noise_margins(gap: float, radii: Pair) -> Pair:
     """Distances d_0 and d_1 of the boundary that spherical noise of these radii finds."""
-    D = positive("gap", gap)
+    D = _positive("gap", gap)
     if min(radii) < 0 or not sum(radii) < D:
         raise InputError(
             f"Radii must not be negative, and sum to less than the gap {D:g}, or moved examples "

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from autobalance._validation import InputError
-from autobalance.augment.spherical import (
+from autobalance import InputError
+from autobalance.losses.modules import ParametricCrossEntropy
+from autobalance_bench.spherical import (
     Separation,
     equal_delta,
     loss_margins,
@@ -19,7 +21,6 @@ from autobalance.augment.spherical import (
     noise_radii,
     separation,
 )
-from autobalance.losses.modules import ParametricCrossEntropy
 
 Pair = tuple[float, float]
 BIAS = 4.0  # as a feature: its step is then 16 times the weights', so that it is nearly free
@@ -214,3 +215,22 @@ def test_separation_by_hand() -> None:
 def test_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build()
+
+
+def test_spherical_noise_draws_one_boundary_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    import spherical_noise as example  # pyright: ignore[reportMissingImports]
+
+    output = tmp_path / "noise.svg"
+    example.main(["--output", str(output), "--steps", "1500"])
+    assert output.read_text().count('<g id="axes_') == 3
+    rows = capsys.readouterr().out.splitlines()[1:5]
+    angle, *distances = np.array(
+        [[float(v.rstrip("°")) for v in row.split()[-3:]] for row in rows]
+    ).T
+    assert angle.max() < 5.0
+    for found in distances:
+        assert found[1:3] == pytest.approx(found[3], abs=0.06)
+    assert distances[0][0] == pytest.approx(distances[1][0], abs=0.02)
