@@ -18,7 +18,7 @@ from autobalance._validation import InputError
 from autobalance.report.formats import duration
 from autobalance.report.html import render_report, write_report
 from autobalance.report.record import read_run, safe_text
-from autobalance.report.statistics import even_counts, slope, smoothed, wilson
+from autobalance.report.statistics import slope, smoothed, wilson
 from autobalance.report.text import sentences
 from report_records import checked, make_record
 
@@ -287,14 +287,6 @@ def test_wilson_agrees_with_scipy() -> None:
 def test_wilson_is_missing_where_there_is_nothing() -> None:
     low, high = wilson(np.array([np.nan, 0.5]), np.array([10, 0]))
     assert np.isnan([*low, *high]).all()
-
-
-def test_intervals_come_from_even_counts_only_where_those_are_possible() -> None:
-    errors = np.array([0.5, 0.25, np.nan])
-    np.testing.assert_array_equal(even_counts(errors, 8), [4, 4, 0])
-    assert even_counts(errors, 9) is None
-    assert even_counts(errors, 4) is None
-    assert even_counts(errors, None) is None
 
 
 def test_class_totals_of_the_test_data_are_used_where_given() -> None:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
+
+
+def phrase(name: str, /, **values: Any) -> str:
+    """The sentence ``section.key`` of phrases.toml, its values filled in."""
+    section, key = name.split(".")
+    return _phrases()[section][key].format(**values)
+
+
+@cache
+def _phrases() -> dict[str, dict[str, str]]:
+    return tomllib.loads(files("autobalance.report").joinpath("phrases.toml").read_text("utf-8"))
 
 
 def percent(share: float | None, digits: int = 1) -> str:
