@@ -6,7 +6,7 @@ Groups are treated alike where R_kg does not depend on g.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,12 +118,6 @@ class ErrorTable:
         return rates(self.wrong.sum(axis=1), self.mass.sum(axis=1))
 
     @property
-    def prevalence(self) -> np.ndarray:
-        """Share of each class within each group, shape ``(g, k)``; NaN for absent groups."""
-        sizes = self.mass.sum(axis=1, keepdims=True) + np.zeros(self.mass.shape[1])
-        return rates(self.mass, sizes)
-
-    @property
     def selection_rates(self) -> np.ndarray | None:
         """Share of each group predicted as each class, shape ``(g, k)``, or None where unknown."""
         chosen = self.predicted
@@ -152,11 +146,8 @@ class ErrorTable:
     @property
     def group_balanced_errors(self) -> np.ndarray:
         """Mean over the classes that a group has, shape ``(g,)``; NaN for absent groups."""
-        means = [np.nanmean(row) if here else np.nan for row, here in self._rows()]
-        return np.array(means)
-
-    def _rows(self) -> Iterator[tuple[np.ndarray, bool]]:
-        return zip(self.errors, self.present_groups.tolist(), strict=True)
+        rows = zip(self.errors, self.present_groups.tolist(), strict=True)
+        return np.array([np.nanmean(row) if here else np.nan for row, here in rows])
 
     @property
     def worst_class_error(self) -> float | None:
@@ -218,17 +209,9 @@ class ErrorTable:
     ) -> str | None:
         """Why a measure of this table is None, as a sentence goes on after "because"; else None.
 
-        Parameters
-        ----------
-        measure : str
-            The name of a property, such as "deo" or "worst_class_error".
-        class_names, group_names : sequence, optional
-            Names in the order of the indices; by default "class 0" and "group 0" and so on.
-
-        Raises
-        ------
-        InputError
-            If there is no such measure.
+        `measure` is the name of a property, such as "deo" or "worst_class_error"; names are in the
+        order of the indices, by default "class 0" and "group 0" and so on. Raises InputError if there
+        is no such measure.
         """
         if not isinstance(getattr(ErrorTable, measure, None), property):
             raise InputError(f"An error table has no measure {measure!r}.")

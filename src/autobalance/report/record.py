@@ -30,7 +30,7 @@ TITLES = {
     "weight": ("w", "class weight w"),
 }
 _NEUTRAL = {"additive": 0.0, "multiplicative": 1.0, "weight": 1.0}
-_CURVES = ("step", "objective", "hard_objective", "test_objective", "training_loss", "norm")
+CURVES = ("step", "objective", "hard_objective", "test_objective", "training_loss", "norm")
 
 
 def read_run(record: dict[str, Any]) -> Run:
@@ -395,6 +395,6 @@ def _snippet(loss: dict[str, Any], g: int, k: int) -> str | None:
 
 def _curves(history: Any) -> dict[str, np.ndarray]:
     entries = [e for e in _entries(history) if _number(e.get("step")) is not None]
-    values = [[_number(e.get(key)) for key in _CURVES] for e in entries]
-    table = np.array(values, dtype=float).reshape(-1, len(_CURVES))
-    return dict(zip(_CURVES, table.T, strict=True))
+    values = [[_number(e.get(key)) for key in CURVES] for e in entries]
+    table = np.array(values, dtype=float).reshape(-1, len(CURVES))
+    return dict(zip(CURVES, table.T, strict=True))

@@ -21,57 +21,32 @@ class ByGroup:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """One way of training, and its errors on some data.
-
-    Attributes
-    ----------
-    errors : ndarray
-        Error per class, shape ``(k,)``, in [0, 1]; NaN where a class has no example.
-    n : ndarray or None
-        Examples per class, shape ``(k,)``; None where unknown.
-    scores : dict
-        "balanced_error", "worst_class_error" and "worst_group_error" where known.
-    undefined : dict
-        Why a measure has no value, by its name, for a sentence after "because".
-    confused : ndarray or None
-        Rows of class, class predicted and examples, shape ``(m, 3)``; None where unknown.
-    reliability : dict
-        "raw" and "corrected" where known; see `autobalance.calibration.temperature.measured`.
-    """
+    """One way of training, and its errors on some data."""
 
     name: str
     title: str
-    errors: np.ndarray
-    n: np.ndarray | None
-    scores: dict[str, float] = field(default_factory=dict)
-    undefined: dict[str, str] = field(default_factory=dict)
+    errors: np.ndarray  # per class, shape (k,), in [0, 1]; NaN where a class has no example
+    n: np.ndarray | None  # examples per class, shape (k,), where known
+    scores: dict[str, float] = field(default_factory=dict)  # by `record.SCORES`, where known
+    undefined: dict[str, str] = field(default_factory=dict)  # why a measure has no value, by name
     seconds: float | None = None
     training_runs: float | None = None
-    confused: np.ndarray | None = None
-    reliability: dict[str, Reliability] = field(default_factory=dict)
+    confused: np.ndarray | None = None  # class, class predicted and examples, shape (m, 3)
+    reliability: dict[str, Reliability] = field(default_factory=dict)  # "raw" and "corrected"
     by_group: ByGroup | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One of ℓ, δ and w: the key "additive", the symbol "ℓ", and the title in words.
+    """One of ℓ, δ and w, of the designed loss, whether or not the final choice took it."""
 
-    Attributes
-    ----------
-    start, end : ndarray
-        Shape ``(g, k)``, g = 1 without groups. ℓ has mean 0 in each row: only differences act.
-        `end` is the designed loss, whether or not the final choice took it.
-    steps, path : ndarray
-        Training steps at which the path was noted, shape ``(t,)``, and the path ``(t, g, k)``.
-    """
-
-    key: str
-    symbol: str
+    key: str  # such as "additive"
+    symbol: str  # such as "ℓ"
     title: str
-    start: np.ndarray
+    start: np.ndarray  # shape (g, k), g = 1 without groups; ℓ has mean 0 in each row
     end: np.ndarray
-    steps: np.ndarray
-    path: np.ndarray
+    steps: np.ndarray  # training steps at which the path was noted, shape (t,)
+    path: np.ndarray  # shape (t, g, k)
 
     @property
     def changed(self) -> bool:
@@ -81,109 +56,58 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A loss of the final choice, "designed", "start" or "cross_entropy", judged on held-out examples.
-
-    Attributes
-    ----------
-    objective : float
-        Over the 0-1 error, in [0, 1].
-    difference, standard_error : float or None
-        From the start; below 0 is better.
-    table : ErrorTable or None
-        Errors on held-out examples, by group and class.
-    confused, by_group
-        Same as in `Method`.
-    """
+    """A loss of the final choice, "designed", "start" or "cross_entropy", judged on held-out examples."""
 
     name: str
-    objective: float
-    difference: float | None
+    objective: float  # over the 0-1 error, in [0, 1]
+    difference: float | None  # from the start; below 0 is better
     standard_error: float | None
     table: ErrorTable | None = None
-    confused: np.ndarray | None = None
+    confused: np.ndarray | None = None  # as in `Method`
     by_group: ByGroup | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run, ready to be described.
-
-    Attributes
-    ----------
-    counts : ndarray
-        Training examples, shape ``(g, k)``, g = 1 without groups.
-    order : ndarray
-        Classes from the most to the least frequent, shape ``(k,)``.
-    snippet : str or None
-        The loss taken as code that stands alone; None where it would be long.
-    curves : dict
-        "step", "objective", "hard_objective", "test_objective", "training_loss" and "norm", each of
-        shape ``(t,)``.
-    search_status, status : str
-        Of the search, and of the whole run: with the search finished, that of retraining.
-    candidates, choice
-        What the final choice was among, empty where there was none, and the name of the one taken.
-    training_runs : float or None
-        What the search cost, in training runs.
-    held_out, confused
-        What the network searched with predicts at the end of the search; of all groups together.
-    calibration, reliability : dict
-        Numbers of `autobalance.records.Calibration`; its bins as "raw", "prior" and "corrected".
-    by_group : ByGroup or None
-        Of the method "autobalance" on test data, or of `held_out`.
-    policy : dict
-        The augmentation learned: class (and group), then operation, then "probability" and
-        "magnitude" in [0, 1]; empty where there was none.
-    frontier : dict
-        "main", "gap", "points", "baselines", "by" ("mix" or "bound") and under that name the point
-        taken, where the run is a frontier's; may be empty.
-    options : dict
-        Options of the command that `settings` lacks, "groups" and "test" among them.
-    samples : dict
-        Training images and their augmented versions, as `autobalance.report.samples` packs them, with
-        their rows' "names"; empty where there are none.
-    place : str
-        In front of every identifier, where a page shows several runs.
-    rows : int
-        Most rows of a table.
-    """
+    """A run, ready to be described: g groups (1 without groups), k classes, t upper steps."""
 
     kind: str
     command: str | None
     objective: str
     classes: list[str]
     groups: list[str] | None
-    counts: np.ndarray
-    order: np.ndarray
+    counts: np.ndarray  # training examples, shape (g, k)
+    order: np.ndarray  # classes from the most to the least frequent, shape (k,)
     methods: list[Method]
     evaluation_data: str | None
     parts: list[Part]
-    snippet: str | None
-    curves: dict[str, np.ndarray]
+    snippet: str | None  # the loss taken as code that stands alone, where that is not long
+    curves: dict[str, np.ndarray]  # by the names of `record.CURVES`, each of shape (t,)
     search_status: str
-    status: str
-    candidates: list[Candidate]
-    choice: str
-    training_runs: float | None
-    steps: int | None
+    status: str  # of the whole run: with the search finished, that of retraining
+    candidates: list[Candidate]  # of the final choice; empty where there was none
+    choice: str  # name of the candidate taken
+    training_runs: float | None  # what the search cost
+    steps: int | None  # of the lower level, in one training run
     folds: int | None
-    held_out: HeldOut | None
-    confused: np.ndarray | None
-    calibration: dict[str, float]
-    reliability: dict[str, Reliability]
-    by_group: ByGroup | None
-    policy: dict[str, Any]
+    held_out: HeldOut | None  # what the network searched with predicts at the end of the search
+    confused: np.ndarray | None  # by that network, of all groups together; as in `Method`
+    calibration: dict[str, float]  # numbers of `autobalance.records.Calibration`; may be empty
+    reliability: dict[str, Reliability]  # its bins: "raw", "prior" and "corrected" where known
+    by_group: ByGroup | None  # of the method "autobalance" on test data, or of `held_out`
+    policy: dict[str, Any]  # class (and group), operation, "probability" and "magnitude" in [0, 1]
     design: dict[str, Any]
     settings: dict[str, Any]
     search_seconds: dict[str, float]
     seconds: dict[str, float]
     versions: dict[str, str]
     seed: int | None
+    # "main", "gap", "points", "baselines", "by" ("mix" or "bound") and under that name the point taken.
     frontier: dict[str, Any]
-    options: dict[str, Any]
-    samples: dict[str, Any]
-    place: str = ""
-    rows: int = 1000
+    options: dict[str, Any]  # of the command, those that `settings` lacks, such as "groups"
+    samples: dict[str, Any]  # as `autobalance.report.samples` packs them, with their rows' "names"
+    place: str = ""  # in front of every identifier, where a page shows several runs
+    rows: int = 1000  # most rows of a table
 
     @property
     def class_totals(self) -> np.ndarray:
