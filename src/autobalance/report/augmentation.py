@@ -13,14 +13,14 @@ from autobalance.report.drawing import (
     CELL,
     MAX_LABELLED,
     Picture,
-    cell,
+    heat_map,
     new_figure,
     picture,
 )
 from autobalance.report.formats import phrase, short
 from autobalance.report.run import Run
 from autobalance.report.samples import samples_picture, unpacked
-from autobalance.report.svg import AFTER, INK, house_style
+from autobalance.report.svg import AFTER, house_style
 
 Policy = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Class, then operation, then "probability" and "magnitude": `Augmentation.per_class`."""
@@ -98,19 +98,16 @@ def policy_picture(
 def _draw_heat_map(
     axes: Axes, names: Sequence[str], operations: Sequence[str], table: np.ndarray
 ) -> None:
-    """Cells as opaque as they are strong, which suits light and dark pages; numbers where they fit."""
+    """Strong cells are opaque; numbers stand in them where they fit."""
     few = len(names) <= MAX_LABELLED
     numbered = few and len(operations) <= 16
-    for (r, c), value in np.ndenumerate(table):
-        share = float(np.clip(value, 0.0, 1.0)) * (CELL if few else 1.0)
-        text = f"{value:.2f}".lstrip("0") if value < 1 else "1"
-        cell(axes, r, c, AFTER, share, text if numbered else "", 8)
-    axes.set_xlim(0, len(operations))
-    axes.set_ylim(len(names), 0)
+    texts = [
+        [(f"{v:.2f}".lstrip("0") if v < 1 else "1") if numbered else "" for v in row]
+        for row in table
+    ]
+    heat_map(axes, table, AFTER, texts, 8, CELL if few else 1.0)
     axes.set_xticks(np.arange(len(operations)) + 0.5, [o.replace("_", " ") for o in operations])
     axes.set_yticks(np.arange(len(names)) + 0.5, names)
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", rotation=90)
-    axes.tick_params(length=0, labelcolor=INK, labelsize=10)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+    axes.tick_params(labelsize=10)

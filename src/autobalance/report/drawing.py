@@ -172,15 +172,30 @@ def dots(
     )
 
 
-def cell(
-    axes: Axes, row: int, column: int, colour: str, opacity: float, text: str, size: float
+def heat_map(
+    axes: Axes,
+    shares: np.ndarray,
+    colour: str,
+    texts: list[list[str]],
+    size: float,
+    most: float = CELL,
 ) -> None:
-    """One cell of a table that is drawn: as opaque as it is strong, which suits dark pages too."""
-    box = Rectangle((column, row), 1, 1, facecolor=colour, alpha=opacity, linewidth=0)
-    axes.add_patch(box)
-    if text:
-        look = {"ha": "center", "va": "center", "fontsize": size, "color": INK}
-        axes.text(column + 0.5, row + 0.5, text, **look)
+    """Cells as opaque as their share, at most `most`, which suits light and dark pages.
+
+    Each holds its text in `size` points; the first row is on top, and titles are the caller's.
+    """
+    for (r, c), share in np.ndenumerate(np.clip(shares, 0.0, 1.0)):
+        look = {"facecolor": colour, "alpha": most * float(share), "linewidth": 0}
+        if share > 0 or texts[r][c]:
+            axes.add_patch(Rectangle((c, r), 1, 1, **look))
+        if texts[r][c]:
+            place = {"ha": "center", "va": "center", "fontsize": size, "color": INK}
+            axes.text(c + 0.5, r + 0.5, texts[r][c], **place)
+    axes.set_xlim(0, shares.shape[1])
+    axes.set_ylim(len(shares), 0)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
 
 
 def dashes(low: np.ndarray, high: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -181,19 +181,12 @@ def _confusions(method: Method, classes: list[int]) -> np.ndarray:
 
 def _draw_confusions(axes: Axes, table: np.ndarray, colour: str) -> None:
     """Cells with the share where it is not 0, those of right predictions framed."""
-    for (r, c), value in np.ndenumerate(table):
-        if value <= 0:
-            continue
-        text = f"{value:.0f}" if value >= 0.5 else "<1"
-        drawing.cell(axes, r, c, colour, drawing.CELL * min(value / 100, 1.0), text, 11)
-        if r == c:
-            frame = {"facecolor": "none", "edgecolor": MUTED, "linewidth": 0.75}
-            axes.add_patch(Rectangle((c, r), 1, 1, **frame))
-    axes.set_xlim(0, table.shape[1])
-    axes.set_ylim(len(table), 0)
-    axes.tick_params(length=0, labelcolor=INK, labelsize=11)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+    texts = [["" if v <= 0 else f"{v:.0f}" if v >= 0.5 else "<1" for v in row] for row in table]
+    drawing.heat_map(axes, table / 100, colour, texts, 11)
+    for i in np.flatnonzero(np.diagonal(table) > 0).tolist():
+        frame = {"facecolor": "none", "edgecolor": MUTED, "linewidth": 0.75}
+        axes.add_patch(Rectangle((i, i), 1, 1, **frame))
+    axes.tick_params(labelsize=11)
 
 
 # The loss's parameters -------------------------------------------------------------------------

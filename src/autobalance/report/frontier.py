@@ -68,12 +68,15 @@ def _picture(record: Mapping[str, Any], name: str, *, mixes: bool = False) -> Pi
         _draw(axes, points, others)
         for i, point in enumerate(points):
             picked = record.get(by) is not None and point[by] == record[by]
-            text = f"picked, {point_title(by, point)}" if picked else f"{point[by]:g}"
-            if picked or (mixes and by == "mix"):  # a bound is where the point is
+            text = f"picked, {point_title(by, point)}"
+            look: dict[str, Any] = {"xytext": (8, 8)}
+            if mixes and by == "mix":  # a bound is where the point is
+                text, above = f"{point[by]:g}", i % 2 == 0
+                look = {"xytext": (0, 8 if above else -16), "ha": "center", "fontsize": 10}
+            if picked or (mixes and by == "mix"):
                 axes.annotate(
-                    text, (100 * point["gap"], 100 * point["main"]),
-                    xytext=(8, 8 if picked or i % 2 == 0 else -15), textcoords="offset points",
-                    color=INK if picked else MUTED,
+                    text, (100 * point["gap"], 100 * point["main"]), textcoords="offset points",
+                    color=INK if picked else MUTED, **look,
                 )  # fmt: skip
         axes.set_xlabel(gap)
         axes.set_ylabel(main)
