@@ -19,7 +19,7 @@ from autobalance.report.explain import explanation
 from autobalance.report.formats import duration
 from autobalance.report.html import render_report, write_report
 from autobalance.report.record import read_run, safe_text
-from autobalance.report.statistics import slope, smoothed, wilson
+from autobalance.report.statistics import slope, smooth, wilson
 from autobalance.report.text import sentences
 from report_records import checked, make_record
 
@@ -312,5 +312,5 @@ def test_slope_recovers_tau_and_needs_different_counts() -> None:
 
 def test_smoothing_keeps_constants_and_bridges_gaps() -> None:
     values = np.array([2.0, 2.0, np.nan, 2.0, 2.0, 2.0])
-    np.testing.assert_allclose(smoothed(values, 3), 2.0)
-    assert smoothed(np.arange(5.0), 3)[2] == pytest.approx(2.0)
+    np.testing.assert_allclose(smooth(values, 3), 2.0)
+    assert smooth(np.arange(5.0), 3)[2] == pytest.approx(2.0)

@@ -41,7 +41,7 @@ from autobalance.report import (
     SAMPLES,
     Sheet,
     evenly_spaced,
-    packed,
+    pack_sheet,
     read_folder,
     rows_that_fit,
     write_report,
@@ -117,7 +117,7 @@ def save_search(
     if data is not None:
         kept = sample_sheet(result.augment, data)
         if kept is not None:
-            files[SAMPLES] = packed(kept)
+            files[SAMPLES] = pack_sheet(kept)
     write_run(out, {**result.record(class_names, group_names), "status": result.status}, files)
     return out / REPORT
 

@@ -61,17 +61,11 @@ class Reliability:
 
     Bin b of B holds the examples whose largest probability lies in (b / B, (b + 1) / B].
 
-    Attributes
-    ----------
-    n, right : list of int
-        Examples in each bin, and those of them predicted rightly.
-    confidence : list of float
-        Mean confidence in each bin, in [0, 1]; 0 in an empty one.
     """
 
-    n: list[int]
-    right: list[int]
-    confidence: list[float]
+    n: list[int]  # examples in each bin
+    right: list[int]  # those of them predicted rightly
+    confidence: list[float]  # mean confidence in each bin, in [0, 1]; 0 in an empty one
 
     @property
     def error(self) -> float:

@@ -10,7 +10,7 @@ from autobalance.report.html import render_report, write_report
 from autobalance.report.multi_run_page import render_runs
 from autobalance.report.record import read_run
 from autobalance.report.run import Run
-from autobalance.report.samples import LARGEST, Sheet, packed, rows_that_fit
+from autobalance.report.samples import LARGEST, Sheet, pack_sheet, rows_that_fit
 from autobalance.report.text import GAP_TITLES
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "evenly_spaced",
     "explanation",
     "few_in_a_cell",
-    "packed",
+    "pack_sheet",
     "read_folder",
     "read_run",
     "render_report",

@@ -19,7 +19,7 @@ from autobalance.report.drawing import (
 )
 from autobalance.report.formats import phrase, short
 from autobalance.report.run import Run
-from autobalance.report.samples import samples_picture, unpacked
+from autobalance.report.samples import samples_picture, unpack_sheet
 from autobalance.report.svg import AFTER, house_style
 
 Policy = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -34,7 +34,7 @@ def augmentation_pictures(run: Run) -> list[Picture]:
     counts = run.counts.ravel() if len(run.policy) == run.counts.size else run.class_totals
     known = len(counts) == len(run.policy)
     figures = [policy_picture(run.policy, counts.tolist() if known else None, run.place)]
-    sheet = unpacked(run.samples)
+    sheet = unpack_sheet(run.samples)
     if sheet is not None:
         names = run.samples["names"]
         figures.append(samples_picture(sheet, names, len(run.policy), run.place))

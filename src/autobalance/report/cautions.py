@@ -39,14 +39,14 @@ def warning(run: Run) -> str | None:
         return _search_stopped(run)
     if run.status != "finished":
         return _retraining_stopped(run)
-    return collapse(run)
+    return describe_collapse(run)
 
 
 def cautions(run: Run) -> list[str]:
     """What beside `warning` to be careful about, each with a remedy."""
     checks = (
-        few_held_out, uncertain_gap, risen, saturated, unsettled, far_from_prior,
-        unjudged_augmentation,
+        warn_of_few_held_out, warn_of_uncertain_gap, warn_of_rise, warn_of_saturation,
+        warn_of_unsettled_search, warn_of_far_parameters, warn_of_augmentation,
     )  # fmt: skip
     return [text for check in checks if (text := check(run))]
 
@@ -78,7 +78,7 @@ def _stopped(run: Run, status: str, phase: str, **values: str) -> str:
     return phrase(f"warning.{phase}{end}", status=status, **values)
 
 
-def collapse(run: Run) -> str | None:
+def describe_collapse(run: Run) -> str | None:
     """Which classes the network searched with never predicts; or None."""
     held = run.held_out
     if held is None:
@@ -97,7 +97,7 @@ def collapse(run: Run) -> str | None:
 # Too few examples -------------------------------------------------------------------------------
 
 
-def few_held_out(run: Run) -> str | None:
+def warn_of_few_held_out(run: Run) -> str | None:
     """Classes (or pairs of group and class) with too few held-out examples to judge by."""
     counts = array_of(run.settings.get("validation_counts"))
     counts = np.zeros(0) if counts is None else np.nan_to_num(np.atleast_2d(counts))
@@ -122,7 +122,7 @@ def few_held_out(run: Run) -> str | None:
     )
 
 
-def uncertain_gap(run: Run) -> str | None:
+def warn_of_uncertain_gap(run: Run) -> str | None:
     """Of a frontier: in how small a pair of group and class the gap was measured."""
     counts = array_of(run.settings.get("validation_counts"))
     if run.kind != "frontier" or not run.groups or counts is None or counts.ndim != 2:
@@ -152,7 +152,7 @@ def few_in_a_cell(
 # How the search went ----------------------------------------------------------------------------
 
 
-def risen(run: Run) -> str | None:
+def warn_of_rise(run: Run) -> str | None:
     """Whether validation data, which nothing else has judged, say that the search did not help."""
     ends = objective_then_and_now(run)
     compared = run.candidates or (run.before and run.after)
@@ -161,7 +161,7 @@ def risen(run: Run) -> str | None:
     return phrase("caution.risen", objective=objective_name(run))
 
 
-def saturated(run: Run) -> str | None:
+def warn_of_saturation(run: Run) -> str | None:
     """Whether there is next to no error left to learn from, or nothing but errors."""
     hard = run.curves["hard_objective"]
     hard = hard[np.isfinite(hard)]
@@ -174,7 +174,7 @@ def saturated(run: Run) -> str | None:
     return phrase("caution.saturated", last=percent(last), sense=sense)
 
 
-def unsettled(run: Run) -> str | None:
+def warn_of_unsettled_search(run: Run) -> str | None:
     """Whether the search was still on its way when it ended."""
     if run.search_status != "finished" or len(run.curves["step"]) < _QUARTERED:
         return None
@@ -194,7 +194,7 @@ def unsettled(run: Run) -> str | None:
     return phrase("caution.unsettled", signs=" and ".join(signs))
 
 
-def far_from_prior(run: Run) -> str | None:
+def warn_of_far_parameters(run: Run) -> str | None:
     """Free parameters far from where the prior holds them, or at the edge of what they can be."""
     priors = run.design.get("priors")
     # The paper's sigmoid starts δ at 0.73, where the exponential starts it at 1.
@@ -229,7 +229,7 @@ def _whose(run: Run, values: np.ndarray, at: tuple[int, ...]) -> str:
     return f" of {run.classes[at[-1]]}{group}"
 
 
-def unjudged_augmentation(run: Run) -> str | None:
+def warn_of_augmentation(run: Run) -> str | None:
     """Whether an augmentation was learned that nothing compared with none.
 
     The hypergradient is of a training that has converged: it does not see what augmentation costs a

@@ -49,7 +49,7 @@ class NamedRun:
 
 
 def summary(run: Run) -> str:
-    """What a run was asked for and what it found, in a few text.sentences."""
+    """What a run was asked for and what it found, in a few sentences."""
     if run.status != "finished":
         end = f"The run is not finished: {run.status}."
     elif not run.candidates:

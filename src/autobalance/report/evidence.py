@@ -14,27 +14,16 @@ from autobalance.report.text import candidate_title, start_name
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Errors per class, before and after.
+    """Errors per class, before and after."""
 
-    Attributes
-    ----------
-    kind : {"test", "folds", "search"}
-        On test data; on what the folds of the final choice held out; or on what the search held
-        out, by its own network at the end.
-    data, short : str
-        The data in words, and in a few words.
-    methods : list of Method
-        All that have errors per class.
-    before, after : Method or None
-        Without and with the loss found. Of one method alone, `after`.
-    """
-
-    kind: Literal["test", "folds", "search"]
-    data: str
-    short: str
-    methods: list[Method]
-    before: Method | None
-    after: Method | None
+    kind: Literal[
+        "test", "folds", "search"
+    ]  # test data, folds held out, or the search's held-out data
+    data: str  # in words
+    short: str  # in a few words
+    methods: list[Method]  # all that have errors per class
+    before: Method | None  # without the loss found
+    after: Method | None  # with it; of one method alone, that one
 
     @property
     def change(self) -> np.ndarray | None:

@@ -22,24 +22,13 @@ _ROWS = 10  # of the table in a notebook
 
 @dataclass(frozen=True)
 class Explanation:
-    """What there is to say of a run.
+    """What there is to say of a run, one or more sentences each."""
 
-    Attributes
-    ----------
-    heading : str
-        What it is.
-    story, classes, warnings : list of str
-        What was asked and found; which classes gained and lost; what to be careful about, each
-        with a remedy. One or more sentences each.
-    cost : list of (str, str)
-        Names and values.
-    """
-
-    heading: str
-    story: list[str]
-    classes: list[str]
-    warnings: list[str]
-    cost: list[tuple[str, str]]
+    heading: str  # what it is
+    story: list[str]  # what was asked and found
+    classes: list[str]  # which classes gained and lost
+    warnings: list[str]  # what to be careful about, each with a remedy
+    cost: list[tuple[str, str]]  # names and values
 
 
 def explanation(run: Run) -> Explanation:
@@ -47,8 +36,8 @@ def explanation(run: Run) -> Explanation:
     first, cost = warning(run), cost_table(run)
     return Explanation(
         heading=heading(run),
-        story=[*sentences(run), *augmentation_sentences(run), *calibration_sentences(run)],
-        classes=[*favoured(run), *class_changes(run)],
+        story=[*sentences(run), *describe_augmentation(run), *describe_calibration(run)],
+        classes=[*describe_favoured_classes(run), *describe_class_changes(run)],
         warnings=[*([] if first is None else [first]), *cautions(run)],
         cost=[] if cost is None else [(row[0].text, row[1].text) for row in cost.rows],
     )
@@ -86,7 +75,7 @@ def as_html(run: Run) -> str:
     return template.render(content=content, outcome=outcome, table=table, rows=rows, gap=gap)
 
 
-def favoured(run: Run) -> list[str]:
+def describe_favoured_classes(run: Run) -> list[str]:
     """Which classes the loss favours more than its start did, where ℓ alone says so."""
     if [part.key for part in run.moved] != ["additive"]:
         return []
@@ -105,7 +94,7 @@ def favoured(run: Run) -> list[str]:
     return [phrase("explain.favoured", clauses=", and ".join(clauses), means=means)]
 
 
-def class_changes(run: Run) -> list[str]:
+def describe_class_changes(run: Run) -> list[str]:
     """Which classes gained and which lost, as far as the record says."""
     for evidence in all_evidence(run):
         if evidence.before is None or evidence.after is None:
@@ -146,7 +135,7 @@ def _changes(run: Run, before: Method, after: Method, lead: str) -> str:
     return phrase("explain.clear", text=text, sure=sure, verb=verb)
 
 
-def augmentation_sentences(run: Run) -> list[str]:
+def describe_augmentation(run: Run) -> list[str]:
     """What was learned of the augmentation, means over the classes."""
     rows = [row for row in run.policy.values() if row]
     clauses = []
@@ -159,7 +148,7 @@ def augmentation_sentences(run: Run) -> list[str]:
     return [phrase("explain.augmentation", clauses="; ".join(clauses))] if clauses else []
 
 
-def calibration_sentences(run: Run) -> list[str]:
+def describe_calibration(run: Run) -> list[str]:
     """How far off the probabilities are."""
     calibration = run.calibration
     if not {"raw_error", "error", "temperature"} <= calibration.keys():

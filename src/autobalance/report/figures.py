@@ -17,7 +17,7 @@ from autobalance.report.drawing import MAX_DOTS, MAX_LABELLED, Picture, Series, 
 from autobalance.report.evidence import Evidence, confusion_evidence, error_evidence
 from autobalance.report.formats import percent, phrase, short
 from autobalance.report.run import Method, Part, Run
-from autobalance.report.statistics import smoothed, wilson
+from autobalance.report.statistics import smooth, wilson
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style
 from autobalance.report.text import end_label, objective_name
 
@@ -377,7 +377,7 @@ def _curve_figure(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) 
             continue
         if len(steps) >= 15:
             axes.plot(steps[thin], values[thin], color=colour, linewidth=0.75, alpha=0.4)
-            values = smoothed(values, max(3, len(steps) // 8))
+            values = smooth(values, max(3, len(steps) // 8))
         axes.plot(steps[thin], values[thin], color=colour, linewidth=2, label=label)
     axes.set_xlabel("training step")
     drawing.format_axis(axes.xaxis, integer=True)

@@ -24,10 +24,7 @@ _MARKERS = {"s": BEFORE, "^": RAMP[5], "D": RAMP[2], "v": INK}
 def as_csv(record: Mapping[str, Any]) -> str:
     """The points, one a line: mix or bound, main, gap (as shares, not percent), whether constant.
 
-    Parameters
-    ----------
-    record : dict
-        `autobalance.Frontier.to_dict`, or the command's of decisions, with "by": "bound".
+    `record` is `autobalance.Frontier.to_dict`, or the command's of decisions, with "by": "bound".
     """
     by = record.get("by", "mix")
     stream = io.StringIO()
@@ -42,13 +39,8 @@ def as_svg(record: Mapping[str, Any]) -> str:
     """The points' main objective against their gap, in percent, with the baselines, as an SVG file.
 
     Points are joined in their order; mixes stand beside them. Hollow ones have a class that is always
-    wrong. The same record gives the same text.
-
-    Parameters
-    ----------
-    record : dict
-        Same as in `as_csv`, and "baselines", a list of mappings with "title", "main",
-        "gap" and "constant", where there are any.
+    wrong. The same record gives the same text. `record` is that of `as_csv`, with "baselines", a list of
+    mappings with "title", "main", "gap" and "constant", where there are any.
     """
     return standalone_svg(_picture(record, "fig-frontier", mixes=True).svg)
 

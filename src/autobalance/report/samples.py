@@ -27,21 +27,11 @@ MOST_BYTES = 400_000
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """Images of a few classes, each beside its augmented versions.
+    """Images of a few classes, each beside its augmented versions."""
 
-    Attributes
-    ----------
-    rows : list of (int, int or None)
-        Class, and group where the augmentation has rows per group.
-    images : ndarray
-        Shape ``(rows, columns, c, h, w)``, in [0, 1].
-    examples : int
-        Training images in a row; each stands before its own draws.
-    """
-
-    rows: list[tuple[int, int | None]]
-    images: np.ndarray
-    examples: int
+    rows: list[tuple[int, int | None]]  # class, and group where the augmentation has rows per group
+    images: np.ndarray  # shape (rows, columns, c, h, w), in [0, 1]
+    examples: int  # training images in a row; each stands before its own draws
 
 
 def rows_that_fit(count: int, columns: int, channels: int, size: int) -> int:
@@ -49,7 +39,7 @@ def rows_that_fit(count: int, columns: int, channels: int, size: int) -> int:
     return max(1, min(count, MOST_ROWS, MOST_BYTES // (columns * channels * size * size)))
 
 
-def packed(sheet: Sheet) -> bytes:
+def pack_sheet(sheet: Sheet) -> bytes:
     """``samples.json``: the images as one PNG, without gaps, and what its rows are."""
     rows, columns, channels, height, width = sheet.images.shape
     tiles = sheet.images.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
@@ -67,8 +57,8 @@ def packed(sheet: Sheet) -> bytes:
     return to_json(record).encode()
 
 
-def unpacked(record: Any) -> Sheet | None:
-    """Inverse of `packed`, from the parsed file; None where it is none, or altered."""
+def unpack_sheet(record: Any) -> Sheet | None:
+    """Inverse of `pack_sheet`, from the parsed file; None where it is none, or altered."""
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != 1:
         return None
     try:

@@ -50,7 +50,7 @@ def half_width(*variances: float) -> float:
     return Z95 * math.sqrt(sum(variances))
 
 
-def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving average that ignores NaN; at the ends over what the window still holds."""
     known = np.isfinite(values)
     ones = np.ones(window | 1)
