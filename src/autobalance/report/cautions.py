@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autobalance.report.formats import name_list, number, percent, phrase
+from autobalance.report.formats import name_list, number, percent, phrase, read_words
 from autobalance.report.record import array_of
 from autobalance.report.run import Run
 from autobalance.report.text import SAME_ERROR, objective_name, objective_then_and_now
@@ -19,18 +19,6 @@ _GROWING = 1.5  # the hypergradient's norm, last quarter over first
 _QUARTERED = 8  # upper steps that can be cut in quarters
 _FAR = 2.0  # standard deviations of the prior
 _EDGE = 0.99  # of a sigmoid
-_SYMBOLS = {
-    "tau": "the strength τ of ℓ",
-    "tau_class": "the strength τ_c of ℓ over classes",
-    "tau_group": "the strength τ_g of ℓ within groups",
-    "rho": "the share ρ that the weights carry",
-    "gamma": "the strength γ of δ",
-    "eps": "the deviation of ℓ",
-    "additive": "the deviation of ℓ",
-    "log_delta": "the deviation of log δ",
-    "raw_delta": "the free parameter of δ",
-    "log_weight": "the deviation of log w",
-}
 
 
 def warning(run: Run) -> str | None:
@@ -200,7 +188,7 @@ def warn_of_far_parameters(run: Run) -> str | None:
     # The paper's sigmoid starts δ at 0.73, where the exponential starts it at 1.
     sigmoid = any(p.key == "multiplicative" and np.nanmax(p.start) < 1 for p in run.parts)
     far: list[tuple[float, str]] = []
-    for name, symbol in _SYMBOLS.items():
+    for name, symbol in read_words("parameters").items():
         values = array_of(run.design.get(name))
         prior = array_of(priors.get(name)) if isinstance(priors, dict) else None
         if values is None:

@@ -90,8 +90,7 @@ def error_figure(names: Sequence[str], series: Sequence[Series]) -> Figure:
         if few:
             at = np.arange(k) + shift
             if each.n is not None:
-                low, high = wilson(each.errors, each.n)
-                axes.plot(*dashes(100 * low, 100 * high, at), color=each.colour, linewidth=1.5)
+                intervals(axes, each.errors, each.n, at, each.colour, across=True)
             dots(axes, 100 * each.errors, at, each.colour, each.label, **each.look)
         else:
             _draw_slices(axes, each, shift, faint=m <= 2)
@@ -123,9 +122,7 @@ def _draw_slices(axes: Axes, series: Series, shift: float, *, faint: bool) -> No
     wrong = np.array([np.nansum(errors[s] * n[s]) for s in slices])
     means = np.divide(wrong, trials, out=np.full(BINS, np.nan), where=trials > 0)
     if series.n is not None:
-        low, high = wilson(means, trials)
-        ends, places = dashes(100 * low, 100 * high, at)
-        axes.plot(places, ends, color=series.colour, linewidth=1.5)
+        intervals(axes, means, trials, at, series.colour)
     dots(axes, at, 100 * means, series.colour, series.label, **series.look)
 
 
@@ -196,6 +193,21 @@ def heat_map(
     axes.tick_params(length=0, labelcolor=INK)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
+
+
+def intervals(
+    axes: Axes,
+    shares: np.ndarray,
+    n: np.ndarray,
+    at: np.ndarray,
+    colour: str,
+    *,
+    across: bool = False,
+) -> None:
+    """Bars of the shares' 95% Wilson intervals in percent; `across` draws them along the x axis."""
+    low, high = wilson(shares, n)
+    ends, places = dashes(100 * low, 100 * high, at)
+    axes.plot(*((ends, places) if across else (places, ends)), color=colour, linewidth=1.5)
 
 
 def dashes(low: np.ndarray, high: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from autobalance.report.drawing import MAX_DOTS, MAX_LABELLED, Picture, Series, 
 from autobalance.report.evidence import Evidence, confusion_evidence, error_evidence
 from autobalance.report.formats import percent, phrase, short
 from autobalance.report.run import Method, Part, Run
-from autobalance.report.statistics import smooth, wilson
+from autobalance.report.statistics import smooth
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style
 from autobalance.report.text import end_label, objective_name
 
@@ -97,10 +97,8 @@ def _reliability_figure(diagrams: dict[str, Reliability]) -> Figure:
         n, right, sure = (np.array(v, float) for v in vars(diagrams[key]).values())
         full = n > 0
         share = np.divide(right, n, out=np.full(len(n), np.nan), where=full)
-        low, high = wilson(share, n)
         at = 100 * sure + (0.5 if i else -0.5)
-        ends, places = drawing.dashes(100 * low[full], 100 * high[full], at[full])
-        axes.plot(places, ends, color=colour, linewidth=1.2)
+        drawing.intervals(axes, share[full], n[full], at[full], colour)
         dots(axes, at[full], 100 * share[full], colour, label, hollow=colour == BEFORE)
         width = 100 / len(n)
         left = width * (np.arange(len(n)) + 0.08 + 0.42 * i)

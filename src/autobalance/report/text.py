@@ -6,34 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autobalance.report.formats import duration, number, percent, phrase, points
+from autobalance.report.formats import duration, number, percent, phrase, points, read_words
 from autobalance.report.run import Candidate, Method, Part, Run
 from autobalance.report.statistics import half_width, mean_error_variance, slope
 
 UNNAMED = "the loss it began with"  # a start that has no name of its own
 _NOISE = 2.0  # standard errors
-OBJECTIVES = {
-    "balanced_error": (
-        "balanced error",
-        "the mean error over classes, each class counting the same",
-    ),
-    "worst_class_error": ("worst class error", "the error of the class that fares worst"),
-    "group_balanced_error": (
-        "balanced error over groups and classes",
-        "the mean error over all pairs of group and class, each pair counting the same",
-    ),
-    "worst_group_error": ("worst group error", "the error of the group that fares worst"),
-    "worst_class_and_group_error": (
-        "worst error over groups and classes",
-        "the error of the pair of group and class that fares worst",
-    ),
-}
-GAP_TITLES = {
-    "deo": "difference of equal opportunity (DEO)",
-    "equalized_odds_difference": "equalized odds difference",
-    "equal_opportunity_difference": "equal opportunity difference",
-    "demographic_parity_difference": "demographic parity difference",
-}
+GAP_TITLES = read_words("gaps")
 # The score of a method that tells whether the objective was met; where none fits, the balanced error.
 _SCORE = {
     "worst_class_error": ("worst_class_error", "worst class error"),
@@ -42,13 +21,6 @@ _SCORE = {
 _BALANCED = "balanced_error", "balanced error"
 _SAME_SLOPE = 0.05
 SAME_ERROR = 0.01  # a change of the validation error that is not worth a word
-_WORDS = {
-    "cvar_error": "CVaR of the errors",
-    "deo": "DEO",
-    "where": "with a",
-    "<=": "of at most",
-    "*": "×",
-} | {key: name for key, (name, _) in OBJECTIVES.items()}
 
 
 # Titles ------------------------------------------------------------------------------------------
@@ -61,7 +33,8 @@ def objective_name(run: Run) -> str:
 
 def in_words(objective: str) -> str:
     """An objective's name, a blend or a bound, as a sentence has it."""
-    return " ".join(_WORDS.get(part, part.replace("_", " ")) for part in objective.split())
+    words = read_words("objectives") | read_words("in_objectives")
+    return " ".join(words.get(part, part.replace("_", " ")) for part in objective.split())
 
 
 def in_sentence(title: str) -> str:
@@ -165,8 +138,8 @@ def _about_decision(run: Run, point: dict[str, Any]) -> str:
 
 
 def _asked(run: Run) -> str:
-    name, meaning = OBJECTIVES.get(run.objective, (in_words(run.objective), ""))
-    goal = f"the {name} ({meaning})" if meaning else f"the {name}"
+    meaning = read_words("meanings").get(run.objective)
+    goal = f"the {objective_name(run)}" + (f" ({meaning})" if meaning else "")
     most, least = run.order[0], run.order[-1]
     n, totals = run.class_totals.sum(), run.class_totals
     sizes = f"{n:,.0f} training examples of {len(run.classes):,} classes"
