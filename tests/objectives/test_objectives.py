@@ -202,7 +202,7 @@ def test_the_numbering_of_the_classes_does_not_matter(case: Case, seed: int) -> 
 
 
 @each_over
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(case=cases())
 def test_gradient_equals_finite_differences(over: Over, case: Case) -> None:
     for objective in objectives(over, case.k, case.g):

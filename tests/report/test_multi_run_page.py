@@ -201,6 +201,7 @@ def test_what_would_make_the_page_too_large_is_left_to_each_runs_own_report(
     assert len(text.encode()) < whole - 1000
 
 
+@pytest.mark.usefixtures("shared")
 def test_the_same_records_give_the_same_page() -> None:
     records = {name: measured_record(3, seed=3, steps=2) for name in ("a", "b")}
     assert render_runs(records) == render_runs(records)
