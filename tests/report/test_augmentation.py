@@ -11,7 +11,7 @@ import pytest
 
 from autobalance._validation import InputError
 from autobalance.report.augmentation import policy_picture, strengths
-from autobalance.report.samples import Sheet, _tiled
+from autobalance.report.samples import Sheet, _tile
 
 POLICY = {
     "often <a> & $b": {
@@ -72,7 +72,7 @@ def test_many_classes_fit_without_numbers() -> None:
 def test_the_sheet_shows_the_images() -> None:
     images = np.zeros((2, 4, 3, 8, 8))
     images[1, 3] = 1.0
-    pixels, left, top = _tiled(Sheet([(0, None), (1, None)], images, examples=2))
+    pixels, left, top = _tile(Sheet([(0, None), (1, None)], images, examples=2))
     assert pixels[..., 3].sum() == 2 * 4 * 64
     white = pixels[top[1] : top[1] + 8, left[3] : left[3] + 8, :3]
     assert white.min() == 1.0

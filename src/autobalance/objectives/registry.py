@@ -64,7 +64,7 @@ def as_objective(objective: str | Objective) -> Objective:
         raise InputError(
             f"objective must be a name or an Objective; got {type(objective).__name__}."
         )
-    goal = _parsed(objective) if isinstance(objective, str) else objective
+    goal = _parse(objective) if isinstance(objective, str) else objective
     if _is_gap(goal):
         raise InputError(
             f"{objective!r} alone is won by a classifier that predicts one class for everyone. Blend "
@@ -82,7 +82,7 @@ def _is_gap(objective: Objective) -> bool:
     )
 
 
-def _parsed(text: str) -> Objective:
+def _parse(text: str) -> Objective:
     bounded = _BOUND.fullmatch(text)
     if bounded:
         gap = GAPS[one_of("the gap after where", bounded["gap"], GAPS)]
@@ -95,7 +95,7 @@ def _parsed(text: str) -> Objective:
         parts = []
         for term in text.split("+"):
             weight, _, name = term.partition("*")
-            parts.append((_number(weight, _BLEND, text), _parsed(name.strip())))
+            parts.append((_number(weight, _BLEND, text), _parse(name.strip())))
         return Blend(parts=tuple(parts))
     with_value = _PARAMETER.fullmatch(text)
     if with_value:

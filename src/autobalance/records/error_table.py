@@ -40,23 +40,13 @@ class ErrorTable:
     between groups, is None where a class or cell has no example: it could be any number, and 0
     would be the best of all. `undefined` says why. Groups without any example are left out.
 
-    Attributes
-    ----------
-    errors : ndarray
-        R_kg in [0, 1], shape ``(g, k)``, g = 1 without groups; NaN for cells without examples. Of
-        predictions that are drawn at random, the expected errors.
-    mass : ndarray
-        Examples of each cell, or the sum of their weights, shape ``(g, k)``.
-    wrong : ndarray
-        Those of them predicted wrongly, shape ``(g, k)``.
-    predicted : ndarray or None
-        Predictions by the class predicted, shape ``(g, k)``; None where unknown. Of two classes
-        they follow from the errors.
+    All tables have shape ``(g, k)``, g = 1 without groups.
     """
 
-    errors: np.ndarray
-    mass: np.ndarray
-    wrong: np.ndarray
+    errors: np.ndarray  # R_kg in [0, 1], expected ones of random predictions; NaN for empty cells
+    mass: np.ndarray  # examples of each cell, or the sum of their weights
+    wrong: np.ndarray  # those of them predicted wrongly
+    # Predictions by the class predicted, where known. Of two classes they follow from the errors.
     predicted: np.ndarray | None = None
 
     @classmethod

@@ -50,7 +50,7 @@ def expected_calibration_error(probabilities: Any, target: Any, bins: int = 15) 
     ----------
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
     """
-    bin_of, confidence, right = _binned(probabilities, target, bins)
+    bin_of, confidence, right = _sort_into_bins(probabilities, target, bins)
     excess = np.bincount(bin_of, weights=confidence - right, minlength=bins)
     return float(np.abs(excess).sum() / len(bin_of))
 
@@ -79,14 +79,14 @@ def reliability(probabilities: Any, target: Any, bins: int = 15) -> Reliability:
 
     The arguments are those of `expected_calibration_error`.
     """
-    bin_of, confidence, right = _binned(probabilities, target, bins)
+    bin_of, confidence, right = _sort_into_bins(probabilities, target, bins)
     n = np.bincount(bin_of, minlength=bins)
     sums = np.bincount(bin_of, weights=confidence, minlength=bins)
     hits = np.bincount(bin_of[right], minlength=bins)
     return Reliability(n.tolist(), hits.tolist(), (sums / np.maximum(n, 1)).tolist())
 
 
-def _binned(
+def _sort_into_bins(
     probabilities: Any, target: Any, bins: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each example its bin, its largest probability, and whether that is of its class."""

@@ -24,9 +24,9 @@ _EDGE = 0.99  # of a sigmoid
 def warning(run: Run) -> str | None:
     """What the reader must know before anything else, or None."""
     if run.search_status != "finished":
-        return _search_stopped(run)
+        return _describe_search_stop(run)
     if run.status != "finished":
-        return _retraining_stopped(run)
+        return _describe_stop(run, run.status, "retraining_")
     return describe_collapse(run)
 
 
@@ -42,20 +42,16 @@ def cautions(run: Run) -> list[str]:
 # A run that is not finished, or whose network is of no use ------------------------------------------
 
 
-def _search_stopped(run: Run) -> str:
+def _describe_search_stop(run: Run) -> str:
     done, steps, after = run.steps_done, run.steps, ""
     if done is not None and steps is not None:
         after = f" after {done:,} of {steps:,} steps"
         after = after if done < steps else " during the final choice"
     loss = "The loss shown is that of the steps before." if run.moved else "No loss was designed."
-    return _stopped(run, run.search_status, "", after=after, loss=loss)
+    return _describe_stop(run, run.search_status, "", after=after, loss=loss)
 
 
-def _retraining_stopped(run: Run) -> str:
-    return _stopped(run, run.status, "retraining_")
-
-
-def _stopped(run: Run, status: str, phase: str, **values: str) -> str:
+def _describe_stop(run: Run, status: str, phase: str, **values: str) -> str:
     recipe = run.settings.get("recipe")
     rate = recipe.get("lr") if isinstance(recipe, dict) else None
     now = f" (now {rate:g})" if isinstance(rate, (int, float)) else ""

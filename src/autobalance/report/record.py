@@ -194,7 +194,7 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
         reliability=_reliability(
             _mapping(entry.get("calibration")), raw="raw", corrected="corrected"
         ),
-        by_group=_tested_by_group(entry, k),
+        by_group=_read_group_errors(entry, k),
     )
 
 
@@ -249,7 +249,7 @@ def held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
     return _by_group(names, np.array(held.n), np.array(held.wrong, dtype=float), data)
 
 
-def _tested_by_group(entry: dict[str, Any], k: int) -> ByGroup | None:
+def _read_group_errors(entry: dict[str, Any], k: int) -> ByGroup | None:
     """From the keys of `autobalance.records.metrics.classification_report`."""
     errors, n = (_mapping(entry.get(f"class_and_group_{key}")) for key in ("errors", "n"))
     tables = [array_of([part.get(name) for name in errors]) for part in (errors, n)]

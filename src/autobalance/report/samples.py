@@ -85,7 +85,7 @@ def samples_picture(sheet: Sheet, names: Sequence[str], classes: int, place: str
     caption = phrase("figure.samples", many=many[:1].upper() + many[1:], draws=draws)
     if classes > len(names):
         caption += f" {len(names)} of {classes:,} classes, from the most to the least frequent."
-    pixels, left, top = _tiled(sheet)
+    pixels, left, top = _tile(sheet)
     height, width = sheet.images.shape[-2:]
     with house_style():
         figure = new_figure(40.0 + (WIDTH - 100.0) * pixels.shape[0] / pixels.shape[1])
@@ -104,7 +104,7 @@ def samples_picture(sheet: Sheet, names: Sequence[str], classes: int, place: str
         return picture(figure, f"{place}fig-samples", title, described, caption)
 
 
-def _tiled(sheet: Sheet) -> tuple[np.ndarray, list[int], list[int]]:
+def _tile(sheet: Sheet) -> tuple[np.ndarray, list[int], list[int]]:
     """All images as one, with nothing between them, and where each column and row begins.
 
     The draws stand apart from their original.

@@ -87,13 +87,13 @@ def candidate_title(name: str, start: str) -> str:
 
 def sentences(run: Run) -> list[str]:
     """What was asked, what was found, and what it brought."""
-    texts: list[str | None] = [_asked(run), _outcome(run)]
-    if _measured(run):
+    texts: list[str | None] = [_describe_request(run), _outcome(run)]
+    if _is_measured(run):
         texts.append(_on_test_data(run))
     elif not run.candidates and run.search_status != "diverged":
         texts.append(_on_validation(run))
     texts.append(choice_sentence(run))
-    if not (_measured(run) and run.before):  # test data of one network alone compare nothing
+    if not (_is_measured(run) and run.before):  # test data of one network alone compare nothing
         texts.append(one_fold_sentence(run))
     return [text for text in texts if text]
 
@@ -107,7 +107,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
             title = f"{name.capitalize()}, {in_sentence(method.title)}"
             named_values.append((title, percent(method.scores[key])))
     taken, start = run.candidate(run.choice), run.candidate("start")
-    if taken is not None and not _measured(run):
+    if taken is not None and not _is_measured(run):
         named_values.append(("Held-out error, loss taken", percent(taken.objective)))
         if start is not None and start is not taken:
             named_values.append(("Held-out error, start", percent(start.objective)))
@@ -137,7 +137,7 @@ def _about_decision(run: Run, point: dict[str, Any]) -> str:
     return phrase("story.decision", main_name=name, main=main, gap=gap, beside=beside, drawn=drawn)
 
 
-def _asked(run: Run) -> str:
+def _describe_request(run: Run) -> str:
     meaning = read_words("meanings").get(run.objective)
     goal = f"the {objective_name(run)}" + (f" ({meaning})" if meaning else "")
     most, least = run.order[0], run.order[-1]
@@ -242,7 +242,7 @@ def _leaning(run: Run, before: float, after: float) -> str:
     return f"favours rare classes {degree} {start}"
 
 
-def _measured(run: Run) -> bool:
+def _is_measured(run: Run) -> bool:
     """Whether test data judged the loss."""
     after = run.method("autobalance")
     return after is not None and _SCORE.get(run.objective, _BALANCED)[0] in after.scores
@@ -276,7 +276,7 @@ def _against(after: Method, other: Method, key: str) -> str:
     return phrase("story.compared", text=text, verdict=verdict)
 
 
-def _unmeasured(run: Run) -> str:
+def _explain_missing_test(run: Run) -> str:
     tested = run.method("autobalance")
     if tested is None:
         return "Nothing was measured on test data."
@@ -299,7 +299,7 @@ def objective_then_and_now(run: Run) -> tuple[float, float] | None:
 def _on_validation(run: Run) -> str:
     ends = objective_then_and_now(run)
     if ends is None:
-        return _unmeasured(run)
+        return _explain_missing_test(run)
     begin, end = ends
     means = phrase("story.quarters")
     path = f"from {percent(begin)} to {percent(end)} ({means})"
@@ -311,7 +311,7 @@ def _on_validation(run: Run) -> str:
         path = f"{sense} {path}"
     return phrase(
         "story.on_validation", objective=objective_name(run), path=path,
-        sense=phrase(f"story.{sense}"), unmeasured=_unmeasured(run),
+        sense=phrase(f"story.{sense}"), unmeasured=_explain_missing_test(run),
     )  # fmt: skip
 
 
@@ -324,7 +324,7 @@ def choice_sentence(run: Run) -> str | None:
     if designed is None or designed.difference is None or taken is None:
         return None
     of = "its start" if start == UNNAMED else f"its start, {start}"
-    values = {"of": of, "gap": _signed(designed), "errors": _errors(run, designed)}
+    values = {"of": of, "gap": _format_gap(designed), "errors": _errors(run, designed)}
     if run.folds == 1:  # where augmentation was learned
         verdict = phrase(f"choice.{'both_kept' if taken.name == 'designed' else 'start_taken'}")
         return phrase("choice.one_split", verdict=verdict, **values)
@@ -336,8 +336,8 @@ def choice_sentence(run: Run) -> str | None:
         return phrase("choice.designed", doubt=_doubt(designed), **values)
     title = candidate_title(taken.name, start)
     return phrase(
-        "choice.other", title=title[:1].lower() + title[1:], gap=_signed(taken),
-        designed=_signed(designed), doubt=_doubt(taken),
+        "choice.other", title=title[:1].lower() + title[1:], gap=_format_gap(taken),
+        designed=_format_gap(designed), doubt=_doubt(taken),
     )  # fmt: skip
 
 
@@ -356,7 +356,7 @@ def _errors(run: Run, candidate: Candidate) -> str:
     return f"held-out error {percent(candidate.objective)}{against}"
 
 
-def _signed(candidate: Candidate) -> str:
+def _format_gap(candidate: Candidate) -> str:
     error = candidate.standard_error
     spread = "" if error is None else f" ± {100 * error:.1f}"
     return f"{points(candidate.difference or 0.0)}{spread}"
