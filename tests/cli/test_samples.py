@@ -24,7 +24,7 @@ from autobalance.cli import main
 from autobalance.data.array_data import ArrayData
 from autobalance.networks import SmallCNN
 from autobalance.report.html import render_report
-from autobalance.report.samples import MOST_ROWS, Sheet, packed, unpacked
+from autobalance.report.samples import MOST_ROWS, Sheet, pack_sheet, unpack_sheet
 from report_records import checked_page
 
 NAMES = ["cat", "dog & <co>", "mule"]
@@ -124,7 +124,7 @@ def test_many_classes_large_images_and_groups_are_a_readable_number() -> None:
     shrunk = sample_sheet(always_flipped(30), large)
     assert shrunk is not None
     assert shrunk.images.shape[2:] == (3, 36, 48)
-    assert len(packed(shrunk)) < 550_000  # of the page's 2 MB
+    assert len(pack_sheet(shrunk)) < 550_000  # of the page's 2 MB
     groups = torch.arange(len(data.target)) % 2
     by_group = ArrayData.of(data.inputs, data.target, groups=groups)
     grouped = sample_sheet(always_flipped(30, groups=2), by_group)
@@ -146,8 +146,8 @@ def test_the_file_is_read_as_it_was_written_and_altered_ones_are_left_out() -> N
     draw = np.random.default_rng(0)
     for channels in (1, 3):
         sheet = Sheet([(2, None), (0, 1)], draw.uniform(size=(2, 4, channels, 5, 7)), 2)
-        record = json.loads(packed(sheet))
-        found = unpacked(record)
+        record = json.loads(pack_sheet(sheet))
+        found = unpack_sheet(record)
         assert found is not None
         assert (found.rows, found.examples) == (sheet.rows, 2)
         assert np.abs(found.images - sheet.images).max() <= 0.5 / 255 + 1e-9
@@ -156,7 +156,7 @@ def test_the_file_is_read_as_it_was_written_and_altered_ones_are_left_out() -> N
         {"examples": 3}, {"examples": 4}, {"rows": [[-1, None], [0, 1]]}, {"version": 2}, {"rows": 7},
     ]  # fmt: skip
     for change in broken:
-        assert unpacked(record | change) is None, change
+        assert unpack_sheet(record | change) is None, change
 
 
 def test_a_page_of_an_altered_file_goes_without(saved: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -205,6 +205,7 @@ def test_the_numbering_of_the_classes_does_not_matter(case: Case, seed: int) -> 
 
 
 @each_over
+@settings(max_examples=8)
 @given(case=cases())
 def test_gradient_equals_finite_differences(over: Over, case: Case) -> None:
     for objective in objectives(over, case.k, case.g):
@@ -695,31 +696,6 @@ def test_equal_opportunity_of_more_than_two_classes_needs_the_positive_one() -> 
     assert OpportunityGap(positive=1).hard(logits, target, groups=groups) == 0.0
 
 
-@pytest.mark.parametrize("num_groups", [2, 3, 5])
-@given(seed=st.integers(0, 10_000))
-def test_gaps_are_fairlearns(num_groups: int, seed: int) -> None:
-    from fairlearn import metrics as theirs
-
-    generator = torch.Generator().manual_seed(seed)
-    n = 60
-    logits = torch.randn(n, 2, generator=generator)
-    # Two of each cell at least: fairlearn takes an absent one for a rate of 0.
-    target, groups = torch.arange(n) % 2, torch.arange(n) // 2 % num_groups
-    given_ = {
-        "y_true": target.numpy(),
-        "y_pred": logits.argmax(dim=1).numpy(),
-        "sensitive_features": groups.numpy(),
-    }
-    expected = {
-        "deo": 2 * theirs.equalized_odds_difference(**given_, agg="mean"),
-        "equalized_odds_difference": theirs.equalized_odds_difference(**given_),
-        "equal_opportunity_difference": theirs.equal_opportunity_difference(**given_),
-        "demographic_parity_difference": theirs.demographic_parity_difference(**given_),
-    }
-    found = {n: gap.hard(logits, target, groups=groups) for n, gap in GAPS.items()}
-    assert found == pytest.approx(expected, abs=1e-12)
-
-
 def soft_range(values: list[float], softness: float) -> float:
     """Soft maximum less soft minimum, each a mean weighted by exp(+- value / softness)."""
     if not values:
@@ -761,7 +737,7 @@ SMOOTH_GAPS: list[Gap] = [
     OddsGap(softness=0.1, surrogate=FIXED),
     OddsGap(over_classes="max", softness=0.3, surrogate=FIXED),
     OddsGap(softness=0.5, surrogate=CrossEntropyRisk()),
-    OpportunityGap(softness=0.1, surrogate=FIXED),
+    OpportunityGap(positive=1, softness=0.1, surrogate=FIXED),
     OpportunityGap(positive=0, softness=0.1, surrogate=FIXED),
     ParityGap(softness=0.1, surrogate=FIXED),
 ]

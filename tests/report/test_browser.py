@@ -15,7 +15,7 @@ import pytest
 
 from autobalance.report.html import render_report
 from autobalance.report.multi_run_page import render_runs
-from autobalance.report.samples import Sheet, packed
+from autobalance.report.samples import Sheet, pack_sheet
 from report_records import measured_record
 
 pytestmark = pytest.mark.slow
@@ -104,7 +104,7 @@ def pages() -> dict[str, str]:
     }
     draw = np.random.default_rng(0)
     sheet = Sheet([(y, None) for y in range(10)], draw.uniform(size=(10, 8, 3, 16, 16)), 2)
-    one["samples"] = json.loads(packed(sheet))
+    one["samples"] = json.loads(pack_sheet(sheet))
     return {"single": render_report(one), "runs": render_runs({"first": one, "second": two})}
 
 

@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
-from autobalance.report import frontier as drawing
+from autobalance.report import frontier
 from autobalance.report.frontier import as_csv, as_svg
 
 
@@ -43,26 +44,28 @@ def test_csv_has_a_line_per_point() -> None:
 def test_the_picture_is_svg_and_repeats() -> None:
     before = dict(matplotlib.rcParams)
     text = as_svg(SWEPT)
-    assert ElementTree.fromstring(text).tag.endswith("svg")
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in text
+    words = "".join(root.itertext())
+    for expected in ("always <one> & $class", "0.1", "difference of equal opportunity (DEO)"):
+        assert expected in words
     assert as_svg(SWEPT) == text
     assert dict(matplotlib.rcParams) == before
 
 
 def test_what_the_picture_shows() -> None:
-    [axes] = drawing._drawn(SWEPT).axes
+    axes = Figure().add_subplot()
+    frontier._draw(axes, SWEPT["points"], SWEPT["baselines"])
     line, filled, hollow, first, second = axes.get_lines()
     assert list(line.get_xdata()) == pytest.approx([30, 10, 0])
     assert list(line.get_ydata()) == pytest.approx([15, 20, 50])
     assert list(filled.get_xdata()) == pytest.approx([30, 10])
     assert list(hollow.get_ydata()) == pytest.approx([50])
     faces = [artist.get_markerfacecolor() for artist in (filled, hollow, first, second)]
-    assert [face == "white" for face in faces] == [False, True, False, True]
+    assert [face == "none" for face in faces] == [False, True, False, True]
     assert len({artist.get_marker() for artist in (filled, first, second)}) == 3
     assert len({artist.get_color() for artist in (filled, first, second)}) == 3
-    assert [text.get_text() for text in axes.texts] == ["0", "0.1", "0.2"]
-    assert axes.get_xlabel() == "difference of equal opportunity (DEO), percent"
-    assert axes.get_ylabel() == "balanced error, percent"
-    assert axes.get_xlim()[0] < 0
 
 
 def test_one_point_without_baselines_can_be_drawn() -> None:

@@ -18,9 +18,9 @@ from fairlearn.metrics import (
 from sklearn.metrics import balanced_accuracy_score, zero_one_loss
 
 from autobalance.records.metrics import classification_report, deo
+from autobalance.report.cautions import warning
 from autobalance.report.html import render_report
 from autobalance.report.record import read_run
-from autobalance.report.status import warning
 from autobalance.report.tables import Table, gaps_table, groups_table
 from report_records import make_record
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -317,3 +319,14 @@ def test_wide_tables_say_that_they_scroll() -> None:
 
 def test_durations_too_short_to_tell() -> None:
     assert duration(0.0) == duration(0.09) == "under 0.1 s"
+
+
+def test_every_sentence_is_used_and_every_one_used_is_there() -> None:
+    folder = files("autobalance.report")
+    words = tomllib.loads(folder.joinpath("phrases.toml").read_text("utf-8"))
+    source = "".join(p.read_text("utf-8") for p in folder.iterdir() if p.name.endswith(".py"))
+    for section, key in re.findall(r'phrase\(\s*"(\w+)\.(\w+)"', source):
+        assert key in words[section]
+    for section in ("warning", "caution", "story", "choice", "explain", "runs", "table", "figure"):
+        for key in words[section]:  # some names are put together from parts
+            assert all(re.search(rf"(\b|_){part}(\b|_)", source) for part in key.split("_")), key

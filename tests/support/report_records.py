@@ -46,6 +46,7 @@ def make_record(
             "worst_class_error": float(errors.max()),
             "class_errors": errors.tolist(),
             "n": 50 * k,
+            "class_n": [50] * k,
             "seconds": 12.3,
             "training_runs": 1,
         }

@@ -33,7 +33,7 @@ from autobalance.records import (
     to_json,
     write_together,
 )
-from autobalance.report import EVALUATION, REPORT, SAMPLES, packed, read_folder, write_report
+from autobalance.report import EVALUATION, REPORT, SAMPLES, pack_sheet, read_folder, write_report
 from autobalance.sklearn import AutoBalanceClassifier, TableInput, mark
 
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
@@ -103,7 +103,7 @@ def save_search(
     if data is not None:
         sheet = sample_sheet(result.augment, data)
         if sheet is not None:
-            files[SAMPLES] = packed(sheet)
+            files[SAMPLES] = pack_sheet(sheet)
     write_run(out, {**result.record(class_names, group_names), "status": result.status}, files)
     return out / REPORT
 

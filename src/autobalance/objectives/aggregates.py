@@ -101,10 +101,10 @@ class WorstError(CellObjective):
         return torch.where(present, risks, 0.0).max()
 
     def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
-        found = _of_present(risks, present)
-        if len(found) == 0:
+        known = _of_present(risks, present)
+        if len(known) == 0:
             return risks.sum()
-        scaled = found / self.softness
+        scaled = known / self.softness
         return self.softness * (scaled.logsumexp(dim=0) - math.log(len(scaled)))
 
 
@@ -131,10 +131,10 @@ class CVaRError(CellObjective):
             raise InputError(f"fraction must lie in (0, 1]; got {self.fraction}.")
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        found = _of_present(risks, present)
-        if len(found) == 0:
+        known = _of_present(risks, present)
+        if len(known) == 0:
             return risks.sum()
-        worst = found.sort(descending=True).values
+        worst = known.sort(descending=True).values
         size = max(1.0, self.fraction * len(worst))
         places = torch.arange(len(worst), dtype=risks.dtype, device=risks.device)
         return (worst * (size - places).clamp(0.0, 1.0)).sum() / size
@@ -163,14 +163,14 @@ class QuantileError(CellObjective):
         positive("softness", self.softness)
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        found = _of_present(risks, present)
-        return torch.quantile(found, self.q) if len(found) else risks.sum()
+        known = _of_present(risks, present)
+        return torch.quantile(known, self.q) if len(known) else risks.sum()
 
     def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
-        found = _of_present(risks.detach(), present)
-        if len(found) == 0:
+        known = _of_present(risks.detach(), present)
+        if len(known) == 0:
             return risks.sum()
-        value = torch.quantile(found, self.q)
+        value = torch.quantile(known, self.q)
         x = (risks.detach() - value) / self.softness
         near = F.logsigmoid(x) + F.logsigmoid(-x)  # the logistic density's logarithm
         kernel = torch.softmax(torch.where(present, near, -torch.inf), dim=0)
@@ -185,10 +185,10 @@ class ErrorDeviation(CellObjective):
     """
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
-        found = _of_present(risks, present)
-        if len(found) == 0:
+        known = _of_present(risks, present)
+        if len(known) == 0:
             return risks.sum()
-        variance = found.var(correction=0)
+        variance = known.var(correction=0)
         # The square root has no derivative at 0.
         some = variance > 1e-12
         return torch.where(some, torch.where(some, variance, 1.0).sqrt(), 0.0 * variance)

@@ -99,14 +99,9 @@ class Objective(PlainSettings, ABC):
 
     @abstractmethod
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
-        """The objective from sums per group and class.
+        """The objective from sums of the losses and of the examples' weights, each ``(g, k)``.
 
-        Parameters
-        ----------
-        total, mass : Tensor
-            Sums of the losses and of the examples' weights, each of shape ``(g, k)``.
-        smoothly : bool
-            Whether in a form fit for gradients.
+        `smoothly` asks for a form that is fit for gradients.
         """
 
     def __call__(
@@ -167,14 +162,9 @@ class Objective(PlainSettings, ABC):
 
     @abstractmethod
     def effective_size(self, counts: Any) -> float:
-        """Effective number of validation examples.
+        """Effective number of validation examples, given theirs per class ``(k,)`` or cell ``(g, k)``.
 
-        The variance of the objective on so many examples is that of one risk over this many.
-
-        Parameters
-        ----------
-        counts : array-like
-            Validation examples per class ``(k,)`` or per group and class ``(g, k)``.
+        The variance of the objective on `counts` is that of one risk over this many.
         """
 
 

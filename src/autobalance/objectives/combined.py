@@ -67,8 +67,8 @@ class Blend(Objective):
 
     @property
     def importance(self) -> tuple[float, ...] | None:
-        found = {part.importance for _, part in self.parts}
-        return found.pop() if len(found) == 1 else None
+        each = {part.importance for _, part in self.parts}
+        return each.pop() if len(each) == 1 else None
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         values = [w * part.value(total, mass, smoothly=smoothly) for w, part in self.parts]

@@ -42,6 +42,7 @@ GAPS = {
 }
 """By name too, but only as parts of a blend or under a bound."""
 
+_BLEND = "A blend is written as weight * name + weight * name"
 _BOUND = re.compile(r"\s*(?P<main>.+?)\s+where\s+(?P<gap>\w+)\s*<=\s*(?P<bound>\S+)\s*")
 _PARAMETER = re.compile(r"(?P<name>cvar_error|quantile_error)\((?P<value>[\d.]+)\)")
 
@@ -63,13 +64,13 @@ def as_objective(objective: str | Objective) -> Objective:
         raise InputError(
             f"objective must be a name or an Objective; got {type(objective).__name__}."
         )
-    found = _parsed(objective) if isinstance(objective, str) else objective
-    if _is_gap(found):
+    goal = _parse(objective) if isinstance(objective, str) else objective
+    if _is_gap(goal):
         raise InputError(
             f"{objective!r} alone is won by a classifier that predicts one class for everyone. Blend "
             'it, "0.7 * balanced_error + 0.3 * deo", or bound it, "balanced_error where deo <= 0.05".'
         )
-    return found
+    return goal
 
 
 def _is_gap(objective: Objective) -> bool:
@@ -81,42 +82,34 @@ def _is_gap(objective: Objective) -> bool:
     )
 
 
-def _parsed(text: str) -> Objective:
+def _parse(text: str) -> Objective:
     bounded = _BOUND.fullmatch(text)
     if bounded:
         gap = GAPS[one_of("the gap after where", bounded["gap"], GAPS)]
-        try:
-            bound = float(bounded["bound"])
-        except ValueError:
-            raise InputError(
-                f"A bound is written as: objective where gap <= number; got {text!r}."
-            ) from None
-        return BoundedGap(
-            main=as_objective(bounded["main"]), gap=gap, bound=gap_bound("The bound", bound)
+        bound = _number(
+            bounded["bound"], "A bound is written as: objective where gap <= number", text
         )
+        bound = gap_bound("The bound", bound)
+        return BoundedGap(main=as_objective(bounded["main"]), gap=gap, bound=bound)
     if "*" in text:
         parts = []
         for term in text.split("+"):
             weight, _, name = term.partition("*")
-            try:
-                parts.append((float(weight), _parsed(name.strip())))
-            except ValueError as error:
-                if isinstance(error, InputError):
-                    raise
-                raise InputError(
-                    f"A blend is written as weight * name + weight * name; got {text!r}."
-                ) from None
+            parts.append((_number(weight, _BLEND, text), _parse(name.strip())))
         return Blend(parts=tuple(parts))
     with_value = _PARAMETER.fullmatch(text)
     if with_value:
-        try:
-            value = float(with_value["value"])
-        except ValueError:
-            raise InputError(
-                f"The parameter of {with_value['name']} must be a number; got {with_value['value']!r}."
-            ) from None
+        what = f"The parameter of {with_value['name']} must be a number"
+        value = _number(with_value["value"], what, with_value["value"])
         if with_value["name"] == "cvar_error":
             return CVaRError(fraction=value)
         return QuantileError(q=value)
     known = NAMED | GAPS
     return known[one_of("objective", text, known)]
+
+
+def _number(text: str, rule: str, given: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{rule}; got {given!r}.") from None

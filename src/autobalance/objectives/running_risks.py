@@ -105,7 +105,7 @@ class RunningRisks:
         )  # a mask would wait for a GPU in each use
         now = self._smooth.risks().requires_grad_()
         with torch.enable_grad():
-            value = self.objective.value(self._shrunk(now, sizes), sizes, smoothly=True)
+            value = self.objective.value(self._shrink(now, sizes), sizes, smoothly=True)
             (slopes,) = torch.autograd.grad(value, now)
         risks = total / torch.where(mass > 0, mass, 1.0)
         estimate = value.detach()
@@ -118,7 +118,7 @@ class RunningRisks:
         if self._cells is None:
             return
         with torch.no_grad():
-            hard = self._shrunk(self._hard.risks(), self._cells)
+            hard = self._shrink(self._hard.risks(), self._cells)
             self.objective = self.objective.adapted(hard, self._cells)
         for sums in (self._smooth, self._hard):
             sums.fade(self.decay)
@@ -161,7 +161,7 @@ class RunningRisks:
         if isinstance(self.objective, BoundedGap):
             self.objective = replace(self.objective, multiplier=state["multiplier"])
 
-    def _shrunk(self, risks: Tensor, sizes: Tensor) -> Tensor:
+    def _shrink(self, risks: Tensor, sizes: Tensor) -> Tensor:
         """Sums of so many examples as there are in validation, their risks shrunk."""
         mean = risks[self._present].mean()
         n = sizes

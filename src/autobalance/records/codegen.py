@@ -64,16 +64,16 @@ def loss_snippet(record: dict[str, Any]) -> str:
         lines.append(f"    return F.cross_entropy({z}, target{options})")
         return "\n".join(lines) + "\n"
     lines += [
-        f"    kept = target != {ignored}",
-        "    y = torch.where(kept, target, 0)[:, None]",
+        f"    valid = target != {ignored}",
+        "    y = torch.where(valid, target, 0)[:, None]",
         f"    w = {picked('weight')}.to({z}.dtype)",
-        "    w_y = torch.where(kept, w.gather(1, y)[:, 0], 0)",
+        "    w_y = torch.where(valid, w.gather(1, y)[:, 0], 0)",
         f"    log_p = F.log_softmax({z}, dim=1)",
         "    value = -w_y * log_p.gather(1, y)[:, 0]",
     ]
     if smoothing:
         lines += [
-            "    smooth = -torch.where(kept, (w * log_p).mean(dim=1), 0)",
+            "    smooth = -torch.where(valid, (w * log_p).mean(dim=1), 0)",
             f"    value = {1.0 - smoothing!r} * value + {smoothing!r} * smooth",
         ]
     ends = {"none": "value", "sum": "value.sum()", "mean": "value.sum() / w_y.sum()"}

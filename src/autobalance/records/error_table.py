@@ -6,7 +6,7 @@ Groups are treated alike where R_kg does not depend on g.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,23 +40,13 @@ class ErrorTable:
     between groups, is None where a class or cell has no example: it could be any number, and 0
     would be the best of all. `undefined` says why. Groups without any example are left out.
 
-    Attributes
-    ----------
-    errors : ndarray
-        R_kg in [0, 1], shape ``(g, k)``, g = 1 without groups; NaN for cells without examples. Of
-        predictions that are drawn at random, the expected errors.
-    mass : ndarray
-        Examples of each cell, or the sum of their weights, shape ``(g, k)``.
-    wrong : ndarray
-        Those of them predicted wrongly, shape ``(g, k)``.
-    predicted : ndarray or None
-        Predictions by the class predicted, shape ``(g, k)``; None where unknown. Of two classes
-        they follow from the errors.
+    All tables have shape ``(g, k)``, g = 1 without groups.
     """
 
-    errors: np.ndarray
-    mass: np.ndarray
-    wrong: np.ndarray
+    errors: np.ndarray  # R_kg in [0, 1], expected ones of random predictions; NaN for empty cells
+    mass: np.ndarray  # examples of each cell, or the sum of their weights
+    wrong: np.ndarray  # those of them predicted wrongly
+    # Predictions by the class predicted, where known. Of two classes they follow from the errors.
     predicted: np.ndarray | None = None
 
     @classmethod
@@ -118,12 +108,6 @@ class ErrorTable:
         return rates(self.wrong.sum(axis=1), self.mass.sum(axis=1))
 
     @property
-    def prevalence(self) -> np.ndarray:
-        """Share of each class within each group, shape ``(g, k)``; NaN for absent groups."""
-        sizes = self.mass.sum(axis=1, keepdims=True) + np.zeros(self.mass.shape[1])
-        return rates(self.mass, sizes)
-
-    @property
     def selection_rates(self) -> np.ndarray | None:
         """Share of each group predicted as each class, shape ``(g, k)``, or None where unknown."""
         chosen = self.predicted
@@ -152,11 +136,8 @@ class ErrorTable:
     @property
     def group_balanced_errors(self) -> np.ndarray:
         """Mean over the classes that a group has, shape ``(g,)``; NaN for absent groups."""
-        means = [np.nanmean(row) if here else np.nan for row, here in self._rows()]
-        return np.array(means)
-
-    def _rows(self) -> Iterator[tuple[np.ndarray, bool]]:
-        return zip(self.errors, self.present_groups.tolist(), strict=True)
+        rows = zip(self.errors, self.present_groups.tolist(), strict=True)
+        return np.array([np.nanmean(row) if here else np.nan for row, here in rows])
 
     @property
     def worst_class_error(self) -> float | None:
@@ -218,17 +199,9 @@ class ErrorTable:
     ) -> str | None:
         """Why a measure of this table is None, as a sentence goes on after "because"; else None.
 
-        Parameters
-        ----------
-        measure : str
-            The name of a property, such as "deo" or "worst_class_error".
-        class_names, group_names : sequence, optional
-            Names in the order of the indices; by default "class 0" and "group 0" and so on.
-
-        Raises
-        ------
-        InputError
-            If there is no such measure.
+        `measure` is the name of a property, such as "deo" or "worst_class_error"; names are in the
+        order of the indices, by default "class 0" and "group 0" and so on. Raises InputError if there
+        is no such measure.
         """
         if not isinstance(getattr(ErrorTable, measure, None), property):
             raise InputError(f"An error table has no measure {measure!r}.")

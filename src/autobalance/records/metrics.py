@@ -54,7 +54,7 @@ def expected_calibration_error(
     ----------
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
     """
-    bin_of, confidence, right = _binned(probabilities, target, bins)
+    bin_of, confidence, right = _sort_into_bins(probabilities, target, bins)
     weight = np.ones(len(bin_of)) if sample_weight is None else np.asarray(sample_weight, float)
     excess = np.bincount(bin_of, weights=(confidence - right) * weight, minlength=bins)
     return float(np.abs(excess).sum() / weight.sum())
@@ -66,17 +66,12 @@ class Reliability:
 
     Bin b of B holds the examples whose largest probability lies in (b / B, (b + 1) / B].
 
-    Attributes
-    ----------
-    n, right : list of int
-        Examples in each bin, and those of them predicted rightly; sums of weights where there are some.
-    confidence : list of float
-        Mean confidence in each bin, in [0, 1]; 0 in an empty one.
+    The numbers are sums of weights where the examples have some.
     """
 
-    n: list[int]
-    right: list[int]
-    confidence: list[float]
+    n: list[int]  # examples in each bin
+    right: list[int]  # those of them predicted rightly
+    confidence: list[float]  # mean confidence in each bin, in [0, 1]; 0 in an empty one
 
     @property
     def error(self) -> float:
@@ -90,12 +85,9 @@ def reliability(
 ) -> Reliability:
     """Examples, right predictions and mean confidence by bin of confidence.
 
-    Parameters
-    ----------
-    probabilities, target, bins, sample_weight
-        Same as in `expected_calibration_error`, which says what it raises.
+    The arguments are those of `expected_calibration_error`.
     """
-    bin_of, confidence, right = _binned(probabilities, target, bins)
+    bin_of, confidence, right = _sort_into_bins(probabilities, target, bins)
     weight = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
     n = np.bincount(bin_of, weight, bins)
     sums = np.bincount(bin_of, confidence if weight is None else confidence * weight, bins)
@@ -104,7 +96,7 @@ def reliability(
     return Reliability(n.tolist(), hits.tolist(), means.tolist())
 
 
-def _binned(
+def _sort_into_bins(
     probabilities: Any, target: Any, bins: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each example its bin, its largest probability, and whether that is of its class."""
@@ -128,12 +120,7 @@ def confused_pairs(target: Any, predicted: Any, num_classes: int) -> list[list[i
 
     The pairs of most examples first, at most `MAX_CONFUSED`; right predictions are not among them.
 
-    Parameters
-    ----------
-    target, predicted : array-like
-        Class indices in ``0..num_classes-1``, shape ``(n,)``.
-    num_classes : int
-        Number of classes k.
+    Targets and predictions are class indices in ``0..num_classes-1``, shape ``(n,)``.
     """
     y, guess = np.asarray(target, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     same_length(target=y, predicted=guess)
@@ -154,10 +141,8 @@ def group_class_errors(
 
     Parameters
     ----------
-    target, predicted : ndarray
-        Class indices in ``0..num_classes-1``, shape ``(n,)``.
-    groups : ndarray
-        Group indices from 0, shape ``(n,)``.
+    target, predicted, groups : ndarray
+        Class indices in ``0..num_classes-1`` and group indices from 0, each of shape ``(n,)``.
     num_classes : int
         Number of classes k.
 
@@ -182,10 +167,7 @@ def deo(
 
     It is None where a class has no example in one of the groups; fairlearn counts a rate of 0 there.
 
-    Parameters
-    ----------
-    target, predicted, groups, num_classes
-        Same as in `group_class_errors`, which says what it raises.
+    The arguments are those of `group_class_errors`.
     """
     return _table(target, predicted, groups, num_classes).deo
 
@@ -198,10 +180,7 @@ def equalized_odds_difference(
     With two classes this is fairlearn's measure of that name (its default, the worst case). It is
     None where a class has no example in one of the groups.
 
-    Parameters
-    ----------
-    target, predicted, groups, num_classes
-        Same as in `group_class_errors`, which says what it raises.
+    The arguments are those of `group_class_errors`.
     """
     return _table(target, predicted, groups, num_classes).equalized_odds_difference
 
@@ -218,12 +197,7 @@ def equal_opportunity_difference(
     With two classes this is fairlearn's measure of that name. It is None where one of the groups
     has no example of the positive class, and where it is not said which of several it is.
 
-    Parameters
-    ----------
-    target, predicted, groups, num_classes
-        Same as in `group_class_errors`, which says what it raises.
-    positive : int, optional
-        The positive class; by default the last of two.
+    The arguments are those of `group_class_errors`; `positive` is by default the last of two classes.
     """
     table = _table(target, predicted, groups, num_classes)
     if positive is None:
@@ -240,11 +214,7 @@ def demographic_parity_difference(
 
     With two classes the ranges are alike, and this is fairlearn's measure of that name.
 
-    Parameters
-    ----------
-    target, predicted, groups, num_classes
-        Same as in `group_class_errors`, which says what it raises. `target` plays no part but for
-        its length; all measures of this kind are called alike.
+    The arguments are those of `group_class_errors`; `target` counts by its length alone.
     """
     return _table(target, predicted, groups, num_classes).demographic_parity_difference
 
@@ -280,23 +250,17 @@ def metric_frame(target: np.ndarray, predicted: np.ndarray, groups: Any) -> Metr
         ) from None
     same_length(target=target, predicted=predicted, groups=groups)
     target, predicted = np.asarray(target), np.asarray(predicted)
-    metrics: dict[str, Callable[..., float]] = {"error": _error, "balanced_error": _balanced_error}
+    metrics: dict[str, Callable[..., float]] = {
+        "error": lambda y, guess: float(np.mean(np.asarray(y) != np.asarray(guess))),
+        "balanced_error": lambda y, guess: float(
+            np.nanmean(class_errors(np.asarray(y), np.asarray(guess), int(np.max(y)) + 1))
+        ),
+    }
     for c in np.union1d(target, predicted).tolist():
-        metrics[f"selection_rate_{c}"] = _selection_rate(c)
+        metrics[f"selection_rate_{c}"] = lambda y, guess, c=c: float(
+            np.mean(np.asarray(guess) == c)
+        )
     return MetricFrame(metrics=metrics, y_true=target, y_pred=predicted, sensitive_features=groups)
-
-
-def _error(target: Any, predicted: Any) -> float:
-    return float(np.mean(np.asarray(target) != np.asarray(predicted)))
-
-
-def _balanced_error(target: Any, predicted: Any) -> float:
-    y, guess = np.asarray(target), np.asarray(predicted)
-    return float(np.nanmean(class_errors(y, guess, int(y.max()) + 1)))
-
-
-def _selection_rate(c: int) -> Callable[[Any, Any], float]:
-    return lambda target, predicted: float(np.mean(np.asarray(predicted) == c))
 
 
 def _indices(

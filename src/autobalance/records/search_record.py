@@ -16,35 +16,20 @@ SEEN = 10
 
 @dataclass(frozen=True)
 class UpperRecord:
-    """One upper step in the history of a search.
+    """One upper step in the history of a search; see `autobalance.bilevel.loss_tuner.UpperStep`."""
 
-    Attributes
-    ----------
-    step : int
-        Lower steps done before it.
-    objective, hard_objective : float
-        On validation data: the differentiable objective, and the same over the 0-1 error.
-    training_loss : float
-        Last training loss, mean over folds.
-    norm, residual, iterations, reason, skipped, predicted
-        Diagnostics; see `autobalance.bilevel.loss_tuner.UpperStep`. `predicted` is 0 where nobody
-        looked, and `derivative` "forward" in records of earlier releases.
-    test_objective : float or None
-        Same as `hard_objective`, on test data of the search; None where nobody looked.
-    """
-
-    step: int
-    objective: float
-    hard_objective: float
-    training_loss: float
+    step: int  # lower steps done before it
+    objective: float  # on validation data, in the differentiable form
+    hard_objective: float  # the same over the 0-1 error
+    training_loss: float  # the last one, mean over folds
     norm: float
     residual: float
     iterations: int
     reason: str
     skipped: bool
-    predicted: int = 0
-    test_objective: float | None = None
-    derivative: str = "forward"
+    predicted: int = 0  # classes predicted; 0 where nobody looked
+    test_objective: float | None = None  # as `hard_objective`, on test data of the search
+    derivative: str = "forward"  # how J v was computed
 
 
 @dataclass(frozen=True)
@@ -61,19 +46,13 @@ class PathPoint:
 class HeldOut:
     """What the network predicts on held-out data at the end of a search.
 
-    Attributes
-    ----------
-    n, wrong, predicted : list of list of int
-        By group and class, shape ``(g, k)``, g = 1 without groups: examples; those of them
-        predicted wrongly; and predictions, by the class predicted.
-    confused : list of list of int
-        Same as `autobalance.records.metrics.confused_pairs`, of all groups together.
+    By group and class, shape ``(g, k)``, g = 1 without groups.
     """
 
-    n: list[list[int]]
-    wrong: list[list[int]]
-    predicted: list[list[int]]
-    confused: list[list[int]] = field(default_factory=list)
+    n: list[list[int]]  # examples
+    wrong: list[list[int]]  # those of them predicted wrongly
+    predicted: list[list[int]]  # predictions, by the class predicted
+    confused: list[list[int]] = field(default_factory=list)  # as `confused_pairs`, of all groups
 
     @property
     def table(self) -> ErrorTable:
@@ -97,26 +76,16 @@ class HeldOut:
 class Calibration:
     """How well probabilities fit held-out data, and the temperature that makes them fit.
 
-    Attributes
-    ----------
-    temperature : float
-        T, above 0: over 1 for a network too sure of itself.
-    examples : int
-        Held-out examples it was fitted on.
-    raw_error, prior_error, error : float
-        Expected calibration error on these examples, see
-        `autobalance.records.metrics.expected_calibration_error`: of the softmax of raw logits; of the
-        corrected probabilities at T = 1; and at T, which was fitted on the same examples.
-    raw_bins, prior_bins, bins : Reliability or None
-        The same three by confidence; None where the record is from before they were kept.
+    The expected calibration errors, see `autobalance.records.metrics.expected_calibration_error`, are
+    on the examples that the temperature was fitted on.
     """
 
-    temperature: float
-    examples: int
-    raw_error: float
-    prior_error: float
-    error: float
-    raw_bins: Reliability | None = None
+    temperature: float  # T, above 0: over 1 for a network too sure of itself
+    examples: int  # held out
+    raw_error: float  # of the softmax of raw logits
+    prior_error: float  # of the corrected probabilities at T = 1
+    error: float  # of these at T
+    raw_bins: Reliability | None = None  # the same three by confidence
     prior_bins: Reliability | None = None
     bins: Reliability | None = None
 

@@ -1,14 +1,17 @@
 """Runs' records as one self-contained HTML file. Imports no torch."""
 
+from autobalance.report.cautions import few_in_a_cell
 from autobalance.report.drawing import evenly_spaced
-from autobalance.report.explain import as_html, as_text, explanation, few_in_a_cell
+from autobalance.report.explain import as_html, as_text, explanation
 from autobalance.report.folders import EVALUATION, REPORT, SAMPLES, read_folder, save_evaluation
 from autobalance.report.formats import setting_text
-from autobalance.report.frontier import GAP_TITLES, as_csv, as_svg
+from autobalance.report.frontier import as_csv, as_svg
 from autobalance.report.html import render_report, write_report
 from autobalance.report.multi_run_page import render_runs
-from autobalance.report.record import Run, read_run
-from autobalance.report.samples import LARGEST, Sheet, packed, rows_that_fit
+from autobalance.report.record import read_run
+from autobalance.report.run import Run
+from autobalance.report.samples import LARGEST, Sheet, pack_sheet, rows_that_fit
+from autobalance.report.text import GAP_TITLES
 from autobalance.report.verdicts import bound_sentences
 
 __all__ = [
@@ -27,7 +30,7 @@ __all__ = [
     "evenly_spaced",
     "explanation",
     "few_in_a_cell",
-    "packed",
+    "pack_sheet",
     "read_folder",
     "read_run",
     "render_report",

@@ -4,40 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from autobalance.report.choice import candidate_title
-from autobalance.report.drawing import (
-    BINS,
-    BY_FREQUENCY,
-    MAX_LABELLED,
-    Picture,
-    Series,
-    class_rows,
-    dots,
-    error_figure,
-    legend,
-    new_figure,
-    picture,
-)
+from autobalance.report import drawing, tables, text
+from autobalance.report.drawing import BINS, MAX_LABELLED, Picture, Series, picture
 from autobalance.report.evidence import Evidence
-from autobalance.report.formats import percent, setting_text, short
-from autobalance.report.record import TITLES, Method, Part, Run, safe_text
+from autobalance.report.formats import phrase, setting_text, short
+from autobalance.report.record import TITLES, safe_text
+from autobalance.report.run import Method, Part, Run
 from autobalance.report.svg import INK, MUTED, RAMP, house_style
-from autobalance.report.tables import (
-    Cell,
-    Table,
-    balanced_error_note,
-    cut_note,
-    error_cells,
-    flat_settings,
-    number_cell,
-    parameter_cell,
-    rate_cell,
-    time_cell,
-)
-from autobalance.report.text import in_sentence, objective_name, sentences, start_name
+from autobalance.report.tables import Cell, Table
 
 MAX_DRAWN = 6
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -63,20 +41,23 @@ class NamedRun:
         position = {name: i for i, name in enumerate(self.run.classes)}
         return np.array([position[name] for name in classes], dtype=int)
 
+    def errors(self, classes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Errors of these classes, and their examples where known, each of shape ``(k,)``."""
+        at, after = self.places(classes), self.after
+        assert after is not None
+        return after.errors[at], None if after.n is None else after.n[at]
+
 
 def summary(run: Run) -> str:
     """What a run was asked for and what it found, in a few sentences."""
-    return f"Asked for the {objective_name(run)}. {sentences(run)[1]} {_choice(run)}"
-
-
-def _choice(run: Run) -> str:
-    """What the final choice took, or that there was none."""
     if run.status != "finished":
-        return f"The run is not finished: {run.status}."
-    if not run.candidates:
-        return "There was no final choice."
-    title = in_sentence(candidate_title(run.choice, start_name(run)))
-    return f"The final choice took the {title.removeprefix('the ')}."
+        end = f"The run is not finished: {run.status}."
+    elif not run.candidates:
+        end = "There was no final choice."
+    else:
+        title = text.in_sentence(text.candidate_title(run.choice, text.start_name(run)))
+        end = f"The final choice took the {title.removeprefix('the ')}."
+    return f"Asked for the {text.objective_name(run)}. {text.sentences(run)[1]} {end}"
 
 
 def classes_in_common(runs: list[NamedRun]) -> list[str]:
@@ -91,24 +72,20 @@ def classes_in_common(runs: list[NamedRun]) -> list[str]:
 
 def runs_table(runs: list[NamedRun]) -> Table:
     """Errors and cost, one run a row."""
-    rows = [
-        [
-            Cell(n.name),
-            Cell("nothing" if n.evidence is None else n.evidence.short),
-            *_scores(n.after),
-            number_cell(n.run.class_totals.sum()),
-            time_cell(n.run.search_time),
-            time_cell(n.run.seconds.get("total")),
-            number_cell(n.run.training_runs, "{:.3g}"),
-        ]
-        for n in runs
-    ]
+    scores = zip(*(_scores(n.after) for n in runs), strict=True)
     columns = [
-        "Run", "Errors on", "Balanced error", "Worst class", "Worst group", "Training examples",
-        "Search", "In all", "Search, in training runs",
-    ]  # fmt: skip
-    caption = "Of the loss that each run took. ±: 95% interval for the choice of examples."
-    return Table("runs", caption, columns, rows, folded=1)
+        ("Run", [n.name for n in runs]),
+        ("Errors on", ["nothing" if n.evidence is None else n.evidence.short for n in runs]),
+        *zip(tables.SCORE_TITLES.values(), scores, strict=True),
+        ("Training examples", [tables.number_cell(n.run.class_totals.sum()) for n in runs]),
+        ("Search", [tables.time_cell(n.run.search_time) for n in runs]),
+        ("In all", [tables.time_cell(n.run.seconds.get("total")) for n in runs]),
+        (
+            "Search, in training runs",
+            [tables.number_cell(n.run.training_runs, "{:.3g}") for n in runs],
+        ),
+    ]
+    return Table.of_columns("runs", phrase("runs.interval"), columns, folded=1)
 
 
 def _scores(after: Method | None) -> list[Cell]:
@@ -121,28 +98,33 @@ def _scores(after: Method | None) -> list[Cell]:
     group = after.scores.get("worst_group_error")
     if group is None and after.by_group is not None:
         group = after.by_group.table.worst_group_error
-    return [rate_cell(balanced, balanced_error_note(after)), rate_cell(worst), rate_cell(group)]
+    return [
+        tables.rate_cell(balanced, tables.balanced_error_note(after)),
+        tables.rate_cell(worst),
+        tables.rate_cell(group),
+    ]
 
 
 def errors_table(runs: list[NamedRun], classes: list[str]) -> Table | None:
     """Error of each class that all runs have, one run a column."""
-    measured = [(n, n.after) for n in runs if n.after]
+    measured = [n for n in runs if n.after]
     if not measured or not classes:
         return None
     most = max(n.run.rows for n in runs)
     totals = [n.run.class_totals[n.places(classes)] for n in runs]
     same = all((t == totals[0]).all() for t in totals)
-    columns = ["Class", "Training examples" if same else f"Training examples, {runs[0].name}"]
-    cells = [[Cell(c) for c in classes], [number_cell(float(t)) for t in totals[0]]]
-    for n, method in measured:
-        at = n.places(classes)
-        columns.append(n.name)
-        cells.append(error_cells(method.errors[at], None if method.n is None else method.n[at]))
-    caption = "Error per class of the loss that each run took, most frequent class first."
-    if any(m.n is not None for _, m in measured):
-        caption += " Beside each: its 95% Wilson interval in percent."
-    rows = [list(row) for row in zip(*cells, strict=True)]
-    return Table("errors", caption + cut_note(most, len(rows)), columns, rows[:most], folded=1)
+    caption = phrase("runs.errors")
+    if any(n.after and n.after.n is not None for n in measured):
+        caption += phrase("table.wilson")
+    counts = [tables.number_cell(float(t)) for t in totals[0][:most]]
+    columns: list[tuple[str, Any]] = [
+        ("Class", classes[:most]),
+        ("Training examples" if same else f"Training examples, {runs[0].name}", counts),
+        *((n.name, tables.error_cells(*n.errors(classes[:most]))) for n in measured),
+    ]
+    return Table.of_columns(
+        "errors", caption + tables.cut_note(most, len(classes)), columns, folded=1
+    )
 
 
 def parameters_table(runs: list[NamedRun], classes: list[str]) -> Table | None:
@@ -151,13 +133,12 @@ def parameters_table(runs: list[NamedRun], classes: list[str]) -> Table | None:
     if not parts or not classes:
         return None
     most = max(n.run.rows for n in runs)
-    columns = ["Class", *(f"{part.symbol}, {n.name}" for n, part in parts)]
-    cells = [[Cell(c) for c in classes]]
-    cells += [[parameter_cell(v, 2) for v in _group_means(n, p, classes)] for n, p in parts]
-    rows = [list(row) for row in zip(*cells, strict=True)]
-    caption = "Parameters of the loss that each search designed, most frequent class first; ℓ with mean 0."
-    caption += _means_note(parts) + cut_note(most, len(rows))
-    return Table("parameters", caption, columns, rows[:most])
+    columns: list[tuple[str, Any]] = [("Class", classes[:most])]
+    for n, part in parts:
+        means = _group_means(n, part, classes[:most])
+        columns.append((f"{part.symbol}, {n.name}", [tables.parameter_cell(v, 2) for v in means]))
+    caption = phrase("runs.parameters") + _means_note(parts) + tables.cut_note(most, len(classes))
+    return Table.of_columns("parameters", caption, columns)
 
 
 def _parts(runs: list[NamedRun], key: str) -> list[tuple[NamedRun, Part]]:
@@ -176,22 +157,23 @@ def _means_note(parts: list[tuple[NamedRun, Part]]) -> str:
 
 def settings_table(runs: list[NamedRun]) -> Table | None:
     """Settings that are not the same in all runs."""
-    settings = [dict(flat_settings(n.run)) for n in runs]
+    settings = [dict(tables.flat_settings(n.run)) for n in runs]
+    last = ("seed", "autobalance")
     for each, n in zip(settings, runs, strict=True):
         each |= {"seed": n.run.seed, "autobalance": n.run.versions.get("autobalance")}
     names = dict.fromkeys(name for each in settings for name in each)
     absent = object()
     rows = []
-    for name in sorted(names, key=["seed", "autobalance"].count):  # these two last
+    for name in sorted(names, key=last.count):
         values = [each.get(name, absent) for each in settings]
-        missing = (absent, None) if name in ("seed", "autobalance") else (absent,)
+        missing = (absent, None) if name in last else (absent,)
         if any(v != values[0] for v in values):
             texts = ["–" if v in missing else safe_text(setting_text(v), 300) for v in values]
             rows.append([Cell(name), *map(Cell, texts)])
-    if not rows:
-        return None
     columns = ["Setting", *(n.name for n in runs)]
-    return Table("differing", "All others are the same.", columns, rows[:200], False, False)
+    return tables.words_table(
+        "differing", "All others are the same.", columns, rows[: tables.MAX_SETTINGS]
+    )
 
 
 # Figures --------------------------------------------------------------------------------------
@@ -199,23 +181,16 @@ def settings_table(runs: list[NamedRun]) -> Table | None:
 
 def error_pictures(runs: list[NamedRun], classes: list[str]) -> list[Picture]:
     """Error per class of the runs; nothing where there are not two with errors."""
-    measured = [(n, n.after) for n in runs if n.after][:MAX_DRAWN]
+    measured = [n for n in runs if n.after][:MAX_DRAWN]
     if len(measured) < 2 or not classes:
         return []
-    series = []
-    for i, (n, method) in enumerate(measured):
-        at = n.places(classes)
-        counts = None if method.n is None else method.n[at]
-        label = short(n.name.lstrip("_"), 26) or f"run {i + 1}"
-        look = (_COLOURS[i], _MARKERS[i], bool(i % 2))
-        series.append(Series(label, method.errors[at], counts, *look))
-    spans = "; ".join(
-        f"{n.name}: from {percent(np.nanmin(s.errors))} to {percent(np.nanmax(s.errors))}"
-        for (n, _), s in zip(measured, series, strict=True)
-        if np.isfinite(s.errors).any()
-    )
+    series = [
+        Series(_label(n, i), *n.errors(classes), _COLOURS[i], _MARKERS[i], bool(i % 2))
+        for i, n in enumerate(measured)
+    ]
     title = "Error per class, side by side"
-    described = f"Error of {len(classes):,} classes by frequency, for {len(series)} runs. {spans}."
+    ends = drawing.spans([(n.name, s.errors) for n, s in zip(measured, series, strict=True)])
+    described = f"Error of {len(classes):,} classes by frequency, for {len(series)} runs. {ends}."
     caption = "Classes from the most to the least frequent."
     if len(classes) > MAX_LABELLED:
         caption += f" Means over {BINS} equal slices of the classes."
@@ -223,7 +198,7 @@ def error_pictures(runs: list[NamedRun], classes: list[str]) -> list[Picture]:
         caption += " Bars: 95% Wilson intervals."
     caption += _left_out(runs)
     with house_style():
-        figure = error_figure([short(c, 20) for c in classes], series)
+        figure = drawing.error_figure([short(c, 20) for c in classes], series)
         return [picture(figure, "fig-errors-beside", title, described, caption)]
 
 
@@ -243,36 +218,39 @@ def _parameter_picture(
 ) -> Picture:
     few = len(classes) <= MAX_LABELLED
     key, symbol, name = (getattr(parts[0][1], a) for a in ("key", "symbol", "title"))
-    neutral = 0.0 if key == "additive" else 1.0
+    neutral = {"color": MUTED, "linewidth": 0.75}
     height = 20.0 * max(3, len(classes)) + 60.0 if few else 280.0
-    figure = new_figure(height + 22.0 * -(-len(parts) // 2))
+    figure = drawing.new_figure(height + 22.0 * -(-len(parts) // 2))
     axes = figure.add_subplot()
     rank = np.arange(len(classes)) + (0 if few else 1)
     for i, (n, part) in enumerate(parts):
         values = _group_means(n, part, classes)
-        label = n.name.lstrip("_") or f"run {i + 1}"
         if few:
-            look = {"hollow": bool(i % 2), "marker": _MARKERS[i], "line": 0.9}
-            dots(axes, values, rank, _COLOURS[i], label, **look)
+            look: dict[str, Any] = {"hollow": bool(i % 2), "marker": _MARKERS[i], "line": 0.9}
+            drawing.dots(axes, values, rank, _COLOURS[i], _label(n, i), **look)
         else:
-            dots(axes, rank, values, _COLOURS[i], label, hollow=False, size=2.5)
+            drawing.dots(axes, rank, values, _COLOURS[i], _label(n, i), hollow=False, size=2.5)
     if few:
-        class_rows(axes, [short(c, 20) for c in classes])
-        axes.axvline(neutral, color=MUTED, linewidth=0.75)
+        drawing.class_rows(axes, [short(c, 20) for c in classes])
+        axes.axvline(0.0 if key == "additive" else 1.0, **neutral)
     else:
-        axes.axhline(neutral, color=MUTED, linewidth=0.75)
-        axes.set_xlabel(BY_FREQUENCY)
+        axes.axhline(0.0 if key == "additive" else 1.0, **neutral)
+        axes.set_xlabel(drawing.BY_FREQUENCY)
     axes.set_title(f"{symbol} (mean 0)" if key == "additive" else symbol, color=INK)
-    legend(figure)
+    drawing.legend(figure)
     described = f"{name} of {len(classes):,} classes by frequency, for " + ", ".join(
         f"{n.name} (from {np.nanmin(p.end):.2f} to {np.nanmax(p.end):.2f})" for n, p in parts
     )
-    caption = "As each search designed it, whether or not the final choice took it."
+    caption = phrase("runs.designed")
     if few:
         caption += " Classes from the most to the least frequent."
     caption += _means_note(parts) + _left_out(runs)
     title = f"{name[:1].upper()}{name[1:]}, side by side"
     return picture(figure, f"fig-{key}-beside", title, f"{described}.", caption)
+
+
+def _label(named: NamedRun, i: int) -> str:
+    return short(named.name.lstrip("_"), 26) or f"run {i + 1}"
 
 
 def _left_out(runs: list[NamedRun]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from autobalance.report.formats import short
+from autobalance.report.formats import percent, short
 from autobalance.report.statistics import wilson
 from autobalance.report.svg import INK, RAMP, inline_svg
 
@@ -31,7 +32,7 @@ class Picture:
     """A figure of the page: its heading, its SVG and the words below it."""
 
     title: str
-    svg: str
+    svg: Markup  # goes into the page as it is
     caption: str
 
 
@@ -46,10 +47,24 @@ class Series:
     marker: str = "o"
     hollow: bool = False
 
+    @property
+    def look(self) -> dict[str, Any]:
+        """How `dots` draws it."""
+        return {"hollow": self.hollow, "marker": self.marker}
+
+
+def spans(errors: Sequence[tuple[str, np.ndarray]]) -> str:
+    """From where to where errors of classes run, by name, for an alternative text."""
+    return "; ".join(
+        f"{name}: from {percent(np.nanmin(e))} to {percent(np.nanmax(e))}"
+        for name, e in errors
+        if np.isfinite(e).any()
+    )
+
 
 def picture(figure: Figure, name: str, title: str, description: str, caption: str) -> Picture:
     """The figure with its words; `description` is its alternative text. Within `house_style`."""
-    return Picture(title, inline_svg(figure, name, title, description), caption)
+    return Picture(title, Markup(inline_svg(figure, name, title, description)), caption)
 
 
 def new_figure(height: float) -> Figure:
@@ -75,9 +90,8 @@ def error_figure(names: Sequence[str], series: Sequence[Series]) -> Figure:
         if few:
             at = np.arange(k) + shift
             if each.n is not None:
-                low, high = wilson(each.errors, each.n)
-                axes.plot(*dashes(100 * low, 100 * high, at), color=each.colour, linewidth=1.5)
-            _dots_of(axes, 100 * each.errors, at, each)
+                intervals(axes, each.errors, each.n, at, each.colour, across=True)
+            dots(axes, 100 * each.errors, at, each.colour, each.label, **each.look)
         else:
             _draw_slices(axes, each, shift, faint=m <= 2)
     if few:
@@ -99,9 +113,8 @@ def _draw_slices(axes: Axes, series: Series, shift: float, *, faint: bool) -> No
     rank = np.arange(1, k + 1)
     if faint:
         thin = evenly_spaced(k, MAX_DOTS)
-        axes.plot(
-            rank[thin], 100 * errors[thin], ".", color=series.colour, alpha=0.25, markersize=3
-        )
+        look = {"color": series.colour, "alpha": 0.25, "markersize": 3}
+        axes.plot(rank[thin], 100 * errors[thin], ".", **look)
     slices = np.array_split(np.arange(k), BINS)
     at = np.array([rank[s].mean() for s in slices]) + shift * 0.06 * k
     n = np.where(np.isfinite(errors), np.ones(k) if series.n is None else series.n, 0.0)
@@ -109,15 +122,8 @@ def _draw_slices(axes: Axes, series: Series, shift: float, *, faint: bool) -> No
     wrong = np.array([np.nansum(errors[s] * n[s]) for s in slices])
     means = np.divide(wrong, trials, out=np.full(BINS, np.nan), where=trials > 0)
     if series.n is not None:
-        low, high = wilson(means, trials)
-        ends, places = dashes(100 * low, 100 * high, at)
-        axes.plot(places, ends, color=series.colour, linewidth=1.5)
-    _dots_of(axes, at, 100 * means, series)
-
-
-def _dots_of(axes: Axes, x: np.ndarray, y: np.ndarray, series: Series) -> None:
-    look = {"hollow": series.hollow, "marker": series.marker}
-    dots(axes, x, y, series.colour, series.label, **look)
+        intervals(axes, means, trials, at, series.colour)
+    dots(axes, at, 100 * means, series.colour, series.label, **series.look)
 
 
 def class_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -163,22 +169,45 @@ def dots(
     )
 
 
-def cell(
+def heat_map(
     axes: Axes,
-    row: int,
-    column: int,
+    shares: np.ndarray,
     colour: str,
-    opacity: float,
-    text: str,
+    texts: list[list[str]],
     size: float,
-    ink: str = INK,
+    most: float = CELL,
 ) -> None:
-    """One cell of a table that is drawn: as opaque as it is strong, which suits dark pages too."""
-    box = Rectangle((column, row), 1, 1, facecolor=colour, alpha=opacity, linewidth=0)
-    axes.add_patch(box)
-    if text:
-        look = {"ha": "center", "va": "center", "fontsize": size, "color": ink}
-        axes.text(column + 0.5, row + 0.5, text, **look)
+    """Cells as opaque as their share, at most `most`, which suits light and dark pages.
+
+    Each holds its text in `size` points; the first row is on top, and titles are the caller's.
+    """
+    for (r, c), share in np.ndenumerate(np.clip(shares, 0.0, 1.0)):
+        look = {"facecolor": colour, "alpha": most * float(share), "linewidth": 0}
+        if share > 0 or texts[r][c]:
+            axes.add_patch(Rectangle((c, r), 1, 1, **look))
+        if texts[r][c]:
+            place = {"ha": "center", "va": "center", "fontsize": size, "color": INK}
+            axes.text(c + 0.5, r + 0.5, texts[r][c], **place)
+    axes.set_xlim(0, shares.shape[1])
+    axes.set_ylim(len(shares), 0)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
+def intervals(
+    axes: Axes,
+    shares: np.ndarray,
+    n: np.ndarray,
+    at: np.ndarray,
+    colour: str,
+    *,
+    across: bool = False,
+) -> None:
+    """Bars of the shares' 95% Wilson intervals in percent; `across` draws them along the x axis."""
+    low, high = wilson(shares, n)
+    ends, places = dashes(100 * low, 100 * high, at)
+    axes.plot(*((ends, places) if across else (places, ends)), color=colour, linewidth=1.5)
 
 
 def dashes(low: np.ndarray, high: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

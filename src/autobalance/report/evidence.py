@@ -7,39 +7,23 @@ from typing import Literal
 
 import numpy as np
 
-from autobalance.report.choice import candidate_title
-from autobalance.report.record import Candidate, Method, Run, held_out_by_group
-from autobalance.report.text import start_name
+from autobalance.report.record import held_out_by_group
+from autobalance.report.run import Method, Run
+from autobalance.report.text import candidate_title, start_name
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Errors per class, before and after.
+    """Errors per class, before and after."""
 
-    Attributes
-    ----------
-    kind : {"test", "folds", "search"}
-        On test data; on what the folds of the final choice held out; or on what the search held
-        out, by its own network at the end.
-    data : str
-        The data in words.
-    methods : list of Method
-        All that have errors per class.
-    before, after : Method or None
-        Without and with the loss found. Of one method alone, `after`.
-    """
-
-    kind: Literal["test", "folds", "search"]
-    data: str
-    methods: list[Method]
-    before: Method | None
-    after: Method | None
-
-    @property
-    def short(self) -> str:
-        """The data in a few words."""
-        names = {"folds": "held-out folds", "search": "search's held-out data"}
-        return names.get(self.kind, self.data)
+    kind: Literal[
+        "test", "folds", "search"
+    ]  # test data, folds held out, or the search's held-out data
+    data: str  # in words
+    short: str  # in a few words
+    methods: list[Method]  # all that have errors per class
+    before: Method | None  # without the loss found
+    after: Method | None  # with it; of one method alone, that one
 
     @property
     def change(self) -> np.ndarray | None:
@@ -53,6 +37,11 @@ class Evidence:
     def pair(self) -> list[Method]:
         """Before and after, those there are."""
         return [m for m in (self.before, self.after) if m is not None]
+
+
+def all_evidence(run: Run) -> list[Evidence]:
+    """All that judged the loss, the best first."""
+    return [e for e in (_on_test_data(run), _on_folds(run), _by_the_search(run)) if e is not None]
 
 
 def error_evidence(run: Run) -> list[Evidence]:
@@ -72,36 +61,30 @@ def confusion_evidence(run: Run) -> Evidence | None:
     return max(known, key=lambda e: len(e.pair), default=None)
 
 
-def all_evidence(run: Run) -> list[Evidence]:
-    """All that judged the loss, the best first."""
-    return [e for e in (_on_test_data(run), _on_folds(run), _by_the_search(run)) if e is not None]
-
-
 def _on_test_data(run: Run) -> Evidence | None:
     methods = [m for m in run.methods if np.isfinite(m.errors).any()]
     if not methods:
         return None
     before, after = (m if m in methods else None for m in (run.before, run.after))
-    return Evidence("test", run.evaluation_data or "test data", methods, before, after)
+    return Evidence("test", run.data, run.data, methods, before, after)
 
 
 def _on_folds(run: Run) -> Evidence | None:
-    methods = {c.name: _method_of(run, c) for c in run.candidates if c.table is not None}
+    start = start_name(run)
+    methods = {
+        c.name: Method(
+            c.name, candidate_title(c.name, start), c.table.class_errors, c.table.mass.sum(axis=0),
+            confused=c.confused, by_group=c.by_group,
+        )
+        for c in run.candidates
+        if c.table is not None
+    }  # fmt: skip
     if run.choice not in methods:
         return None
     other = None if run.other is None else methods.get(run.other.name)
     data = f"what the {run.in_folds} of the final choice held out"
-    return Evidence("folds", data, list(methods.values()), other, methods[run.choice])
-
-
-def _method_of(run: Run, candidate: Candidate) -> Method:
-    table = candidate.table
-    assert table is not None
-    title = candidate_title(candidate.name, start_name(run))
-    return Method(
-        candidate.name, title, table.class_errors, table.mass.sum(axis=0),
-        confused=candidate.confused, by_group=candidate.by_group,
-    )  # fmt: skip
+    every = list(methods.values())
+    return Evidence("folds", data, "held-out folds", every, other, methods[run.choice])
 
 
 def _by_the_search(run: Run) -> Evidence | None:
@@ -114,4 +97,4 @@ def _by_the_search(run: Run) -> Evidence | None:
         confused=run.confused, by_group=held_out_by_group(run.held_out, run.groups),
     )  # fmt: skip
     data = f"the {n.sum():,.0f} held-out examples that guided the search, by its network at the end"
-    return Evidence("search", data, [network], None, network)
+    return Evidence("search", data, "search's held-out data", [network], None, network)

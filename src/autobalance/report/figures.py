@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,29 +12,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from autobalance.records import Reliability
-from autobalance.report.drawing import (
-    BINS,
-    CELL,
-    MAX_DOTS,
-    MAX_LABELLED,
-    Picture,
-    Series,
-    cell,
-    dashes,
-    dots,
-    error_figure,
-    evenly_spaced,
-    format_axis,
-    legend,
-    new_figure,
-    picture,
-    ramp,
-    stacked_axes,
-)
+from autobalance.report import drawing
+from autobalance.report.drawing import MAX_DOTS, MAX_LABELLED, Picture, Series, dots, picture
 from autobalance.report.evidence import Evidence, confusion_evidence, error_evidence
-from autobalance.report.formats import percent, short
-from autobalance.report.record import Method, Part, Run
-from autobalance.report.statistics import smoothed, wilson
+from autobalance.report.formats import percent, phrase, short
+from autobalance.report.run import Method, Part, Run
+from autobalance.report.statistics import smooth
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style
 from autobalance.report.text import end_label, objective_name
 
@@ -62,42 +46,27 @@ def pictures(run: Run) -> dict[str, list[Picture]]:
 
 
 def _error_picture(run: Run, evidence: Evidence) -> Picture:
-    methods = evidence.pair
+    methods, totals = evidence.pair, run.class_totals
     few = len(run.classes) <= MAX_LABELLED
-    colours = [BEFORE, AFTER][-len(methods) :]
     series = [
         Series(
-            m.title,
-            m.errors[run.order],
-            None if m.n is None else m.n[run.order],
-            colour,
+            m.title, m.errors[run.order], None if m.n is None else m.n[run.order], colour,
             hollow=colour == BEFORE,
         )
-        for m, colour in zip(methods, colours, strict=True)
-    ]
-    totals = run.class_totals
+        for m, colour in zip(methods, [BEFORE, AFTER][-len(methods) :], strict=True)
+    ]  # fmt: skip
     sizes = [f" · {totals[c]:,.0f}" if totals.any() else "" for c in run.order]
     names = [short(run.classes[c], 20) + size for c, size in zip(run.order, sizes, strict=True)]
     title = "Error per class" + (", before and after" if len(methods) == 2 else "")
-    spans = "; ".join(
-        f"{m.title}: from {percent(np.nanmin(m.errors))} to {percent(np.nanmax(m.errors))}"
-        for m in methods
-    )
-    kind = "Dot chart" if few else "Scatter plot"
-    described = f"{kind} of the error of {len(run.classes):,} classes by frequency. {spans}."
-    if few:
-        caption = (
-            "Classes from the most to the least frequent, with their number of training examples."
-        )
-    else:
-        caption = (
-            f"One faint dot per class, from the most frequent (left) to the rarest. Large dots: means "
-            f"over {BINS} equal slices of the classes."
-        )
+    described = phrase(
+        "figure.errors", kind="Dot chart" if few else "Scatter plot", count=len(run.classes),
+        spans=drawing.spans([(m.title, m.errors) for m in methods]),
+    )  # fmt: skip
+    caption = phrase(f"figure.{'labelled' if few else 'sliced'}", bins=drawing.BINS)
     if all(m.n is not None for m in methods):
         caption += f" Bars: 95% Wilson intervals{'' if few else ' of the pooled errors'}."
     name = f"{run.place}fig-errors-{evidence.kind}"
-    figure = error_figure(names, series)
+    figure = drawing.error_figure(names, series)
     return picture(figure, name, title, described, f"{caption} On {evidence.data}.")
 
 
@@ -109,43 +78,32 @@ def _calibration_pictures(run: Run) -> Iterator[Picture]:
     tested = None if evidence is None else evidence.after
     diagrams, data = run.reliability, "held-out examples of the search, by its network"
     if tested is not None and {"raw", "corrected"} <= tested.reliability.keys():
-        diagrams, data = tested.reliability, run.evaluation_data or "test data"
+        diagrams, data = tested.reliability, run.data
     if not {"raw", "corrected"} <= diagrams.keys():
         return
     errors = {key: percent(diagrams[key].error) for key in ("raw", "corrected")}
-    described = (
-        "Reliability diagram: share predicted rightly against confidence, raw and corrected, with the "
-        f"share of examples below. Expected calibration error {errors['raw']} raw, "
-        f"{errors['corrected']} corrected."
-    )
-    caption = (
-        f"How often predictions are right against how sure they are, on {data}. On the diagonal "
-        f"confidence is what it says; below it, too high. Expected calibration error: {errors['raw']} "
-        f"raw, {errors['corrected']} corrected. Bars: 95% Wilson intervals. Below: the share of the "
-        "examples in each bin."
-    )
+    described = phrase("figure.reliability_alt", **errors)
+    caption = phrase("figure.reliability", data=data, **errors)
     figure = _reliability_figure(diagrams)
     yield picture(figure, f"{run.place}fig-calibration", "Reliability", described, caption)
 
 
 def _reliability_figure(diagrams: dict[str, Reliability]) -> Figure:
-    figure = new_figure(400.0)
-    axes, below = stacked_axes(figure, 2, height_ratios=(4, 1))
+    figure = drawing.new_figure(400.0)
+    axes, below = drawing.stacked_axes(figure, 2, height_ratios=(4, 1))
     axes.plot([0, 100], [0, 100], "--", color=MUTED, linewidth=1)
     pairs = (("raw", "raw softmax", BEFORE), ("corrected", "corrected", AFTER))
     for i, (key, label, colour) in enumerate(pairs):
         n, right, sure = (np.array(v, float) for v in vars(diagrams[key]).values())
         full = n > 0
         share = np.divide(right, n, out=np.full(len(n), np.nan), where=full)
-        low, high = wilson(share, n)
         at = 100 * sure + (0.5 if i else -0.5)
-        ends, places = dashes(100 * low[full], 100 * high[full], at[full])
-        axes.plot(places, ends, color=colour, linewidth=1.2)
+        drawing.intervals(axes, share[full], n[full], at[full], colour)
         dots(axes, at[full], 100 * share[full], colour, label, hollow=colour == BEFORE)
         width = 100 / len(n)
         left = width * (np.arange(len(n)) + 0.08 + 0.42 * i)
         face = "none" if colour == BEFORE else colour
-        look = {"align": "edge", "facecolor": face, "edgecolor": colour}
+        look: dict[str, Any] = {"align": "edge", "facecolor": face, "edgecolor": colour}
         below.bar(left, 100 * n / n.sum(), 0.42 * width, **look)
     axes.set_ylim(0, 100)
     axes.set_xlim(0, 100)
@@ -153,9 +111,9 @@ def _reliability_figure(diagrams: dict[str, Reliability]) -> Figure:
     below.set_ylabel("examples")
     below.set_xlabel("confidence")
     for axis in (axes.yaxis, below.yaxis, below.xaxis):
-        format_axis(axis, percent=True)
+        drawing.format_axis(axis, percent=True)
     below.yaxis.set_major_locator(MaxNLocator(2))
-    legend(figure)
+    drawing.legend(figure)
     return figure
 
 
@@ -170,8 +128,8 @@ def _confusion_pictures(run: Run) -> Iterator[Picture]:
     if len(classes) < len(run.classes):
         columns.append("(other)")
     tables = [_confusions(m, classes)[:, : len(columns)] for m in methods]
-    figure = new_figure((len(classes) * 23.0 + 30.0) * len(methods) + 110.0)
-    all_axes = stacked_axes(figure, len(methods))
+    figure = drawing.new_figure((len(classes) * 23.0 + 30.0) * len(methods) + 110.0)
+    all_axes = drawing.stacked_axes(figure, len(methods))
     for axes, method, table in zip(all_axes, methods, tables, strict=True):
         _draw_confusions(axes, table, BEFORE if both and method is methods[0] else AFTER)
         axes.set_yticks(np.arange(len(classes)) + 0.5, [short(run.classes[c], 15) for c in classes])
@@ -181,19 +139,15 @@ def _confusion_pictures(run: Run) -> Iterator[Picture]:
     all_axes[-1].set_xlabel("predicted")
     apart = np.where(np.eye(*tables[-1].shape, dtype=bool), -1.0, tables[-1])
     i, j = np.unravel_index(int(apart.argmax()), apart.shape)
-    described = (
-        f"Confusion matrix of {len(classes)} classes{', before and after' if both else ''}. Most often "
-        f"confused{' after' if both else ''}: {columns[i]} predicted as {columns[j]}, "
-        f"{apart[i, j]:.0f}% of the class."
-    )
+    described = phrase(
+        "figure.confusion_alt", count=len(classes), pair=", before and after" if both else "",
+        after=" after" if both else "", name=columns[i], guess=columns[j], share=apart[i, j],
+    )  # fmt: skip
     chosen = "whose error changed most" if both else "with most errors"
     chosen = f"the {len(classes)} classes {chosen}"
     if len(classes) == len(run.classes):
         chosen = "all classes"
-    caption = (
-        f"Of each class (row), the percentage predicted as each: {chosen}, most frequent first. On "
-        f"{evidence.data}."
-    )
+    caption = phrase("figure.confusion", chosen=chosen, data=evidence.data)
     title = "Confusion" + (", before and after" if both else "")
     yield picture(figure, f"{run.place}fig-confusion", title, described, caption)
 
@@ -225,49 +179,33 @@ def _confusions(method: Method, classes: list[int]) -> np.ndarray:
 
 def _draw_confusions(axes: Axes, table: np.ndarray, colour: str) -> None:
     """Cells with the share where it is not 0, those of right predictions framed."""
-    for (r, c), value in np.ndenumerate(table):
-        if value <= 0:
-            continue
-        text = f"{value:.0f}" if value >= 0.5 else "<1"
-        cell(axes, r, c, colour, CELL * min(value / 100, 1.0), text, 11)
-        if r == c:
-            frame = {"facecolor": "none", "edgecolor": MUTED, "linewidth": 0.75}
-            axes.add_patch(Rectangle((c, r), 1, 1, **frame))
-    axes.set_xlim(0, table.shape[1])
-    axes.set_ylim(len(table), 0)
-    axes.tick_params(length=0, labelcolor=INK, labelsize=11)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+    texts = [["" if v <= 0 else f"{v:.0f}" if v >= 0.5 else "<1" for v in row] for row in table]
+    drawing.heat_map(axes, table / 100, colour, texts, 11)
+    for i in np.flatnonzero(np.diagonal(table) > 0).tolist():
+        frame = {"facecolor": "none", "edgecolor": MUTED, "linewidth": 0.75}
+        axes.add_patch(Rectangle((i, i), 1, 1, **frame))
+    axes.tick_params(labelsize=11)
 
 
 # The loss's parameters -------------------------------------------------------------------------
-
-_MEANINGS = {
-    "additive": "Added to the logits in training only; shown with mean 0, as only differences act. "
-    "The steeper it rises, the larger the margin asked of rare classes.",
-    "multiplicative": "Multiplies the logits in training only. 1 leaves them as they are.",
-    "weight": "Weight of a class's examples, with mean 1 over the training examples.",
-}
 
 
 def _parameter_picture(run: Run, part: Part) -> Picture:
     panels = _panels(run)
     height = 280.0 if len(panels) == 1 else 60.0 + 190.0 * len(panels)
-    figure = new_figure(height)
-    all_axes = stacked_axes(figure, len(panels), sharey=True)
+    figure = drawing.new_figure(height)
+    all_axes = drawing.stacked_axes(figure, len(panels), sharey=True)
     for axes, g in zip(all_axes, panels, strict=True):
         _against_frequency(axes, run, part, g, (height - 60.0) / len(panels) - 30.0)
         axes.set_title(_panel_title(run, part, g), color=INK)
     where = " in the group" if run.groups else ""
     all_axes[-1].set_xlabel(f"training examples of the class{where}")
-    legend(figure)
+    drawing.legend(figure)
     title = f"{part.title[:1].upper()}{part.title[1:]} against class frequency"
-    described = (
-        f"Scatter plot. The values found run from {np.nanmin(part.end):.2f} to "
-        f"{np.nanmax(part.end):.2f}, at the start from {np.nanmin(part.start):.2f} to "
-        f"{np.nanmax(part.start):.2f}."
-    )
-    caption = _MEANINGS[part.key]
+    ends = {"start_low": np.nanmin(part.start), "start_high": np.nanmax(part.start)}
+    ends |= {"low": np.nanmin(part.end), "high": np.nanmax(part.end)}
+    described = phrase("figure.parameter_alt", **ends)
+    caption = phrase(f"figure.{part.key}")
     if not part.changed and run.search_status == "finished":
         caption += " The search left it as it was."
     name = f"{run.place}fig-{part.key}"
@@ -278,12 +216,12 @@ def _against_frequency(axes: Axes, run: Run, part: Part, g: int, height: float) 
     """One panel; its axes are about `height` points high."""
     counts = np.maximum(run.counts[g], 0.5)  # a class that a group lacks stands left of 1
     start, end = part.start[g], part.end[g]
-    thin = evenly_spaced(len(counts), MAX_DOTS // len(_panels(run)))
+    thin = drawing.evenly_spaced(len(counts), MAX_DOTS // len(_panels(run)))
     few = len(counts) <= MAX_LABELLED
     size = 5.5 if few else 2.5
     if part.changed:
         if few:
-            ends, places = dashes(start, end, counts)
+            ends, places = drawing.dashes(start, end, counts)
             axes.plot(places, ends, color=MUTED, linewidth=0.75)
         dots(axes, counts[thin], start[thin], BEFORE, "start", hollow=True, size=size)
     dots(axes, counts[thin], end[thin], AFTER, end_label(run), hollow=False, size=size)
@@ -323,41 +261,39 @@ def _name_the_moved(
 def _path_picture(run: Run, part: Part) -> Picture:
     panels = _panels(run)
     height = 420.0 if len(panels) == 1 else 50.0 + 210.0 * len(panels)
-    figure = new_figure(height)
-    all_axes = stacked_axes(figure, len(panels), sharey=True)
-    order = run.order[evenly_spaced(len(run.order), MAX_LINES)]
+    figure = drawing.new_figure(height)
+    all_axes = drawing.stacked_axes(figure, len(panels), sharey=True)
+    order = run.order[drawing.evenly_spaced(len(run.order), MAX_LINES)]
     for axes, g in zip(all_axes, panels, strict=True):
         _draw_path(axes, run, part, g, order)
     for axes, g in zip(all_axes, panels, strict=True):  # once the shared axes are settled
         _label_ends(axes, run, part.path[-1, g], order, height / len(panels) - 50)
         axes.set_title(_panel_title(run, part, g), color=INK)
     all_axes[-1].set_xlabel("training step")
-    described = (
-        f"Line chart of {part.title} for {len(run.classes):,} classes over "
-        f"{part.steps[-1]:,.0f} training steps, with {len(part.path):,} points noted."
-    )
-    many = len(run.classes) > MAX_LINES
+    described = phrase(
+        "figure.path_alt", title=part.title, count=len(run.classes), steps=part.steps[-1],
+        points=len(part.path),
+    )  # fmt: skip
     which = f"{MAX_LINES} of {len(run.classes):,} classes, evenly spaced by frequency"
-    caption = f"{which if many else 'One line per class'}, from frequent (blue) to rare (orange)."
-    if part.key == "additive":
-        caption += " Mean 0 over the classes at every step."
-    caption += " The result is an average over the last steps." + _groups_left_out(run)
+    which = which if len(run.classes) > MAX_LINES else "One line per class"
+    mean = " Mean 0 over the classes at every step." if part.key == "additive" else ""
+    caption = phrase("figure.path", which=which, mean=mean, groups=_groups_left_out(run))
     title = f"Path of {part.symbol} over the search"
     return picture(figure, f"{run.place}fig-path-{part.key}", title, described, caption)
 
 
 def _draw_path(axes: Axes, run: Run, part: Part, g: int, order: np.ndarray) -> None:
-    points = evenly_spaced(len(part.steps), MAX_PATH_POINTS)
+    points = drawing.evenly_spaced(len(part.steps), MAX_PATH_POINTS)
     steps, path = part.steps[points], part.path[points, g]
     first = run.curves["step"][:1]
     if len(first) and steps[0] < first[0] <= steps[1]:  # held fixed while warming up
         steps, path = np.insert(steps, 1, first[0]), np.insert(path, 1, path[0], axis=0)
     width = 1.6 if len(order) <= MAX_LABELLED else 0.9
     for i, c in enumerate(order):
-        axes.plot(steps, path[:, c], color=ramp(i, len(order)), linewidth=width)
+        axes.plot(steps, path[:, c], color=drawing.ramp(i, len(order)), linewidth=width)
     axes.set_xlim(0, steps[-1] if steps[-1] > 0 else 1)
     axes.margins(y=0.06)
-    format_axis(axes.xaxis, integer=True)
+    drawing.format_axis(axes.xaxis, integer=True)
 
 
 def _label_ends(axes: Axes, run: Run, last: np.ndarray, order: np.ndarray, height: float) -> None:
@@ -375,7 +311,7 @@ def _label_ends(axes: Axes, run: Run, last: np.ndarray, order: np.ndarray, heigh
     for at, (i, label) in zip(spread, labels.items(), strict=True):
         axes.annotate(
             label, (1, at), xycoords="axes fraction", xytext=(6, 0), textcoords="offset points",
-            va="center", color=ramp(i, len(order)), annotation_clip=False,
+            va="center", color=drawing.ramp(i, len(order)), annotation_clip=False,
         )  # fmt: skip
 
 
@@ -409,31 +345,27 @@ def _curve_pictures(run: Run) -> Iterator[Picture]:
     if np.isfinite(smooth).any() or np.isfinite(hard).any():
         title = "Objective on validation data"
         series = [("differentiable form", smooth, BEFORE), ("0-1 error", hard, AFTER)]
-        described = f"Line chart of the {name} on validation data over the search. {_ends('0-1 error', hard)}"
-        caption = (
-            f"The {name} in the differentiable form that guides the search, and over the 0-1 error. "
-            "Faint: as measured. Strong: moving average."
-        )
+        ends = _ends("0-1 error", hard)
+        caption = phrase("figure.objective", objective=name)
         if np.isfinite(test).any():
             title = "Objective on validation and test data"
             series.append(("0-1 error, test data", test, INK))
-            described += f" {_ends('0-1 error on test data', test)}"
-            caption += " The test data guided nothing; dashed, of the network in training."
+            ends += f" {_ends('0-1 error on test data', test)}"
+            caption += phrase("figure.watched")
+        described = phrase("figure.objective_alt", objective=name, ends=ends)
         figure = _curve_figure(steps, series)
         yield picture(figure, f"{run.place}fig-objective", title, described, caption)
     if np.isfinite(training).any():
         figure = _curve_figure(steps, [("training loss", training, AFTER)])
-        described = (
-            f"Line chart of the training loss over the search. {_ends('training loss', training)}"
-        )
-        caption = "The designed loss on training batches; its form changes as the search goes on."
+        described = phrase("figure.training_alt", ends=_ends("training loss", training))
+        caption = phrase("figure.training")
         yield picture(figure, f"{run.place}fig-training", "Training loss", described, caption)
 
 
 def _curve_figure(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) -> Figure:
-    figure = new_figure(260.0)
+    figure = drawing.new_figure(260.0)
     axes = figure.add_subplot()
-    thin = evenly_spaced(len(steps), MAX_CURVE_POINTS)
+    thin = drawing.evenly_spaced(len(steps), MAX_CURVE_POINTS)
     for label, values, colour in series:
         known = np.isfinite(values)
         if not known.any():
@@ -443,12 +375,12 @@ def _curve_figure(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) 
             continue
         if len(steps) >= 15:
             axes.plot(steps[thin], values[thin], color=colour, linewidth=0.75, alpha=0.4)
-            values = smoothed(values, max(3, len(steps) // 8))
+            values = smooth(values, max(3, len(steps) // 8))
         axes.plot(steps[thin], values[thin], color=colour, linewidth=2, label=label)
     axes.set_xlabel("training step")
-    format_axis(axes.xaxis, integer=True)
-    format_axis(axes.yaxis)
-    legend(figure)
+    drawing.format_axis(axes.xaxis, integer=True)
+    drawing.format_axis(axes.yaxis)
+    drawing.legend(figure)
     return figure
 
 

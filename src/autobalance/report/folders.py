@@ -67,19 +67,8 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
 def save_evaluation(folder: str | Path, measured: Mapping[str, Any], data: str) -> None:
     """Keep what test data say of a RUN's network, in place of an earlier evaluation, and show it.
 
-    Parameters
-    ----------
-    folder : path
-        The RUN folder.
-    measured : mapping
-        Of `autobalance.calibration.temperature.evaluate_logits`.
-    data : str
-        The data in words, as a sentence goes on after "on".
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written to.
+    `measured` is what `autobalance.calibration.temperature.evaluate_logits` gives; `data` names the data as a
+    sentence goes on after "on". Raises OSError if the folder cannot be written to.
     """
     folder = Path(folder)
     method = {"title": "autobalance", **measured}

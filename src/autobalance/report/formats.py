@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
+
+
+def phrase(name: str, /, **values: Any) -> str:
+    """The sentence ``section.key`` of phrases.toml, its values filled in."""
+    section, key = name.split(".")
+    return read_words(section)[key].format(**values)
+
+
+@cache
+def read_words(section: str) -> dict[str, str]:
+    """A section of phrases.toml, in its order."""
+    text = files("autobalance.report").joinpath("phrases.toml").read_text("utf-8")
+    return tomllib.loads(text)[section]
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -40,26 +56,6 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-_KINDS = {
-    "CVaRError": "CVaR of the errors",
-    "OddsGap": "difference of equal opportunity",
-    "OpportunityGap": "equal opportunity difference",
-    "ParityGap": "demographic parity difference",
-    "CrossEntropyRisk": "cross-entropy in place of the error",
-    "SingleLoop": "one step per update (single loop)",
-    "ConjugateGradient": "conjugate gradients",
-    "Neumann": "Neumann series",
-    "Nystrom": "Nyström approximation",
-    "Identity": "inverse curvature taken as the identity",
-}
-_WORDS = {"gauss_newton": "Gauss-Newton", "hessian": "exact Hessian"}
-_OVER = {
-    "class": " over classes",
-    "group": " over groups",
-    "class_and_group": " over pairs of group and class",
-}
-
-
 def setting_text(value: Any) -> str:
     """A setting's value in words; an object of the library by its "kind" and its own settings."""
     if isinstance(value, dict) and isinstance(value.get("kind"), str):
@@ -73,7 +69,7 @@ def setting_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         text = ", ".join(setting_text(v) for v in value[:50])
         return text + (", …" if len(value) > 50 else "")
-    return _WORDS.get(str(value), str(value))
+    return read_words("curvatures").get(str(value), str(value))
 
 
 def _object_text(record: dict[str, Any]) -> str:
@@ -84,7 +80,10 @@ def _object_text(record: dict[str, Any]) -> str:
         scale = f"{relative} × mean margin" if fixed is None else setting_text(fixed)
         return f"smooth error with temperature {scale}"
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower()
-    parts = [_KINDS.get(kind, spaced) + _OVER.get(str(options.pop("over", "")), "")]
+    parts = [
+        read_words("kinds").get(kind, spaced)
+        + read_words("over").get(str(options.pop("over", "")), "")
+    ]
     if kind == "Blend" and isinstance(options.get("parts"), list):
         pairs = [part for part in options.pop("parts") if isinstance(part, list) and len(part) == 2]
         parts = [" + ".join(f"{setting_text(w)} × ({setting_text(each)})" for w, each in pairs)]

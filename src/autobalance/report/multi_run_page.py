@@ -11,12 +11,15 @@ from markupsafe import Markup
 
 from autobalance._validation import InputError
 from autobalance.report import compare_runs as compare
+from autobalance.report.cautions import warning
 from autobalance.report.compare_runs import NamedRun, classes_in_common
+from autobalance.report.drawing import Picture
 from autobalance.report.evidence import all_evidence
-from autobalance.report.html import inlined, render_page, render_sections, view
-from autobalance.report.record import MAX_NAME, Run, read_run, safe_text
-from autobalance.report.status import warning
-from autobalance.report.tables import Table
+from autobalance.report.formats import phrase
+from autobalance.report.html import render_sections, view
+from autobalance.report.record import MAX_NAME, read_run, safe_text
+from autobalance.report.run import Run
+from autobalance.report.templates import render_page
 from autobalance.report.text import objective_name, sentences
 
 MAX_BYTES = 1_900_000
@@ -82,10 +85,8 @@ def _with_evidence(given: list[tuple[str, Run]]) -> list[NamedRun]:
     ]
 
 
-def _parts(
-    runs: list[NamedRun], classes: list[str]
-) -> list[tuple[str, str, list[Table], list[Any]]]:
-    """Sections that hold all runs: identifier, heading, tables and pictures."""
+def _parts(runs: list[NamedRun], classes: list[str]) -> list[tuple[str, str, Any, list[Picture]]]:
+    """Sections that hold all runs: identifier, heading, table and pictures."""
     both = (runs, classes)
     parts = [
         ("runs", "Errors and cost", compare.runs_table(runs), []),
@@ -94,27 +95,18 @@ def _parts(
          compare.parameter_pictures(*both)),
         ("settings", "Settings that differ", compare.settings_table(runs), []),
     ]  # fmt: skip
-    return [
-        (i, name, [table] if table else [], inlined(pictures))
-        for i, name, table, pictures in parts
-        if table or pictures
-    ]
+    return [part for part in parts if part[2] or part[3]]
 
 
 def _story(runs: list[NamedRun], classes: list[str]) -> list[str]:
     """What stands beside what, and which has the lowest error where that can be said."""
-    story = [
-        f"{_listed([n.name for n in runs])}: what each was asked for, what it found and its cost."
-    ]
+    story = [phrase("runs.story", names=_listed([n.name for n in runs]))]
     scores = [float(np.nanmean(n.after.errors)) for n in runs if n.after]
     if len(scores) == len(runs) and not limits(runs, classes):
         best = int(np.argmin(scores))
         others = [100 * s for i, s in enumerate(scores) if i != best]
-        story.append(
-            f"On the same kind of data the balanced error is lowest for {runs[best].name}, "
-            f"{100 * scores[best]:.1f}%; of the others {min(others):.1f}% or more. One run each says "
-            "nothing of other seeds: autobalance compare measures that."
-        )
+        values = {"name": runs[best].name, "best": 100 * scores[best], "least": min(others)}
+        story.append(phrase("runs.lowest", **values))
     return story
 
 
@@ -123,55 +115,31 @@ def limits(runs: list[NamedRun], classes: list[str]) -> list[str]:
     texts = []
     sets = [set(n.run.classes) for n in runs]
     if any(s != sets[0] for s in sets):
-        texts.append(
-            f"The runs are of different classes: {len(classes):,} have the same name in all of them, "
-            f"and only these stand side by side ({_sizes(runs)}). Balanced and worst errors are over "
-            "each run's own classes."
-            if classes
-            else f"The runs have no class in common ({_sizes(runs)}): their errors and losses cannot be "
-            "compared class by class, nor their balanced and worst errors."
-        )
+        key = "some_classes" if classes else "no_classes"
+        sizes = ", ".join(f"{n.name}: {len(n.run.classes):,}" for n in runs)
+        texts.append(phrase(f"runs.{key}", count=len(classes), sizes=sizes))
     elif any(_by_name(n) != _by_name(runs[0]) for n in runs):
-        texts.append(
-            "The runs were trained on different numbers of examples, so that a difference need not be "
-            "that of the losses."
-        )
-    kinds = {_kind(n) for n in runs}
-    if "nothing" in kinds:
-        missing = [n.name for n in runs if n.evidence is None]
-        texts.append(f"Nothing measured the error per class of {_listed(missing)}.")
-    if len(kinds - {"nothing"}) > 1:
-        kinds_of_data = "; ".join(
-            f"{n.name}: {n.evidence.data if n.evidence else 'nothing'}" for n in runs
-        )
-        texts.append(f"The errors are of different kinds of data: {kinds_of_data}.")
+        texts.append(phrase("runs.numbers"))
+    kinds = {n.evidence.kind for n in runs if n.evidence}
+    missing = [n.name for n in runs if n.evidence is None]
+    if missing:
+        texts.append(phrase("runs.nothing", names=_listed(missing)))
+    data = "; ".join(f"{n.name}: {n.evidence.data if n.evidence else 'nothing'}" for n in runs)
+    if len(kinds) > 1:
+        texts.append(phrase("runs.kinds", data=data))
     elif kinds == {"test"} and len({n.evidence.data for n in runs if n.evidence}) > 1:
-        kinds_of_data = "; ".join(
-            f"{n.name}: {n.evidence.data if n.evidence else ''}" for n in runs
-        )
-        texts.append(f"The errors are on different test data: {kinds_of_data}.")
+        texts.append(phrase("runs.test_data", data=data))
     aims = {objective_name(n.run) for n in runs}
     if len(aims) > 1:
-        texts.append(
-            f"The runs were asked for different things ({', '.join(sorted(aims))}): each is best judged "
-            "by its own."
-        )
+        texts.append(phrase("runs.aims", aims=", ".join(sorted(aims))))
     stopped = [n.name for n in runs if n.run.status != "finished"]
     if stopped:
-        texts.append(f"Not finished: {_listed(stopped)}.")
+        texts.append(phrase("runs.unfinished", names=_listed(stopped)))
     return texts
-
-
-def _kind(named: NamedRun) -> str:
-    return "nothing" if named.evidence is None else named.evidence.kind
 
 
 def _by_name(named: NamedRun) -> dict[str, float]:
     return dict(zip(named.run.classes, named.run.class_totals.tolist(), strict=True))
-
-
-def _sizes(runs: list[NamedRun]) -> str:
-    return ", ".join(f"{n.name}: {len(n.run.classes):,}" for n in runs)
 
 
 def _listed(names: list[str]) -> str:

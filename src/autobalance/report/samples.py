@@ -15,9 +15,8 @@ import matplotlib.image
 import numpy as np
 
 from autobalance.records import to_json
-from autobalance.report.augmentation import draw_sheet, sheet_size
 from autobalance.report.drawing import WIDTH, Picture, new_figure, picture
-from autobalance.report.formats import short
+from autobalance.report.formats import phrase, short
 from autobalance.report.svg import INK, house_style
 
 FORMAT = "autobalance-samples"
@@ -28,21 +27,11 @@ MOST_BYTES = 400_000
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """Images of a few classes, each beside its augmented versions.
+    """Images of a few classes, each beside its augmented versions."""
 
-    Attributes
-    ----------
-    rows : list of (int, int or None)
-        Class, and group where the augmentation has rows per group.
-    images : ndarray
-        Shape ``(rows, columns, c, h, w)``, in [0, 1].
-    examples : int
-        Training images in a row; each stands before its own draws.
-    """
-
-    rows: list[tuple[int, int | None]]
-    images: np.ndarray
-    examples: int
+    rows: list[tuple[int, int | None]]  # class, and group where the augmentation has rows per group
+    images: np.ndarray  # shape (rows, columns, c, h, w), in [0, 1]
+    examples: int  # training images in a row; each stands before its own draws
 
 
 def rows_that_fit(count: int, columns: int, channels: int, size: int) -> int:
@@ -50,7 +39,7 @@ def rows_that_fit(count: int, columns: int, channels: int, size: int) -> int:
     return max(1, min(count, MOST_ROWS, MOST_BYTES // (columns * channels * size * size)))
 
 
-def packed(sheet: Sheet) -> bytes:
+def pack_sheet(sheet: Sheet) -> bytes:
     """``samples.json``: the images as one PNG, without gaps, and what its rows are."""
     rows, columns, channels, height, width = sheet.images.shape
     tiles = sheet.images.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
@@ -68,8 +57,8 @@ def packed(sheet: Sheet) -> bytes:
     return to_json(record).encode()
 
 
-def unpacked(record: Any) -> Sheet | None:
-    """Inverse of `packed`, from the parsed file; None where it is none, or altered."""
+def unpack_sheet(record: Any) -> Sheet | None:
+    """Inverse of `pack_sheet`, from the parsed file; None where it is none, or altered."""
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != 1:
         return None
     try:
@@ -87,40 +76,50 @@ def unpacked(record: Any) -> Sheet | None:
     return Sheet(rows, tiles.transpose(0, 2, 4, 1, 3).astype(np.float64), examples)
 
 
-def samples_picture(
-    sheet: Sheet, names: Sequence[str], classes: int | None = None, place: str = ""
-) -> Picture:
-    """The sheet for the report's page.
-
-    Parameters
-    ----------
-    sheet : Sheet
-        What to draw.
-    names : sequence of str
-        Of its rows.
-    classes : int, optional
-        How many rows there are in all, to say that others are left out.
-    place : str
-        In front of the picture's identifiers; see `autobalance.report.record.Run`.
-    """
+def samples_picture(sheet: Sheet, names: Sequence[str], classes: int, place: str = "") -> Picture:
+    """The sheet for the report's page, its rows by `names`; `classes` is how many there are in all."""
     draws = sheet.images.shape[1] // sheet.examples - 1
     many = f"{sheet.examples} training images" if sheet.examples > 1 else "a training image"
-    described = (
-        f"Of each of {len(names)} classes {many}, each followed by {draws} versions as training "
-        f"saw them. From the top: {', '.join(short(name, 40) for name in names)}."
-    )
-    caption = (
-        f"{many[:1].upper()}{many[1:]} of each class, and {draws} random draws of the augmentation at the "
-        "strength learned. A column has the same random numbers in every row, so rows differ by what was "
-        "learned."
-    )
-    if classes is not None and classes > len(names):
+    above = ", ".join(short(name, 40) for name in names)
+    described = phrase("figure.samples_alt", rows=len(names), many=many, draws=draws, names=above)
+    caption = phrase("figure.samples", many=many[:1].upper() + many[1:], draws=draws)
+    if classes > len(names):
         caption += f" {len(names)} of {classes:,} classes, from the most to the least frequent."
+    pixels, left, top = _tile(sheet)
+    height, width = sheet.images.shape[-2:]
     with house_style():
-        rows, across = sheet_size(sheet.images, sheet.examples)
-        axes = new_figure(40.0 + (WIDTH - 100.0) * rows / across).add_subplot()
+        figure = new_figure(40.0 + (WIDTH - 100.0) * pixels.shape[0] / pixels.shape[1])
+        axes = figure.add_subplot()
         # "none" leaves the pixels to the browser, which "nearest" would draw anew.
-        draw_sheet(axes, sheet.images, names, sheet.examples, interpolation="none", length=14)
-        axes.tick_params(labelcolor=INK, labelsize=10)
+        axes.imshow(pixels, interpolation="none")
+        middle = [y + height / 2 for y in top]
+        axes.set_yticks(middle, [short(str(name), 14) for name in names])
+        originals = [x + width / 2 for x in left[:: draws + 1]]
+        axes.set_xticks(originals, ["original"] * sheet.examples)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0, labelcolor=INK, labelsize=10)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
         title = "Training images, augmented"
-        return picture(axes.get_figure(True), f"{place}fig-samples", title, described, caption)
+        return picture(figure, f"{place}fig-samples", title, described, caption)
+
+
+def _tile(sheet: Sheet) -> tuple[np.ndarray, list[int], list[int]]:
+    """All images as one, with nothing between them, and where each column and row begins.
+
+    The draws stand apart from their original.
+    """
+    rows, columns, _, height, width = sheet.images.shape
+    gap, each = max(1, width // 16), columns // sheet.examples
+    left = [
+        gap + c * (width + gap) + 2 * gap * ((c % each > 0) + 3 * (c // each))
+        for c in range(columns)
+    ]
+    top = [gap + r * (height + gap) for r in range(rows)]
+    pixels = np.zeros((top[-1] + height + gap, left[-1] + width + gap, 4))
+    for r, y in enumerate(top):
+        for c, x in enumerate(left):
+            image = sheet.images[r, c].transpose(1, 2, 0).clip(0, 1)
+            pixels[y : y + height, x : x + width, :3] = image
+            pixels[y : y + height, x : x + width, 3] = 1.0
+    return pixels, left, top

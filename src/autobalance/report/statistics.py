@@ -12,17 +12,8 @@ Z95 = 1.959964
 def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's 95% interval of a proportion (E. B. Wilson, JASA 22, 1927).
 
-    Parameters
-    ----------
-    share : ndarray
-        Observed proportions in [0, 1]; NaN where there is none.
-    n : ndarray
-        Trials behind each, same shape.
-
-    Returns
-    -------
-    low, high : ndarray
-        Ends of the interval in [0, 1]; NaN where `share` is NaN or `n` is 0.
+    `share` are the observed proportions, NaN where there is none, `n` the trials behind each. Both
+    ends are NaN where `share` is NaN or `n` is 0. scipy has it for one proportion at a time.
     """
     share, n = np.asarray(share, dtype=float), np.asarray(n, dtype=float)
     known = np.isfinite(share) & (n > 0)
@@ -34,22 +25,6 @@ def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         np.where(known, np.clip(middle - half, 0.0, 1.0), np.nan),
         np.where(known, np.clip(middle + half, 0.0, 1.0), np.nan),
     )
-
-
-def even_counts(errors: np.ndarray, total: float | None) -> np.ndarray | None:
-    """Examples per class if `total` were spread evenly over the classes, shape ``(k,)``.
-
-    None where that cannot be: the total does not divide, or an error is not a whole number of
-    examples out of so many.
-    """
-    present = np.isfinite(errors)
-    if not total or not present.any() or total % present.sum():
-        return None
-    each = total / present.sum()
-    wrong = errors[present] * each
-    if np.abs(wrong - np.round(wrong)).max() > 1e-3:
-        return None
-    return np.where(present, each, 0.0)
 
 
 def class_variances(errors: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -75,7 +50,7 @@ def half_width(*variances: float) -> float:
     return Z95 * math.sqrt(sum(variances))
 
 
-def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving average that ignores NaN; at the ends over what the window still holds."""
     known = np.isfinite(values)
     ones = np.ones(window | 1)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from typing import Any
 from xml.etree import ElementTree
 
@@ -115,15 +116,13 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def standalone_svg(draw: Callable[[], Figure]) -> str:
-    """The figure that `draw` makes as an SVG file's text; the same figure, the same text."""
-    settings: dict[Any, Any] = {"svg.hashsalt": "autobalance", "text.parse_math": False}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings)
-        stream = io.StringIO()
-        draw().savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+def standalone_svg(svg: str) -> str:
+    """An inline figure as the text of a file of its own: on white, in the page's light colours."""
+    style = files("autobalance.report").joinpath("style.css").read_text(encoding="utf-8")
+    light = dict(re.findall(r"(--[\w-]+): (#\w+)", style.partition("@media")[0]))
+    svg = re.sub(r"var\((--[\w-]+)\)", lambda m: light[m[1]], svg)
+    look = "background:#fff;font-family:sans-serif"
+    return svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" style="{look}" ', 1)
 
 
 def _without_styles(root: ElementTree.Element) -> None:

@@ -1,27 +1,35 @@
-"""The tables of one run: what they say, apart from how they look."""
+"""Tables of one run and of several: what they say, apart from how they look."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from autobalance.records import ErrorTable
-from autobalance.report.choice import candidate_title
 from autobalance.report.evidence import Evidence, all_evidence, confusion_evidence, error_evidence
-from autobalance.report.formats import duration, number, percent, points, setting_text
-from autobalance.report.record import SCORES, Method, Part, Run, safe_text
+from autobalance.report.formats import duration, number, percent, phrase, points, setting_text
+from autobalance.report.record import SCORES, safe_text
+from autobalance.report.run import Method, Run
 from autobalance.report.statistics import half_width, mean_error_variance, wilson
-from autobalance.report.text import end_label, in_sentence, objective_name, start_name
+from autobalance.report.text import (
+    GAP_TITLES,
+    candidate_title,
+    end_label,
+    in_sentence,
+    in_words,
+    objective_name,
+    start_name,
+)
 
 MAX_PAIRS = 15
 MAX_SETTINGS = 200
 _LONG = 30  # rows; a longer table starts folded
 _WIDE = 5  # columns
-_SCORE_TITLES = dict(zip(SCORES, ("Balanced error", "Worst class", "Worst group"), strict=True))
+SCORE_TITLES = dict(zip(SCORES, ("Balanced error", "Worst class", "Worst group"), strict=True))
 _NOT_SETTINGS = {"class_counts", "validation_counts"}
 
 
@@ -50,6 +58,21 @@ class Table:
     numeric: bool = True
     sortable: bool = True
     folded: int | None = None
+
+    @classmethod
+    def of_columns(
+        cls,
+        name: str,
+        caption: str,
+        columns: Iterable[tuple[str, Sequence[Cell | str]]],
+        **look: Any,
+    ) -> Self:
+        """From titles and the cells below each; a text is a cell without a number."""
+        titles, cells = zip(*columns, strict=True)
+        rows = [
+            [c if isinstance(c, Cell) else Cell(c) for c in row] for row in zip(*cells, strict=True)
+        ]
+        return cls(name, caption, list(titles), rows, **look)
 
     @property
     def text_columns(self) -> set[int]:
@@ -94,6 +117,13 @@ def time_cell(seconds: float | None) -> Cell:
     return Cell(duration(seconds), value=seconds)
 
 
+def parameter_cell(value: float, digits: int | None = None) -> Cell:
+    """A parameter of the loss, small ones with a digit more."""
+    if digits is None:
+        digits = 2 if not np.isfinite(value) or abs(value) >= 0.1 else 3
+    return Cell(number(value, digits), value=_finite(value))
+
+
 def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
@@ -102,12 +132,10 @@ def error_cells(errors: np.ndarray, n: np.ndarray | None) -> list[Cell]:
     """Error rates with their Wilson intervals, where the numbers of examples are known."""
     if n is None:
         return [rate_cell(float(e)) for e in errors]
-    low, high = wilson(errors, n)
-    notes = [
-        f"{100 * a:.0f}–{100 * b:.0f}" if np.isfinite(e) else ""
-        for e, a, b in zip(errors, low, high, strict=True)
+    return [
+        rate_cell(float(e), f"{100 * low:.0f}–{100 * high:.0f}" if np.isfinite(e) else "")
+        for e, low, high in zip(errors, *wilson(errors, n), strict=True)
     ]
-    return [rate_cell(float(e), note) for e, note in zip(errors, notes, strict=True)]
 
 
 def balanced_error_note(method: Method) -> str:
@@ -134,66 +162,60 @@ def methods_table(run: Run) -> Table | None:
     methods = run.methods
     if not methods:
         return None
-    keys = [key for key in SCORES if any(key in m.scores or key in m.undefined for m in methods)]
-    lowest = {
-        key: min((m.scores[key] for m in methods if key in m.scores), default=0) for key in keys
-    }
-    timed = any(m.seconds is not None or m.training_runs is not None for m in methods)
-    rows = []
-    for method in methods:
-        row = [Cell(method.title)]
-        for key in keys:
-            value = method.scores.get(key)
-            note = ""
-            if key == "balanced_error" and value is not None:
-                note = balanced_error_note(method)
-            best = value is not None and len(methods) > 1 and value == lowest[key]
-            row.append(rate_cell(value, note, best=best))
-        if timed:
-            row += [time_cell(method.seconds), number_cell(method.training_runs, "{:g}")]
-        rows.append(row)
-    columns = ["Training loss", *(_SCORE_TITLES[key] for key in keys)]
-    columns += ["Time", "Training runs"] if timed else []
-    caption = f"Errors on {run.evaluation_data or 'test data'}"
-    caption += "; the lowest in bold." if len(methods) > 1 else "."
-    if any(cell.note for row in rows for cell in row):
-        caption += " ±: 95% interval for the choice of test examples; a new seed would add to it."
-    reasons = {f"{_SCORE_TITLES[k]}: not defined, for {m.undefined[k]}." for m in methods
-               for k in keys if k in m.undefined}  # fmt: skip
-    caption = " ".join([caption, *sorted(reasons)])
-    return Table(f"{run.place}methods", caption, columns, rows)
+    columns: list[tuple[str, list[Any]]] = [("Training loss", [m.title for m in methods])]
+    reasons, intervals = set(), False
+    for key, title in SCORE_TITLES.items():
+        lowest = min((m.scores[key] for m in methods if key in m.scores), default=None)
+        for m in methods:
+            if key in m.undefined:
+                reasons.add(f"{title}: not defined, for {m.undefined[key]}.")
+        if lowest is None and not any(key in m.undefined for m in methods):
+            continue
+        cells = []
+        for m in methods:
+            value = m.scores.get(key)
+            note = balanced_error_note(m) if key == "balanced_error" and value is not None else ""
+            best = value is not None and len(methods) > 1 and value == lowest
+            cells.append(rate_cell(value, note, best=best))
+            intervals |= bool(note)
+        columns.append((title, cells))
+    if any(m.seconds is not None or m.training_runs is not None for m in methods):
+        columns.append(("Time", [time_cell(m.seconds) for m in methods]))
+        columns.append(("Training runs", [number_cell(m.training_runs, "{:g}") for m in methods]))
+    caption = f"Errors on {run.data}{'; the lowest in bold' if len(methods) > 1 else ''}."
+    if intervals:
+        caption += phrase("table.seeds")
+    return Table.of_columns(f"{run.place}methods", " ".join([caption, *sorted(reasons)]), columns)
 
 
 def choice_table(run: Run) -> Table | None:
     """The final choice: every candidate's held-out error, and its difference to the start."""
-    if not run.candidates:
+    candidates = run.candidates
+    if not candidates:
         return None
-    start = start_name(run)
-    lowest = min(c.objective for c in run.candidates)
-    rows = []
-    for c in run.candidates:
-        gap = None if c.name == "start" else c.difference
-        known = gap is not None and c.standard_error is not None
-        note = f"± {100 * c.standard_error:.1f}" if known and c.standard_error is not None else ""
-        rows.append(
-            [
-                Cell(candidate_title(c.name, start)),
-                rate_cell(c.objective, best=c.objective == lowest),
-                change_cell(gap, note),
-                Cell("taken" if c.name == run.choice else ""),
-            ]
+    start, lowest = start_name(run), min(c.objective for c in candidates)
+    gaps = [
+        change_cell(None)
+        if c.name == "start" or c.difference is None
+        else change_cell(
+            c.difference, "" if c.standard_error is None else f"± {100 * c.standard_error:.1f}"
         )
-    trained = f"Each loss trained anew on each of the {run.in_folds}"
-    if run.folds == 1:
-        trained = "The designed loss and augmentation by the search's network, the start trained anew without"
-    caption = (
-        f"{trained}; errors ({objective_name(run)}, 0-1) on all "
-        "examples held out; the lowest in bold. Difference to the start in percentage points ± its "
-        "standard error; below 0 is better. The same held-out examples guided the search, which "
-        "flatters the designed loss a little."
+        for c in candidates
+    ]
+    trained = phrase(
+        f"table.trained_{'once' if run.folds == 1 else 'in_folds'}", folds=run.in_folds
     )
-    columns = ["Training loss", "Held-out error", "Difference, points", "Choice"]
-    return Table(f"{run.place}choice", caption, columns, rows, sortable=False)
+    caption = phrase("table.choice", trained=trained, objective=objective_name(run))
+    columns = [
+        ("Training loss", [candidate_title(c.name, start) for c in candidates]),
+        (
+            "Held-out error",
+            [rate_cell(c.objective, best=c.objective == lowest) for c in candidates],
+        ),
+        ("Difference, points", gaps),
+        ("Choice", ["taken" if c.name == run.choice else "" for c in candidates]),
+    ]
+    return Table.of_columns(f"{run.place}choice", caption, columns, sortable=False)
 
 
 def errors_tables(run: Run) -> list[Table]:
@@ -203,59 +225,54 @@ def errors_tables(run: Run) -> list[Table]:
 
 def _errors_table(run: Run, evidence: Evidence) -> Table:
     """Error per class and method, most frequent class first."""
-    methods, change = evidence.methods, evidence.change
-    cells = [error_cells(m.errors, m.n) for m in methods]
-    columns = ["Class", "Training examples", *(m.title for m in methods)]
-    caption = f"Error per class on {evidence.data}, most frequent first."
-    if any(m.n is not None for m in methods):
-        caption += " Beside each: its 95% Wilson interval in percent."
-    if change is not None and evidence.before and evidence.after:
-        cells.append([change_cell(gap) for gap in change.tolist()])
-        columns.append("Change, points")
-        caption += f" Change: from {evidence.before.title} to {evidence.after.title}."
-    rows = [
-        [Cell(run.classes[c]), number_cell(run.class_totals[c]), *(column[c] for column in cells)]
-        for c in run.order[: run.rows].tolist()
+    order, change = run.order[: run.rows].tolist(), evidence.change
+    columns: list[tuple[str, list[Any]]] = [
+        ("Class", [run.classes[c] for c in order]),
+        ("Training examples", [number_cell(float(run.class_totals[c])) for c in order]),
     ]
+    for m in evidence.methods:
+        n = None if m.n is None else m.n[order]
+        columns.append((m.title, error_cells(m.errors[order], n)))
+    caption = f"Error per class on {evidence.data}, most frequent first."
+    if any(m.n is not None for m in evidence.methods):
+        caption += phrase("table.wilson")
+    if change is not None and evidence.before and evidence.after:
+        columns.append(("Change, points", [change_cell(float(change[c])) for c in order]))
+        caption += f" Change: from {evidence.before.title} to {evidence.after.title}."
     caption += _cut(run, len(run.order))
-    return Table(f"{run.place}errors-{evidence.kind}", caption, columns, rows, folded=1)
+    return Table.of_columns(f"{run.place}errors-{evidence.kind}", caption, columns, folded=1)
 
 
 def calibration_table(run: Run) -> Table | None:
     """Expected calibration errors of raw and of corrected probabilities."""
+    name, raw_title = f"{run.place}calibration", "Softmax of the raw logits"
     tested = [m for m in run.methods if {"raw", "corrected"} <= m.reliability.keys()]
     if tested:
-        columns = ["Training loss", "Softmax of the raw logits", "Corrected"]
-        rows = [
-            [Cell(m.title), *(rate_cell(m.reliability[key].error) for key in ("raw", "corrected"))]
-            for m in tested
+        caption = phrase("table.tested_calibration", data=run.data)
+        columns = [
+            ("Training loss", [m.title for m in tested]),
+            (raw_title, [rate_cell(m.reliability["raw"].error) for m in tested]),
+            ("Corrected", [rate_cell(m.reliability["corrected"].error) for m in tested]),
         ]
-        caption = (
-            f"Expected calibration error on {run.evaluation_data or 'test data'}: how far, on average, "
-            "confidence is from the share predicted rightly. Corrected: for what the loss adds to the "
-            "logits and for the class frequencies of these examples, as predict_proba does for a prior."
-        )
-        return Table(f"{run.place}calibration", caption, columns, rows, sortable=False)
+        return Table.of_columns(name, caption, columns, sortable=False)
     diagrams = run.reliability
     if "raw" not in diagrams:
         return None
     titles = {
-        "raw": "Softmax of the raw logits",
+        "raw": raw_title,
         "prior": "Corrected for the loss and the class frequencies",
         "corrected": "The same, with the temperature fitted",
     }
-    rows = [
-        [Cell(t), rate_cell(diagrams[key].error)] for key, t in titles.items() if key in diagrams
-    ]
-    caption = (
-        f"Expected calibration error on {sum(diagrams['raw'].n):,} held-out examples, by the search's "
-        "network: how far, on average, confidence is from the share predicted rightly."
-    )
+    caption = phrase("table.calibration", n=sum(diagrams["raw"].n))
     if "temperature" in run.calibration:
         fitted = number(run.calibration["temperature"])
-        caption += f" The temperature, {fitted}, was fitted on these same examples."
-    columns = ["Probabilities", "Calibration error"]
-    return Table(f"{run.place}calibration", caption, columns, rows, sortable=False)
+        caption += phrase("table.temperature", fitted=fitted)
+    known = [key for key in titles if key in diagrams]
+    columns = [
+        ("Probabilities", [titles[key] for key in known]),
+        ("Calibration error", [rate_cell(diagrams[key].error) for key in known]),
+    ]
+    return Table.of_columns(name, caption, columns, sortable=False)
 
 
 def confusion_table(run: Run) -> Table | None:
@@ -265,33 +282,35 @@ def confusion_table(run: Run) -> Table | None:
         return None
     methods = evidence.pair
     both = len(methods) == 2
-    counts = [pair_counts(m) for m in methods]
+    counts = [
+        {(t, guess): n for t, guess, n in m.confused.tolist()}
+        for m in methods
+        if m.confused is not None
+    ]
     before, after = counts if both else ({}, counts[0])
     pairs = set().union(*counts)
     change = {p: after.get(p, 0) - before.get(p, 0) for p in pairs}
     most = sorted(pairs, key=lambda p: (-abs(change[p]), -after.get(p, 0), p))[:MAX_PAIRS]
-    rows = []
-    for t, guess in most:
-        row = [Cell(run.classes[t]), Cell(run.classes[guess])]
-        for method, table in zip(methods, counts, strict=True):
-            n = table.get((t, guess), 0)
-            total = 0.0 if method.n is None else method.n[t]
-            row.append(Cell(f"{n:,}", f"{100 * n / total:.0f}%" if total else "", float(n)))
-        if both:
-            gap = change[t, guess]
-            sign = "+" if gap > 0 else "−" if gap < 0 else "±"
-            row.append(Cell(f"{sign}{abs(gap):,}", value=float(gap)))
-        rows.append(row)
-    columns = ["Class", "Predicted as", *(m.title for m in methods), *(["Change"] if both else [])]
-    caption = "The confusions that changed most" if both else "The most frequent confusions"
-    caption += f", in numbers of examples, on {evidence.data}. Beside each: the share of the class."
-    return Table(f"{run.place}confusion", caption, columns, rows)
-
-
-def pair_counts(method: Method) -> dict[tuple[int, int], int]:
-    """Examples by class and class predicted, where these differ."""
-    assert method.confused is not None
-    return {(t, guess): n for t, guess, n in method.confused.tolist()}
+    columns: list[tuple[str, list[Any]]] = [
+        (title, [run.classes[p[i]] for p in most])
+        for i, title in enumerate(("Class", "Predicted as"))
+    ]
+    for method, table in zip(methods, counts, strict=True):
+        cells = []
+        for t, guess in most:
+            n, total = table.get((t, guess), 0), 0.0 if method.n is None else method.n[t]
+            cells.append(Cell(f"{n:,}", f"{100 * n / total:.0f}%" if total else "", float(n)))
+        columns.append((method.title, cells))
+    if both:
+        signs = ["+" if change[p] > 0 else "−" if change[p] < 0 else "±" for p in most]
+        gaps = [
+            Cell(f"{sign}{abs(change[p]):,}", value=float(change[p]))
+            for sign, p in zip(signs, most, strict=True)
+        ]
+        columns.append(("Change", gaps))
+    which = "The confusions that changed most" if both else "The most frequent confusions"
+    caption = phrase("table.confusion", which=which, data=evidence.data)
+    return Table.of_columns(f"{run.place}confusion", caption, columns)
 
 
 # Groups ----------------------------------------------------------------------------------------
@@ -302,57 +321,41 @@ def groups_table(run: Run) -> Table | None:
     if run.by_group is None:
         return None
     names, table = run.by_group.names, run.by_group.table
-    rates = _group_rates(table)
     sizes = table.mass.sum(axis=1)
-    columns = {title: [rate_cell(v) for v in values] for title, values in rates.items()}
-    columns["Error"][:-2] = error_cells(table.group_errors, sizes)
-    counts = [number_cell(float(n)) for n in (*sizes, sizes.sum())] + [Cell("–")]
-    heads = map(Cell, [*names, "All", "Difference"])
-    rows = [list(row) for row in zip(heads, counts, *columns.values(), strict=True)]
-    caption = (
-        f"Of {run.by_group.data}. Beside each error its 95% Wilson interval in percent; the difference is "
-        "that of the highest and the lowest group. Balanced errors are over the classes that a group "
-        "has."
-    )
+    rates = {t: [rate_cell(v) for v in values] for t, values in _group_rates(table).items()}
+    rates["Error"][:-2] = error_cells(table.group_errors, sizes)
+    caption = phrase("table.groups", data=run.by_group.data)
     if len(run.classes) == 2:
         caption += f" Positive is {run.classes[1]}."
-    return Table(
-        f"{run.place}groups", caption, ["Group", "Examples", *columns], rows, sortable=False
-    )
+    counts = [number_cell(float(n)) for n in (*sizes, sizes.sum())]
+    columns = [
+        ("Group", [*names, "All", "Difference"]),
+        ("Examples", [*counts, Cell("–")]),
+        *rates.items(),
+    ]
+    return Table.of_columns(f"{run.place}groups", caption, columns, sortable=False)
 
 
 def groups_change_table(run: Run) -> Table | None:
     """Error and balanced error of each group, before and after."""
     pairs = [e for e in all_evidence(run) if len(e.pair) == 2 and all(m.by_group for m in e.pair)]
-    if not pairs:
+    ends = [m.by_group for m in pairs[0].pair if m.by_group] if pairs else []
+    if not ends or ends[0].names != ends[1].names:
         return None
-    evidence = pairs[0]
-    before, after = (m.by_group for m in evidence.pair)
-    assert before is not None
-    assert after is not None
-    same = before.names == after.names and (before.table.mass == after.table.mass).all()
-    if not same:
+    if not (ends[0].table.mass == ends[1].table.mass).all():
         return None
-    rates = [_group_rates(each.table) for each in (before, after)]
-    columns, cells = ["Group"], []
+    before, after = (_group_rates(each.table) for each in ends)
+    columns: list[tuple[str, list[Any]]] = [("Group", [*ends[0].names, "All", "Difference"])]
     for name in ("Error", "Balanced error"):
-        ends = [r[name] for r in rates]
-        columns += [f"{name}, before", f"{name}, after", "Change, points"]
-        cells += [[rate_cell(v) for v in values] for values in ends]
-        cells.append([change_cell(b - a) for a, b in zip(*ends, strict=True)])
-    heads = map(Cell, [*before.names, "All", "Difference"])
-    rows = [list(row) for row in zip(heads, *cells, strict=True)]
-    titles = [in_sentence(m.title) for m in evidence.pair]
-    caption = f"Before: {titles[0]}; after: {titles[1]}. On {evidence.data}."
-    return Table(f"{run.place}groups-change", caption, columns, rows, sortable=False)
-
-
-_GAP_TITLES = {
-    "deo": "Difference of equal opportunity, DEO",
-    "equalized_odds_difference": "Equalized odds difference",
-    "equal_opportunity_difference": "Equal opportunity difference",
-    "demographic_parity_difference": "Demographic parity difference",
-}
+        changes = zip(before[name], after[name], strict=True)
+        columns += [
+            (f"{name}, before", [rate_cell(v) for v in before[name]]),
+            (f"{name}, after", [rate_cell(v) for v in after[name]]),
+            ("Change, points", [change_cell(b - a) for a, b in changes]),
+        ]
+    titles = [in_sentence(m.title) for m in pairs[0].pair]
+    caption = f"Before: {titles[0]}; after: {titles[1]}. On {pairs[0].data}."
+    return Table.of_columns(f"{run.place}groups-change", caption, columns, sortable=False)
 
 
 def gaps_table(run: Run) -> Table | None:
@@ -360,24 +363,25 @@ def gaps_table(run: Run) -> Table | None:
     if run.by_group is None:
         return None
     table, names = run.by_group.table, run.by_group.names
-    measures = list(_GAP_TITLES)[: 4 if len(run.classes) == 2 else 2]
-    rows = [[Cell(_GAP_TITLES[m]), rate_cell(getattr(table, m))] for m in measures]
-    caption = (
-        "The highest group's rate less the lowest's: of each class's errors, their sum (DEO) or the "
-        "largest. With few examples in a cell gaps are above 0 for any classifier."
-    )
-    reasons = {m: table.undefined(m, run.classes, names) for m in measures}
+    measures = list(GAP_TITLES)[: 4 if len(run.classes) == 2 else 2]
+    titles = {m: GAP_TITLES[m][:1].upper() + GAP_TITLES[m][1:] for m in measures}
+    caption = phrase("table.gaps")
     by_reason: dict[str, list[str]] = {}
-    for measure, reason in reasons.items():
-        if reason:
-            by_reason.setdefault(reason, []).append(_GAP_TITLES[measure])
-    for reason, titles in by_reason.items():
-        caption += f" Not defined, for {reason}: {'; '.join(titles)}."
-    return Table(f"{run.place}gaps", caption, ["Gap", "Value"], rows, sortable=False)
+    for measure in measures:
+        if reason := table.undefined(measure, run.classes, names):
+            by_reason.setdefault(reason, []).append(titles[measure])
+    for reason, without in by_reason.items():
+        caption += f" Not defined, for {reason}: {'; '.join(without)}."
+    values = [rate_cell(getattr(table, m)) for m in measures]
+    columns = [("Gap", list(titles.values())), ("Value", values)]
+    return Table.of_columns(f"{run.place}gaps", caption, columns, sortable=False)
 
 
 def _group_rates(table: ErrorTable) -> dict[str, list[float]]:
-    """Each of the groups, then of all examples together, then its range over the groups."""
+    """Each of the groups, then of all examples together, then its range over the groups.
+
+    The range is NaN where a group has no such rate.
+    """
     totals = (t.sum(axis=0, keepdims=True) for t in (table.wrong, table.mass))
     both = table, ErrorTable.from_counts(*totals)
     errors = np.concatenate([t.errors for t in both])
@@ -390,12 +394,39 @@ def _group_rates(table: ErrorTable) -> dict[str, list[float]]:
         rates["Selection rate"] = np.concatenate([s[:, 1] for s in selected if s is not None])
         rates["True positive rate"] = 1.0 - errors[:, 1]
         rates["False positive rate"] = errors[:, 0]
-    return {title: [*values.tolist(), _range(values[:-1])] for title, values in rates.items()}
+    return {title: [*v.tolist(), float(np.ptp(v[:-1]))] for title, v in rates.items()}
 
 
-def _range(values: np.ndarray) -> float:
-    """Highest less lowest; NaN where a group has no such rate."""
-    return float(np.ptp(values))
+def frontier_table(run: Run) -> Table | None:
+    """The points and the baselines of the run's frontier."""
+    if not run.frontier:
+        return None
+    by = run.frontier["by"]
+    points = [*run.frontier["points"], *run.frontier["baselines"]]
+    picked = [by in p and p[by] == run.frontier[by] for p in points]
+    notes = ["a class always wrong" if p["constant"] else "" for p in points]
+    caption = phrase(f"table.{'mixes' if by == 'mix' else 'bounds'}")
+    columns = [
+        ("Loss" if by == "mix" else "Decision", [point_title(by, p) for p in points]),
+        *(
+            (measure_name(run.frontier[axis]), [rate_cell(p[axis]) for p in points])
+            for axis in ("main", "gap")
+        ),
+        ("Note", ["picked" if at else note for at, note in zip(picked, notes, strict=True)]),
+    ]
+    return Table.of_columns(f"{run.place}frontier", caption, columns)
+
+
+def point_title(by: str, point: dict[str, Any]) -> str:
+    """A point of a frontier by its mix or bound, a baseline by its title."""
+    if by not in point:
+        return point["title"]
+    return f"mix {point['mix']:g}" if by == "mix" else f"bound {percent(point['bound'])}"
+
+
+def measure_name(measure: str) -> str:
+    """An objective's or a gap's name in words."""
+    return GAP_TITLES.get(measure) or in_words(measure)
 
 
 # The loss, its cost and how it came about --------------------------------------------------------
@@ -406,73 +437,65 @@ def parameters_table(run: Run) -> Table | None:
     if not run.parts:
         return None
     pairs = [(g, c) for c in run.order.tolist() for g in range(len(run.counts))]
-    rows = []
-    for g, c in pairs[: run.rows]:
-        row = [Cell(run.classes[c]), *([Cell(run.groups[g])] if run.groups else [])]
-        row.append(number_cell(run.counts[g, c]))
-        row += [parameter_cell(v[g, c]) for part in run.parts for v in _ends(part)]
-        rows.append(row)
-    columns = ["Class", *(["Group"] if run.groups else []), "Training examples"]
-    for part in run.parts:
-        both = [f"{part.symbol}, start", f"{part.symbol}, {end_label(run)}"]
-        columns += both if part.changed else [part.symbol]
     caption = "Parameters of the loss, most frequent class first."
     if any(part.key == "additive" for part in run.parts):
         caption += " ℓ is shown with mean 0" + (" in each group." if run.groups else ".")
     caption += _cut(run, len(pairs))
-    return Table(f"{run.place}parameters", caption, columns, rows, folded=2 if run.groups else 1)
-
-
-def _ends(part: Part) -> list[np.ndarray]:
-    return [part.start, part.end] if part.changed else [part.end]
-
-
-def parameter_cell(value: float, digits: int | None = None) -> Cell:
-    """A parameter of the loss, small ones with a digit more."""
-    if digits is None:
-        digits = 2 if not np.isfinite(value) or abs(value) >= 0.1 else 3
-    return Cell(number(value, digits), value=_finite(value))
+    pairs = pairs[: run.rows]
+    columns: list[tuple[str, list[Any]]] = [("Class", [run.classes[c] for _, c in pairs])]
+    if run.groups:
+        columns.append(("Group", [run.groups[g] for g, _ in pairs]))
+    columns.append(("Training examples", [number_cell(run.counts[at]) for at in pairs]))
+    for part in run.parts:
+        ends = {part.symbol: part.end}
+        if part.changed:
+            ends = {
+                f"{part.symbol}, start": part.start,
+                f"{part.symbol}, {end_label(run)}": part.end,
+            }
+        columns += [(title, [parameter_cell(v[at]) for at in pairs]) for title, v in ends.items()]
+    return Table.of_columns(
+        f"{run.place}parameters", caption, columns, folded=2 if run.groups else 1
+    )
 
 
 def cost_table(run: Run) -> Table | None:
     """What the run cost."""
     designed = run.method("autobalance")
-    compared = len(run.methods) > 1
-    diverged = run.search_status == "diverged"
+    compared, diverged = len(run.methods) > 1, run.search_status == "diverged"
     whole = None if designed is None or not compared else designed.seconds
-    total = f"Total, all {len(run.methods)} methods compared" if compared else "Total"
     times = {
         "Search, until it diverged" if diverged else "Search": run.search_time,
         "Search, processor time": run.search_seconds.get("cpu"),
         "Retraining": run.seconds.get("retrain"),
         "autobalance: search and retraining": whole,
-        total: run.seconds.get("total"),
+        f"Total, all {len(run.methods)} methods compared" if compared else "Total": run.seconds.get(
+            "total"
+        ),
     }
-    rows = [[Cell(name), time_cell(s)] for name, s in times.items() if s is not None]
+    costs = {name: time_cell(s) for name, s in times.items() if s is not None}
     if run.training_runs is not None and not diverged:
-        rows.append([Cell("Search, in training runs"), number_cell(run.training_runs, "{:.3g}")])
+        costs["Search, in training runs"] = number_cell(run.training_runs, "{:.3g}")
     if run.steps is not None:
         done = run.steps_done if diverged else None
         steps = f"{run.steps:,}" if done is None else f"{done:,} of {run.steps:,}"
         name = "Training steps per run" if done is None else "Training steps done"
-        rows.append([Cell(name), Cell(steps, value=run.steps)])
+        costs[name] = Cell(steps, value=run.steps)
     if upper := len(run.curves["step"]):
-        rows.append([Cell("Steps on the loss (upper level)"), number_cell(upper, "{:,}")])
-    if not rows:
+        costs["Steps on the loss (upper level)"] = number_cell(upper, "{:,}")
+    if not costs:
         return None
     caption = "Time on the clock unless stated."
     if whole is not None:
-        caption += (
-            " The search is part of autobalance's time; the total covers all methods compared, "
-            "one after another."
-        )
-    return Table(f"{run.place}cost", caption, ["Part", "Cost"], rows, sortable=False)
+        caption += phrase("table.all_methods")
+    columns = [("Part", list(costs)), ("Cost", list(costs.values()))]
+    return Table.of_columns(f"{run.place}cost", caption, columns, sortable=False)
 
 
 def settings_table(run: Run) -> Table | None:
     """All settings, one a row, nested names joined by dots."""
     rows = [[Cell(name), _setting_cell(value)] for name, value in flat_settings(run)]
-    return _words_table(f"{run.place}settings", "Settings of the run.", ["Setting", "Value"], rows)
+    return words_table(f"{run.place}settings", "Settings of the run.", ["Setting", "Value"], rows)
 
 
 def _setting_cell(value: Any) -> Cell:
@@ -484,15 +507,16 @@ def _setting_cell(value: Any) -> Cell:
 def versions_table(run: Run) -> Table | None:
     """Versions of the software."""
     rows = [[Cell(name), Cell(safe_text(str(v), 300))] for name, v in run.versions.items()]
-    return _words_table(f"{run.place}versions", "Software.", ["Package", "Version"], rows)
+    return words_table(f"{run.place}versions", "Software.", ["Package", "Version"], rows)
 
 
-def _words_table(
-    name: str, caption: str, columns: Sequence[str], rows: list[list[Cell]]
+def words_table(
+    name: str, caption: str, columns: list[str], rows: list[list[Cell]]
 ) -> Table | None:
+    """A table without numbers; None where it has no row."""
     if not rows:
         return None
-    return Table(name, caption, list(columns), rows[:MAX_SETTINGS], numeric=False, sortable=False)
+    return Table(name, caption, columns, rows[:MAX_SETTINGS], numeric=False, sortable=False)
 
 
 def flat_settings(run: Run) -> list[tuple[str, Any]]:

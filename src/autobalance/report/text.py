@@ -6,43 +6,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autobalance.report.choice import UNNAMED, choice_sentence, one_fold_sentence
-from autobalance.report.formats import duration, number, percent
-from autobalance.report.record import Method, Part, Run
+from autobalance.report.formats import duration, number, percent, phrase, points, read_words
+from autobalance.report.run import Candidate, Method, Part, Run
 from autobalance.report.statistics import half_width, mean_error_variance, slope
 
-OBJECTIVES = {
-    "balanced_error": (
-        "balanced error",
-        "the mean error over classes, each class counting the same",
-    ),
-    "worst_class_error": ("worst class error", "the error of the class that fares worst"),
-    "group_balanced_error": (
-        "balanced error over groups and classes",
-        "the mean error over all pairs of group and class, each pair counting the same",
-    ),
-    "worst_group_error": ("worst group error", "the error of the group that fares worst"),
-    "worst_class_and_group_error": (
-        "worst error over groups and classes",
-        "the error of the pair of group and class that fares worst",
-    ),
-}
+UNNAMED = "the loss it began with"  # a start that has no name of its own
+_NOISE = 2.0  # standard errors
+GAP_TITLES = read_words("gaps")
 # The score of a method that tells whether the objective was met; where none fits, the balanced error.
 _SCORE = {
     "worst_class_error": ("worst_class_error", "worst class error"),
     "worst_group_error": ("worst_group_error", "worst group error"),
 }
+_BALANCED = "balanced_error", "balanced error"
 _SAME_SLOPE = 0.05
 SAME_ERROR = 0.01  # a change of the validation error that is not worth a word
 
 
-_WORDS = {
-    "cvar_error": "CVaR of the errors",
-    "deo": "DEO",
-    "where": "with a",
-    "<=": "of at most",
-    "*": "×",
-}
+# Titles ------------------------------------------------------------------------------------------
 
 
 def objective_name(run: Run) -> str:
@@ -52,38 +33,81 @@ def objective_name(run: Run) -> str:
 
 def in_words(objective: str) -> str:
     """An objective's name, a blend or a bound, as a sentence has it."""
-    if objective in OBJECTIVES:
-        return OBJECTIVES[objective][0]
-    parts = [
-        OBJECTIVES[part][0] if part in OBJECTIVES else _WORDS.get(part, part.replace("_", " "))
-        for part in objective.split()
-    ]
-    return " ".join(parts)
+    words = read_words("objectives") | read_words("in_objectives")
+    return " ".join(words.get(part, part.replace("_", " ")) for part in objective.split())
+
+
+def in_sentence(title: str) -> str:
+    """A title as it stands within a sentence; acronyms and names in capitals stay."""
+    return title[:1].lower() + title[1:] if title[1:2].islower() else title
+
+
+def heading(run: Run) -> str:
+    """The page's title."""
+    if run.search_status == "diverged":
+        return f"Training diverged before a loss for the {objective_name(run)} was found"
+    what = "A loss designed" if run.choice == "designed" else "A loss chosen"
+    if run.search_status != "finished":
+        what = "Unfinished search of a loss"
+    elif run.decided:
+        what = "Decisions"
+    return f"{what} for the {objective_name(run)}"
+
+
+def loss_heading(run: Run) -> str:
+    """The title of the section that shows the loss."""
+    if run.search_status != "finished":
+        end = "diverged" if run.search_status == "diverged" else "stopped"
+        return f"The loss when the search {end}" if run.moved else "The loss at the start"
+    return (
+        "The loss designed, not taken"
+        if run.choice != "designed" and run.moved
+        else "The loss found"
+    )
+
+
+def end_label(run: Run) -> str:
+    """What the loss at the end of the search is called beside its start."""
+    if run.search_status != "finished":
+        return "at the stop"
+    return "found" if run.choice == "designed" else "designed"
+
+
+def candidate_title(name: str, start: str) -> str:
+    """A candidate as the table names it; `start` is the start's own name."""
+    return {
+        "designed": "Designed loss",
+        "start": "Start" if start == UNNAMED else f"Start: {start}",
+        "cross_entropy": "Plain cross-entropy",
+    }.get(name, name)
+
+
+# The story ---------------------------------------------------------------------------------------
 
 
 def sentences(run: Run) -> list[str]:
     """What was asked, what was found, and what it brought."""
-    texts: list[str | None] = [_asked(run), _outcome(run)]
-    if _measured(run):
+    texts: list[str | None] = [_describe_request(run), _outcome(run)]
+    if _is_measured(run):
         texts.append(_on_test_data(run))
     elif not run.candidates and run.search_status != "diverged":
         texts.append(_on_validation(run))
-    texts.append(choice_sentence(run, start_name(run)))
-    if not (_measured(run) and run.before):  # test data of one network alone compare nothing
+    texts.append(choice_sentence(run))
+    if not (_is_measured(run) and run.before):  # test data of one network alone compare nothing
         texts.append(one_fold_sentence(run))
     return [text for text in texts if text]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """The numbers that a reader looks for first, with their names."""
-    key, name = _score(run)
+    key, name = _SCORE.get(run.objective, _BALANCED)
     named_values = [("Objective", objective_name(run))]
     for method in run.methods:
         if key in method.scores:
             title = f"{name.capitalize()}, {in_sentence(method.title)}"
             named_values.append((title, percent(method.scores[key])))
     taken, start = run.candidate(run.choice), run.candidate("start")
-    if taken is not None and not _measured(run):
+    if taken is not None and not _is_measured(run):
         named_values.append(("Held-out error, loss taken", percent(taken.objective)))
         if start is not None and start is not taken:
             named_values.append(("Held-out error, start", percent(start.objective)))
@@ -100,28 +124,22 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _about_decision(run: Run, point: dict[str, Any]) -> str:
-    text = (
-        "One network was trained by cross-entropy for the probability of each class and group; no "
-        f"group is needed to predict. On held-out examples its decisions have a "
-        f"{in_words(run.frontier['main'])} of {percent(point['main'])} and a DEO of {percent(point['gap'])}"
-    )
+    main, gap = (percent(point[axis]) for axis in ("main", "gap"))
+    beside, drawn, rules = "", "", point.get("drawn_from") or 1
     for other in run.frontier["baselines"][:1]:
-        text += f", its most probable classes {percent(other['main'])} and {percent(other['gap'])}"
-    worst = point.get("worst_cell")
-    if worst is not None:
-        text += f"; the worst class within a group errs in {percent(worst)} of cases"
-    text += "."
-    if (point.get("drawn_from") or 1) > 1:
-        text += (
-            f" For each row it is drawn which of {point['drawn_from']:.0f} rules decides. The draw is a "
-            "function of the features: the same row always gets the same decision, similar ones may not."
-        )
-    return text
+        ends = {axis: percent(other[axis]) for axis in ("main", "gap")}
+        beside += phrase("story.most_probable", **ends)
+    if point.get("worst_cell") is not None:
+        beside += phrase("story.worst_cell", worst=percent(point["worst_cell"]))
+    if rules > 1:
+        drawn = phrase("story.drawn", rules=rules)
+    name = in_words(run.frontier["main"])
+    return phrase("story.decision", main_name=name, main=main, gap=gap, beside=beside, drawn=drawn)
 
 
-def _asked(run: Run) -> str:
-    name, meaning = OBJECTIVES.get(run.objective, (in_words(run.objective), ""))
-    goal = f"the {name} ({meaning})" if meaning else f"the {name}"
+def _describe_request(run: Run) -> str:
+    meaning = read_words("meanings").get(run.objective)
+    goal = f"the {objective_name(run)}" + (f" ({meaning})" if meaning else "")
     most, least = run.order[0], run.order[-1]
     n, totals = run.class_totals.sum(), run.class_totals
     sizes = f"{n:,.0f} training examples of {len(run.classes):,} classes"
@@ -132,37 +150,31 @@ def _asked(run: Run) -> str:
     elif totals[most] == totals[least]:
         sizes += f", {totals[most]:,.0f} of each class"
     else:
-        sizes += (
-            f", from {totals[most]:,.0f} of the most frequent class ({run.classes[most]}) "
-            f"down to {totals[least]:,.0f} of the rarest ({run.classes[least]})"
-        )
+        sizes += phrase(
+            "story.from_to", most=totals[most], frequent=run.classes[most], least=totals[least],
+            rare=run.classes[least],
+        )  # fmt: skip
     what = "decisions that make" if run.decided else "a training loss that makes"
-    return f"autobalance was asked for {what} {goal} small, given {sizes}."
+    return phrase("story.asked", what=what, goal=goal, sizes=sizes)
 
 
 def _outcome(run: Run) -> str:
     if run.decided:
         return _about_decision(run, run.decided)
     if not run.parts:
-        return "The record holds no designed loss: training uses plain cross-entropy."
-    if not any(part.changed for part in run.parts):
-        if run.search_status == "diverged":
-            return (
-                f"The search never changed the loss: what is shown is its start, {start_name(run)}."
-            )
-        return f"The search left the loss where it began, at {start_name(run)}."
-    about = [_about_additive(run, p) if p.key == "additive" else _about_range(p) for p in run.parts]
+        return phrase("story.no_loss")
+    if not run.moved:
+        end = "never_changed" if run.search_status == "diverged" else "unmoved"
+        return phrase(f"story.{end}", start=start_name(run))
+    about = [_about_additive(run, p) for p in run.parts if p.key == "additive"]
+    for p in run.moved:
+        low, high = (number(end(p.end)) for end in (np.nanmin, np.nanmax))
+        if p.key != "additive":
+            about.append(phrase("story.range", title=p.title, low=low, high=high))
     subject = "The loss it found" if run.choice == "designed" else "The loss the search designed"
     if run.search_status != "finished":
         subject = "The loss so far"
-    return f"{subject} {'; '.join(text for text in about if text)}."
-
-
-def end_label(run: Run) -> str:
-    """What the loss at the end of the search is called beside its start."""
-    if run.search_status != "finished":
-        return "at the stop"
-    return "found" if run.choice == "designed" else "designed"
+    return f"{subject} {'; '.join(about)}."
 
 
 def start_name(run: Run) -> str:
@@ -207,11 +219,10 @@ def _about_additive(run: Run, part: Part) -> str:
         return f"shifts the classes' logits in training; {moved}"
     before, after = float(np.mean(start)), float(np.mean(end))
     what = "ℓ - log w" if any(p.key == "weight" for p in run.parts) else "ℓ"
-    return (
-        f"{_leaning(run, before, after)}. Its strength, the growth of {what} with log class "
-        f"frequency, is {number(after)}, at the start {number(before)} (0 is plain cross-entropy, 1 "
-        f"logit adjustment{'; means over the groups' if run.groups else ''}); {moved}"
-    )
+    return phrase(
+        "story.strength", leaning=_leaning(run, before, after), what=what, after=number(after),
+        before=number(before), means="; means over the groups" if run.groups else "", moved=moved,
+    )  # fmt: skip
 
 
 def _leaning(run: Run, before: float, after: float) -> str:
@@ -221,10 +232,7 @@ def _leaning(run: Run, before: float, after: float) -> str:
     if after < -_SAME_SLOPE:
         if before < -_SAME_SLOPE:
             return f"favours frequent classes over rare ones, as does {start}"
-        return (
-            "is the other way round from what is usual: it favours frequent classes over rare ones, "
-            f"unlike {start}. Check it on test data before using it"
-        )
+        return phrase("story.reversed", start=start)
     if abs(after) <= _SAME_SLOPE < abs(before):
         return f"treats rare and frequent classes nearly alike, unlike {start}"
     gap = after - before
@@ -234,27 +242,16 @@ def _leaning(run: Run, before: float, after: float) -> str:
     return f"favours rare classes {degree} {start}"
 
 
-def _about_range(part: Part) -> str:
-    if not part.changed:
-        return ""
-    low, high = np.nanmin(part.end), np.nanmax(part.end)
-    return f"its {part.title} runs from {number(low)} to {number(high)}"
-
-
-def _score(run: Run) -> tuple[str, str]:
-    return _SCORE.get(run.objective, ("balanced_error", "balanced error"))
-
-
-def _measured(run: Run) -> bool:
+def _is_measured(run: Run) -> bool:
     """Whether test data judged the loss."""
     after = run.method("autobalance")
-    return after is not None and _score(run)[0] in after.scores
+    return after is not None and _SCORE.get(run.objective, _BALANCED)[0] in after.scores
 
 
 def _on_test_data(run: Run) -> str:
     after = run.method("autobalance")
     assert after is not None
-    key, name = _score(run)
+    key, name = _SCORE.get(run.objective, _BALANCED)
     where = f"On {run.evaluation_data}" if run.evaluation_data else "On test data"
     others = [m for m in run.methods if m is not after and key in m.scores]
     whose = "its" if run.choice == "designed" else "the network's"
@@ -270,33 +267,23 @@ def _against(after: Method, other: Method, key: str) -> str:
     if gap == 0:
         return f"as much as {title}"
     text = f"{abs(gap):.1f} points {'less' if gap < 0 else 'more'} than {title}"
-    reach = gap_half_width(after, other) if key == "balanced_error" else None
-    if reach is None:
+    if key != "balanced_error" or after.n is None or other.n is None:
         return text
+    reach = half_width(
+        *(mean_error_variance(m.errors, m.n) for m in (after, other) if m.n is not None)
+    )
     verdict = "more than" if abs(gap) > 100 * reach else "within what"
-    return f"{text}, {verdict} the choice of test examples explains"
+    return phrase("story.compared", text=text, verdict=verdict)
 
 
-def in_sentence(title: str) -> str:
-    """A title as it stands within a sentence; acronyms and names in capitals stay."""
-    return title[:1].lower() + title[1:] if title[1:2].islower() else title
-
-
-def gap_half_width(a: Method, b: Method) -> float | None:
-    """Half of the 95% interval of the difference of two balanced errors, or None."""
-    if a.n is None or b.n is None:
-        return None
-    return half_width(mean_error_variance(a.errors, a.n), mean_error_variance(b.errors, b.n))
-
-
-def _unmeasured(run: Run) -> str:
+def _explain_missing_test(run: Run) -> str:
     tested = run.method("autobalance")
     if tested is None:
         return "Nothing was measured on test data."
-    key, name = _score(run)
+    key, name = _SCORE.get(run.objective, _BALANCED)
     if key in tested.undefined:
-        return f"On test data the {name} is not defined, for {tested.undefined[key]}."
-    return f"On test data the {_score(run)[1]} was not measured; for that of groups give --groups."
+        return phrase("story.undefined", name=name, reason=tested.undefined[key])
+    return phrase("story.unmeasured", name=name)
 
 
 def objective_then_and_now(run: Run) -> tuple[float, float] | None:
@@ -312,22 +299,71 @@ def objective_then_and_now(run: Run) -> tuple[float, float] | None:
 def _on_validation(run: Run) -> str:
     ends = objective_then_and_now(run)
     if ends is None:
-        return _unmeasured(run)
+        return _explain_missing_test(run)
     begin, end = ends
-    means = "means over the first and the last quarter of the search"
-    where = (
-        f"On the validation data that guided the search, the {objective_name(run)} of the network "
-        "in training"
-    )
-    if abs(end - begin) <= SAME_ERROR:
-        return (
-            f"{where} stayed about the same: {percent(begin)}, then {percent(end)} ({means}). By this "
-            f"measure the search gained nothing. {_unmeasured(run)}"
-        )
+    means = phrase("story.quarters")
     path = f"from {percent(begin)} to {percent(end)} ({means})"
-    if end < begin:
-        return (
-            f"{where} fell {path}. Some of that is the network learning, so it does not say what the "
-            f"loss brings. {_unmeasured(run)}"
-        )
-    return f"{where} rose {path}. By this measure the search did not help. {_unmeasured(run)}"
+    if abs(end - begin) <= SAME_ERROR:
+        sense = "steady"
+        path = f"stayed about the same: {percent(begin)}, then {percent(end)} ({means})"
+    else:
+        sense = "fell" if end < begin else "rose"
+        path = f"{sense} {path}"
+    return phrase(
+        "story.on_validation", objective=objective_name(run), path=path,
+        sense=phrase(f"story.{sense}"), unmeasured=_explain_missing_test(run),
+    )  # fmt: skip
+
+
+# The final choice --------------------------------------------------------------------------------
+
+
+def choice_sentence(run: Run) -> str | None:
+    """What was taken and why; None where there was no choice to be made."""
+    designed, taken, start = run.candidate("designed"), run.candidate(run.choice), start_name(run)
+    if designed is None or designed.difference is None or taken is None:
+        return None
+    of = "its start" if start == UNNAMED else f"its start, {start}"
+    values = {"of": of, "gap": _format_gap(designed), "errors": _errors(run, designed)}
+    if run.folds == 1:  # where augmentation was learned
+        verdict = phrase(f"choice.{'both_kept' if taken.name == 'designed' else 'start_taken'}")
+        return phrase("choice.one_split", verdict=verdict, **values)
+    if taken.name == "start":
+        end = "start_anyway" if designed.difference < 0 else "start_better"
+        return phrase(f"choice.{end}", **values)
+    if taken.name == "designed":
+        values["gap"] = values["gap"].lstrip("+−±")
+        return phrase("choice.designed", doubt=_doubt(designed), **values)
+    title = candidate_title(taken.name, start)
+    return phrase(
+        "choice.other", title=title[:1].lower() + title[1:], gap=_format_gap(taken),
+        designed=_format_gap(designed), doubt=_doubt(taken),
+    )  # fmt: skip
+
+
+def one_fold_sentence(run: Run) -> str | None:
+    """That nothing says how good the loss is, where that is so because of a single fold."""
+    moved = run.search_status == "finished" and run.moved
+    # A frontier has no final choice, with however many folds.
+    if run.candidates or not moved or (run.folds or 1) > 1 or run.kind == "frontier":
+        return None
+    return phrase("choice.one_fold")
+
+
+def _errors(run: Run, candidate: Candidate) -> str:
+    start = run.candidate("start")
+    against = f" against {percent(start.objective)}" if start else ""
+    return f"held-out error {percent(candidate.objective)}{against}"
+
+
+def _format_gap(candidate: Candidate) -> str:
+    error = candidate.standard_error
+    spread = "" if error is None else f" ± {100 * error:.1f}"
+    return f"{points(candidate.difference or 0.0)}{spread}"
+
+
+def _doubt(candidate: Candidate) -> str:
+    gap, error = candidate.difference, candidate.standard_error
+    if gap is None or error is None or abs(gap) > _NOISE * error:
+        return ""
+    return phrase("choice.doubt")

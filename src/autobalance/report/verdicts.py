@@ -9,7 +9,7 @@ import numpy as np
 from autobalance.records import ErrorTable
 from autobalance.report.evidence import all_evidence
 from autobalance.report.formats import name_list, number, percent, points
-from autobalance.report.record import Run
+from autobalance.report.run import Run
 from autobalance.report.statistics import Z95, class_variances, half_width, mean_error_variance
 from autobalance.report.text import in_words
 
