@@ -290,7 +290,7 @@ def test_shrinkage_is_by_effective_numbers_and_sums_by_weight() -> None:
     for running in (plain, shrunk):
         running(logits, y)
     sizes = torch.tensor(mass)
-    means = [r._shrunk(risks, sizes) / sizes for r in (plain, shrunk)]
+    means = [r._shrink(risks, sizes) / sizes for r in (plain, shrunk)]
     torch.testing.assert_close(means[0], torch.tensor([[1 / 32, 11 / 12]]))
     torch.testing.assert_close(means[1], torch.tensor([[1 / 5, 3 / 4]]))
 

@@ -29,6 +29,7 @@ def test_what_is_right_passes() -> None:
     assert number("x", np.float32(0.5)) == 0.5  # type: ignore[arg-type]
     assert same_length(a=[1, 2], b=None, c=np.zeros((2, 3))) == 2
     assert class_counts([3, 1]).tolist() == [3.0, 1.0]
+    assert class_counts([2, 1.5]).tolist() == [2.0, 1.5]  # sums of weights
     assert class_counts([[3, 0], [0, 1]]).tolist() == [[3.0, 0.0], [0.0, 1.0]]
 
 
@@ -45,12 +46,12 @@ def test_what_is_right_passes() -> None:
         (lambda: class_counts([4]), r"one count per class .* two classes; got shape \(1,\)"),
         (lambda: class_counts(4), r"got shape \(\)"),
         (lambda: class_counts(np.ones((2, 2, 2))), r"got shape \(2, 2, 2\)"),
-        (lambda: class_counts([2, -1]), "class_counts must hold whole numbers .* none negative"),
-        (lambda: class_counts(["a", "b"], name="counts"), "counts must hold whole numbers"),
+        (lambda: class_counts([2, -1]), "class_counts must hold numbers of .* none negative"),
+        (lambda: class_counts(["a", "b"], name="counts"), "counts must hold numbers of examples"),
         (lambda: whole("n", True, least=1), "n must be a whole number; got True"),
         (lambda: number("n", None), "n must be a number; got None"),
-        (lambda: class_counts([2, 1.5]), "must hold whole numbers"),
-        (lambda: class_counts([2, np.nan], name="n"), "n must hold whole numbers"),
+        (lambda: class_counts([0.4, 0.6]), "no shares of 1"),
+        (lambda: class_counts([2, np.nan], name="n"), "n must hold numbers of examples"),
         (lambda: class_counts([2, 0, 0]), r"class 1 has no .* \(classes without any: \[1, 2\]\)"),
         (lambda: class_counts([[2, 0], [1, 0]]), "class 1 has no training example"),
     ],

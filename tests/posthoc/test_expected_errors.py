@@ -30,6 +30,20 @@ def labelled(target: np.ndarray, groups: np.ndarray | None, classes: int = 3) ->
     return ArrayData.of(np.zeros((len(target), 1)), target, groups=groups, num_classes=classes)
 
 
+def test_a_whole_weight_counts_as_a_row_repeated() -> None:
+    target, groups = np.array([0, 1, 2, 0]), np.array([0, 1, 0, 0])
+    chances = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.0, 0.5, 0.5], [0.2, 0.2, 0.6]])
+    times = np.array([3, 1, 2, 1])
+    weighted = ArrayData.of(
+        np.zeros((4, 1)), target, groups=groups, sample_weight=times.astype(float)
+    )
+    once = evaluate_probabilities(chances, weighted)
+    rows = np.repeat(np.arange(4), times)
+    again = evaluate_probabilities(chances[rows], labelled(target[rows], groups[rows]))
+    np.testing.assert_allclose(once.errors, again.errors)
+    np.testing.assert_array_equal(once.mass, again.mass)
+
+
 @given(TRIPLES)
 def test_one_hot_rows_give_the_report_of_these_predictions(
     triples: list[tuple[int, int, int]],

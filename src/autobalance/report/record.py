@@ -220,9 +220,15 @@ def _reliability(entry: dict[str, Any], **names: str) -> dict[str, Reliability]:
         if not n.shape == right.shape == confidence.shape or not n.sum():
             continue
         if not (right > n).any() and confidence.max() <= 1:
-            n, right = (column.astype(int).tolist() for column in (n, right))
+            n, right = _as_counts(n, right)
             diagrams[name] = Reliability(n, right, confidence.tolist())
     return diagrams
+
+
+def _as_counts(*tables: np.ndarray) -> list[Any]:
+    """Lists of integers where all are whole; else of the sums of weights as they are."""
+    whole = all((table == np.round(table)).all() for table in tables)
+    return [(table.astype(int) if whole else table).tolist() for table in tables]
 
 
 def _tables(entry: dict[str, Any], keys: tuple[str, ...], k: int) -> list[np.ndarray] | None:
@@ -239,8 +245,7 @@ def _held_out(value: Any, k: int) -> HeldOut | None:
     tables = _tables(_mapping(value), ("n", "wrong", "predicted"), k)
     if tables is None or (tables[1] > tables[0]).any():
         return None
-    whole_numbers = all((t == np.round(t)).all() for t in tables)  # else sums of weights
-    return HeldOut(*((t.astype(int) if whole_numbers else t).tolist() for t in tables))
+    return HeldOut(*_as_counts(*tables))
 
 
 def held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
