@@ -74,7 +74,8 @@ def class_counts(
             f"{name} needs one count per class (k,), or per group and class (g, k), with at least "
             f"two classes; got shape {array.shape}."
         )
-    if not np.isfinite(array).all() or (array < 0).any() or 0.0 < array.sum() < 1.0 + 1e-6:
+    shares = array.sum() < 1.0 + 1e-6 and (array != np.round(array)).any()
+    if not np.isfinite(array).all() or (array < 0).any() or shares:
         raise InputError(
             f"{name} must hold numbers of examples (or sums of their weights), none negative, and no "
             "shares of 1."
