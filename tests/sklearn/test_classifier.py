@@ -683,7 +683,7 @@ def test_a_decision_of_other_data_is_refused() -> None:
     model = AutoBalanceClassifier(recipe=Recipe(epochs=1, min_steps=5))
     decided = FairDecision(
         CellDecision(torch.nn.Linear(2, 6), np.ones((1, 3, 2))),
-        ErrorTable(np.zeros((3, 2)), np.ones((3, 2))),
+        ErrorTable.from_rates(np.zeros((3, 2)), np.ones((3, 2))),
         "worst_class_and_group_error",
     )
     learned: Any = None  # not looked at before it is refused

@@ -355,7 +355,8 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
     def evaluate(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> dict[str, Any]:
         """Errors, confusions and calibration on labelled examples, as counts and rates for a report.
 
-        Data are given as to `fit`, of any groups; see `autobalance.calibration.evaluate_logits` for what returns.
+        Data are given as to `fit`, of any groups.
+        See `autobalance.calibration.evaluate_logits` for what it returns.
 
         Raises
         ------
