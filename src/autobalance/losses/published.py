@@ -596,7 +596,7 @@ def _group_counts(counts: ArrayLike, num_groups: int) -> list[int]:
         raise InputError(
             f"counts needs one number per group, shape ({num_groups},); got shape {array.shape}."
         )
-    if (array < 1).any() or (array != np.round(array)).any():
+    if (array < 1).any() or (array % 1 != 0).any():
         raise InputError(
             f"counts must hold whole numbers of examples, each at least 1; got {array.tolist()}. "
             "Leave groups without examples out."
