@@ -180,8 +180,12 @@ def _standard_error(
     block = max(1, AT_ONCE // len(pairs))
     differences = []
     for begin in range(0, DRAWS, block):
-        rates = _draw_rates(generator, pairs, min(block, DRAWS - begin))
-        own, other = (_aggregate(objective, rows, masses, shape) for rows in rates)
+        draws = min(block, DRAWS - begin)
+        # Without a name for the drawn rates, so that one block is freed before the next is drawn.
+        own, other = (
+            _aggregate(objective, rates, masses, shape)
+            for rates in _draw_rates(generator, pairs, draws)
+        )
         differences.append(own - other)
     return float(np.std(np.concatenate(differences)))
 
