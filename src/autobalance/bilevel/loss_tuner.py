@@ -349,15 +349,16 @@ def _follow(optimizer: Optimizer) -> None:
 
 def _effective_counts(batch: Batch, classes: int) -> Tensor:
     """Kish's effective number of examples of each cell, ``(g, k)``; without weights their number."""
-    cells = batch.target.cpu()
+    cells = batch.target
     if batch.groups is not None:
-        cells = batch.groups.cpu() * classes + cells
-    size = -(-(int(cells.max()) + 1) // classes) * classes
-    if batch.sample_weight is None:
-        return torch.bincount(cells, minlength=size).reshape(-1, classes)
-    weight = batch.sample_weight.cpu().double()
-    sums, squares = (torch.bincount(cells, w, size) for w in (weight, weight.square()))
-    return (sums.square() / squares.clamp(min=1e-300)).reshape(-1, classes)
+        cells = batch.groups * classes + cells
+    cells = cells.cpu()
+    weight = None if batch.sample_weight is None else batch.sample_weight.cpu().double()
+    tables = []
+    for power in [None] if weight is None else [weight, weight.square()]:
+        sums = torch.bincount(cells, power, minlength=classes)
+        tables.append(nn.functional.pad(sums, (0, -len(sums) % classes)).reshape(-1, classes))
+    return tables[0] if weight is None else tables[0].square() / tables[1].clamp(min=1e-300)
 
 
 def _check_sizes(name: str, counts: Any, classes: int) -> None:
