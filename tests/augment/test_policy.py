@@ -475,7 +475,7 @@ def tables_of(value: float, shape: tuple[int, ...] = (2, 1)) -> Tensor:
         (lambda: default_policy(table()[:, None], COUNTS), r"shape \(12, 1, 5\)"),
         (lambda: default_policy(100 * table(), COUNTS), "standardised; one has"),
         (lambda: default_policy(pictures(), [5]), "at least two classes"),
-        (lambda: default_policy(pictures(), "many"), "counts needs one number"),
+        (lambda: default_policy(pictures(), "many"), "counts must hold numbers of examples"),
         (lambda: default_policy(pictures(), [5, -1]), "counts must hold numbers of examples"),
         (lambda: moved()(table(), labels()), "are for images of shape"),
         (lambda: moved(operations=tensor_operations())(pictures(), labels()), "look like images"),

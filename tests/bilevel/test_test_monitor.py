@@ -106,4 +106,4 @@ def test_the_estimator_numbers_the_test_data_as_the_training_data() -> None:
     )
     assert model.result_.history[-1].test_objective is not None
     with pytest.raises(InputError, match=r"test must be \(X, y\)"):
-        model.fit(data.inputs.numpy(), names[data.target.numpy()], test=other)
+        model.fit(data.inputs.numpy(), names[data.target.numpy()], test="other")

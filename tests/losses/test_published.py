@@ -291,7 +291,7 @@ def test_focal_class_balanced_has_the_weights_of_the_effective_number() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"gamma": -1.0}, "gamma must be a finite number of at least 0; got -1.0"),
+        ({"gamma": -1.0}, "gamma must not be negative; got -1.0"),
         ({"gamma": math.nan}, "gamma must be a finite number"),
         ({"gamma": "2"}, "gamma must be a number; got '2'"),
         ({"weight": [1.0, 0.0]}, "weight must be above 0"),
@@ -654,7 +654,7 @@ def test_the_worst_group_gets_the_weight() -> None:
         ({"num_groups": 2.0}, "num_groups must be a whole number; got 2.0"),
         ({"step_size": 0.0}, "step_size must be a finite number above 0"),
         ({"over": "row"}, "over must be one of class, class_and_group, group; got 'row'"),
-        ({"adjustment": -1.0}, "adjustment must be a finite number of at least 0; got -1.0"),
+        ({"adjustment": -1.0}, "adjustment must not be negative; got -1.0"),
         ({"adjustment": 1.0}, "give counts, the training examples per group"),
         ({"counts": [1, 2, 3]}, r"counts needs one number per group, shape \(2,\); got .*\(3,\)"),
         ({"counts": [1, 0]}, "each at least 1; got .1.0, 0.0.. Leave groups without examples out"),
