@@ -129,6 +129,7 @@ class _Block(nn.Module):
         self.stride, self.added = stride, width - before
 
     def forward(self, x: Tensor) -> Tensor:
+        """The block's output for images ``(n, c, h, w)``."""
         short = x[:, :, :: self.stride, :: self.stride]
         if self.added:
             half = self.added // 2

@@ -106,6 +106,7 @@ def normalize_over_processes(
         total = processes.all_reduce(count)
 
         def mean_over_all(values: Tensor) -> Tensor:
+            """The mean over the examples of all processes."""
             return _SumOverProcesses.apply(values.sum(axes), processes) / total  # type: ignore[operator]
 
         mean = mean_over_all(inputs)

@@ -25,9 +25,11 @@ class BalancedError(CellObjective):
 
     @property
     def linear(self) -> bool:
+        """Always: a mean is linear in the risks."""
         return True
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """The mean of the risks that are present, over the last dimension."""
         return torch.where(present, risks, 0.0).sum() / present.sum().clamp(min=1)
 
 
@@ -54,19 +56,23 @@ class WeightedError(CellObjective):
 
     @property
     def linear(self) -> bool:
+        """Always: a weighted mean is linear in the risks."""
         return True
 
     @property
     def importance(self) -> tuple[float, ...] | None:
+        """The weights, if they are of classes; None if they are of groups."""
         return self.weights if self.over == "class" else None
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """The weighted mean of the risks that are present."""
         self._check(len(risks))
         weights = torch.as_tensor(self.weights, dtype=risks.dtype, device=risks.device)
         weights = weights[: len(risks)] * present
         return (weights * risks).sum() / weights.sum().clamp(min=torch.finfo(risks.dtype).tiny)
 
     def shares(self, present: np.ndarray) -> np.ndarray:
+        """The weights of the cells that are present, scaled to sum to 1."""
         self._check(len(present))
         weights = np.asarray(self.weights)[: len(present)] * present
         return weights / max(weights.sum(), np.finfo(np.float64).tiny)
@@ -98,9 +104,11 @@ class WorstError(CellObjective):
         positive("softness", self.softness)
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """The largest risk that is present."""
         return torch.where(present, risks, 0.0).max()
 
     def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
+        """A soft maximum of the risks, which gives every bad cell some of the gradient."""
         known = _of_present(risks, present)
         if len(known) == 0:
             return risks.sum()
@@ -131,6 +139,7 @@ class CVaRError(CellObjective):
             raise InputError(f"fraction must lie in (0, 1]; got {self.fraction}.")
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """The mean of the worst share of the risks that are present."""
         known = _of_present(risks, present)
         if len(known) == 0:
             return risks.sum()
@@ -163,10 +172,12 @@ class QuantileError(CellObjective):
         positive("softness", self.softness)
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """The quantile of the risks that are present."""
         known = _of_present(risks, present)
         return torch.quantile(known, self.q) if len(known) else risks.sum()
 
     def aggregate_smoothly(self, risks: Tensor, present: Tensor) -> Tensor:
+        """The quantile with weights that fall off around it, so that neighbours have a gradient too."""
         known = _of_present(risks.detach(), present)
         if len(known) == 0:
             return risks.sum()
@@ -185,6 +196,7 @@ class ErrorDeviation(CellObjective):
     """
 
     def aggregate(self, risks: Tensor, present: Tensor) -> Tensor:
+        """The standard deviation of the risks that are present."""
         known = _of_present(risks, present)
         if len(known) == 0:
             return risks.sum()

@@ -189,6 +189,7 @@ class CellObjective(Objective):
         return present / max(1, present.sum())
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        """The aggregate of each cell's mean risk; cells without mass are left out."""
         total, mass = cells_of(total, self.over), cells_of(mass, self.over)
         risks = total / torch.where(mass > 0, mass, 1.0)
         return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, mass > 0)

@@ -63,14 +63,17 @@ class Blend(Objective):
 
     @property
     def linear(self) -> bool:
+        """Whether both parts are linear in the risks."""
         return all(part.linear for _, part in self.parts)
 
     @property
     def importance(self) -> tuple[float, ...] | None:
+        """The importance that all parts share; None where they differ."""
         each = {part.importance for _, part in self.parts}
         return each.pop() if len(each) == 1 else None
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        """The weighted sum of both parts' values."""
         values = [w * part.value(total, mass, smoothly=smoothly) for w, part in self.parts]
         return torch.stack(values).sum()
 
@@ -133,6 +136,7 @@ class BoundedGap(Objective):
             raise InputError(f"multiplier must not be negative; got {self.multiplier}.")
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        """The main objective plus what the gap's excess over the bound costs."""
         main = self.main.value(total, mass, smoothly=smoothly)
         excess = self.gap.value(total, mass, smoothly=smoothly) - self.bound
         if not smoothly:
@@ -141,8 +145,10 @@ class BoundedGap(Objective):
         return main + (force.square() - self.multiplier**2) / (2.0 * self.rho)
 
     def adapted(self, total: Tensor, mass: Tensor) -> BoundedGap:
+        """The same objective with the price of the bound adapted to these sums."""
         excess = float(self.gap.value(total, mass)) - self.bound
         return replace(self, multiplier=max(0.0, self.multiplier + self.rate * excess))
 
     def effective_size(self, counts: Any) -> float:
+        """That of the plain sum of the objective and the gap; see `Blend.effective_size`."""
         return Blend(parts=((1.0, self.main), (1.0, self.gap))).effective_size(counts)

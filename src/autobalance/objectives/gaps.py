@@ -39,6 +39,7 @@ class Gap(Objective):
         """One number from the risks and sizes of the cells, each of shape ``(g, k)``."""
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
+        """The gap between groups from sums of risks and their mass, each of shape ``(g, k)``."""
         return self.from_rates(total / torch.where(mass > 0, mass, 1.0), mass, smoothly)
 
     def spread(self, rates: Tensor, present: Tensor, smoothly: bool) -> Tensor:
@@ -84,6 +85,7 @@ class OddsGap(Gap):
         one_of("over_classes", self.over_classes, ("sum", "max"))
 
     def from_rates(self, risks: Tensor, mass: Tensor, smoothly: bool) -> Tensor:
+        """The gap from each group's rates of error by class, ``(g, k)``."""
         gaps = self.spread(risks, mass > 0, smoothly)
         if self.over_classes == "sum":
             return gaps.sum()
@@ -110,6 +112,7 @@ class OpportunityGap(Gap):
         whole("positive", self.positive, least=-1)
 
     def from_rates(self, risks: Tensor, mass: Tensor, smoothly: bool) -> Tensor:
+        """The gap in the rate of error of the positive class."""
         if self.positive >= risks.shape[1]:
             raise InputError(
                 f"positive must be a class, 0 to {risks.shape[1] - 1}; got {self.positive}."
@@ -130,6 +133,7 @@ class ParityGap(Gap):
     """
 
     def from_rates(self, risks: Tensor, mass: Tensor, smoothly: bool) -> Tensor:
+        """The gap in the rate at which the positive class is predicted."""
         if risks.shape[1] != 2:
             raise InputError(
                 f"Demographic parity is for two classes; there are {risks.shape[1]}. For more take "

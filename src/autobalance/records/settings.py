@@ -92,6 +92,7 @@ class Recipe:
         return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dict, for JSON and YAML."""
         return asdict(self)
 
 
@@ -162,4 +163,5 @@ class SearchSettings:
             )
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dict, for JSON and YAML."""
         return asdict(self)
