@@ -521,6 +521,8 @@ def test_how_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     examples: Any = DatasetData.of(Points()).inputs.pool.examples  # type: ignore[union-attr]
+    # A test runner's worker process has a main module without a file, as a notebook has.
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread()])
     assert start_method(examples) == "fork"
     monkeypatch.setattr(threading, "enumerate", lambda: [threading.current_thread()] * 2)

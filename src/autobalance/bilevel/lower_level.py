@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -352,9 +352,10 @@ def _build_fold(
     start: ParametricCrossEntropy,
     augment: nn.Module | None,
 ) -> Fold:
-    assert spec.model_factory is not None
+    # None, like everything that is no factory, is refused by `make_network` with its remedy.
+    model_factory = cast(ModelFactory, spec.model_factory)
     lower = LowerLevel(
-        spec.model_factory,
+        model_factory,
         train.to(fabric.device),
         TrainingOptions(spec.recipe, seed, remembered=spec.settings.training_batches),
         fabric,
