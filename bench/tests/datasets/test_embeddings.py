@@ -43,7 +43,9 @@ def fixed(values: np.ndarray) -> pa.Array:
     ids=["lists", "float64", "fixed-size", "columns"],
 )
 def test_parquet(tmp_path: Path, columns: dict[str, Any]) -> None:
-    path = write(tmp_path / "a.parquet", label=LABELS, place=PLACES, w=np.arange(6.0), **columns)
+    path = write(
+        tmp_path / "a.parquet", label=LABELS, place=PLACES, w=np.arange(1.0, 7.0), **columns
+    )
     found = read_embeddings(path, target="label", groups="place", sample_weight="w")
     np.testing.assert_array_equal(found.data.inputs.numpy(), X)
     assert found.data.inputs.dtype == torch.float32
@@ -53,7 +55,7 @@ def test_parquet(tmp_path: Path, columns: dict[str, Any]) -> None:
     assert found.data.groups is not None
     assert found.data.groups.tolist() == [1, 0, 1, 0, 0, 1]
     assert found.data.sample_weight is not None
-    assert found.data.sample_weight.tolist() == list(range(6))
+    assert found.data.sample_weight.tolist() == list(range(1, 7))
     assert found.data.counts().tolist() == [[1, 2, 0], [1, 0, 2]]
 
 

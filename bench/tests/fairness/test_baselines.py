@@ -236,7 +236,7 @@ def test_both_are_repeatable(unseen: ArrayData) -> None:
 
 def test_a_base_learner_is_retrain_with_weights() -> None:
     data = table()
-    weight = np.linspace(0.0, 2.0, len(data))
+    weight = np.linspace(0.1, 2.0, len(data))
     estimator = _NetworkEstimator(lambda: nn.Linear(4, 2), RECIPE, 3, "cpu")
     estimator.fit(data.inputs.numpy(), data.target.numpy(), sample_weight=weight)
     plain = replace(data, groups=None, num_groups=None, sample_weight=torch.tensor(weight).float())
