@@ -317,10 +317,12 @@ def alone(code: str, folder: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_mlflow_in_a_local_folder(tmp_path: Path) -> None:
     alone(BEGIN + MLFLOW, tmp_path, MLFLOW_ALLOW_FILE_STORE="true")
 
 
+@pytest.mark.slow
 def test_wandb_offline(tmp_path: Path) -> None:
     alone(BEGIN + WANDB, tmp_path, WANDB_MODE="offline", WANDB_SILENT="true")
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))

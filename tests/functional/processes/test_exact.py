@@ -37,7 +37,9 @@ def run(world: int, folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["two", "four"])
+@pytest.fixture(
+    scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=["two", "four"]
+)
 def results(request: Any, tmp_path_factory: Any) -> list[dict[str, Any]]:
     return run(request.param, tmp_path_factory.mktemp("processes"))
 

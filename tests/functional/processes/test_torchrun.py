@@ -30,7 +30,7 @@ def run(command: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("folds", ["1", "3"])
+@pytest.mark.parametrize("folds", ["1", pytest.param("3", marks=pytest.mark.slow)])
 def test_two_processes_find_the_loss_that_one_finds(tmp_path: Path, folds: str) -> None:
     """The networks are in float64, the loss is in float32. Each fold starts at weights of its own."""
     alone, together = tmp_path / "alone", tmp_path / "together"
