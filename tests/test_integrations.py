@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from autobalance import HierarchicalSpace, TunableCrossEntropy
+from torchvision_operators import define_missing_operators
 
 FOLDER = Path(__file__).parents[1] / "examples"
 NAMES = (
@@ -28,7 +29,8 @@ CHANCE = 90.0  # balanced error in percent, of ten classes
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports an example by its name."""
+    """Imports an example by its name; those with Lightning and transformers import torchvision."""
+    define_missing_operators()
     monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module
 

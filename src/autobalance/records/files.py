@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -54,6 +55,9 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
                 os.fsync(stream.fileno())
         for name, part in parts.items():
             part.replace(folder / name)
+            # A process that was killed while it wrote this file has left its part behind.
+            for leftover in folder.glob(f".{glob.escape(name)}.*.part"):
+                leftover.unlink(missing_ok=True)
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

@@ -1,0 +1,18 @@
+"""Lets torchvision import beside a torch that it was not built for, in tests alone."""
+
+from __future__ import annotations
+
+import torch
+
+_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # operators live as long as this
+
+
+def define_missing_operators() -> None:
+    """Declare the two operators that torchvision registers fakes for, where it lacks them."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            if not hasattr(torch.ops.torchvision, name):
+                _LIBRARY.define(schema)
