@@ -1,25 +1,5 @@
-"""Settings shared by all tests."""
+"""The settings of tests/support/shared_settings.py hold for all tests here."""
 
-from __future__ import annotations
+from shared_settings import seeded
 
-import os
-
-import hypothesis
-import pytest
-import torch
-
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the subprocesses that tests start
-
-# The same examples on every machine and no deadline: a failure can be repeated, and a slow
-# machine is no failure.
-hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, max_examples=40, database=None
-)
-hypothesis.settings.load_profile("repeatable")
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Whatever a test draws from the global random state is the same in each run and order."""
-    torch.manual_seed(0)
+__all__ = ["seeded"]

@@ -262,12 +262,8 @@ def test_tensorboard(tmp_path: Path) -> None:
 BEGIN = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
-operators = torch.library.Library("torchvision", "FRAGMENT")
-try:
-    import torchvision
-except RuntimeError:  # beside another torch its operators are missing, which Lightning does not need
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from torchvision_operators import define_missing_operators
+define_missing_operators()  # Lightning imports torchvision
 """
 
 MLFLOW = """

@@ -74,6 +74,13 @@ def test_a_finished_run_outlives_an_interrupted_overwrite(
     assert contents()["model.safetensors"] != before["model.safetensors"]
 
 
+def test_a_finished_run_removes_what_a_killed_one_left_half_written() -> None:
+    Path("run").mkdir()
+    Path("run/.loss.json.7.part").write_bytes(b"{")
+    assert cli.main([*FIT, "--overwrite"]) == 0
+    assert contents().keys() == FILES
+
+
 def test_a_failed_overwrite_leaves_the_finished_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(FIT) == 0
     before = contents()

@@ -40,9 +40,9 @@ from autobalance.data.dataset_reader import ExampleError, start_method
 from autobalance.heads.features import extract_features
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.records.settings import Recipe, SearchSettings
+from torchvision_operators import define_missing_operators
 
 RECIPE = Recipe(epochs=2, min_steps=12, batch_size=16, lr=0.02)
-OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 SETTINGS = SearchSettings(folds=1, warmup=0.2, every=2)
 
 
@@ -258,7 +258,8 @@ def test_labels_are_found_where_datasets_keep_them() -> None:
 
 
 def test_hugging_face_datasets() -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     points = Points()
     made = datasets.Dataset.from_dict({"x": points.x.tolist(), "label": points.targets})
     made = made.with_format("torch")
@@ -282,10 +283,7 @@ def test_an_image_folder_of_torchvision(tmp_path: Path, image_folder: Any) -> No
 def image_folder(tmp_path: Path) -> Any:
     from PIL import Image
 
-    # Beside the CPU build of torch, torchvision's own operators are not registered.
-    if not hasattr(torch.ops.torchvision, "nms"):
-        for name in ("nms", "qnms"):
-            OPERATORS.define(f"{name}(Tensor boxes) -> Tensor")
+    define_missing_operators()
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import ToTensor
 

@@ -26,6 +26,7 @@ from autobalance.hypergrad.implicit import hypergradient
 from autobalance.hypergrad.solvers import Identity
 from autobalance.objectives.aggregates import BalancedError
 from helpers import NUM_CLASSES as K, class_loss
+from torchvision_operators import define_missing_operators
 
 Inputs = Callable[[int], Any]
 
@@ -438,20 +439,11 @@ def test_equals_the_reverse_gradient_or_is_refused(name: str) -> None:
 
 def vision(name: str, **options: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        global _operators
-        try:
-            _operators = torch.library.Library("torchvision", "DEF")
-            _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:  # defined already, or a torchvision that has them
-            pass
+        define_missing_operators()
         models = importlib.import_module("torchvision.models")
         return getattr(models, name)(weights=None, num_classes=K, **options)
 
     return make
-
-
-_operators: Any = None
 
 
 def timm_model(name: str, **options: Any) -> Callable[[], nn.Module]:

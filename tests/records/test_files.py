@@ -48,6 +48,16 @@ def test_a_full_disk_leaves_the_old_file_whole(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_another_process_may_be_writing_the_same_file(tmp_path: Path) -> None:
+    other = tmp_path / ".report.html.7.part"
+    other.write_bytes(b"half")
+    write_atomically(tmp_path / "report.html", b"whole")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+        "report.html": b"whole",
+        other.name: b"half",
+    }
+
+
 def test_json_has_no_nan() -> None:
     record = {"a": [1.5, math.nan, {"b": (math.inf, -math.inf)}], "c": "NaN", "d": None, "e": True}
     expected = {"a": [1.5, None, {"b": [None, None]}], "c": "NaN", "d": None, "e": True}

@@ -11,25 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+
+from torchvision_operators import define_missing_operators
 
 
 def import_torchvision() -> Any:
-    """Import `torchvision.datasets`, also where torchvision was built for another torch.
+    """Import `torchvision.datasets`, also where torchvision was built for another torch."""
+    define_missing_operators()
+    import torchvision.datasets
 
-    Its import then fails for want of two operators that no dataset uses; they are declared first.
-    """
-    try:
-        import torchvision.datasets
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision.datasets
     return torchvision.datasets
 
 
-LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # operators live as long as this
 datasets = import_torchvision()
 
 

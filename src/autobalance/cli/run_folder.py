@@ -29,6 +29,7 @@ from autobalance.records import (
     output_folder,
     read_json,
     read_record,
+    remove_parts,
     run_status,
     to_json,
     write_together,
@@ -52,6 +53,7 @@ def write_run(
         return False
     files = {**(files or {}), RESULT: to_json(record, indent=1).encode()}
     write_together(folder, files)
+    remove_parts(folder)
     for name in {MODEL, WEIGHTS, LOSS, REPORT, EVALUATION, SAMPLES} - files.keys():
         (folder / name).unlink(missing_ok=True)
     write_report(read_folder(folder) if SAMPLES in files else record, folder / REPORT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import os
@@ -55,12 +54,15 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
                 os.fsync(stream.fileno())
         for name, part in parts.items():
             part.replace(folder / name)
-            # A process that was killed while it wrote this file has left its part behind.
-            for leftover in folder.glob(f".{glob.escape(name)}.*.part"):
-                leftover.unlink(missing_ok=True)
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left half-written, in a folder that this process has to itself."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def to_json(record: Any, *, indent: int | None = None) -> str:
