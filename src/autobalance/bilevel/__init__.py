@@ -1,5 +1,6 @@
 """The bilevel search: driver, lower level, loss tuner, retraining and the Pareto frontier."""
 
+from autobalance.bilevel.arms import DEFAULT_ARMS, Arm, as_arms
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.driver import BilevelSearch
@@ -29,8 +30,10 @@ from autobalance.bilevel.types import (
 )
 
 __all__ = [
+    "DEFAULT_ARMS",
     "DEFAULT_SOLVER",
     "MIXES",
+    "Arm",
     "Baseline",
     "BilevelSearch",
     "FixedLoss",
@@ -48,6 +51,7 @@ __all__ = [
     "SearchResult",
     "SearchSpec",
     "UpperStep",
+    "as_arms",
     "baselines",
     "check_options",
     "choose",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autobalance._validation import TrainingDiverged
 from autobalance.augment import AugmentationPolicy, freeze_augmentation
+from autobalance.bilevel.arms import Arm
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import Checkpoint
 from autobalance.bilevel.loggers import LoggerAdapter
@@ -22,7 +23,7 @@ from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.test_monitor import is_look_due
 from autobalance.bilevel.types import Interrupted, Progress, ProgressListener
 from autobalance.losses import LossParameters, ParametricCrossEntropy
-from autobalance.records import PathPoint, UpperRecord
+from autobalance.records import PathPoint, RacedArm, UpperRecord
 from autobalance.spaces import DesignSpace, LossSnapshot, TunableCrossEntropy, WithUnknownGroup
 
 MAX_PATH_NUMBERS = 100_000
@@ -146,6 +147,8 @@ class BilevelSearch(Generic[P, U]):
         The objective on test data now, asked for now and then.
     checkpoint : Checkpoint
         Where the run's state is kept; nowhere at first.
+    arm, raced
+        The arm that the spec is for, and the race that it won; see `SearchResult`.
     """
 
     def __init__(
@@ -166,6 +169,8 @@ class BilevelSearch(Generic[P, U]):
         self.outcomes: Outcomes = {}
         self.monitor: Callable[[], float] | None = None
         self.checkpoint = Checkpoint(None, dict, dict)
+        self.arm: Arm | None = None
+        self.raced: list[RacedArm] = []
         self.recorder = SearchRecorder()
         self.recorder.append_path_point(0, loss.space().detach())
 
@@ -256,7 +261,9 @@ class BilevelSearch(Generic[P, U]):
             },
             settings=self.settings, seed=self.spec.seed, seconds=self.recorder.seconds(),
             status=status, candidates=candidates, choice=choice,
-            training_runs=folds * self.done / self.problem.steps_per_run + candidate_runs,
+            training_runs=folds * self.done / self.problem.steps_per_run + candidate_runs
+            + sum(record.steps for record in self.raced) / self.problem.steps_per_run,
+            arm=self.arm, race=self.raced,
         )  # fmt: skip
 
     def _designed(self) -> tuple[DesignSpace, nn.Module | None]:

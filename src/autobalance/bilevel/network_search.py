@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autobalance.augment import AugmentChoice, as_augmentation, describe_augmentation, from_bytes
+from autobalance.bilevel.arms import Arm, as_arms
 from autobalance.bilevel.candidate_selection import train_candidates
 from autobalance.bilevel.checkpoints import Checkpoint, describe, fingerprint
 from autobalance.bilevel.driver import BilevelSearch
@@ -28,6 +29,7 @@ from autobalance.bilevel.held_out import absent_cells, calibrate, evaluate_held_
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.lower_level import NetworkFolds
+from autobalance.bilevel.race import race, with_arm
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.test_monitor import ObjectiveMonitor
@@ -62,6 +64,7 @@ def search(
     logger: MetricLogger | None = None,
     test: ArrayData | Dataset[Any] | None = None,
     precision: Precision = "32-true",
+    arms: Sequence[Arm] | str | None = None,
 ) -> SearchResult:
     """Design the training loss for an objective, by bilevel search.
 
@@ -111,6 +114,11 @@ def search(
     precision : {"32-true", "bf16-mixed"}
         Of passes through the network: float32, or bfloat16 where torch's autocast takes it, which
         is faster on newer GPUs.
+    arms : "default" or sequence of Arm, optional
+        Ways to train that a hypergradient cannot choose among, such as a cosine classifier or a strong
+        weight decay: a `race` on held-out data comes first, and the loss is searched for the arm that
+        wins. Retrain with the result itself, ``retrain(network, data, result)``, since an arm belongs to
+        its loss. By default there is no race.
 
     Returns
     -------
@@ -143,8 +151,14 @@ def search(
         settings=settings or SearchSettings(), solver=solver, seed=seed, device=device,
         checkpoint=checkpoint, test=test, precision=precision,
     )  # fmt: skip
+    racing = as_arms(arms)
     with seed_random_state(seed), reading(data, validation, test):
+        arm, raced = race(spec, racing, progress) if racing else (None, [])
+        if arm is not None:
+            spec = with_arm(spec, arm)
+            torch.manual_seed(seed)
         run = build_network_search(spec)
+        run.arm, run.raced = arm, raced
         absent = absent_cells(run.settings["validation_counts"])
         if absent and spec.objective.over == "class_and_group" and not spec.objective.linear:
             warnings.warn(

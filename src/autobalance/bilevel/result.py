@@ -13,12 +13,14 @@ from torch import nn
 
 from autobalance._validation import InputError
 from autobalance.augment import describe_augmentation, restore_augmentation
+from autobalance.bilevel.arms import Arm
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import NAMED
 from autobalance.records import (
     Calibration,
     HeldOut,
     PathPoint,
+    RacedArm,
     UpperRecord,
     check_format,
     parsed_record,
@@ -110,6 +112,10 @@ class SearchResult:
         given, which a record only names.
     training_runs : float
         What the search cost, in training runs on the training split.
+    arm : Arm or None
+        The way to train that won the race, which belongs to the loss; None without a race.
+    race : list of RacedArm
+        What each arm gave; empty without a race.
     held_out : HeldOut or None
         Predictions of the network searched with, at the end; None where the search was not
         finished, and from `search_head`.
@@ -134,6 +140,8 @@ class SearchResult:
     versions: dict[str, str] = field(default_factory=lambda: used_versions())
     held_out: HeldOut | None = None
     calibration: Calibration | None = None
+    arm: Arm | None = None
+    race: list[RacedArm] = field(default_factory=list)
 
     @property
     def collapsed(self) -> bool:
@@ -208,6 +216,8 @@ class SearchResult:
             "training_runs": self.training_runs,
             "held_out": None if self.held_out is None else asdict(self.held_out),
             "calibration": None if self.calibration is None else asdict(self.calibration),
+            "arm": None if self.arm is None else self.arm.to_dict(),
+            "race": [asdict(record) for record in self.race],
         }
 
     @classmethod
@@ -235,6 +245,8 @@ class SearchResult:
                 calibration=Calibration.from_dict(fit)
                 if (fit := record.get("calibration"))
                 else None,
+                arm=Arm(**arm) if (arm := record.get("arm")) else None,
+                race=[RacedArm(**entry) for entry in record.get("race", [])],
                 **{name: record[name] for name in _PLAIN},
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

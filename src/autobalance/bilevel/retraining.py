@@ -22,6 +22,7 @@ from autobalance.bilevel.execution import (
 )
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.lower_level import LowerLevel, TrainingOptions
+from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.types import (
     FixedLoss,
     Interrupted,
@@ -40,7 +41,7 @@ KEEP_EVERY = 20
 def retrain(
     model_factory: ModelFactory,
     data: ArrayData | Dataset[Any],
-    loss: FixedLoss | nn.Module | Callable[[Tensor, Tensor], Tensor],
+    loss: SearchResult | FixedLoss | nn.Module | Callable[[Tensor, Tensor], Tensor],
     *,
     recipe: Recipe | None = None,
     sampling: Sampling = "shuffled",
@@ -61,11 +62,12 @@ def retrain(
     data : ArrayData or Dataset
         All labelled data, training and validation together. A Dataset must have its targets; build
         a `DatasetData` where it needs options.
-    loss : ParametricCrossEntropy, another loss of `autobalance.losses`, module or callable
-        For example ``search(...).loss``, or torch's `CrossEntropyLoss` as a baseline: anything that
-        is called with ``(logits, target)`` and returns their mean. It is copied; one with a state of
-        its own starts from the state that it has. Only the library's own losses take the data's
-        groups and sample weights; others leave groups out, and are refused with sample weights.
+    loss : SearchResult, ParametricCrossEntropy, another loss, module or callable
+        What `search` returned, whose loss is taken with the arm and the augmentation that belong to it;
+        or a loss alone, such as ``search(...).loss`` or torch's `CrossEntropyLoss` as a baseline:
+        anything that is called with ``(logits, target)`` and returns their mean. It is copied; one with a
+        state of its own starts from the state that it has. Only the library's own losses take the
+        data's groups and sample weights; others leave groups out, and are refused with sample weights.
     recipe : Recipe, optional
         How to train; the same as in the search.
     sampling : {"shuffled", "balanced"}
@@ -113,6 +115,11 @@ def retrain(
     check_options(recipe, None, seed, progress, precision)
     recipe = recipe or Recipe()
     data = as_data(data)
+    if isinstance(loss, SearchResult):
+        result, loss = loss, loss.loss
+        augment = result.augment if augment is None else augment
+        if result.arm is not None:
+            model_factory, recipe = result.arm.network(model_factory), result.arm.recipe(recipe)
     own_loss = as_fixed_loss(loss, data)
     augment = None if augment is None else as_batch_transform(copy.deepcopy(augment))
     warn_of_min_steps(recipe, len(data))

@@ -26,7 +26,13 @@ from autobalance.records.metrics import (
     reliability,
 )
 from autobalance.records.plain_settings import PlainSettings, recorded_kind
-from autobalance.records.search_record import Calibration, HeldOut, PathPoint, UpperRecord
+from autobalance.records.search_record import (
+    Calibration,
+    HeldOut,
+    PathPoint,
+    RacedArm,
+    UpperRecord,
+)
 from autobalance.records.settings import Precision, Recipe, SearchSettings
 
 __all__ = [
@@ -38,6 +44,7 @@ __all__ = [
     "PathPoint",
     "PlainSettings",
     "Precision",
+    "RacedArm",
     "Recipe",
     "Reliability",
     "SearchSettings",

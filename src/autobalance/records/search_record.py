@@ -43,6 +43,44 @@ class PathPoint:
 
 
 @dataclass(frozen=True)
+class RacedArm:
+    """One arm of a race, see `autobalance.bilevel.race`.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    settings : dict
+        What it changes.
+    outcome : {"taken", "passed over", "diverged", "left out"}
+        What became of it.
+    reason : str
+        Why it was left out or diverged; else empty.
+    steps : int
+        Training steps in the race, of all folds.
+    criterion : float or None
+        What arms are compared by, on held-out examples; None where it did not race.
+    difference, standard_error : float or None
+        The criterion less that of the favourite, and its standard error from the held-out examples.
+    error : float or None
+        The objective over the 0-1 error on held-out examples.
+    training_error : float or None
+        Mean over the classes of the error on its training rows.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    outcome: str
+    reason: str = ""
+    steps: int = 0
+    criterion: float | None = None
+    difference: float | None = None
+    standard_error: float | None = None
+    error: float | None = None
+    training_error: float | None = None
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """What the network predicts on held-out data at the end of a search.
 

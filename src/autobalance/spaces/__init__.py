@@ -4,7 +4,7 @@ from autobalance.spaces.base import DesignSpace, prior_strength
 from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.default_space import SpaceFactory, build_space
 from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
-from autobalance.spaces.hierarchical_space import HierarchicalSpace
+from autobalance.spaces.hierarchical_space import HierarchicalSpace, gamma_bound
 from autobalance.spaces.tunable_loss import LossSnapshot, TunableCrossEntropy
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "TunableCrossEntropy",
     "WithUnknownGroup",
     "build_space",
+    "gamma_bound",
     "prior_strength",
 ]

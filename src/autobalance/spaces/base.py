@@ -28,12 +28,12 @@ PARTS = ("weight", "additive", "multiplicative")
 TRUSTED_SIZE = 50.0
 
 
-def check_learned_parts(learn: Iterable[str]) -> tuple[str, ...]:
+def check_learned_parts(learn: Iterable[str], name: str = "learn") -> tuple[str, ...]:
     """The parts named, in the order of `PARTS`; refused where one is unknown or there is none."""
     chosen = (learn,) if isinstance(learn, str) or not isinstance(learn, Iterable) else tuple(learn)
     unknown = [part for part in chosen if part not in PARTS]
     if unknown or not chosen:
-        raise InputError(f"learn must name some of {', '.join(PARTS)}; got {shown(list(chosen))}.")
+        raise InputError(f"{name} must name some of {', '.join(PARTS)}; got {shown(list(chosen))}.")
     return tuple(part for part in PARTS if part in chosen)
 
 

@@ -12,6 +12,8 @@ from autobalance.spaces.base import DesignSpace
 from autobalance.spaces.group_space import GroupSpace
 from autobalance.spaces.hierarchical_space import HierarchicalSpace
 
+SIGMA_GAMMA = 0.25
+"""Standard deviation of the prior on the exponent of delta."""
 SpaceFactory = Callable[[np.ndarray], DesignSpace]
 """From training counts, ``(k,)`` or ``(g, k)``, to a space."""
 
@@ -22,6 +24,7 @@ def default_space(
     importance: Any = None,
     *,
     linear: bool = True,
+    gamma: float = 0.0,
 ) -> DesignSpace:
     """The space that starts at a loss consistent for the mean error over these cells.
 
@@ -38,11 +41,22 @@ def default_space(
         Whether the objective is that mean, or one with fixed weights. The best loss for another function of
         the classes' errors, such as the largest, may be nats away from the start, so that the prior on
         each class's deviation is four times as wide; over groups that was measured not to help.
+    gamma : float
+        Start of the exponent of delta, of data without groups.
     """
     if np.ndim(counts) == 1:
         tau = 0.0 if over == "group" else 1.0
         sigma = 0.5 if linear or over != "class" else 2.0
-        return HierarchicalSpace(counts, tau=tau, importance=importance, sigma_eps=sigma)
+        return HierarchicalSpace(
+            counts,
+            learn=("additive", "multiplicative"),
+            deviations=("additive",),
+            tau=tau,
+            gamma=gamma,
+            importance=importance,
+            sigma_gamma=SIGMA_GAMMA,
+            sigma_eps=sigma,
+        )
     tau_class, tau_group = {"class": (1.0, 0.0), "group": (0.0, 0.0)}.get(over, (1.0, 1.0))
     return GroupSpace(counts, tau_class=tau_class, tau_group=tau_group)
 
@@ -65,8 +79,10 @@ class Goal(Protocol):
         ...
 
 
-def build_space(factory: SpaceFactory | None, counts: np.ndarray, goal: Goal) -> DesignSpace:
-    """What a user's factory makes of the counts, or without one the `default_space`.
+def build_space(
+    factory: SpaceFactory | None, counts: np.ndarray, goal: Goal, *, gamma: float = 0.0
+) -> DesignSpace:
+    """What a user's factory makes of the counts, or without one the `default_space`, from this gamma.
 
     Raises
     ------
@@ -74,7 +90,7 @@ def build_space(factory: SpaceFactory | None, counts: np.ndarray, goal: Goal) ->
         If the factory returns something else.
     """
     if factory is None:
-        return default_space(counts, goal.over, goal.importance, linear=goal.linear)
+        return default_space(counts, goal.over, goal.importance, linear=goal.linear, gamma=gamma)
     if not callable(factory):
         raise InputError(
             "space must be a function from training counts to a DesignSpace; got "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,14 +15,20 @@ from autobalance._validation import (
     array_of_numbers,
     finite_number,
     positive,
+    shown,
     zero_to_one,
 )
 from autobalance.losses import LossParameters
-from autobalance.spaces.base import DesignSpace, centre
+from autobalance.spaces.base import DesignSpace, centre, check_learned_parts
 
 MOST_RHO = 0.5
 """Upper bound of a learned rho, unless it starts above. Larger values never helped on development data;
 one short run reached 0.68 and lost 2 points: "Weights and adjustments at once" in the notebook.
+"""
+LEAST_DELTA = 0.5
+"""How far the exponent gamma may take delta of the rarest class below that of the most frequent one, or
+above it by the inverse, unless it starts further away. Published exponents of 0.2 break networks on data
+whose class counts differ by a factor of 2,000.
 """
 
 
@@ -36,10 +43,10 @@ class HierarchicalSpace(DesignSpace):
 
     u is how much each class's odds are corrected, rho the share of it that the weights carry: 0 is
     logit adjustment (LA), 1 class weights; searched, it ends at most at 0.5 (or its start, if that is
-    more) and may fall below 0. It starts at tau = 1, gamma = 0 and no deviations: with omega = 1 that
-    is consistent for the balanced error whatever rho is (Menon et al., 2021, theorem 1 with
-    delta_k = pi_k^(1 - rho)), and else for the error weighted by omega. With a ``(g, k)`` table of
-    counts see `GroupSpace`.
+    more) and may fall below 0. gamma is held within `gamma_bound`. It starts at tau = 1, gamma = 0 and
+    no deviations: with omega = 1 that is consistent for the balanced error whatever rho is (Menon et
+    al., 2021, theorem 1 with delta_k = pi_k^(1 - rho)), and else for the error weighted by omega. With a
+    ``(g, k)`` table of counts see `GroupSpace`.
 
     Parameters
     ----------
@@ -52,16 +59,19 @@ class HierarchicalSpace(DesignSpace):
         Start of tau.
     rho : float
         Start of rho, in [0, 1].
+    gamma : float
+        Start of gamma; where "multiplicative" is not learned, gamma stays there.
     importance : array-like, optional
         omega_k, how much the objective makes of each class's error, shape ``(k,)``, not negative;
         only ratios matter. None: all alike.
-    sigma_tau, sigma_eps : float
-        Standard deviations of the priors on the shared strengths (tau, gamma) and on each
+    sigma_tau, sigma_gamma, sigma_eps : float
+        Standard deviations of the priors on the shared strengths tau and gamma, and on each
         deviation, in the units of log pi (nats) for l and of log delta for delta.
     sigma_rho : float or None
         Standard deviation of the prior on rho; None holds rho where it starts.
-    deviations : bool
-        False learns the shared strengths alone; w has none.
+    deviations : bool or iterable of str
+        Which of the parts learned deviate by class: True all, False none, so that the shared strengths
+        alone are learned; w has none of these.
     """
 
     offset: Tensor
@@ -73,11 +83,13 @@ class HierarchicalSpace(DesignSpace):
         learn: Iterable[str] = ("additive",),
         tau: float = 1.0,
         rho: float = 0.2,
+        gamma: float = 0.0,
         importance: Any = None,
         sigma_tau: float = 0.5,
+        sigma_gamma: float = 0.5,
         sigma_eps: float = 0.5,
         sigma_rho: float | None = 1.0,
-        deviations: bool = True,
+        deviations: bool | Iterable[str] = True,
     ) -> None:
         super().__init__(counts, learn)
         if self.counts.ndim != 1:
@@ -85,14 +97,18 @@ class HierarchicalSpace(DesignSpace):
                 "HierarchicalSpace takes counts per class (k,); for groups use GroupSpace."
             )
         self.sigma_tau = positive("sigma_tau", sigma_tau)
+        self.sigma_gamma = positive("sigma_gamma", sigma_gamma)
         self.sigma_eps = positive("sigma_eps", sigma_eps)
         self.start = float(finite_number("tau", tau))
         self.sigma_rho = None if sigma_rho is None else positive("sigma_rho", sigma_rho)
         self.start_rho = float(zero_to_one("rho", rho))
         self.most_rho = max(MOST_RHO, self.start_rho)
         self.rho: Tensor | float = self.start_rho
-        self.deviations = deviations
-        if not deviations and "weight" in self.learns:
+        self.start_gamma = float(finite_number("gamma", gamma))
+        self.most_gamma = max(gamma_bound(self.counts.numpy()), abs(self.start_gamma))
+        self.gamma: Tensor | float = self.start_gamma
+        self.deviations = self._deviating_parts(deviations)
+        if "weight" in self.learns and "weight" not in self.deviations:
             raise InputError(
                 "w has no shared strength: without deviations, leave weight out of learn."
             )
@@ -105,19 +121,38 @@ class HierarchicalSpace(DesignSpace):
                 self.rho = nn.Parameter(torch.tensor(self.start_rho))
         self._weighs = "weight" in self.learns or isinstance(self.rho, Tensor) or self.rho > 0.0
         if "multiplicative" in self.learns:
-            self.gamma = nn.Parameter(torch.zeros(()))
-        if "additive" in self.learns and deviations:
+            self.gamma = nn.Parameter(torch.tensor(self.start_gamma))
+        if "additive" in self.deviations:
             self.eps = nn.Parameter(torch.zeros(k))
-        if "multiplicative" in self.learns and deviations:
+        if "multiplicative" in self.deviations:
             self.log_delta = nn.Parameter(torch.zeros(k))
         if "weight" in self.learns:
             self.log_weight = nn.Parameter(torch.zeros(k))
 
     def options(self) -> dict[str, Any]:
         """Same as in `DesignSpace`."""
-        given = {"tau": self.start, "rho": self.start_rho, "importance": self._importance}
-        names = ("sigma_tau", "sigma_eps", "sigma_rho", "deviations")
+        given = {
+            "tau": self.start,
+            "rho": self.start_rho,
+            "gamma": self.start_gamma,
+            "importance": self._importance,
+            "deviations": list(self.deviations),
+        }
+        names = ("sigma_tau", "sigma_gamma", "sigma_eps", "sigma_rho")
         return {**super().options(), **given, **{name: getattr(self, name) for name in names}}
+
+    def _deviating_parts(self, deviations: bool | Iterable[str]) -> tuple[str, ...]:
+        """Which of the parts learned have a deviation for each class."""
+        if isinstance(deviations, bool):
+            return self.learns if deviations else ()
+        given = tuple(deviations)
+        parts = check_learned_parts(given, "deviations") if given else ()
+        if not set(parts) <= set(self.learns):
+            raise InputError(
+                f"deviations must be of parts that are learned ({', '.join(self.learns)}); "
+                f"got {shown(list(parts))}."
+            )
+        return parts
 
     def forward(self) -> LossParameters:
         """Same as in `DesignSpace`."""
@@ -125,11 +160,13 @@ class HierarchicalSpace(DesignSpace):
         weight = multiplicative = None
         tau = self.tau if "additive" in self.learns else self.start
         correction = tau * log_prior - self.offset
-        if "additive" in self.learns and self.deviations:
+        if "additive" in self.deviations:
             correction = correction + centre(self.eps)
-        if "multiplicative" in self.learns:
-            shared = self.gamma * (self.counts / self.counts.max()).log()
-            multiplicative = (shared + centre(self.log_delta) if self.deviations else shared).exp()
+        if "multiplicative" in self.learns or self.start_gamma:
+            log_delta = self._exponent() * (self.counts / self.counts.max()).log()
+            if "multiplicative" in self.deviations:
+                log_delta = log_delta + centre(self.log_delta)
+            multiplicative = log_delta.exp()
         rho = self._share()
         if self._weighs:
             log_weight = -rho * correction
@@ -142,21 +179,45 @@ class HierarchicalSpace(DesignSpace):
         """Where rho acts; a step beyond the most it may be has no effect, and the prior takes it back."""
         return self.rho.clamp(max=self.most_rho) if isinstance(self.rho, Tensor) else self.rho
 
+    def _exponent(self) -> Tensor | float:
+        """Where gamma acts, within its bound; as for rho, a step beyond it has no effect."""
+        most = self.most_gamma
+        return self.gamma.clamp(-most, most) if isinstance(self.gamma, Tensor) else self.gamma
+
     def values(self) -> dict[str, list[Any]]:
         """Same as in `DesignSpace`."""
         values = super().values()
-        share = self._share()
-        if isinstance(share, Tensor):
-            values["rho"] = share.detach().tolist()
+        for name, acting in (("rho", self._share()), ("gamma", self._exponent())):
+            if isinstance(acting, Tensor):
+                values[name] = acting.detach().tolist()
         return values
 
     def priors(self) -> dict[str, tuple[float, float]]:
         """Same as in `DesignSpace`."""
-        shared = {"tau": (self.start, self.sigma_tau), "gamma": (0.0, self.sigma_tau)}
+        shared = {
+            "tau": (self.start, self.sigma_tau),
+            "gamma": (self.start_gamma, self.sigma_gamma),
+        }
         if self.sigma_rho is not None:
             shared["rho"] = (self.start_rho, self.sigma_rho)
         names = (name for name, _ in self.named_parameters())
         return {name: shared.get(name, (0.0, self.sigma_eps)) for name in names}
+
+
+def gamma_bound(counts: Any, least_delta: float = LEAST_DELTA) -> float:
+    """The gamma at which delta falls to `least_delta` from the most frequent class to the rarest.
+
+    It is at most 1, where the classes are nearly as frequent.
+
+    Parameters
+    ----------
+    counts : array-like
+        Training examples per class, shape ``(k,)``, above 0.
+    least_delta : float
+        In (0, 1].
+    """
+    imbalance = float(np.max(counts) / np.min(counts))
+    return min(1.0, -math.log(least_delta) / math.log(imbalance)) if imbalance > 1.0 else 1.0
 
 
 def _log_importance(importance: Any, classes: int) -> Tensor:

@@ -1,0 +1,328 @@
+r"""The race of arms: which way to train, before the loss is searched for.
+
+Every arm is trained for a share of the recipe's steps, with the loss that its search would start from, on
+what the search trains on. It is judged on what the search holds out, by a criterion that networks whose
+logits differ in scale have in common: the cross-entropy, each cell of the objective (class, or class and
+group) as a whole counting as much as any other, after the temperature T that fits this arm's logits best,
+
+.. math:: C = \frac{1}{|cells|} \sum_c \frac{1}{n_c} \sum_{i \in c} -\log softmax(f_i / T)_{y_i},
+
+where T is fitted on the half of the held-out examples that i is not in. The 0-1 error is too coarse where a class has one or two examples held out, and the smooth error of an
+upper step is in units of each network's own margins.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+
+from autobalance._validation import InputError, TrainingDiverged
+from autobalance.bilevel.arms import Arm
+from autobalance.bilevel.checkpoints import Checkpoint, describe
+from autobalance.bilevel.held_out import Splits, splits_of
+from autobalance.bilevel.initialisation import make_network
+from autobalance.bilevel.prediction import predict_logits
+from autobalance.bilevel.retraining import retrain
+from autobalance.bilevel.search_spec import SearchSpec
+from autobalance.bilevel.types import Progress, ProgressListener
+from autobalance.data import ArrayData, concatenated
+from autobalance.records import RacedArm, Recipe
+from autobalance.spaces import TunableCrossEntropy, build_space
+
+SHARE = 0.5
+"""Share of the recipe's steps that each arm is trained for."""
+FITTED = 0.01
+"""Mean error over the classes, on training rows, up to which a network counts as fitting them."""
+LEAD = 0.0
+"""Standard errors by which another arm must lead the favourite to be taken."""
+_LOG_TEMPERATURES = (-3.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one arm gave in a race.
+
+    `surprise` is each held-out example's share of the criterion, fold after fold; the errors are the
+    objective on these examples and the mean over the classes on training rows.
+    """
+
+    surprise: list[float]
+    error: float
+    training_error: float
+    steps: int
+
+
+def race(
+    spec: SearchSpec, arms: Sequence[Arm], progress: ProgressListener | None = None
+) -> tuple[Arm, list[RacedArm]]:
+    """The arm that wins, and what each one gave.
+
+    The favourite is taken unless another leads it by `LEAD` standard errors: the first arm that needs a
+    fitting network and has one, or the first of all.
+
+    Parameters
+    ----------
+    spec : SearchSpec
+        What the search is asked to do, with a `model_factory`.
+    arms : sequence of Arm
+        From `as_arms`, not empty.
+    progress : callable, optional
+        Called with a `Progress` of phase "race" after each arm.
+
+    Raises
+    ------
+    InputError
+        If no arm can race.
+    TrainingDiverged
+        If every arm that races diverges.
+
+    Warns
+    -----
+    UserWarning
+        For each arm that cannot race, or diverges.
+    """
+    splits = splits_of(spec.data, spec.validation, spec.settings, spec.seed)
+    weights = _criterion_weights(spec, [held for _, held in splits])
+    trials: dict[str, Trial] = {}
+    lost: dict[str, RacedArm] = {}
+    kept = _open_checkpoint(spec, arms, trials)
+    stopped: TrainingDiverged | None = None
+    for i, arm in enumerate(arms):
+        if arm.name not in trials:
+            try:
+                reason = _hindrance(arm, spec, trials)
+                if reason is None:
+                    trials[arm.name] = _run_trial(arm, spec, splits, weights)
+                    kept.save()
+                else:
+                    lost[arm.name] = RacedArm(arm.name, arm.to_dict(), "left out", reason)
+            except TrainingDiverged as error:
+                lost[arm.name] = RacedArm(arm.name, arm.to_dict(), "diverged", str(error))
+                warnings.warn(f"The arm {arm.name!r} is out of the race: {error}", stacklevel=3)
+                stopped = error
+        if progress:
+            progress(Progress("race", i + 1, len(arms)))
+    if not trials:
+        if stopped is not None:
+            raise stopped
+        reasons = " ".join(f"{record.name}: {record.reason}." for record in lost.values())
+        raise InputError(f"No arm can race. {reasons}")
+    raced = _judge([arm for arm in arms if arm.name in trials], trials, spec)
+    records = [lost.get(arm.name) or raced[arm.name] for arm in arms]
+    taken = next(record.name for record in records if record.outcome == "taken")
+    return next(arm for arm in arms if arm.name == taken), records
+
+
+def with_arm(spec: SearchSpec, arm: Arm) -> SearchSpec:
+    """What is asked of the search with this arm's networks, recipe and space."""
+    assert spec.model_factory is not None
+    return replace(
+        spec,
+        model_factory=arm.network(spec.model_factory),
+        recipe=arm.recipe(spec.recipe),
+        space=arm.space(spec.space, spec.objective),
+    )
+
+
+def race_file(checkpoint: str | Path) -> Path:
+    """Where a race keeps its trials, beside the checkpoint of its search."""
+    path = Path(checkpoint)
+    return path.with_name(f"{path.name}.race")
+
+
+def _hindrance(arm: Arm, spec: SearchSpec, trials: Mapping[str, Trial]) -> str | None:
+    """Why this arm does not race; what a user should know is also told."""
+    assert spec.model_factory is not None
+    first = next(iter(trials.values()), None)
+    if arm.needs_fit and (first is None or first.training_error > FITTED):
+        error = "not known" if first is None else f"{100 * first.training_error:.1f} %"
+        return f"the first arm does not fit its training rows (error {error})"
+    reason = arm.hindrance(spec.model_factory, spec.recipe)
+    if reason is not None:
+        warnings.warn(f"The arm {arm.name!r} is left out of the race: {reason}", stacklevel=4)
+    return reason
+
+
+def _run_trial(arm: Arm, spec: SearchSpec, splits: Splits, weights: Sequence[Tensor]) -> Trial:
+    """Train the arm on every fold, and judge it on what the fold holds out."""
+    own = with_arm(spec, arm)
+    assert own.model_factory is not None
+    recipe = shortened(own.recipe, SHARE)
+    surprise, fit, steps, logits = [], [], 0, []
+    for fold, (train, held) in enumerate(splits):
+        space = build_space(own.space, train.masses(), own.objective)
+        model = retrain(
+            own.model_factory,
+            train,
+            TunableCrossEntropy(space).frozen(),
+            recipe=recipe,
+            seed=own.seed + fold,
+            device=own.device,
+            precision=own.precision,
+        )
+        logits.append(predict_logits(model, held.inputs))
+        cells = _criterion_cells(own, held)
+        surprise += _surprise(logits[-1], held.target.cpu(), weights[fold], cells).tolist()
+        fit.append(_class_mean_error(predict_logits(model, train.inputs), train))
+        steps += recipe.steps(len(train))
+    labels = [(held.target, held.groups, held.sample_weight) for _, held in splits]
+    target, groups, weight = (
+        None if part[0] is None else torch.cat([p.cpu() for p in part])
+        for part in zip(*labels, strict=True)
+    )
+    assert target is not None
+    error = own.objective.hard(torch.cat(logits), target, groups=groups, sample_weight=weight)
+    return Trial(surprise, error, float(np.mean(fit)), steps)
+
+
+def shortened(recipe: Recipe, share: float) -> Recipe:
+    """The recipe with a share of its steps; its schedule goes through them all."""
+    steps = max(1, round(share * recipe.min_steps))
+    return replace(recipe, epochs=share * recipe.epochs, min_steps=steps)
+
+
+def _surprise(logits: Tensor, target: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
+    """Each example's share of the criterion, shape ``(n,)``: its weighted, tempered cross-entropy."""
+    logits = logits.double()
+    second = _every_other(cells)
+    shares = torch.empty(len(target), dtype=torch.float64)
+    for half in (second, ~second):
+        temperature = _best_temperature(logits[~half], target[~half], weight[~half])
+        losses = F.cross_entropy(logits[half] / temperature, target[half], reduction="none")
+        shares[half] = weight[half] * losses
+    return shares
+
+
+def _every_other(cells: Tensor) -> Tensor:
+    """Whether an example is the second, fourth and so on of its cell, shape ``(n,)``."""
+    second = torch.zeros(len(cells), dtype=torch.bool)
+    for cell in cells.unique():
+        second[torch.nonzero(cells == cell).squeeze(1)[1::2]] = True
+    return second
+
+
+def _best_temperature(logits: Tensor, target: Tensor, weight: Tensor) -> float:
+    """The temperature under which these labels are most likely; 1 without examples."""
+    if not len(target):
+        return 1.0
+
+    def cost(log_temperature: float) -> float:
+        scaled = logits / float(np.exp(log_temperature))
+        return float(weight @ F.cross_entropy(scaled, target, reduction="none"))
+
+    best: Any = minimize_scalar(cost, bounds=_LOG_TEMPERATURES, method="bounded")
+    return float(np.exp(best.x))
+
+
+def _class_mean_error(logits: Tensor, data: ArrayData) -> float:
+    """Mean over the classes of the share of examples predicted wrongly."""
+    target = data.target.cpu()
+    wrong = (logits.argmax(dim=1) != target).double()
+    n = torch.bincount(target, minlength=data.num_classes)
+    errors = torch.bincount(target, wrong, minlength=data.num_classes)
+    return float((errors / n)[n > 0].mean())
+
+
+def _criterion_cells(spec: SearchSpec, held: ArrayData) -> Tensor:
+    """The cell of the objective that each held-out example is in, shape ``(n,)``."""
+    over = spec.objective.over
+    if over == "class" or held.groups is None:
+        return held.target.cpu()
+    return held.groups.cpu() if over == "group" else held.cells().cpu()
+
+
+def _criterion_weights(spec: SearchSpec, held: Sequence[ArrayData]) -> list[Tensor]:
+    """What each held-out example counts for, fold by fold; over all folds they sum to 1."""
+    cells = torch.cat([_criterion_cells(spec, part) for part in held])
+    own = torch.cat(
+        [
+            torch.ones(len(part)).double()
+            if part.sample_weight is None
+            else part.sample_weight.cpu().double()
+            for part in held
+        ]
+    )
+    weight = own / torch.bincount(cells, own)[cells]
+    if spec.objective.importance is not None and spec.objective.over == "class":
+        weight = weight * torch.as_tensor(spec.objective.importance).double()[cells]
+    return list((weight / weight.sum()).split([len(part) for part in held]))
+
+
+def _judge(
+    arms: Sequence[Arm], trials: Mapping[str, Trial], spec: SearchSpec
+) -> dict[str, RacedArm]:
+    """The records of the arms that raced, one of them taken."""
+    held = [held for _, held in splits_of(spec.data, spec.validation, spec.settings, spec.seed)]
+    cells = torch.cat([_criterion_cells(spec, part) for part in held]).numpy()
+    # What helps networks that fit their training rows was worth more than a few held-out examples show.
+    favourite = next((arm.name for arm in arms if arm.needs_fit), arms[0].name)
+    surprise = {arm.name: np.array(trials[arm.name].surprise) for arm in arms}
+    differences = {name: values - surprise[favourite] for name, values in surprise.items()}
+    errors = {name: _standard_error(values, cells) for name, values in differences.items()}
+    lead = {name: d.sum() + LEAD * errors[name] for name, d in differences.items()}
+    best = min(lead, key=lambda name: lead[name])
+    return {
+        arm.name: RacedArm(
+            name=arm.name,
+            settings=arm.to_dict(),
+            outcome="taken" if arm.name == best else "passed over",
+            steps=trials[arm.name].steps,
+            criterion=float(np.sum(trials[arm.name].surprise)),
+            difference=float(differences[arm.name].sum()),
+            standard_error=errors[arm.name],
+            error=trials[arm.name].error,
+            training_error=trials[arm.name].training_error,
+        )
+        for arm in arms
+    }
+
+
+def _standard_error(values: np.ndarray, cells: np.ndarray) -> float:
+    """Standard error of the sum of `values`, whose examples are drawn cell by cell.
+
+    A cell of one example has no spread of its own; it takes the largest of the others.
+    """
+    variances, alone = [], 0
+    for cell in np.unique(cells):
+        own = values[cells == cell]
+        if len(own) > 1:
+            variances.append(len(own) * float(own.var(ddof=1)))
+        else:
+            alone += 1
+    return float(np.sqrt(sum(variances) + alone * max(variances, default=0.0)))
+
+
+def _open_checkpoint(spec: SearchSpec, arms: Sequence[Arm], trials: dict[str, Trial]) -> Checkpoint:
+    """Where the trials are kept; those of an earlier run are put into `trials`."""
+    path = None if spec.checkpoint is None else race_file(spec.checkpoint)
+    data = spec.data if spec.validation is None else concatenated(spec.data, spec.validation)
+    assert spec.model_factory is not None
+    factory = spec.model_factory
+
+    def identity() -> dict[str, Any]:
+        return {
+            "kind": "race",
+            "seed": spec.seed,
+            "arms": [arm.to_dict() for arm in arms],
+            "recipe": spec.recipe.to_dict(),
+            "search": spec.settings.to_dict(),
+            "objective": spec.objective.to_dict(),
+            "precision": spec.precision,
+            **describe(make_network(factory), data),
+        }
+
+    checkpoint = Checkpoint(
+        path, identity, lambda: {name: asdict(trial) for name, trial in trials.items()}
+    )
+    saved = checkpoint.load()
+    trials |= {name: Trial(**trial) for name, trial in (saved or {}).items()}
+    return checkpoint
