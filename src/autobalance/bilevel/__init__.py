@@ -18,6 +18,7 @@ from autobalance.bilevel.pareto_frontier import (
     frontier,
 )
 from autobalance.bilevel.prediction import predict_logits
+from autobalance.bilevel.race import race, race_file, with_arm
 from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
@@ -60,10 +61,13 @@ __all__ = [
     "local_logger",
     "make_fabric",
     "predict_logits",
+    "race",
+    "race_file",
     "retrain",
     "search",
     "seed_random_state",
     "split_rows",
     "splits_of",
     "used_versions",
+    "with_arm",
 ]

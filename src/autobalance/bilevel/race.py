@@ -7,8 +7,9 @@ group) as a whole counting as much as any other, after the temperature T that fi
 
 .. math:: C = \frac{1}{|cells|} \sum_c \frac{1}{n_c} \sum_{i \in c} -\log softmax(f_i / T)_{y_i},
 
-where T is fitted on the half of the held-out examples that i is not in. The 0-1 error is too coarse where a class has one or two examples held out, and the smooth error of an
-upper step is in units of each network's own margins.
+where T is fitted on the half of the held-out examples that i is not in. The 0-1 error is too coarse where
+a class has one or two examples held out, and the smooth error of an upper step is in units of each
+network's own margins.
 """
 
 from __future__ import annotations

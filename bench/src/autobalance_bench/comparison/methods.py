@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +15,26 @@ from torch import Tensor, nn
 
 from autobalance import InputError
 from autobalance.augment import AugmentChoice, describe_augmentation
-from autobalance.bilevel import FixedLoss, ModelFactory, predict_logits, retrain, search, splits_of
+from autobalance.bilevel import (
+    DEFAULT_ARMS,
+    Arm,
+    FixedLoss,
+    ModelFactory,
+    SearchResult,
+    SearchSpec,
+    predict_logits,
+    race,
+    retrain,
+    search,
+    splits_of,
+    with_arm,
+)
 from autobalance.data import ArrayData
 from autobalance.functional import unwrap
 from autobalance.heads import extract_features, retrain_head, search_head
 from autobalance.hypergrad import Neumann
 from autobalance.losses import (
+    COSINE_SCALE,
     FocalLoss,
     GroupDROLoss,
     LDAMLoss,
@@ -122,7 +136,9 @@ class Task:
         """Training examples per class, shape ``(k,)``."""
         return np.atleast_2d(self.data.counts()).sum(axis=0)
 
-    def train(self, loss: FixedLoss, data: ArrayData | None = None, **options: Any) -> nn.Module:
+    def train(
+        self, loss: FixedLoss | SearchResult, data: ArrayData | None = None, **options: Any
+    ) -> nn.Module:
         """A network trained with a loss under the recipe, on all data or on these.
 
         Published losses start as published: the recipe's `absorb` is for designed ones.
@@ -322,6 +338,16 @@ def _designed_head(task: Task) -> Trained:
 Ranges = Mapping[str, tuple[float, float]]
 
 
+def _optuna() -> Any:
+    """Optuna, which is optional, told to be quiet."""
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("Tuned methods need Optuna. Install it: pip install optuna.") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
 def _tuned(
     make: Callable[..., ParametricCrossEntropy], ranges: Ranges
 ) -> Callable[[Task], Trained]:
@@ -332,11 +358,7 @@ def _tuned(
     """
 
     def run(task: Task) -> Trained:
-        try:
-            import optuna
-        except ImportError:
-            raise InputError("Tuned methods need Optuna. Install it: pip install optuna.") from None
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna = _optuna()
         runs = task.tuning_runs
         if len(ranges) == 1:
             [(name, (low, high))] = ranges.items()
@@ -347,7 +369,7 @@ def _tuned(
         split, validation = task.split()
         counts = np.atleast_2d(split.counts()).sum(axis=0)
 
-        def error(trial: optuna.Trial) -> float:
+        def error(trial: Any) -> float:
             chosen = {n: trial.suggest_float(n, *bounds) for n, bounds in ranges.items()}
             model = task.train(make(counts, **chosen), split)
             logits = predict_logits(model, validation.inputs)
@@ -371,6 +393,7 @@ def _tuned(
 def _designed(
     space: Callable[[np.ndarray], DesignSpace] | None = None,
     augment: AugmentChoice = None,
+    arms: str | None = None,
     **changes: Any,
 ) -> Callable[[Task], Trained]:
     """Search and retrain with the task's settings, but for these changes."""
@@ -384,6 +407,7 @@ def _designed(
             task.recipe,
             space=space,
             augment=augment or task.augment,
+            arms=arms,
         )
 
     return run
@@ -414,7 +438,10 @@ def _search_and_retrain(
     }
     if result.augment is not None:
         details["augment"] = describe_augmentation(result.augment)
-    model = task.train(result.loss, recipe=recipe, augment=result.augment)
+    if result.arm is not None:
+        details["arm"] = result.arm.name
+        details["race"] = [vars(record) for record in result.race]
+    model = task.train(result, recipe=recipe, augment=result.augment)
     return Trained(model, 1.0 + result.training_runs, details)
 
 
@@ -466,6 +493,80 @@ def _start_alone(task: Task) -> Trained:
     goal = task.objective
     space = build_space(None, task.data.counts(), goal)
     return Trained(task.train(TunableCrossEntropy(space).frozen(), recipe=task.recipe))
+
+
+def _raced(task: Task) -> Trained:
+    """The arms of the designed loss, raced with the loss that a search starts from, and no search."""
+    spec = SearchSpec(
+        model_factory=task.execution.apply(task.network),
+        data=task.data,
+        validation=task.validation,
+        objective=task.objective,
+        recipe=task.recipe,
+        settings=replace(task.settings, folds=1),
+        seed=task.seed,
+        **task.where(),
+    )
+    arm, records = race(spec, DEFAULT_ARMS)
+    own = with_arm(spec, arm)
+    space = build_space(own.space, task.data.counts(), task.objective)
+    loss = TunableCrossEntropy(space).frozen()
+    model = task.train(loss, network=own.model_factory, recipe=own.recipe)
+    steps = sum(record.steps for record in records)
+    runs = 1.0 + steps / task.recipe.steps(len(task.data))
+    return Trained(model, runs, {"arm": arm.name, "race": [vars(record) for record in records]})
+
+
+class MeanOfLogProbabilities(nn.Module):
+    """The mean of several networks' log-probabilities: from inputs to scores ``(n, k)``."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The mean over the networks."""
+        return torch.stack([net(inputs).log_softmax(dim=1) for net in self.networks]).mean(dim=0)
+
+
+def _averaged(task: Task, make: Callable[[np.ndarray], FixedLoss], post_hoc: bool) -> Trained:
+    """Two networks of different seeds with one loss, their log-probabilities averaged."""
+    networks = [task.train(make(task.class_counts), seed=task.seed + 1000 * i) for i in range(2)]
+    model: nn.Module = MeanOfLogProbabilities(networks)
+    if post_hoc:
+        model = nn.Sequential(model, PriorCorrection(task.class_counts))
+    return Trained(model.eval(), 2.0)
+
+
+def _tuned_with_arms(task: Task) -> Trained:
+    """Logit adjustment whose tau, weight decay and head Optuna chooses in one run more than usual."""
+    optuna = _optuna()
+    split, validation = task.split()
+
+    def settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
+        arm = Arm(name="tried", cosine_scale=COSINE_SCALE if chosen["cosine"] else None)
+        recipe = replace(task.recipe, absorb=0.0, weight_decay=chosen["weight_decay"])
+        return {"network": arm.network(task.network), "recipe": recipe}
+
+    def error(trial: Any) -> float:
+        chosen = {
+            "tau": trial.suggest_float("tau", *TAU),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-2, 3.0, log=True),
+            "cosine": trial.suggest_categorical("cosine", [False, True]),
+        }
+        counts = np.atleast_2d(split.counts()).sum(axis=0)
+        loss = ParametricCrossEntropy.logit_adjusted(counts, tau=chosen["tau"])
+        model = task.train(loss, split, **settings(chosen))
+        logits = predict_logits(model, validation.inputs)
+        return task.objective.hard(logits, validation.target, groups=validation.groups)
+
+    runs = task.tuning_runs + 1
+    sampler = optuna.samplers.TPESampler(seed=task.seed, n_startup_trials=runs // 2)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(error, n_trials=runs)
+    loss = ParametricCrossEntropy.logit_adjusted(task.class_counts, tau=study.best_params["tau"])
+    model = task.train(loss, **settings(study.best_params))
+    return Trained(model, 1.0 + runs, {"chosen": study.best_params})
 
 
 def _tau_alone(counts: np.ndarray) -> DesignSpace:
@@ -566,8 +667,31 @@ METHODS: dict[str, Method] = {
         _published(PUBLISHED_IN_SPIRIT, hessian=False, learn=("multiplicative",)),
         uses_split=True,
     ),
+    "logit_adjustment_tuned_arms": Method(
+        "Logit adjustment, tuned with decay and head",
+        "tuned",
+        _tuned_with_arms,
+        uses_objective=True,
+        needs="optuna",
+    ),
+    "logit_adjustment_averaged": Method(
+        "Logit adjustment, two runs averaged",
+        "published",
+        lambda task: _averaged(task, ParametricCrossEntropy.logit_adjusted, post_hoc=False),
+    ),
+    "logit_adjustment_post_hoc_averaged": Method(
+        "Logit adjustment, post hoc, two runs averaged",
+        "published",
+        lambda task: _averaged(task, lambda counts: _cross_entropy(), post_hoc=True),
+    ),
+    "logit_adjustment_raced": Method(
+        "Logit adjustment, raced", "ours", _raced, uses_objective=True, uses_settings=True
+    ),
     "autobalance": Method(
-        "autobalance", "ours", _designed(), uses_objective=True, uses_settings=True
+        "autobalance", "ours", _designed(arms="default"), uses_objective=True, uses_settings=True
+    ),
+    "autobalance_plain": Method(
+        "autobalance, no race", "ours", _designed(), uses_objective=True, uses_settings=True
     ),
     "autobalance_start": Method(
         "autobalance, its start", "ours", _start_alone, uses_objective=True
