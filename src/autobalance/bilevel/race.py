@@ -5,9 +5,11 @@ what the search trains on. It is judged on what the search holds out, by a crite
 logits differ in scale have in common: the cross-entropy, each cell of the objective (class, or class and
 group) as a whole counting as much as any other, after the temperature T that fits this arm's logits best,
 
-.. math:: C = \frac{1}{|cells|} \sum_c \frac{1}{n_c} \sum_{i \in c} -\log softmax(f_i / T)_{y_i},
+.. math:: C = \frac{1}{|cells|} \sum_c \frac{1}{n_c} \sum_{i \in c} -\log softmax(\delta * f_i / T)_{y_i},
 
-where T is fitted on the half of the held-out examples that i is not in. The 0-1 error is too coarse where
+where T is fitted on the half of the held-out examples that i is not in, and delta is the arm's own: with
+the start's w and l, softmax(delta * f) is what the network makes of classes that are equally frequent. The
+0-1 error is too coarse where
 a class has one or two examples held out, and the smooth error of an upper step is in units of each
 network's own margins.
 """
@@ -43,8 +45,8 @@ SHARE = 0.5
 """Share of the recipe's steps that each arm is trained for."""
 FITTED = 0.01
 """Mean error over the classes, on training rows, up to which a network counts as fitting them."""
-LEAD = 0.0
-"""Standard errors by which another arm must lead the favourite to be taken."""
+LEAD, LEAD_OF_FITTING = 0.5, 2.0
+"""Standard errors by which another arm must lead the favourite to be taken, and one that needs a fit."""
 _LOG_TEMPERATURES = (-3.0, 5.0)
 
 
@@ -67,8 +69,8 @@ def race(
 ) -> tuple[Arm, list[RacedArm]]:
     """The arm that wins, and what each one gave.
 
-    The favourite is taken unless another leads it by `LEAD` standard errors: the first arm that needs a
-    fitting network and has one, or the first of all.
+    The favourite is taken unless another leads it by some standard errors: the first arm that needs a
+    network that fits, and has one (`LEAD_OF_FITTING`), or else the first of all (`LEAD`).
 
     Parameters
     ----------
@@ -161,10 +163,11 @@ def _run_trial(arm: Arm, spec: SearchSpec, splits: Splits, weights: Sequence[Ten
     surprise, fit, steps, logits = [], [], 0, []
     for fold, (train, held) in enumerate(splits):
         space = build_space(own.space, train.masses(), own.objective)
+        loss = TunableCrossEntropy(space).frozen()
         model = retrain(
             own.model_factory,
             train,
-            TunableCrossEntropy(space).frozen(),
+            loss,
             recipe=recipe,
             seed=own.seed + fold,
             device=own.device,
@@ -172,7 +175,8 @@ def _run_trial(arm: Arm, spec: SearchSpec, splits: Splits, weights: Sequence[Ten
         )
         logits.append(predict_logits(model, held.inputs))
         cells = _criterion_cells(own, held)
-        surprise += _surprise(logits[-1], held.target.cpu(), weights[fold], cells).tolist()
+        scaled = _scaled(logits[-1], loss.multiplicative, held)
+        surprise += _surprise(scaled, held.target.cpu(), weights[fold], cells).tolist()
         fit.append(_class_mean_error(predict_logits(model, train.inputs), train))
         steps += recipe.steps(len(train))
     labels = [(held.target, held.groups, held.sample_weight) for _, held in splits]
@@ -189,6 +193,14 @@ def shortened(recipe: Recipe, share: float) -> Recipe:
     """The recipe with a share of its steps; its schedule goes through them all."""
     steps = max(1, round(share * recipe.min_steps))
     return replace(recipe, epochs=share * recipe.epochs, min_steps=steps)
+
+
+def _scaled(logits: Tensor, delta: Tensor | None, held: ArrayData) -> Tensor:
+    """delta * f, with each example's own row of delta where groups have rows."""
+    if delta is None:
+        return logits
+    rows = delta if delta.ndim == 1 or held.groups is None else delta[held.groups.cpu()]
+    return logits * rows
 
 
 def _surprise(logits: Tensor, target: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
@@ -269,7 +281,8 @@ def _judge(
     surprise = {arm.name: np.array(trials[arm.name].surprise) for arm in arms}
     differences = {name: values - surprise[favourite] for name, values in surprise.items()}
     errors = {name: _standard_error(values, cells) for name, values in differences.items()}
-    lead = {name: d.sum() + LEAD * errors[name] for name, d in differences.items()}
+    needed = LEAD_OF_FITTING if any(arm.needs_fit for arm in arms) else LEAD
+    lead = {name: d.sum() + needed * errors[name] for name, d in differences.items()}
     best = min(lead, key=lambda name: lead[name])
     return {
         arm.name: RacedArm(
