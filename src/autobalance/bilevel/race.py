@@ -196,7 +196,7 @@ def shortened(recipe: Recipe, share: float) -> Recipe:
 
 
 def _scaled(logits: Tensor, delta: Tensor | None, held: ArrayData) -> Tensor:
-    """Delta * f, with each example's own row of delta where groups have rows."""
+    """The logits times delta, with each example's own row of delta where groups have rows."""
     if delta is None:
         return logits
     rows = delta if delta.ndim == 1 or held.groups is None else delta[held.groups.cpu()]

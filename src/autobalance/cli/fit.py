@@ -16,14 +16,14 @@ from autobalance.bilevel import OtherRun, Progress, local_logger
 from autobalance.cli.options import DONE, complain, complain_of_stop, training_options
 from autobalance.cli.resume import other_options
 from autobalance.cli.run_folder import save_run
-from autobalance.cli.terminal import LiveProgress, print_choice, print_table_warnings
+from autobalance.cli.terminal import LiveProgress, print_choice, print_race, print_table_warnings
 from autobalance.data import class_labels, column, read_table
 from autobalance.objectives import as_objective
 from autobalance.records import checkpoint_files, output_folder, run_status
 from autobalance.report import REPORT, explanation, read_run
 from autobalance.sklearn import AutoBalanceClassifier
 
-_RECORDED_OPTIONS = ("table", "target", "groups", "missing_groups", "test", "augment")
+_RECORDED_OPTIONS = ("table", "target", "groups", "missing_groups", "test", "augment", "arms")
 """Options that the settings of a search do not hold, for its record."""
 
 Columns = tuple[pd.DataFrame, Any, Any]
@@ -83,6 +83,7 @@ def _build_classifier(options: Namespace, out: Path) -> AutoBalanceClassifier:
     return AutoBalanceClassifier(
         options.objective,
         augment=None if options.augment == "none" else options.augment,
+        arms=None if options.arms == "none" else options.arms,
         recipe=recipe,
         settings=settings,
         missing_groups=options.missing_groups,
@@ -96,6 +97,7 @@ def _build_classifier(options: Namespace, out: Path) -> AutoBalanceClassifier:
 def _print_result(
     classifier: AutoBalanceClassifier, record: dict[str, Any], out: Path, started: float
 ) -> None:
+    print_race(classifier.result_)
     print_choice(classifier.result_)
     # What the table told is on the terminal already.
     for text in explanation(read_run({**record, "notes": []})).warnings:

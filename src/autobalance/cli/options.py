@@ -194,6 +194,10 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     _add(fit, "--objective", objectives, default="balanced_error")
     augment = "also learn an augmentation of the training data, for each class or one for all"
     _add(fit, "--augment", augment, Literal["none", "personalised", "shared"], default="none")
+    arms = (
+        "race a few ways to train first, such as a cosine classifier, or train as the recipe says"
+    )
+    _add(fit, "--arms", arms, Literal["default", "none"], default="default")
     test = "labelled table to watch during the search and to evaluate the network on; no choice depends on it"
     _add_optional(fit, "--test", test)
     log = "write the curves of search and retraining into the folder logs of the RUN"

@@ -22,6 +22,7 @@ from autobalance._validation import InputError, array_of_numbers, instance, path
 from autobalance.augment import sample_sheet
 from autobalance.bilevel import SearchResult
 from autobalance.data import ArrayData, TableEncoder
+from autobalance.losses import NormalizedLinear, last_linear, with_normalized_head
 from autobalance.networks import TableNetwork, with_new_head
 from autobalance.posthoc import CellDecision
 from autobalance.records import (
@@ -139,6 +140,8 @@ def save_run(
         decision = {"seed": module.seed}
         network = module.network
     if isinstance(network, TableNetwork) and classifier.encoder_ is not None:
+        head = last_linear(network)[1]
+        scale = head.scale if isinstance(head, NormalizedLinear) else None
         description = {
             "format": _FORMAT,
             "version": 1,
@@ -146,6 +149,7 @@ def save_run(
             "classes": classifier.classes_.tolist(),
             "groups": classifier.groups_,
             "network": network.settings,
+            "cosine_scale": scale,
             "decision": decision,
             "encoder": classifier.encoder_.to_dict(),
         }
@@ -157,7 +161,10 @@ def save_run(
 
 def _build_network(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """The network that ``model.json`` describes, for these weights."""
-    network = TableNetwork(**description["network"])
+    network: nn.Module = TableNetwork(**description["network"])
+    scale = description.get("cosine_scale")  # earlier releases had none
+    if scale is not None:
+        network = with_normalized_head(network, scale)
     decision = description.get("decision")  # earlier releases had none
     if decision is None:
         return network

@@ -68,7 +68,7 @@ class LiveProgress:
 
     def update(self, title: str, progress: RunProgress) -> None:
         """Show where the run named `title` is."""
-        stage = "retrain" if progress.phase == "retrain" else "search"
+        stage = progress.phase if progress.phase in ("race", "retrain") else "search"
         key = f"{title}, {stage}"
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(key, total=progress.total, objective="")
@@ -140,6 +140,17 @@ def _print_rows(
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def print_race(result: SearchResult) -> None:
+    """Which way to train won the race, and against which; nothing where there was none."""
+    raced = [record for record in result.race if record.criterion is not None]
+    if len(raced) < 2:
+        return
+    each = ", ".join(f"{r.name} {r.criterion:.3f} ({r.outcome})" for r in raced)
+    print(
+        f"Race of {len(raced)} ways to train, held-out cross-entropy of balanced classes: {each}."
+    )
 
 
 def print_choice(result: SearchResult) -> None:

@@ -27,6 +27,7 @@ from autobalance.records.metrics import (
 )
 from autobalance.records.plain_settings import PlainSettings, recorded_kind
 from autobalance.records.search_record import (
+    ARM_OUTCOMES,
     Calibration,
     HeldOut,
     PathPoint,
@@ -36,6 +37,7 @@ from autobalance.records.search_record import (
 from autobalance.records.settings import Precision, Recipe, SearchSettings
 
 __all__ = [
+    "ARM_OUTCOMES",
     "DTYPES",
     "RESULT",
     "Calibration",

@@ -42,6 +42,10 @@ class PathPoint:
     multiplicative: list[Any] | None
 
 
+ARM_OUTCOMES = ("taken", "passed over", "diverged", "left out")
+"""What may become of an arm in a race."""
+
+
 @dataclass(frozen=True)
 class RacedArm:
     """One arm of a race, see `autobalance.bilevel.race`.

@@ -14,7 +14,7 @@ from autobalance.report.run import Method, Run
 from autobalance.report.statistics import Z95, class_variances
 from autobalance.report.tables import cost_table, parameters_table
 from autobalance.report.templates import environment
-from autobalance.report.text import heading, in_sentence, sentences
+from autobalance.report.text import describe_arm, heading, in_sentence, sentences
 from autobalance.report.verdicts import bound_sentences, doubts
 
 WIDTH = 88
@@ -41,6 +41,7 @@ def explanation(run: Run) -> Explanation:
         story=[
             *bound_sentences(run),
             *sentences(run),
+            *describe_race(run),
             *describe_augmentation(run),
             *describe_calibration(run),
         ],
@@ -140,6 +141,22 @@ def _changes(run: Run, before: Method, after: Method, lead: str) -> str:
     sure = f"{clear} of the {len(gained) + len(lost)} changes" if clear else "No change"
     verb = "are" if clear > 1 else "is"
     return phrase("explain.clear", text=text, sure=sure, verb=verb)
+
+
+def describe_race(run: Run) -> list[str]:
+    """Which way to train was taken, and what the others gave on the held-out examples."""
+    taken = next((arm for arm in run.race if arm.outcome == "taken"), None)
+    if taken is None or len(run.race) < 2:
+        return []
+    others = []
+    for arm in run.race:
+        if arm.outcome == "passed over" and arm.criterion is not None:
+            gap = arm.criterion - (taken.criterion or 0.0)
+            others.append(f"{arm.name} ({describe_arm(arm)}) by {gap:+.3f}")
+        elif arm.outcome in ("left out", "diverged"):
+            others.append(f"{arm.name} {arm.outcome}")
+    what = f"{taken.name} ({describe_arm(taken)})"
+    return [phrase("explain.race", n=len(run.race), taken=what, others="; ".join(others))]
 
 
 def describe_augmentation(run: Run) -> list[str]:

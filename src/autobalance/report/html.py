@@ -73,10 +73,20 @@ def view(run: Run) -> dict[str, Any]:
         },
     }
     builders = (
-        tables.methods_table, tables.choice_table, tables.groups_table, tables.groups_change_table,
-        tables.gaps_table, tables.frontier_table, tables.calibration_table, tables.confusion_table,
-        tables.parameters_table, tables.cost_table, tables.settings_table, tables.versions_table,
-    )  # fmt: skip
+        tables.methods_table,
+        tables.race_table,
+        tables.choice_table,
+        tables.groups_table,
+        tables.groups_change_table,
+        tables.gaps_table,
+        tables.frontier_table,
+        tables.calibration_table,
+        tables.confusion_table,
+        tables.parameters_table,
+        tables.cost_table,
+        tables.settings_table,
+        tables.versions_table,
+    )
     return content | {build.__name__.removesuffix("_table"): build(run) for build in builders}
 
 

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from autobalance._validation import InputError
-from autobalance.records import DTYPES, ErrorTable, HeldOut, Reliability, loss_snippet
+from autobalance.records import (
+    ARM_OUTCOMES,
+    DTYPES,
+    ErrorTable,
+    HeldOut,
+    RacedArm,
+    Reliability,
+    loss_snippet,
+)
 from autobalance.report.run import ByGroup, Candidate, Method, Part, Run
 
 MAX_TEXT = 4000
@@ -73,6 +81,7 @@ def read_run(record: dict[str, Any]) -> Run:
         status=str(record.get("status") or search_status),
         candidates=candidates,
         choice=choice,
+        race=_race(search),
         training_runs=_number(search.get("training_runs")),
         steps=None if steps is None else int(steps),
         folds=None if folds is None or folds < 1 else int(folds),
@@ -298,6 +307,25 @@ def _candidates(search: dict[str, Any], k: int, groups: Any) -> tuple[list[Candi
     choice = _text(search.get("choice"))
     taken = choice in [c.name for c in candidates]
     return candidates, choice if choice and taken else "designed"
+
+
+_ARM_NUMBERS = ("criterion", "difference", "standard_error", "error", "training_error")
+
+
+def _race(search: dict[str, Any]) -> list[RacedArm]:
+    """The arms raced before the search, those of a readable name and outcome."""
+    arms = []
+    for entry in _entries(search.get("race")):
+        name, outcome = _text(entry.get("name")), _text(entry.get("outcome"))
+        if name is None or outcome not in ARM_OUTCOMES:
+            continue
+        numbers = {key: _number(entry.get(key)) for key in _ARM_NUMBERS}
+        reason = safe_text(_text(entry.get("reason")) or "")
+        settings, steps = _mapping(entry.get("settings")), int(_number(entry.get("steps")) or 0)
+        arms.append(
+            RacedArm(safe_text(name, MAX_NAME), settings, outcome, reason, steps, **numbers)
+        )
+    return arms
 
 
 # What else a run may have -----------------------------------------------------------------------

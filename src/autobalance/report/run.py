@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from autobalance.records import ErrorTable, HeldOut, Reliability
+from autobalance.records import ErrorTable, HeldOut, RacedArm, Reliability
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +87,7 @@ class Run:
     status: str  # of the whole run: with the search finished, that of retraining
     candidates: list[Candidate]  # of the final choice; empty where there was none
     choice: str  # name of the candidate taken
+    race: list[RacedArm]  # ways to train that were raced before the search; may be empty
     training_runs: float | None  # what the search cost
     steps: int | None  # of the lower level, in one training run
     folds: int | None

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from autobalance.records import ErrorTable
+from autobalance.records import ErrorTable, RacedArm
 from autobalance.report.evidence import Evidence, all_evidence, confusion_evidence, error_evidence
 from autobalance.report.formats import duration, number, percent, phrase, points, setting_text
 from autobalance.report.record import SCORES, safe_text
@@ -18,6 +18,7 @@ from autobalance.report.statistics import half_width, mean_error_variance, wilso
 from autobalance.report.text import (
     GAP_TITLES,
     candidate_title,
+    describe_arm,
     end_label,
     in_sentence,
     in_words,
@@ -216,6 +217,43 @@ def choice_table(run: Run) -> Table | None:
         ("Choice", ["taken" if c.name == run.choice else "" for c in candidates]),
     ]
     return Table.of_columns(f"{run.place}choice", caption, columns, sortable=False)
+
+
+def race_table(run: Run) -> Table | None:
+    """The race before the search: what each way to train gave on held-out examples."""
+    if len(run.race) < 2:
+        return None
+    lowest = min((arm.criterion for arm in run.race if arm.criterion is not None), default=None)
+    taken = next((arm for arm in run.race if arm.outcome == "taken"), None)
+    columns: list[tuple[str, list[Any]]] = [
+        ("Way to train", [f"{arm.name}: {describe_arm(arm)}" for arm in run.race]),
+        (
+            "Cross-entropy",
+            [
+                Cell("–")
+                if arm.criterion is None
+                else Cell(
+                    number(arm.criterion, 3),
+                    _arm_error(arm),
+                    arm.criterion,
+                    arm.criterion == lowest,
+                )
+                for arm in run.race
+            ],
+        ),
+        ("Held-out error", [rate_cell(arm.error) for arm in run.race]),
+        ("Training error", [rate_cell(arm.training_error) for arm in run.race]),
+        ("Outcome", [arm.outcome for arm in run.race]),
+    ]
+    caption = phrase("table.race", taken="none" if taken is None else taken.name)
+    return Table.of_columns(f"{run.place}race", caption, columns, sortable=False)
+
+
+def _arm_error(arm: RacedArm) -> str:
+    """The arm's difference to the favourite with its standard error, as a note."""
+    if arm.difference is None or arm.standard_error is None or not arm.standard_error:
+        return ""
+    return f"{arm.difference:+.3f} ± {arm.standard_error:.3f}"
 
 
 def errors_tables(run: Run) -> list[Table]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from autobalance.records import RacedArm
 from autobalance.report.formats import duration, number, percent, phrase, points, read_words
 from autobalance.report.run import Candidate, Method, Part, Run
 from autobalance.report.statistics import half_width, mean_error_variance, slope
@@ -71,6 +72,21 @@ def end_label(run: Run) -> str:
     if run.search_status != "finished":
         return "at the stop"
     return "found" if run.choice == "designed" else "designed"
+
+
+def describe_arm(arm: RacedArm) -> str:
+    """What an arm of a race changes, in words."""
+    texts = {
+        "cosine_scale": "cosine classifier of scale {:g}",
+        "weight_decay": "weight decay {:g}",
+        "least_delta": "δ from {:g} for the rarest class",
+    }
+    parts = [
+        text.format(value)
+        for key, text in texts.items()
+        if isinstance(value := arm.settings.get(key), (int, float))
+    ]
+    return ", ".join(parts) or "as it is"
 
 
 def candidate_title(name: str, start: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,14 @@ from torch import nn
 
 from autobalance._validation import InputError, TrainingDiverged, array_of_numbers
 from autobalance.augment import AugmentChoice
-from autobalance.bilevel import Interrupted, MetricLogger, ProgressListener, SearchResult, retrain
+from autobalance.bilevel import (
+    Arm,
+    Interrupted,
+    MetricLogger,
+    ProgressListener,
+    SearchResult,
+    retrain,
+)
 from autobalance.calibration import class_masses
 from autobalance.data import ArrayData, MissingGroups, class_labels
 from autobalance.hypergrad import Solver
@@ -39,6 +46,7 @@ class ClassifierBase(NestedParameters):
     settings: SearchSettings | None
     space: SpaceFactory | None
     augment: AugmentChoice
+    arms: Sequence[Arm] | str | None
     solver: Solver | None
     missing_groups: MissingGroups
     encode: bool | None
@@ -106,13 +114,13 @@ class ClassifierBase(NestedParameters):
         return data
 
     def _retrain(self, data: ArrayData, **options: Any) -> None:
-        """Train the network on all data with `loss_`; what was good before a failure is kept."""
+        """Train the network on all data with `result_`; what was good before a failure is kept."""
         self.class_masses_ = class_masses(data)
         try:
             network = retrain(
                 network_factory(self.module, data),
                 data,
-                self.loss_,
+                self.result_,
                 recipe=self.recipe,
                 device=self.device,
                 progress=self.progress,

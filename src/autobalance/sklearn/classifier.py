@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from autobalance._validation import TrainingDiverged, path_of, same_length
 from autobalance.augment import AugmentChoice
 from autobalance.bilevel import (
     DEFAULT_SOLVER,
+    Arm,
     Interrupted,
     MetricLogger,
     ProgressListener,
@@ -50,8 +51,8 @@ from autobalance.spaces import SpaceFactory
 class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
     """Classifier that designs its own training loss for imbalanced or group-sensitive data.
 
-    `fit` searches the loss on a train/validation split and retrains on all data with the loss
-    found, for about twice the cost of plain training.
+    `fit` races a few ways to train on a train/validation split, searches the loss for the best of them, and
+    retrains on all data with what was found, for about three times the cost of plain training.
 
     Parameters
     ----------
@@ -70,6 +71,9 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         From the training counts to a `DesignSpace`; by default as in `search`.
     augment : {"personalised", "shared"}, callable or nn.Module, optional
         Augmentation of the training batches, learned with the loss; as in `search`.
+    arms : "default", sequence of Arm or None
+        Ways to train that are raced before the search, as in `search`; None leaves the network and the
+        recipe as they are.
     solver : Solver, optional
         How hypergradients are solved for; by default as in `search`.
     missing_groups : {"refused", "unknown"}
@@ -151,6 +155,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         settings: SearchSettings | None = None,
         space: SpaceFactory | None = None,
         augment: AugmentChoice = None,
+        arms: Sequence[Arm] | str | None = "default",
         solver: Solver | None = None,
         missing_groups: MissingGroups = "refused",
         encode: bool | None = None,
@@ -166,6 +171,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         self.settings = settings
         self.space = space
         self.augment: AugmentChoice = augment
+        self.arms = arms
         self.solver = solver
         self.missing_groups: MissingGroups = missing_groups
         self.encode = encode
@@ -256,6 +262,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
                 objective=self.objective,
                 space=self.space,
                 augment=self.augment,
+                arms=self.arms,
                 settings=self.settings,
                 solver=self.solver or DEFAULT_SOLVER,
                 checkpoint=files.get("search"),
@@ -272,7 +279,6 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         self.adopt(result)
         self._retrain(
             data if held is None else concatenated(data, held),
-            augment=result.augment,
             checkpoint=files.get("retrain"),
             seed=seed,
             logger=self.logger,
