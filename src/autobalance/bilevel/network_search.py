@@ -133,7 +133,7 @@ def search(
         If a training loss becomes non-finite, or five hypergradients in a row; its `partial` is
         the result so far.
     Interrupted
-        On Ctrl-C; a KeyboardInterrupt whose `partial` is the result so far.
+        On Ctrl-C; a KeyboardInterrupt whose `partial` is the result so far; None in a race.
 
     References
     ----------

@@ -36,7 +36,7 @@ from autobalance.bilevel.initialisation import make_network
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
-from autobalance.bilevel.types import Progress, ProgressListener
+from autobalance.bilevel.types import Interrupted, Progress, ProgressListener
 from autobalance.data import ArrayData, concatenated
 from autobalance.records import RacedArm, Recipe
 from autobalance.spaces import TunableCrossEntropy, build_space
@@ -87,6 +87,8 @@ def race(
         If no arm can race.
     TrainingDiverged
         If every arm that races diverges.
+    Interrupted
+        On Ctrl-C. As with every arm diverging, nothing is there yet, and its `partial` is None.
 
     Warns
     -----
@@ -112,10 +114,13 @@ def race(
                 lost[arm.name] = RacedArm(arm.name, arm.to_dict(), "diverged", str(error))
                 warnings.warn(f"The arm {arm.name!r} is out of the race: {error}", stacklevel=3)
                 stopped = error
+            except Interrupted:
+                raise Interrupted(None) from None
         if progress:
             progress(Progress("race", i + 1, len(arms)))
     if not trials:
         if stopped is not None:
+            stopped.partial = None
             raise stopped
         reasons = " ".join(f"{record.name}: {record.reason}." for record in lost.values())
         raise InputError(f"No arm can race. {reasons}")

@@ -98,7 +98,7 @@ class Demo:
             "recipe": self.recipe, "seed": self.seed, "device": "cpu",
             "progress": self._listener(name),
         }  # fmt: skip
-        runs = 1
+        designed: SearchResult | None = None
         if name == "cross_entropy":
             loss = ParametricCrossEntropy.cross_entropy()
         elif name == "logit_adjustment":
@@ -106,22 +106,22 @@ class Demo:
             common["recipe"] = replace(self.recipe, absorb=0.0)  # as published
         else:
             try:
-                self.result = search(network, self.data, **common)
+                self.result = designed = search(network, self.data, arms="default", **common)
             except Interrupted as stopped:
                 self.result = stopped.partial
                 raise
-            loss, runs = self.result.loss, 2
-        model = retrain(network, self.data, loss, **common)
+            loss = designed.loss
+        model = retrain(network, self.data, designed or loss, **common)
         seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
         logits = predict_logits(model, torch.from_numpy(self.test.images))
-        fitted = self.result.calibration if name == "autobalance" and self.result else None
+        fitted = None if designed is None else designed.calibration
         temperature = 1.0 if fitted is None else fitted.temperature
         return {
             "title": TITLES[name],
             **evaluate_logits(logits, self.test.target, loss, counts, temperature=temperature),
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
-            "training_runs": runs,
+            "training_runs": 1.0 + (0.0 if designed is None else designed.training_runs),
             "training_error": _training_error(model, self.data),
         }
 

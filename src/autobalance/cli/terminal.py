@@ -115,7 +115,7 @@ def print_methods(methods: dict[str, dict[str, Any]]) -> None:
             method["title"],
             *(format_percent(method[name]) for name in names),
             f"{method['seconds']:.1f}",
-            str(method["training_runs"]),
+            f"{method['training_runs']:.2g}",
         )
         for method in methods.values()
     ]
