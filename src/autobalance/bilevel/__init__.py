@@ -18,7 +18,7 @@ from autobalance.bilevel.pareto_frontier import (
     frontier,
 )
 from autobalance.bilevel.prediction import predict_logits
-from autobalance.bilevel.race import race, race_file, with_arm
+from autobalance.bilevel.racing import race, race_file, with_arm
 from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec

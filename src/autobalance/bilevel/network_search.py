@@ -29,7 +29,7 @@ from autobalance.bilevel.held_out import absent_cells, calibrate, evaluate_held_
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.lower_level import NetworkFolds
-from autobalance.bilevel.race import race, with_arm
+from autobalance.bilevel.racing import race, with_arm
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.test_monitor import ObjectiveMonitor

@@ -31,7 +31,7 @@ def output_folder(path: str | Path, *, overwrite: bool) -> Path:
 def checkpoint_files(folder: str | Path) -> dict[str, Path]:
     """Where a fit keeps the state of its race, its search and its retraining."""
     names = {phase: f"{phase}.checkpoint" for phase in ("search", "retrain")}
-    # `autobalance.bilevel.race.race_file` puts a race beside its search.
+    # `autobalance.bilevel.racing.race_file` puts a race beside its search.
     names["race"] = f"{names['search']}.race"
     return {phase: Path(folder) / name for phase, name in names.items()}
 

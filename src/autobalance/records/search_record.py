@@ -48,7 +48,7 @@ ARM_OUTCOMES = ("taken", "passed over", "diverged", "left out")
 
 @dataclass(frozen=True)
 class RacedArm:
-    """One arm of a race, see `autobalance.bilevel.race`.
+    """One arm of a race, see `autobalance.bilevel.racing`.
 
     Attributes
     ----------
