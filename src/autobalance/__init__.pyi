@@ -9,6 +9,8 @@ from .augment import (
     tensor_operations,
 )
 from .bilevel import (
+    DEFAULT_ARMS,
+    Arm,
     Frontier,
     FrontierPoint,
     Interrupted,
@@ -64,6 +66,8 @@ from .spaces import (
 __version__: str
 
 __all__ = [
+    "DEFAULT_ARMS",
+    "Arm",
     "ArrayData",
     "Augmentation",
     "AugmentationPolicy",
