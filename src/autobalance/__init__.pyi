@@ -9,7 +9,6 @@ from .augment import (
     tensor_operations,
 )
 from .bilevel import (
-    DEFAULT_ARMS,
     Arm,
     Frontier,
     FrontierPoint,
@@ -66,7 +65,6 @@ from .spaces import (
 __version__: str
 
 __all__ = [
-    "DEFAULT_ARMS",
     "Arm",
     "ArrayData",
     "Augmentation",
