@@ -11,7 +11,7 @@ import inspect
 import pickle
 import pkgutil
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import pytest
 import torch
@@ -85,7 +85,9 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
         lambda: TunableCrossEntropy(moved(HierarchicalSpace(COUNTS, learn=PARTS))),
         lambda: TunableCrossEntropy(moved(GroupSpace(BY_GROUP, learn=PARTS)), reduction="sum"),
     ],
-    HierarchicalSpace: [lambda: moved(HierarchicalSpace(COUNTS, learn=PARTS, tau=0.5))],
+    HierarchicalSpace: [
+        lambda: within_bounds(moved(HierarchicalSpace(COUNTS, learn=PARTS, tau=0.5))),
+    ],
     ClassSpace: [
         lambda: moved(ClassSpace(COUNTS, learn=PARTS, sigmoid=True, sigma=0.5)),
         lambda: moved(ClassSpace(BY_GROUP, learn=["additive"])),
@@ -156,11 +158,22 @@ def begun(loss: DeferredLoss) -> DeferredLoss:
     return loss
 
 
-def moved(space: DesignSpace) -> DesignSpace:
+Space = TypeVar("Space", bound=DesignSpace)
+
+
+def moved(space: Space) -> Space:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in space.parameters():
             p += 0.3 * torch.randn(p.shape, generator=generator)
+    return space
+
+
+def within_bounds(space: HierarchicalSpace) -> HierarchicalSpace:
+    """With gamma where it acts: beyond its bound a step has no effect, and so no derivative."""
+    with torch.no_grad():
+        assert isinstance(space.gamma, Tensor)
+        space.gamma.fill_(0.5 * space.most_gamma)
     return space
 
 

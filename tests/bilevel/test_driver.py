@@ -32,6 +32,7 @@ from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.base import Objective
 from autobalance.records.settings import Recipe, SearchSettings
 from autobalance.spaces.class_space import ClassSpace
+from autobalance.spaces.default_space import build_space
 from autobalance.spaces.group_space import GroupSpace
 from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
@@ -213,10 +214,10 @@ def test_the_record_is_complete() -> None:
     assert Objective.from_dict(result.settings["objective"]) == BalancedError()
     assert Solver.from_dict(result.settings["solver"]) == DEFAULT_SOLVER
     assert result.design["space"] == "HierarchicalSpace"
-    assert result.design["learns"] == ["additive"]
+    assert result.design["learns"] == ["additive", "multiplicative"]
     assert result.seconds["wall"] > 0
     assert result.seconds["cpu"] > 0
-    start = TunableCrossEntropy(HierarchicalSpace(data.counts())).frozen()
+    start = TunableCrossEntropy(build_space(None, data.counts(), BalancedError())).frozen()
     for found, expected in zip(
         result.start.parameters_of_loss, start.parameters_of_loss, strict=True
     ):

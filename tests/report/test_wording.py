@@ -16,6 +16,7 @@ from autobalance.objectives.aggregates import BalancedError, WorstError
 from autobalance.objectives.combined import Blend
 from autobalance.objectives.gaps import OddsGap
 from autobalance.objectives.surrogates import CrossEntropyRisk
+from autobalance.report.explain import describe_race
 from autobalance.report.formats import duration, setting_text
 from autobalance.report.html import render_report
 from autobalance.report.record import read_run
@@ -196,6 +197,49 @@ def test_candidates_of_another_kind_are_left_out(candidates: Any) -> None:
     record = with_choice("start", 0.1)
     record["search"]["candidates"] = candidates
     assert "Final choice" not in page_text(record)
+
+
+# A race --------------------------------------------------------------------------------------------
+
+
+def with_race(*arms: dict[str, Any]) -> dict[str, Any]:
+    record = fit_record()
+    record["search"]["race"] = [*arms]
+    return record
+
+
+def raced(name: str, outcome: str = "passed over", **given: Any) -> dict[str, Any]:
+    numbers = {"criterion": 0.5, "difference": 0.1, "standard_error": 0.04, "error": 0.25}
+    return {"name": name, "outcome": outcome, "settings": {}, "steps": 50, **numbers, **given}
+
+
+def test_a_race_says_what_each_way_to_train_gave() -> None:
+    cosine = raced(
+        "cosine", "taken", settings={"cosine_scale": 16.0}, criterion=0.4, difference=-0.1
+    )
+    late = {"name": "decay", "outcome": "left out", "reason": "it does not fit", "settings": {}}
+    record = with_race(raced("plain", difference=0.0, standard_error=0.0), cosine, late)
+    text = page_text(record)
+    assert "cosine: cosine classifier of scale 16" in text
+    assert "-0.100 ± 0.040" in text.replace("\N{MINUS SIGN}", "-")
+    [told] = describe_race(read_run(record))
+    assert "3 ways to train" in told
+    assert "cosine (cosine classifier of scale 16) was taken" in told
+    assert "plain (as it is) by +0.100" in told
+    assert "decay left out" in told
+
+
+def test_without_a_race_nothing_is_said_of_one() -> None:
+    assert describe_race(read_run(fit_record())) == []
+    assert "Ways to train" not in page_text(fit_record())
+    assert describe_race(read_run(with_race(raced("plain", "taken")))) == []
+
+
+@pytest.mark.parametrize("race", [3, "cosine", [3], [{"name": "a"}], [raced("a", "won"), {}]])
+def test_a_race_of_another_kind_is_left_out(race: Any) -> None:
+    record = fit_record()
+    record["search"]["race"] = race
+    assert "Ways to train" not in page_text(record)
 
 
 # Runs that stopped -----------------------------------------------------------------------------

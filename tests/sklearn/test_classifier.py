@@ -139,7 +139,7 @@ def test_own_module_factory_is_told_the_sizes() -> None:
         asked.append((num_features, num_classes))
         return nn.Linear(num_features, num_classes)
 
-    classifier(module=factory).fit(X, y)
+    classifier(module=factory, arms=None).fit(X, y)
     assert asked == [(2, 3), (2, 3)]  # once for the search, once for retraining
 
 
@@ -259,7 +259,7 @@ def test_validation_set_that_lacks_a_class_is_warned_of_and_unseen_ones_score_0(
 def test_divergence_keeps_the_last_good_state() -> None:
     X, y = imbalanced()
     wild = Recipe(optimizer="sgd", lr=1e20, momentum=0.0, max_grad_norm=1e30, min_steps=200)
-    model = classifier(recipe=wild)
+    model = classifier(recipe=wild, arms=None)
     with pytest.raises(TrainingDiverged, match=r"non-finite at step \d+ of \d+ .*lr=1e\+20"):
         model.fit(X, y)
     assert model.result_.status == "diverged"

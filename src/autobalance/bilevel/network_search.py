@@ -40,7 +40,7 @@ from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.records import Precision, Recipe, SearchSettings
-from autobalance.spaces import SpaceFactory, TunableCrossEntropy, WithUnknownGroup, build_space
+from autobalance.spaces import SpaceFactory, TunableCrossEntropy
 
 AUGMENTATION_EXAMPLES = 256
 """Number of examples from which an augmentation is built when the inputs are stored in files or as bytes."""
@@ -248,10 +248,7 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
     data, settings = spec.data, spec.settings
     monitor = None if spec.test is None else ObjectiveMonitor(spec.test, data, spec.objective)
     fabric = make_fabric(spec.device, spec.precision)
-    space = build_space(spec.space, data.masses(), spec.objective)
-    if data.unknown and space.num_groups is not None:
-        space = WithUnknownGroup(space)
-    loss = TunableCrossEntropy(space).to(fabric.device)
+    loss = TunableCrossEntropy(spec.build_space(data)).to(fabric.device)
     augment = None
     if spec.augment is not None:
         examples = _augmentation_examples(data)

@@ -39,7 +39,7 @@ from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Interrupted, Progress, ProgressListener
 from autobalance.data import ArrayData, concatenated
 from autobalance.records import RacedArm, Recipe
-from autobalance.spaces import TunableCrossEntropy, build_space
+from autobalance.spaces import TunableCrossEntropy
 
 SHARE = 0.5
 """Share of the recipe's steps that each arm is trained for."""
@@ -167,8 +167,7 @@ def _run_trial(arm: Arm, spec: SearchSpec, splits: Splits, weights: Sequence[Ten
     recipe = shortened(own.recipe, SHARE)
     surprise, fit, steps, logits = [], [], 0, []
     for fold, (train, held) in enumerate(splits):
-        space = build_space(own.space, train.masses(), own.objective)
-        loss = TunableCrossEntropy(space).frozen()
+        loss = TunableCrossEntropy(own.build_space(train)).frozen()
         model = retrain(
             own.model_factory,
             train,

@@ -13,7 +13,7 @@ from autobalance.data import ArrayData
 from autobalance.hypergrad import Solver
 from autobalance.objectives import BalancedError, Objective
 from autobalance.records import Precision, Recipe, SearchSettings
-from autobalance.spaces import SpaceFactory
+from autobalance.spaces import DesignSpace, SpaceFactory, WithUnknownGroup, build_space
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +43,13 @@ class SearchSpec:
     augment: AugmentChoice = None
     test: ArrayData | None = None
     precision: Precision = "32-true"
+
+    def build_space(self, data: ArrayData) -> DesignSpace:
+        """The design space at its start, for training data, with a row for unknown groups if need be."""
+        space = build_space(self.space, data.masses(), self.objective)
+        if data.unknown and space.num_groups is not None:
+            return WithUnknownGroup(space)
+        return space
 
     def __post_init__(self) -> None:
         instance("solver", self.solver, Solver)
