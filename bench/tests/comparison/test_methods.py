@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from autobalance.augment.choice import augment_batch
+from autobalance.bilevel import DEFAULT_ARMS, race, with_arm
 from autobalance.bilevel.execution import seed_random_state
 from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
+from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.data.array_data import ArrayData
 from autobalance.data.batches import Batch
 from autobalance.data.splits import stratified_folds
@@ -27,6 +29,7 @@ from autobalance.losses.published import (
     GroupDROLoss,
     LDAMLoss,
     NormalizedLinear,
+    last_linear,
     with_normalized_head,
 )
 from autobalance.objectives.aggregates import BalancedError, WorstError
@@ -200,8 +203,13 @@ def test_the_other_tuned_losses_count_their_runs_and_repeat(method: str) -> None
 # Designed -------------------------------------------------------------------------------------
 
 
-def test_autobalance_is_search_and_retraining_with_the_tasks_settings() -> None:
-    found = run("autobalance", objective=WorstError())
+@pytest.mark.parametrize(
+    ("method", "arms", "runs"), [("autobalance", "default", 2.96), ("autobalance_plain", None, 2.0)]
+)
+def test_autobalance_is_search_and_retraining_with_the_tasks_settings(
+    method: str, arms: str | None, runs: float
+) -> None:
+    found = run(method, objective=WorstError())
     result = search(
         mlp,
         DATA,
@@ -210,10 +218,48 @@ def test_autobalance_is_search_and_retraining_with_the_tasks_settings() -> None:
         settings=task().settings,
         seed=2,
         device="cpu",
+        arms=arms,
     )
     assert found.details["loss"] == result.loss.to_dict()
-    assert torch.equal(flat(found.model), flat(by_hand(result.loss, recipe=RECIPE)))
+    assert torch.equal(flat(found.model), flat(by_hand(result, recipe=RECIPE)))
+    assert found.training_runs == runs
+
+
+def test_logit_adjustment_raced_is_the_arm_of_the_race_with_its_start() -> None:
+    found = run("logit_adjustment_raced")
+    spec = SearchSpec(
+        model_factory=mlp, data=DATA, recipe=RECIPE, settings=task().settings, seed=2, device="cpu"
+    )
+    arm, records = race(spec, DEFAULT_ARMS)
+    assert found.details["arm"] == arm.name
+    assert found.details["race"] == [vars(record) for record in records]
+    own = with_arm(spec, arm)
+    assert own.model_factory is not None
+    loss = TunableCrossEntropy(own.build_space(DATA)).frozen()
+    expected = by_hand(loss, own.model_factory, recipe=own.recipe)
+    assert torch.equal(flat(found.model), flat(expected))
+
+
+def test_averaged_runs_differ_by_their_seed_alone() -> None:
+    found = run("logit_adjustment_averaged")
+    loss = ParametricCrossEntropy.logit_adjusted(COUNTS)
+    networks = [by_hand(loss, seed=seed) for seed in (2, 1002)]
+    scores = torch.stack([net(DATA.inputs).log_softmax(1) for net in networks]).mean(0)
+    torch.testing.assert_close(found.model(DATA.inputs), scores)
     assert found.training_runs == 2.0
+    post_hoc = run("logit_adjustment_post_hoc_averaged")
+    plain = [by_hand(ParametricCrossEntropy.cross_entropy(), seed=s) for s in (2, 1002)]
+    scores = torch.stack([net(DATA.inputs).log_softmax(1) for net in plain]).mean(0)
+    expected = scores - torch.tensor(np.log(COUNTS / COUNTS.sum())).float()
+    torch.testing.assert_close(post_hoc.model(DATA.inputs), expected)
+
+
+def test_tuning_with_arms_spends_one_run_more_and_keeps_what_it_chose() -> None:
+    found = run("logit_adjustment_tuned_arms")
+    assert found.training_runs == 1.0 + task().tuning_runs + 1
+    assert set(found.details["chosen"]) == {"tau", "weight_decay", "cosine"}
+    head = last_linear(found.model)[1]
+    assert isinstance(head, NormalizedLinear) == found.details["chosen"]["cosine"]
 
 
 def test_the_start_alone_is_trained_as_the_search_would_retrain_it() -> None:
@@ -228,7 +274,7 @@ def test_variants_change_what_their_names_say() -> None:
     folds = run("autobalance_folds")
     assert folds.training_runs == 4.0
     tau = run("autobalance_tau").details
-    plain = run("autobalance").details
+    plain = run("autobalance_plain").details
     assert tau["design"]["tau"] != plain["design"]["tau"]
     # With tau alone, l is tau log pi up to a constant and a little slack.
     l_tau = np.array(tau["loss"]["additive"])
