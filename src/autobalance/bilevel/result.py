@@ -21,6 +21,7 @@ from autobalance.records import (
     PathPoint,
     UpperRecord,
     check_format,
+    counts_to_dict,
     parsed_record,
     to_json,
 )
@@ -60,6 +61,8 @@ class Candidate:
     confused : list of list of int
         Which classes are taken for which, see `autobalance.records.metrics.confused_pairs`; empty as for
         `wrong`.
+    effective : list of list of float or None
+        Kish's effective numbers of these examples, as `n`, where they have weights.
     """
 
     name: str
@@ -71,6 +74,12 @@ class Candidate:
     wrong: list[list[int]] = field(default_factory=list)
     n: list[list[int]] = field(default_factory=list)
     confused: list[list[int]] = field(default_factory=list)
+    effective: list[list[float]] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them; `effective` only where examples have weights."""
+        fields = {**vars(self), "loss": self.loss.to_dict()}
+        return {k: v for k, v in fields.items() if k != "effective" or v is not None}
 
 
 @dataclass(frozen=True)
@@ -199,15 +208,12 @@ class SearchResult:
             "seconds": self.seconds,
             "history": [asdict(record) for record in self.history],
             "path": [asdict(point) for point in self.path],
-            "candidates": [
-                {**vars(candidate), "loss": candidate.loss.to_dict()}
-                for candidate in self.candidates
-            ],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
             "choice": self.choice,
             "augment": describe_augmentation(self.augment),
             "training_runs": self.training_runs,
-            "held_out": None if self.held_out is None else asdict(self.held_out),
-            "calibration": None if self.calibration is None else asdict(self.calibration),
+            "held_out": None if self.held_out is None else counts_to_dict(self.held_out),
+            "calibration": None if self.calibration is None else counts_to_dict(self.calibration),
         }
 
     @classmethod
