@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.bilevel.held_out import Splits
+from autobalance.bilevel.held_out import Splits, undefined_objective
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.retraining import retrain
@@ -106,14 +107,18 @@ def compare(
         folds = np.cumsum([len(run) for run in outcomes[name]])[:-1]
         by_fold = zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
         collapsed = any(_constant(*fold) for fold in by_fold)
-        tables = [as_counts(t.reshape(shape)).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)]
+        tables: list[Any] = [
+            as_counts(t.reshape(shape)).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)
+        ]
         known = all(run.dtype != torch.bool for run in outcomes[name])
         predicted = torch.cat(outcomes[name]).cpu()
         tables.append(
             confused_pairs(target, predicted, shape[1], sample_weight=own) if known else []
         )
         numbers = (float(value), float(value - base), error, collapsed)
-        candidates.append(Candidate(name, loss, *numbers, *tables, effective=effective))
+        undefined = undefined_objective(objective, sizes.reshape(shape))
+        kept = {"effective": effective, "undefined": undefined}
+        candidates.append(Candidate(name, loss, *numbers, *tables, **kept))
     return candidates
 
 

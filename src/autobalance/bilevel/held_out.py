@@ -15,7 +15,7 @@ from autobalance._validation import InputError
 from autobalance.calibration import class_masses, fit_temperature, subsample_stride
 from autobalance.data import ArrayData, concatenated, stratified_folds
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import group_class_sums
+from autobalance.objectives import Objective, group_class_sums
 from autobalance.records import (
     Calibration,
     HeldOut,
@@ -86,6 +86,16 @@ def absent_cells(counts: Sequence[Any] | np.ndarray) -> str | None:
     return (
         f"The held-out data lacks {len(empty)} of {table.size} pairs of group and class ({names})."
     )
+
+
+def undefined_objective(objective: Objective, counts: Sequence[Any] | np.ndarray) -> str | None:
+    """Why an objective over pairs is not defined on held-out data with these counts; None where it is.
+
+    Means over pairs are those over the pairs that have examples; a gap and a worst case could be anything.
+    """
+    if objective.over != "class_and_group" or objective.linear:
+        return None
+    return absent_cells(counts)
 
 
 def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:

@@ -63,6 +63,9 @@ class Candidate:
         `wrong`.
     effective : list of list of float or None
         Kish's effective numbers of these examples, as `n`, where they have weights.
+    undefined : str or None
+        Why the objective is not defined on these examples, where a group has none of some class.
+        `objective` and `difference` then are of the other cells alone, which the choice went by.
     """
 
     name: str
@@ -75,11 +78,12 @@ class Candidate:
     n: list[list[int]] = field(default_factory=list)
     confused: list[list[int]] = field(default_factory=list)
     effective: list[list[float]] | None = None
+    undefined: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them; `effective` only where examples have weights."""
+        """The fields as JSON has them, without those that are None."""
         fields = {**vars(self), "loss": self.loss.to_dict()}
-        return {k: v for k, v in fields.items() if k != "effective" or v is not None}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)

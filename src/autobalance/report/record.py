@@ -316,6 +316,7 @@ def _candidates(search: dict[str, Any], k: int, groups: Any) -> tuple[list[Candi
             _number(entry.get("difference")),
             _number(entry.get("standard_error")),
             table=table,
+            undefined=_text(entry.get("undefined")),
             confused=_confused(entry.get("confused"), k),
             by_group=by_group,
         )
@@ -339,9 +340,11 @@ def _frontier(entry: dict[str, Any]) -> dict[str, Any]:
             # The last two are of decisions alone.
             keys = ("main", "gap", "worst_cell", "drawn_from")
             numbers = {key: _number(point.get(key)) for key in keys}
-            if numbers["main"] is not None and numbers["gap"] is not None and label in point:
-                constant = point.get("constant") is True
-                points.append({**numbers, "constant": constant, label: point[label]})
+            undefined = {k: str(v) for k, v in _mapping(point.get("undefined")).items()}
+            told = all(numbers[axis] is not None or axis in undefined for axis in names)
+            if told and label in point:
+                notes = {"constant": point.get("constant") is True, "undefined": undefined}
+                points.append({**numbers, **notes, label: point[label]})
         return points
 
     points = [p for p in read("points", by) if _number(p[by]) is not None]

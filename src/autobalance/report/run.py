@@ -71,6 +71,7 @@ class Candidate:
     table: ErrorTable | None = None
     confused: np.ndarray | None = None  # as in `Method`
     by_group: ByGroup | None = None
+    undefined: str | None = None  # why the objective is that of some cells alone
 
 
 @dataclass(frozen=True, eq=False)

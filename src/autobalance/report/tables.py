@@ -206,6 +206,8 @@ def choice_table(run: Run) -> Table | None:
         f"table.trained_{'once' if run.folds == 1 else 'in_folds'}", folds=run.in_folds
     )
     caption = phrase("table.choice", trained=trained, objective=objective_name(run))
+    if candidates[0].undefined is not None:
+        caption += phrase("table.choice_undefined", reason=candidates[0].undefined)
     columns = [
         ("Training loss", [candidate_title(c.name, start) for c in candidates]),
         (
@@ -411,6 +413,10 @@ def frontier_table(run: Run) -> Table | None:
     picked = [by in p and p[by] == run.frontier[by] for p in points]
     notes = ["a class always wrong" if p["constant"] else "" for p in points]
     caption = phrase(f"table.{'mixes' if by == 'mix' else 'bounds'}")
+    for axis, reason in points[0]["undefined"].items():
+        caption += (
+            f" {measure_name(run.frontier[axis])}: not defined on the held-out data, for {reason}."
+        )
     columns = [
         ("Loss" if by == "mix" else "Decision", [point_title(by, p) for p in points]),
         *(

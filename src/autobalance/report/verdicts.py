@@ -29,7 +29,7 @@ def bound_sentences(run: Run) -> list[str]:
     decision = run.decided
     held = None if run.held_out is None else getattr(run.held_out.table, measure)
     held = held if decision is None else decision["gap"]
-    text += " Held out: not measured." if held is None else f" Held out: {percent(held)}."
+    text += f" Held out: {_why_not_held_out(run, measure) if held is None else percent(held)}."
     tested = run.method("autobalance")
     table = None if tested is None or tested.by_group is None else tested.by_group.table
     value = None if table is None else getattr(table, measure)
@@ -49,6 +49,16 @@ def bound_sentences(run: Run) -> list[str]:
     return [
         f"{text} On {where}: {percent(value)} (95% interval {percent(low)} to {percent(high)}). {verdict}."
     ]
+
+
+def _why_not_held_out(run: Run, measure: str) -> str:
+    """That a measure has no value on the search's held-out data, with the reason where it is known."""
+    reason = None
+    if run.decided is not None:
+        reason = run.decided["undefined"].get("gap")
+    elif run.held_out is not None:
+        reason = run.held_out.table.undefined(measure, run.classes, run.groups or ())
+    return "not measured" if reason is None else f"not defined, for {reason}"
 
 
 def measure_interval(table: ErrorTable, measure: str, seed: int = 0) -> tuple[float, float]:
