@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from autobalance import (
     ArrayData,
@@ -28,6 +30,7 @@ from autobalance import (
     search,
     search_head,
 )
+from autobalance._validation import InputError
 from autobalance.bilevel.candidate_selection import compare
 from autobalance.bilevel.held_out import evaluate_held_out
 from autobalance.bilevel.network_search import build_network_search
@@ -38,6 +41,9 @@ from autobalance.objectives.aggregates import BalancedError, WorstError
 from autobalance.objectives.registry import as_objective
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.posthoc.fair_decisions import CellPosterior
+from autobalance.records import ErrorTable, to_json
+from autobalance.report import bound_sentences, read_run, render_report
+from autobalance.report.verdicts import measure_interval
 from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.group_space import GroupSpace
 from autobalance.spaces.hierarchical_space import HierarchicalSpace
@@ -465,3 +471,180 @@ def test_a_frontiers_points_are_by_weight(rows: Rows) -> None:
         network, data, mixes=[0.0], recipe=Recipe(epochs=1, min_steps=30), device="cpu"
     )
     assert 0.0 <= swept.points[0].main <= 1.0
+
+
+# Measuring ------------------------------------------------------------------------------------
+
+
+class Fitted:
+    """A classifier on a linear network, and data to measure it on: weighted and repeated."""
+
+    def __init__(self, rows: Rows) -> None:
+        recipe = Recipe(epochs=1, min_steps=20)
+        self.model = AutoBalanceClassifier(
+            module=network, recipe=recipe, settings=SearchSettings(choose=False), random_state=0,
+            device="cpu",
+        ).fit(rows.X, rows.y)  # fmt: skip
+        test = Rows(7)
+        self.names = np.array(["north", "south"])[test.g]
+        self.test = test
+        # Nothing of a row of weight 0 is looked at, not even its label.
+        self.X, self.y = test.X.copy(), test.y.copy()
+        self.X[test.w == 0], self.y[test.w == 0] = np.nan, 9
+
+    def given(self, kind: str, *, groups: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a measurement, with weights in a form of this kind."""
+        test, features = self.test, {"sensitive_features": self.names} if groups else {}
+        if kind == "repeated":
+            rows = test.again
+            named = {name: value[rows] for name, value in features.items()}
+            return (test.X[rows], test.y[rows]), named
+        if kind == "dataset":
+            X, y = np.nan_to_num(self.X), torch.from_numpy(np.where(test.w == 0, 0, self.y))
+            data = TensorDataset(torch.from_numpy(X), y)
+            return (data,), {**features, "sample_weight": test.w}
+        weight: Any = test.w if kind == "array" else test.w.astype(float).tolist()
+        return (self.X, self.y), {**features, "sample_weight": weight}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fitted:
+    return Fitted(Rows())
+
+
+def assert_same_record(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert_same_record(ours[name], value)
+    elif isinstance(theirs, list):
+        np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), rtol=1e-6)
+    else:
+        assert ours == pytest.approx(theirs)
+        assert type(ours) is type(theirs)
+
+
+def without_effective(record: Any) -> Any:
+    if not isinstance(record, dict):
+        return record
+    return {k: without_effective(v) for k, v in record.items() if "effective" not in k}
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("kind", ["array", "list", "dataset"])
+def test_evaluate_counts_by_weight(fitted: Fitted, kind: str, groups: bool) -> None:
+    """Every rate, count, confusion and bin is that of repeated rows."""
+    (ours, options), (repeated, plain) = (
+        fitted.given(k, groups=groups) for k in (kind, "repeated")
+    )
+    record = fitted.model.evaluate(*ours, **options)
+    assert_same_record(without_effective(record), fitted.model.evaluate(*repeated, **plain))
+    w, y = fitted.test.w, fitted.test.y
+    kish = [w[y == c].sum() ** 2 / (w[y == c] ** 2).sum() for c in range(K)]
+    np.testing.assert_allclose(record["class_n_effective"], kish)
+    assert ("class_and_group_n_effective" in record) == groups
+
+
+@pytest.mark.parametrize("kind", ["array", "list", "dataset"])
+def test_calibrate_counts_by_weight(fitted: Fitted, kind: str) -> None:
+    temperatures = []
+    for each in (kind, "repeated"):
+        given, options = fitted.given(each, groups=False)
+        temperatures.append(fitted.model.calibrate(*given, **options).temperature_)
+    assert temperatures[0] == pytest.approx(temperatures[1], rel=1e-4)
+
+
+def test_a_dataset_is_measured_by_its_own_weights_and_groups(fitted: Fitted) -> None:
+    test = fitted.test
+    own = ArrayData.of(test.X, test.y, groups=test.g, sample_weight=test.w)
+    given = fitted.model.evaluate(
+        test.X, test.y, sensitive_features=test.g.astype(str), sample_weight=test.w
+    )
+    assert fitted.model.evaluate(own) == given
+
+
+def test_weights_that_are_shares_measure_as_their_multiples(fitted: Fitted) -> None:
+    """Weights that sum to 1 are no examples that a prior worth one could outweigh."""
+    (given, options), w = fitted.given("array", groups=False), fitted.test.w
+    whole = fitted.model.evaluate(*given, sample_weight=w * (np.count_nonzero(w) / w.sum()))
+    shares = fitted.model.evaluate(*given, sample_weight=w / w.sum())
+    assert_same_record(shares, whole)
+    assert shares["error"] == pytest.approx(fitted.model.evaluate(*given, **options)["error"])
+
+
+@pytest.mark.parametrize(
+    ("weight", "fault"),
+    [
+        (np.full(N, -1.0), "never negative"),
+        (np.zeros(N), "not all zero"),
+        (np.ones(N - 1), "sample_weight"),
+        (np.full(N, np.nan), "sample_weight"),
+    ],
+)
+@pytest.mark.parametrize("entry", ["evaluate", "calibrate"])
+def test_weights_to_measure_by_are_checked(
+    fitted: Fitted, entry: str, weight: np.ndarray, fault: str
+) -> None:
+    with pytest.raises(InputError, match=fault):
+        getattr(fitted.model, entry)(fitted.test.X, fitted.test.y, sample_weight=weight)
+
+
+def test_a_reports_intervals_are_of_kishs_size(fitted: Fitted) -> None:
+    """Wide where one example has nearly all the weight, however large that is."""
+    test = fitted.test
+    weight = np.where(np.arange(N) % 10 == 0, 1e6, 1.0)
+    record = {
+        "class_counts": [100] * K,
+        "class_names": list("abc"),
+        "objective": "balanced_error where deo <= 0.5",
+        "methods": {
+            "autobalance": fitted.model.evaluate(
+                test.X, test.y, sensitive_features=fitted.names, sample_weight=weight
+            )
+        },
+    }
+    run = read_run(json.loads(to_json(record)))
+    [method] = run.methods
+    assert method.trials is not None
+    assert method.n is not None
+    heavy = [np.count_nonzero((weight > 1) & (test.y == c)) for c in range(K)]
+    np.testing.assert_allclose(method.trials, heavy, rtol=1e-3)
+    np.testing.assert_allclose(method.n, [weight[test.y == c].sum() for c in range(K)])
+    assert run.by_group is not None
+    table = run.by_group.table
+    by_cell = [[weight[(test.y == c) & (test.g == g)] for c in range(K)] for g in range(2)]
+    kish = [[w.sum() ** 2 / (w**2).sum() for w in row] for row in by_cell]
+    np.testing.assert_allclose(table.trials(), kish)
+    low, high = measure_interval(table, "equalized_odds_difference")
+    plain = measure_interval(ErrorTable.from_counts(table.wrong, table.mass), "deo")
+    assert high - low > 0.5
+    assert plain[1] - plain[0] < 0.01
+    [sentence] = bound_sentences(run)
+    assert "within the noise" in sentence
+    raw = method.reliability["raw"]
+    assert raw.effective is not None
+    assert max(raw.effective) <= np.count_nonzero(weight > 1) + 1
+    assert render_report(record)
+
+
+def test_records_of_a_search_keep_kishs_sizes(rows: Rows) -> None:
+    """Of candidates and of the held-out table; confusions count by weight."""
+    weighted, _ = rows.both(groups=True)
+    recipe = Recipe(epochs=1, min_steps=20)
+    result = search(network, weighted, recipe=recipe, device="cpu")
+    again = type(result).from_json(result.to_json())
+    assert again.held_out == result.held_out
+    assert result.held_out is not None
+    assert result.held_out.effective is not None
+    assert (np.array(result.held_out.effective) <= np.array(result.held_out.n) + 1e-9).all()
+    for entry in (result.held_out, *result.candidates):
+        assert entry.effective is not None
+        wrong = np.sum(entry.wrong)
+        assert sum(n for _, _, n in entry.confused) == pytest.approx(wrong)
+        assert np.shape(entry.effective) == np.shape(entry.n)
+    run = read_run(result.record())
+    for candidate, entry in zip(run.candidates, result.candidates, strict=True):
+        assert candidate.table is not None
+        np.testing.assert_allclose(candidate.table.trials(), np.array(entry.effective))
+    plain = search(network, rows.both()[1], recipe=recipe, device="cpu").to_json()
+    assert "effective" not in plain

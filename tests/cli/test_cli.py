@@ -848,7 +848,14 @@ def test_a_group_with_nobody_held_out_is_told_of(
     assert len(lines) == 3
     assert "The gap was measured on few: " in lines[2]
     assert "the held-out data has nobody of group islet, whom the gap leaves out" in lines[0]
-    assert "the held-out data has nobody of class rare of group south, whom" in lines[1]
+    assert "nobody of class rare of group south, so a gap between groups is not" in lines[1]
+    record = json.loads(Path("swept/frontier.json").read_text())
+    for point in (*record["points"], *record["baselines"]):
+        assert point["gap"] is None
+        assert "there is no example of class" in point["undefined"]["gap"]
+    assert main([*SWEEP, "picked", "--max-gap", "0.1"]) == 2
+    assert "no point can be picked by it" in capsys.readouterr().err
+    assert Path("picked/frontier.svg").is_file()
 
 
 @pytest.mark.parametrize(

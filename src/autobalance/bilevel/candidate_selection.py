@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance.bilevel.held_out import Splits, as_counts
+from autobalance.bilevel.held_out import Splits, undefined_objective
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.retraining import retrain
@@ -16,7 +17,7 @@ from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Progress, ProgressListener
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective
-from autobalance.records import confused_pairs
+from autobalance.records import as_counts, confused_pairs, effective_counts
 
 DRAWS = 2000
 AT_ONCE = 2_000_000
@@ -86,11 +87,14 @@ def compare(
     target = cells.numpy() % shape[1]
     wrong = {name: is_wrong(runs, target) for name, runs in outcomes.items()}
     candidates = []
-    own = 1.0 if weight is None else weight.cpu().double().numpy()
+    own = np.ones(len(target)) if weight is None else weight.cpu().double().numpy()
     independent = np.ones(count)  # Independent examples per unit of weight, by cell.
+    effective = None
     if weight is not None:
-        sums, squares = (np.bincount(cells.numpy(), w, count) for w in (own, own**2))
-        independent = np.divide(sums, squares, out=independent, where=squares > 0)
+        effective = effective_counts(cells.numpy(), own, count)
+        sums = np.bincount(cells.numpy(), own, count)
+        independent = np.divide(effective, sums, out=independent, where=sums > 0)
+        effective = effective.reshape(shape).tolist()
     for name, loss in losses.items():
         pairs = np.zeros((count, 2, 2))
         np.add.at(pairs, (cells.numpy(), wrong[name].astype(int), wrong[START].astype(int)), own)
@@ -103,13 +107,18 @@ def compare(
         folds = np.cumsum([len(run) for run in outcomes[name]])[:-1]
         by_fold = zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
         collapsed = any(_constant(*fold) for fold in by_fold)
-        tables = [as_counts(t.reshape(shape)).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)]
+        tables: list[Any] = [
+            as_counts(t.reshape(shape)).tolist() for t in (pairs[:, 1].sum(axis=1), sizes)
+        ]
         known = all(run.dtype != torch.bool for run in outcomes[name])
         predicted = torch.cat(outcomes[name]).cpu()
-        tables.append(confused_pairs(target, predicted, shape[1]) if known else [])
-        candidates.append(
-            Candidate(name, loss, float(value), float(value - base), error, collapsed, *tables)
+        tables.append(
+            confused_pairs(target, predicted, shape[1], sample_weight=own) if known else []
         )
+        numbers = (float(value), float(value - base), error, collapsed)
+        undefined = undefined_objective(objective, sizes.reshape(shape))
+        kept = {"effective": effective, "undefined": undefined}
+        candidates.append(Candidate(name, loss, *numbers, *tables, **kept))
     return candidates
 
 

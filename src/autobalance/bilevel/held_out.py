@@ -15,8 +15,15 @@ from autobalance._validation import InputError
 from autobalance.calibration import class_masses, fit_temperature, subsample_stride
 from autobalance.data import ArrayData, concatenated, stratified_folds
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import group_class_sums
-from autobalance.records import Calibration, HeldOut, SearchSettings, confused_pairs
+from autobalance.objectives import Objective, group_class_sums
+from autobalance.records import (
+    Calibration,
+    HeldOut,
+    SearchSettings,
+    as_counts,
+    confused_pairs,
+    effective_counts,
+)
 
 Splits = Sequence[tuple[ArrayData, ArrayData]]
 """Training and held-out data of each fold."""
@@ -81,6 +88,16 @@ def absent_cells(counts: Sequence[Any] | np.ndarray) -> str | None:
     )
 
 
+def undefined_objective(objective: Objective, counts: Sequence[Any] | np.ndarray) -> str | None:
+    """Why an objective over pairs is not defined on held-out data with these counts; None where it is.
+
+    Means over pairs are those over the pairs that have examples; a gap and a worst case could be anything.
+    """
+    if objective.over != "class_and_group" or objective.linear:
+        return None
+    return absent_cells(counts)
+
+
 def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
     """Counts over all folds' held-out data, shape ``(3, g, k)``.
 
@@ -103,16 +120,19 @@ def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
     return torch.stack(totals).sum(dim=0)
 
 
-def as_counts(table: np.ndarray) -> np.ndarray:
-    """Whole numbers as integers, as counts are; sums of fractional weights as they are."""
-    return table.astype(int) if (table == np.round(table)).all() else table
-
-
 def evaluate_held_out(splits: Splits, predictions: Sequence[Tensor]) -> HeldOut:
     """Errors, examples and predictions on all folds' held-out data; as for `count_errors`."""
-    wrong, n, by_class = as_counts(count_errors(splits, predictions).numpy()).tolist()
+    wrong, n, by_class = as_counts(count_errors(splits, predictions).numpy())
     target = torch.cat([held.target.cpu() for _, held in splits])
-    return HeldOut(n, wrong, by_class, confused_pairs(target, torch.cat([*predictions]), len(n[0])))
+    weight, effective = None, None
+    weights = [held.sample_weight for _, held in splits if held.sample_weight is not None]
+    if weights:
+        weight = torch.cat(weights).cpu().double().numpy()
+        cells = torch.cat([held.cells() for _, held in splits]).cpu().numpy()
+        effective = effective_counts(cells, weight, n.size).reshape(n.shape).tolist()
+    predicted = torch.cat([*predictions])
+    confused = confused_pairs(target, predicted, n.shape[1], sample_weight=weight)
+    return HeldOut(n.tolist(), wrong.tolist(), by_class.tolist(), confused, effective)
 
 
 def calibration_stride(splits: Splits) -> int:

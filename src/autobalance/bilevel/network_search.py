@@ -25,7 +25,12 @@ from autobalance.bilevel.execution import (
     seed_random_state,
     warn_of_min_steps,
 )
-from autobalance.bilevel.held_out import absent_cells, calibrate, evaluate_held_out, splits_of
+from autobalance.bilevel.held_out import (
+    calibrate,
+    evaluate_held_out,
+    splits_of,
+    undefined_objective,
+)
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.lower_level import NetworkFolds
@@ -159,8 +164,8 @@ def search(
             torch.manual_seed(seed)
         run = build_network_search(spec)
         run.arm, run.raced = arm, raced
-        absent = absent_cells(run.settings["validation_counts"])
-        if absent and spec.objective.over == "class_and_group" and not spec.objective.linear:
+        absent = undefined_objective(spec.objective, run.settings["validation_counts"])
+        if absent:
             warnings.warn(
                 f"{absent} The objective is not defined there and leaves them out, so a gap or a worst "
                 "case may be larger than it says: merge small groups, or add data.",

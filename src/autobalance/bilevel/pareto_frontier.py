@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -26,7 +26,14 @@ from autobalance.data import ArrayData, as_data, reading
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import GAPS, NAMED, Blend, Gap, Objective, SmoothError, group_class_sums
-from autobalance.records import Recipe, SearchSettings, check_format, parsed_record, to_json
+from autobalance.records import (
+    ErrorTable,
+    Recipe,
+    SearchSettings,
+    check_format,
+    parsed_record,
+    to_json,
+)
 from autobalance.spaces import (
     DesignSpace,
     GroupSpace,
@@ -55,18 +62,26 @@ class FrontierPoint:
         Weight of the gap, in [0, 1); the main objective has ``1 - mix``.
     loss : ParametricCrossEntropy
         Designed for this blend; retrain with it.
-    main, gap : float
-        Both objectives over the 0-1 error, on held-out data, of the network searched with.
+    main, gap : float or None
+        Both objectives over the 0-1 error, on held-out data, of the network searched with. None where
+        one is not defined, as a gap is not where a group has no example of some class.
     constant : bool
         Whether some class's held-out examples are all predicted wrongly, as by a network that
         predicts one class for everyone: a small gap is then worth nothing.
+    undefined : dict
+        Why "main" or "gap" is None, as a sentence goes on after "for"; empty where both are numbers.
     """
 
     mix: float
     loss: ParametricCrossEntropy
-    main: float
-    gap: float
+    main: float | None
+    gap: float | None
     constant: bool
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, in JSON's types; `undefined` only where something is."""
+        return {**_point_fields(self), "loss": self.loss.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -74,9 +89,18 @@ class Baseline:
     """A published loss by its name in words, measured on the splits of a frontier as a `FrontierPoint`."""
 
     title: str
-    main: float
-    gap: float
+    main: float | None
+    gap: float | None
     constant: bool
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, in JSON's types; `undefined` only where something is."""
+        return _point_fields(self)
+
+
+def _point_fields(point: FrontierPoint | Baseline) -> dict[str, Any]:
+    return {k: v for k, v in vars(point).items() if k != "undefined" or v}
 
 
 @dataclass(frozen=True)
@@ -103,15 +127,16 @@ class Frontier:
     seconds: dict[str, float]
 
     def non_dominated(self) -> list[FrontierPoint]:
-        """Points that no other beats in one objective without losing in the other."""
-        usable = [p for p in self.points if not p.constant]
+        """Points that no other beats in one objective without losing in the other, where both are defined."""
+        usable = [
+            (p, p.main, p.gap)
+            for p in self.points
+            if not p.constant and p.main is not None and p.gap is not None
+        ]
         return [
             p
-            for p in usable
-            if not any(
-                q.main <= p.main and q.gap <= p.gap and (q.main, q.gap) != (p.main, p.gap)
-                for q in usable
-            )
+            for p, main, gap in usable
+            if not any(a <= main and b <= gap and (a, b) != (main, gap) for _, a, b in usable)
         ]
 
     def pick(self, *, gap: float | None = None, main: float | None = None) -> FrontierPoint:
@@ -123,13 +148,9 @@ class Frontier:
         ------
         InputError
             If not exactly one bound is given, or no point keeps it; the message says what the
-            nearest one has. Points with a `constant` network are never picked.
-
-        Warns
-        -----
-        UserWarning
-            If a group has no held-out example of some class: the gap is not known, and the points are
-            told apart by the rest of it alone.
+            nearest one has. Points with a `constant` network are never picked, nor any where one of
+            the objectives is not defined, as the gap is not where a group has no held-out example of
+            some class.
         """
         if (gap is None) == (main is None):
             raise InputError("Give one bound: pick(gap=0.05) or pick(main=0.2).")
@@ -141,19 +162,19 @@ class Frontier:
                 "whose held-out examples are all wrong. Train for longer, or sweep smaller mixes."
             )
         limit = number(bounded, cast(float, limit))
+        for role, reason in usable[0].undefined.items():
+            # All points are measured on the same held-out examples.
+            raise InputError(
+                f"The {getattr(self, role)} of the frontier is not defined on its held-out data, for "
+                f"{reason}, so no point can be picked by it. Merge small groups, or add data; or take "
+                "one of `points` for another reason."
+            )
         allowed = [p for p in usable if getattr(p, bounded) <= limit]
         if not allowed:
             nearest = min(getattr(p, bounded) for p in usable)
             raise InputError(
                 f"No point of the frontier has a {bounded} of at most {limit:g}; the lowest is "
                 f"{nearest:.4f}. Raise the bound, or sweep further mixes."
-            )
-        absent = absent_cells(self.settings.get("validation_counts", []))
-        if absent:
-            warnings.warn(
-                f"{absent} So the points' {self.gap} is not known, and what is known of it decides. Do not "
-                "rely on the bound: merge small groups, or add data.",
-                stacklevel=2,
             )
         return min(allowed, key=lambda p: getattr(p, wanted))
 
@@ -173,7 +194,7 @@ class Frontier:
             "version": 1,
             **{name: getattr(self, name) for name in _REST},
             "start": self.start.to_dict(),
-            "points": [{**vars(p), "loss": p.loss.to_dict()} for p in self.points],
+            "points": [p.to_dict() for p in self.points],
         }
 
     def to_json(self) -> str:
@@ -319,7 +340,8 @@ class _Sweep:
         values = _measure(total, mass, self.main, self.gap)
         self.points.append(FrontierPoint(mix, run.result("finished").loss, *values))
         point = vars(self.points[-1])
-        log.write({f"frontier/{name}": point[name] for name in ("mix", "main", "gap")}, run.done)
+        known = [name for name in ("mix", "main", "gap") if point[name] is not None]
+        log.write({f"frontier/{name}": point[name] for name in known}, run.done)
 
     def frontier(self) -> Frontier:
         """The points so far."""
@@ -445,7 +467,8 @@ def _check_held_out(counts: np.ndarray) -> None:
     absent = absent_cells(counts)
     if absent:
         warnings.warn(
-            f"{absent} The frontier says nothing of them: merge small groups, or add data.",
+            f"{absent} Of a group that has other classes, a gap or a worst case is not defined, and no point "
+            "can be picked by it; a group that has none is left out. Merge small groups, or add data.",
             stacklevel=3,
         )
 
@@ -458,8 +481,17 @@ def _check_upper_steps(steps: int, every: int, points: int) -> None:
         )
 
 
-def _measure(total: Tensor, mass: Tensor, main: str, gap: str) -> tuple[float, float, bool]:
-    """Main, gap and constant, from sums of the 0-1 error per group and class."""
+def _measure(
+    total: Tensor, mass: Tensor, main: str, gap: str
+) -> tuple[float | None, float | None, bool, dict[str, str]]:
+    """Main, gap, constant and what is not defined, from sums of the 0-1 error per group and class."""
     wrong, seen = total.sum(dim=0), mass.sum(dim=0)
-    values = [float(KNOWN[name].value(total, mass)) for name in (main, gap)]
-    return values[0], values[1], bool(((wrong == seen) & (seen > 0)).any())
+    table = ErrorTable.from_counts(total.cpu().numpy(), mass.cpu().numpy())
+    names = {"main": main, "gap": gap}
+    reasons = {r: table.undefined(n) for r, n in names.items() if hasattr(ErrorTable, n)}
+    undefined = {role: reason for role, reason in reasons.items() if reason is not None}
+    values = [
+        None if role in undefined else float(KNOWN[name].value(total, mass))
+        for role, name in names.items()
+    ]
+    return values[0], values[1], bool(((wrong == seen) & (seen > 0)).any()), undefined

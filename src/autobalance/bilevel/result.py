@@ -23,6 +23,7 @@ from autobalance.records import (
     RacedArm,
     UpperRecord,
     check_format,
+    counts_to_dict,
     parsed_record,
     to_json,
 )
@@ -62,6 +63,11 @@ class Candidate:
     confused : list of list of int
         Which classes are taken for which, see `autobalance.records.metrics.confused_pairs`; empty as for
         `wrong`.
+    effective : list of list of float or None
+        Kish's effective numbers of these examples, as `n`, where they have weights.
+    undefined : str or None
+        Why the objective is not defined on these examples, where a group has none of some class.
+        `objective` and `difference` then are of the other cells alone, which the choice went by.
     """
 
     name: str
@@ -73,6 +79,13 @@ class Candidate:
     wrong: list[list[int]] = field(default_factory=list)
     n: list[list[int]] = field(default_factory=list)
     confused: list[list[int]] = field(default_factory=list)
+    effective: list[list[float]] | None = None
+    undefined: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them, without those that are None."""
+        fields = {**vars(self), "loss": self.loss.to_dict()}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -207,15 +220,12 @@ class SearchResult:
             "seconds": self.seconds,
             "history": [asdict(record) for record in self.history],
             "path": [asdict(point) for point in self.path],
-            "candidates": [
-                {**vars(candidate), "loss": candidate.loss.to_dict()}
-                for candidate in self.candidates
-            ],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
             "choice": self.choice,
             "augment": describe_augmentation(self.augment),
             "training_runs": self.training_runs,
-            "held_out": None if self.held_out is None else asdict(self.held_out),
-            "calibration": None if self.calibration is None else asdict(self.calibration),
+            "held_out": None if self.held_out is None else counts_to_dict(self.held_out),
+            "calibration": None if self.calibration is None else counts_to_dict(self.calibration),
             "arm": None if self.arm is None else self.arm.to_dict(),
             "race": [asdict(record) for record in self.race],
         }

@@ -25,7 +25,6 @@ large T the prediction becomes the prior.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -47,6 +46,7 @@ from autobalance.records import (
     Calibration,
     classification_report,
     confused_pairs,
+    counts_to_dict,
     expected_calibration_error,
     reliability,
 )
@@ -219,6 +219,7 @@ def evaluate_logits(
     *,
     temperature: float = 1.0,
     predicted: Any = None,
+    sample_weight: Any = None,
 ) -> dict[str, Any]:
     """A network on test data, as the record that a report is made of: rates and counts.
 
@@ -234,6 +235,8 @@ def evaluate_logits(
         As for `corrected_probabilities`, fitted on other data.
     predicted : array-like, optional
         Predicted classes, shape ``(n,)``; by default those of the largest logits.
+    sample_weight : array-like, optional
+        What each example counts for, shape ``(n,)``, above 0; by default 1.
 
     Returns
     -------
@@ -249,23 +252,33 @@ def evaluate_logits(
         As for `corrected_probabilities`, or without examples.
     """
     f, y = torch.as_tensor(logits).detach().cpu(), torch.as_tensor(target).long().cpu()
-    if same_length(logits=f, target=y) == 0:
+    if same_length(logits=f, target=y, sample_weight=sample_weight) == 0:
         raise InputError("There is no example to measure: target is empty.")
+    weight = None
+    if sample_weight is not None:
+        weight = as_tensor("sample_weight", sample_weight).detach().double().cpu()
     k = f.shape[1]
     predicted = f.argmax(dim=1).numpy() if predicted is None else np.asarray(predicted)
     step = subsample_stride(f.numel())
     some, own = f[::step], y[::step]
-    prior = _held_prior(own, None, _counts(class_counts, loss, k).sum(dim=0, keepdim=True))
+    own_weight = None if weight is None else weight[::step]
+    counts = _counts(class_counts, loss, k).sum(dim=0, keepdim=True)
+    prior = _held_prior(own, None, counts, own_weight)
     corrected = corrected_probabilities(
         some, loss, class_counts, prior=prior, temperature=temperature
     )
     shown = {"raw": torch.softmax(some.double(), dim=1), "corrected": corrected}
+    bins = {
+        name: reliability(p.numpy(), own.numpy(), sample_weight=own_weight)
+        for name, p in shown.items()
+    }
+    counted = None if weight is None else weight.numpy()
     return {
-        **classification_report(y.numpy(), predicted, k, groups, group_names),
-        "confused": confused_pairs(y, predicted, k),
+        **classification_report(y.numpy(), predicted, k, groups, group_names, counted),
+        "confused": confused_pairs(y, predicted, k, sample_weight=counted),
         "calibration": {
             "temperature": temperature,
-            **{name: asdict(reliability(p.numpy(), own.numpy())) for name, p in shown.items()},
+            **{name: counts_to_dict(each) for name, each in bins.items()},
         },
     }
 

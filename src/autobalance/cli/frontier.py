@@ -27,7 +27,14 @@ from autobalance.report import EVALUATION, REPORT, SAMPLES, as_csv, as_svg, few_
 from autobalance.sklearn import AutoBalanceClassifier
 
 FRONTIER = ("frontier.json", "frontier.csv", "frontier.svg")
-_POINT_FIELDS = ("title", "mix", "main", "gap", "constant")  # of a point or baseline, in a report
+_POINT_FIELDS = (
+    "title",
+    "mix",
+    "main",
+    "gap",
+    "constant",
+    "undefined",
+)  # of a point or baseline, in a report
 
 
 def run_frontier(options: Namespace, command: str) -> int:
@@ -146,7 +153,7 @@ def _sweep_decisions(
         "seconds": posterior.seconds,
     }
     _write_record(record, out)
-    _warn_of_few(posterior.settings, classifier, decided=True)
+    _warn_of_few(posterior.settings, classifier, decided=True, absent=True)
     print_decisions(points, plain, options.main, picked, options.max_gap)
     if picked is not None:
         classifier.fit_decision(posterior, picked)
@@ -155,7 +162,7 @@ def _sweep_decisions(
         run |= {"kind": "frontier", "objective": picked.objective}
         run["frontier"] = {
             **{key: record[key] for key in ("by", "main", "gap", "baselines")},
-            "points": sorted([taken, *record["points"]], key=lambda p: -p["gap"]),
+            "points": sorted([taken, *record["points"]], key=lambda p: -p["bound"]),
             "bound": taken["bound"],
             "kept": taken,
         }
@@ -174,10 +181,13 @@ def _point_record(
     decision: FairDecision, main: str, by: str, name: str | None = None
 ) -> dict[str, Any]:
     held_out = decision.held_out
+    reason = held_out.undefined("deo")
     return {
+        # The name of a point is the gap over the cells that have examples, which its bound was on.
         by: held_out.known_deo if name is None else name,
         "main": getattr(held_out, main),
-        "gap": held_out.known_deo,
+        "gap": held_out.deo,
+        **({} if reason is None else {"undefined": {"gap": reason}}),
         "worst_cell": held_out.worst_class_and_group_error,
         "constant": bool(np.nanmax(held_out.class_errors) > 1 - 1e-9),
         "drawn_from": len(decision.network.shares),
@@ -196,7 +206,7 @@ def _read_mixes(text: str | None) -> list[float] | None:
 
 
 def _frontier_record(swept: Frontier, baselines: list[Baseline], status: str) -> dict[str, Any]:
-    return {"status": status, **swept.to_dict(), "baselines": [vars(b) for b in baselines]}
+    return {"status": status, **swept.to_dict(), "baselines": [b.to_dict() for b in baselines]}
 
 
 def _write_record(record: dict[str, Any], out: Path) -> None:
@@ -220,7 +230,7 @@ def _picked_record(
 
 
 def _select_fields(point: FrontierPoint | Baseline) -> dict[str, Any]:
-    return {key: value for key, value in vars(point).items() if key in _POINT_FIELDS}
+    return {key: value for key, value in point.to_dict().items() if key in _POINT_FIELDS}
 
 
 def _report_stop(error: BaseException, swept: Frontier | None, points: int, out: Path) -> int:
@@ -257,10 +267,14 @@ def _warn_of_few(
     for group, row in zip(groups, counts, strict=True) if absent else ():
         missing = [c for c, n in zip(classes, row, strict=True) if n == 0]
         if missing:
-            whom = "nobody" if len(missing) == len(row) else f"nobody of class {', '.join(missing)}"
+            whom, so = (
+                f"nobody of class {', '.join(missing)}",
+                "so a gap between groups is not defined",
+            )
+            if len(missing) == len(row):
+                whom, so = "nobody", "whom the gap leaves out"
             complain(
-                f"the held-out data has {whom} of group {group}, whom the gap leaves out; "
-                "merge small groups, or add data"
+                f"the held-out data has {whom} of group {group}, {so}; merge small groups, or add data"
             )
     few = few_in_a_cell(counts, classes, groups, decided=decided)
     if few is not None:

@@ -165,6 +165,8 @@ def print_choice(result: SearchResult) -> None:
         f"{_CHOICES[compared.name].capitalize()} less its start: {100 * compared.difference:+.1f} points "
         f"(standard error {100 * compared.standard_error:.1f})."
     )
+    if chosen.undefined is not None:
+        print(f"{chosen.undefined} The objective is not defined there: these numbers leave it out.")
 
 
 def print_frontier(
@@ -218,7 +220,7 @@ def print_decisions(
             table.add_section()
             title = "cross-entropy"
         held, parts = decision.held_out, len(decision.network.shares)
-        rates = getattr(held, main), held.known_deo, held.worst_class_and_group_error
+        rates = getattr(held, main), held.deo, held.worst_class_and_group_error
         mixture = f"drawn from {parts}" if parts > 1 else ""
         table.add_row(title, *map(format_percent, rates), ", ".join(filter(None, [note, mixture])))
     legend = [

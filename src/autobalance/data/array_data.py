@@ -15,6 +15,7 @@ from autobalance._validation import InputError, one_of, same_length, whole
 from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
 from autobalance.data.batches import Batch, Read, moved
 from autobalance.data.lazy_inputs import LazyInputs
+from autobalance.records import effective_counts
 
 MissingGroups = Literal["refused", "unknown"]
 _LABELS = ("target", "groups", "sample_weight")
@@ -134,15 +135,14 @@ class ArrayData:
     def effective_counts(self) -> np.ndarray:
         """Kish's effective number of examples of each cell, in the shape of `counts`.
 
-        (sum w)^2 / sum w^2 over a cell's examples: with equal weights their number, and less the more
-        the weights differ, as a mean that few examples dominate is as noisy as one over few. A weight
-        does not make one example into several observations. Without weights these are the `counts`.
+        A weight does not make one example into several observations; see
+        `autobalance.records.error_table.effective_counts`. Without weights these are the `counts`.
         """
+        counts = self.counts()
         if self.sample_weight is None:
-            return self.counts()
-        weight = self.row_weights()
-        sums, squares = self._sums_by_cell(weight), self._sums_by_cell(weight.square())
-        return np.divide(sums**2, squares, out=np.zeros_like(sums), where=squares > 0)
+            return counts
+        cells, weight = self.cells().cpu().numpy(), self.row_weights().cpu().numpy()
+        return effective_counts(cells, weight, counts.size).reshape(counts.shape)
 
     def row_weights(self) -> Tensor:
         """What each example counts for in units of rows, shape ``(n,)``, float64; 1 without weights.

@@ -1,7 +1,13 @@
 """Plain records without torch: settings, results, metrics and their JSON."""
 
 from autobalance.records.codegen import DTYPES, loss_snippet
-from autobalance.records.error_table import ErrorTable, class_ranges, rates
+from autobalance.records.error_table import (
+    ErrorTable,
+    as_counts,
+    class_ranges,
+    effective_counts,
+    rates,
+)
 from autobalance.records.files import (
     RESULT,
     check_format,
@@ -22,6 +28,7 @@ from autobalance.records.metrics import (
     Reliability,
     classification_report,
     confused_pairs,
+    counts_to_dict,
     expected_calibration_error,
     reliability,
 )
@@ -51,11 +58,14 @@ __all__ = [
     "Reliability",
     "SearchSettings",
     "UpperRecord",
+    "as_counts",
     "check_format",
     "checkpoint_files",
     "class_ranges",
     "classification_report",
     "confused_pairs",
+    "counts_to_dict",
+    "effective_counts",
     "expected_calibration_error",
     "format_bytes",
     "free_bytes",

@@ -27,6 +27,23 @@ def class_ranges(table: np.ndarray) -> np.ndarray:
     return np.subtract(highest, lowest, out=np.full(table.shape[1], np.nan), where=present)
 
 
+def as_counts(sums: np.ndarray) -> np.ndarray:
+    """Whole numbers as integers, as counts are; sums of fractional weights as they are."""
+    return sums.astype(int) if (sums == np.round(sums)).all() else sums
+
+
+def effective_counts(cells: np.ndarray, weight: np.ndarray, count: int) -> np.ndarray:
+    """Kish's effective number of examples of each cell, shape ``(count,)``.
+
+    It is (sum w)^2 / sum w^2 over a cell's examples (L. Kish, Survey Sampling, 1965): their number where
+    all weights are equal, and less the more they differ, as a mean that few examples dominate is as noisy
+    as one over few. `cells` and `weight` are of the examples, shape ``(n,)``; -1 is in no cell.
+    """
+    known, weight = cells >= 0, np.asarray(weight, dtype=float)
+    sums, squares = (np.bincount(cells[known], w[known], count) for w in (weight, weight**2))
+    return np.nan_to_num(rates(sums**2, squares))
+
+
 def rates(wrong: np.ndarray, mass: np.ndarray) -> np.ndarray:
     """``wrong / mass``, NaN where there is no example."""
     return np.divide(wrong, mass, out=np.full(np.shape(mass), np.nan), where=mass > 0)
@@ -48,13 +65,22 @@ class ErrorTable:
     wrong: np.ndarray  # those of them predicted wrongly
     # Predictions by the class predicted, where known. Of two classes they follow from the errors.
     predicted: np.ndarray | None = None
+    effective: np.ndarray | None = None  # `effective_counts` of each cell; without weights `mass`
 
     @classmethod
     def from_counts(
-        cls, wrong: np.ndarray, mass: np.ndarray, predicted: np.ndarray | None = None
+        cls,
+        wrong: np.ndarray,
+        mass: np.ndarray,
+        predicted: np.ndarray | None = None,
+        effective: np.ndarray | None = None,
     ) -> ErrorTable:
-        """From the examples predicted wrongly and all examples, each of shape ``(g, k)``."""
-        return cls(rates(wrong, mass), mass, wrong, predicted)
+        """From the examples predicted wrongly and all examples, each of shape ``(g, k)``.
+
+        Where examples have weights these are sums of them, and `effective` has each cell's
+        `effective_counts`.
+        """
+        return cls(rates(wrong, mass), mass, wrong, predicted, effective)
 
     @classmethod
     def from_rates(cls, errors: np.ndarray, mass: np.ndarray) -> ErrorTable:
@@ -82,10 +108,28 @@ class ErrorTable:
         def counts(classes: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
             weights = None if sample_weight is None else np.asarray(sample_weight)[chosen]
             size = rows * num_classes
-            return np.bincount((first + classes)[chosen], weights, size).reshape(rows, num_classes)
+            sums = np.bincount((first + classes)[chosen], weights, size)
+            return as_counts(sums.reshape(rows, num_classes))
 
         missed = np.asarray(target) != np.asarray(predicted)
-        return cls.from_counts(counts(target, missed), counts(target), counts(predicted))
+        mass, effective = counts(target), None
+        if sample_weight is not None:
+            cells = effective_counts(first + np.asarray(target), sample_weight, mass.size)
+            effective = cells.reshape(mass.shape)
+        return cls.from_counts(counts(target, missed), mass, counts(predicted), effective)
+
+    def trials(self, axis: int | None = None) -> np.ndarray:
+        """Of how many examples the noise of a rate is: their effective number, without weights all.
+
+        Of each cell ``(g, k)``, of each class ``(k,)`` with ``axis=0``, or of each group ``(g,)`` with
+        ``axis=1``.
+        """
+        if self.effective is None:
+            return self.mass if axis is None else self.mass.sum(axis=axis)
+        if axis is None:
+            return self.effective
+        squares = np.nan_to_num(rates(self.mass**2, self.effective)).sum(axis=axis)
+        return np.nan_to_num(rates(self.mass.sum(axis=axis) ** 2, squares))
 
     @property
     def present_groups(self) -> np.ndarray:

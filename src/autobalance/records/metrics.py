@@ -7,13 +7,13 @@ calibration and the classes that are taken for each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autobalance._validation import InputError, array_of_numbers, same_length, whole
-from autobalance.records.error_table import ErrorTable
+from autobalance.records.error_table import ErrorTable, as_counts, effective_counts
 
 if TYPE_CHECKING:
     from fairlearn.metrics import MetricFrame
@@ -66,12 +66,14 @@ class Reliability:
 
     Bin b of B holds the examples whose largest probability lies in (b / B, (b + 1) / B].
 
-    The numbers are sums of weights where the examples have some.
+    The numbers are sums of weights where the examples have some; `effective` then holds Kish's
+    effective numbers of examples, see `autobalance.records.error_table.effective_counts`.
     """
 
     n: list[int]  # examples in each bin
     right: list[int]  # those of them predicted rightly
     confidence: list[float]  # mean confidence in each bin, in [0, 1]; 0 in an empty one
+    effective: list[float] | None = None
 
     @property
     def error(self) -> float:
@@ -93,7 +95,10 @@ def reliability(
     sums = np.bincount(bin_of, confidence if weight is None else confidence * weight, bins)
     hits = np.bincount(bin_of[right], None if weight is None else weight[right], bins)
     means = np.divide(sums, n, out=np.zeros(bins), where=n > 0)
-    return Reliability(n.tolist(), hits.tolist(), means.tolist())
+    effective = None
+    if weight is not None:
+        effective = effective_counts(bin_of, weight, bins).tolist()
+    return Reliability(n.tolist(), hits.tolist(), means.tolist(), effective)
 
 
 def _sort_into_bins(
@@ -111,24 +116,38 @@ def _sort_into_bins(
     return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1), confidence, right
 
 
+def counts_to_dict(counts: Any) -> dict[str, Any]:
+    """A dataclass of counts, and those in it, for JSON; "effective" only where examples have weights."""
+    return asdict(
+        counts,
+        dict_factory=lambda items: {k: v for k, v in items if k != "effective" or v is not None},
+    )
+
+
 MAX_CONFUSED = 20_000
 """Pairs of classes that a record holds at most."""
 
 
-def confused_pairs(target: Any, predicted: Any, num_classes: int) -> list[list[int]]:
+def confused_pairs(
+    target: Any, predicted: Any, num_classes: int, *, sample_weight: Any = None
+) -> list[list[Any]]:
     """Which classes are taken for which: ``[class, predicted, examples]`` where that is not 0.
 
     The pairs of most examples first, at most `MAX_CONFUSED`; right predictions are not among them.
 
-    Targets and predictions are class indices in ``0..num_classes-1``, shape ``(n,)``.
+    Targets and predictions are class indices in ``0..num_classes-1``, shape ``(n,)``. With weights
+    ``(n,)`` the third is the sum of the examples' weights, as an int where all these sums are whole.
     """
     y, guess = np.asarray(target, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
-    same_length(target=y, predicted=guess)
+    same_length(target=y, predicted=guess, sample_weight=sample_weight)
     missed = y != guess
-    pairs, n = np.unique(y[missed] * num_classes + guess[missed], return_counts=True)
+    pairs, of_pair = np.unique(y[missed] * num_classes + guess[missed], return_inverse=True)
+    weight = None if sample_weight is None else np.asarray(sample_weight, dtype=float)[missed]
+    n = as_counts(np.bincount(of_pair, weight, len(pairs)))
     order = np.argsort(-n, kind="stable")[:MAX_CONFUSED]
+    order = order[n[order] > 0]
     columns = (pairs[order] // num_classes, pairs[order] % num_classes, n[order])
-    return np.stack(columns, axis=1).tolist()
+    return [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 # Between groups -------------------------------------------------------------------------------
@@ -305,6 +324,7 @@ def classification_report(
     num_classes: int,
     groups: np.ndarray | None = None,
     group_names: Sequence[str] | None = None,
+    sample_weight: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Rates of error in [0, 1]: overall, balanced, worst class, by class; named objectives' values.
 
@@ -324,16 +344,22 @@ def classification_report(
         Group indices, shape ``(n,)``.
     group_names : sequence of str, optional
         Name of each group index, the keys of what is by group; by default the indices.
+    sample_weight : ndarray, optional
+        What each example counts for, shape ``(n,)``, above 0; by default 1. Numbers of examples are
+        then sums of weights, and "class_n_effective" and "class_and_group_n_effective" hold Kish's
+        effective numbers, on which intervals rest; see `autobalance.records.error_table.effective_counts`.
     """
-    table = ErrorTable.from_predictions(target, predicted, num_classes, groups)
+    table = ErrorTable.from_predictions(target, predicted, num_classes, groups, sample_weight)
     per_class = table.class_errors
+    weighted = sample_weight is not None
     report: dict[str, Any] = {
-        "n": len(target),
+        "n": table.mass.sum().item(),
         "error": table.error,
         "balanced_error": table.balanced_error,
         "worst_class_error": table.worst_class_error,
         **_other_objectives(per_class[~np.isnan(per_class)]),
         "class_n": table.mass.sum(axis=0).tolist(),
+        **({"class_n_effective": table.trials(axis=0).tolist()} if weighted else {}),
         "class_errors": _or_none(per_class),
     }
     measures = ["worst_class_error"]
@@ -352,6 +378,11 @@ def classification_report(
             "class_and_group_errors": {names[g]: _or_none(table.errors[g]) for g in present},
             "class_and_group_n": {names[g]: table.mass[g].tolist() for g in present},
         }
+        if weighted:
+            effective = table.trials()
+            report["class_and_group_n_effective"] = {
+                names[g]: effective[g].tolist() for g in present
+            }
         measures += ["worst_class_and_group_error", *GAPS]
     reasons = {m: table.undefined(m, group_names=group_names or ()) for m in measures}
     if any(reasons.values()):

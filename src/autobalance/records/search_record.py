@@ -95,11 +95,16 @@ class HeldOut:
     wrong: list[list[int]]  # those of them predicted wrongly
     predicted: list[list[int]]  # predictions, by the class predicted
     confused: list[list[int]] = field(default_factory=list)  # as `confused_pairs`, of all groups
+    # Kish's effective numbers of examples, see `effective_counts`; None without weights.
+    effective: list[list[float]] | None = None
 
     @property
     def table(self) -> ErrorTable:
         """The errors and what follows from them."""
-        return ErrorTable.from_counts(*map(np.array, (self.wrong, self.n, self.predicted)))
+        effective = None if self.effective is None else np.array(self.effective)
+        return ErrorTable.from_counts(
+            np.array(self.wrong), np.array(self.n), np.array(self.predicted), effective
+        )
 
     @property
     def never_predicted(self) -> list[int]:

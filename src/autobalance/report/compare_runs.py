@@ -42,10 +42,10 @@ class NamedRun:
         return np.array([position[name] for name in classes], dtype=int)
 
     def errors(self, classes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Errors of these classes, and their examples where known, each of shape ``(k,)``."""
+        """Errors of these classes, and their effective numbers where known, each of shape ``(k,)``."""
         at, after = self.places(classes), self.after
         assert after is not None
-        return after.errors[at], None if after.n is None else after.n[at]
+        return after.errors[at], None if after.trials is None else after.trials[at]
 
 
 def summary(run: Run) -> str:

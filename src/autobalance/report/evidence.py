@@ -74,7 +74,7 @@ def _on_folds(run: Run) -> Evidence | None:
     methods = {
         c.name: Method(
             c.name, candidate_title(c.name, start), c.table.class_errors, c.table.mass.sum(axis=0),
-            confused=c.confused, by_group=c.by_group,
+            confused=c.confused, by_group=c.by_group, effective=c.table.trials(axis=0),
         )
         for c in run.candidates
         if c.table is not None
@@ -95,6 +95,7 @@ def _by_the_search(run: Run) -> Evidence | None:
     network = Method(
         "search", "Network of the search", table.class_errors, n,
         confused=run.confused, by_group=held_out_by_group(run.held_out, run.groups),
+        effective=table.trials(axis=0),
     )  # fmt: skip
     data = f"the {n.sum():,.0f} held-out examples that guided the search, by its network at the end"
     return Evidence("search", data, "search's held-out data", [network], None, network)

@@ -133,9 +133,9 @@ def _changes(run: Run, before: Method, after: Method, lead: str) -> str:
     clauses = [f"gained: {name_list(gained)}" if gained else "no class gained"]
     clauses.append(f"lost: {name_list(lost)}" if lost else "none lost")
     text = f"{lead}, {'; '.join(clauses)}."
-    if before.n is None or after.n is None:
+    if before.trials is None or after.trials is None:
         return text
-    ends = ((before.errors, before.n), (after.errors, after.n))
+    ends = ((before.errors, before.trials), (after.errors, after.trials))
     variance = sum(class_variances(np.nan_to_num(errors), n) for errors, n in ends)
     clear = int((np.abs(change[known]) > Z95 * np.sqrt(variance)[known]).sum())
     sure = f"{clear} of the {len(gained) + len(lost)} changes" if clear else "No change"

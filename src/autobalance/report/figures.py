@@ -50,7 +50,7 @@ def _error_picture(run: Run, evidence: Evidence) -> Picture:
     few = len(run.classes) <= MAX_LABELLED
     series = [
         Series(
-            m.title, m.errors[run.order], None if m.n is None else m.n[run.order], colour,
+            m.title, m.errors[run.order], None if m.trials is None else m.trials[run.order], colour,
             hollow=colour == BEFORE,
         )
         for m, colour in zip(methods, [BEFORE, AFTER][-len(methods) :], strict=True)
@@ -94,11 +94,13 @@ def _reliability_figure(diagrams: dict[str, Reliability]) -> Figure:
     axes.plot([0, 100], [0, 100], "--", color=MUTED, linewidth=1)
     pairs = (("raw", "raw softmax", BEFORE), ("corrected", "corrected", AFTER))
     for i, (key, label, colour) in enumerate(pairs):
-        n, right, sure = (np.array(v, float) for v in vars(diagrams[key]).values())
+        bins = diagrams[key]
+        n, right, sure = (np.array(v, float) for v in (bins.n, bins.right, bins.confidence))
+        trials = n if bins.effective is None else np.array(bins.effective, float)
         full = n > 0
         share = np.divide(right, n, out=np.full(len(n), np.nan), where=full)
         at = 100 * sure + (0.5 if i else -0.5)
-        drawing.intervals(axes, share[full], n[full], at[full], colour)
+        drawing.intervals(axes, share[full], trials[full], at[full], colour)
         dots(axes, at[full], 100 * share[full], colour, label, hollow=colour == BEFORE)
         width = 100 / len(n)
         left = width * (np.arange(len(n)) + 0.08 + 0.42 * i)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,13 @@ def frontier_picture(run: Run) -> Picture:
     return _picture(run.frontier, f"{run.place}fig-frontier")
 
 
+def drawable(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points of which both objectives are defined."""
+    return [p for p in points if p["main"] is not None and p["gap"] is not None]
+
+
 def _picture(record: Mapping[str, Any], name: str, *, mixes: bool = False) -> Picture:
-    points, others = record["points"], record.get("baselines", [])
+    points, others = (drawable(record.get(key, [])) for key in ("points", "baselines"))
     by = record.get("by", "mix")
     gap, main = (measure_name(record[axis]) for axis in ("gap", "main"))
     with house_style():
@@ -77,6 +82,10 @@ def _picture(record: Mapping[str, Any], name: str, *, mixes: bool = False) -> Pi
             axis.set_major_locator(MaxNLocator(5))
             format_axis(axis, percent=True)
         legend(figure)
+        if not points:
+            text = "No point has both objectives: one is not defined on the held-out data."
+            axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes, wrap=True)
+            return picture(figure, name, "Frontier", text, text)
         x, y = ([100 * p[axis] for p in points] for axis in ("gap", "main"))
         what = "designed losses" if by == "mix" else "decisions"
         described = phrase(

@@ -12,7 +12,7 @@ from autobalance.report import tables
 from autobalance.report.augmentation import augmentation_pictures
 from autobalance.report.cautions import cautions, warning
 from autobalance.report.figures import pictures
-from autobalance.report.frontier import frontier_picture
+from autobalance.report.frontier import drawable, frontier_picture
 from autobalance.report.record import read_run
 from autobalance.report.run import Run
 from autobalance.report.templates import environment, render_page
@@ -69,7 +69,7 @@ def view(run: Run) -> dict[str, Any]:
         "pictures": pictures(run)
         | {
             "augmentation": augmentation_pictures(run),
-            "frontier": [frontier_picture(run)] if run.frontier else [],
+            "frontier": [frontier_picture(run)] if drawable(run.frontier.get("points", [])) else [],
         },
     }
     builders = (

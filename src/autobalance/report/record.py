@@ -21,6 +21,7 @@ from autobalance.records import (
     HeldOut,
     RacedArm,
     Reliability,
+    as_counts,
     loss_snippet,
 )
 from autobalance.report.run import ByGroup, Candidate, Method, Part, Run
@@ -188,7 +189,8 @@ def _counts(record: dict[str, Any]) -> np.ndarray:
 
 
 def _method(name: str, entry: dict[str, Any], k: int) -> Method:
-    errors, n = (array_of(entry.get(key)) for key in ("class_errors", "class_n"))
+    keys = ("class_errors", "class_n", "class_n_effective")
+    errors, n, effective = (array_of(entry.get(key)) for key in keys)
     if errors is None or errors.shape != (k,):
         errors = np.full(k, np.nan)
     return Method(
@@ -205,6 +207,7 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
             _mapping(entry.get("calibration")), raw="raw", corrected="corrected"
         ),
         by_group=_read_group_errors(entry, k),
+        effective=effective if effective is not None and effective.shape == (k,) else None,
     )
 
 
@@ -214,7 +217,7 @@ def _confused(value: Any, k: int) -> np.ndarray | None:
     if table is None or table.ndim != 2 or table.shape[1] != 3 or np.isnan(table).any():
         return None
     inside = (table[:, :2] >= 0).all() and (table[:, :2] < k).all() and (table[:, 2] > 0).all()
-    return table.astype(np.int64) if inside else None
+    return as_counts(table) if inside else None
 
 
 def _reliability(entry: dict[str, Any], **names: str) -> dict[str, Reliability]:
@@ -223,6 +226,7 @@ def _reliability(entry: dict[str, Any], **names: str) -> dict[str, Reliability]:
     for name, key in names.items():
         bins = _mapping(entry.get(key))
         columns = [array_of(bins.get(part)) for part in ("n", "right", "confidence")]
+        effective = array_of(bins.get("effective"))
         if any(c is None or c.ndim != 1 or np.isnan(c).any() or c.min() < 0 for c in columns):
             continue
         n, right, confidence = (c for c in columns if c is not None)
@@ -230,7 +234,10 @@ def _reliability(entry: dict[str, Any], **names: str) -> dict[str, Reliability]:
             continue
         if not (right > n).any() and confidence.max() <= 1:
             n, right = _as_counts(n, right)
-            diagrams[name] = Reliability(n, right, confidence.tolist())
+            if effective is not None and effective.shape != confidence.shape:
+                effective = None
+            own = None if effective is None else effective.tolist()
+            diagrams[name] = Reliability(n, right, confidence.tolist(), own)
     return diagrams
 
 
@@ -251,10 +258,20 @@ def _tables(entry: dict[str, Any], keys: tuple[str, ...], k: int) -> list[np.nda
 
 def _held_out(value: Any, k: int) -> HeldOut | None:
     """Without which classes are taken for which: see `Run.confused`."""
-    tables = _tables(_mapping(value), ("n", "wrong", "predicted"), k)
+    entry = _mapping(value)
+    tables = _tables(entry, ("n", "wrong", "predicted"), k)
     if tables is None or (tables[1] > tables[0]).any():
         return None
-    return HeldOut(*_as_counts(*tables))
+    effective = _effective(entry, tables[0])
+    return HeldOut(
+        *_as_counts(*tables), effective=None if effective is None else effective.tolist()
+    )
+
+
+def _effective(entry: dict[str, Any], n: np.ndarray) -> np.ndarray | None:
+    """Effective numbers of the examples ``(g, k)``, where the record has them."""
+    tables = _tables(entry, ("effective",), n.shape[1])
+    return tables[0] if tables and tables[0].shape == n.shape else None
 
 
 def held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
@@ -262,25 +279,31 @@ def held_out_by_group(held: HeldOut | None, names: Any) -> ByGroup | None:
     if held is None or len(held.n) < 2:
         return None
     data = f"the {np.sum(held.n):,.0f} held-out examples that guided the search, by its network"
-    return _by_group(names, np.array(held.n), np.array(held.wrong, dtype=float), data)
+    return _by_group(names, held.table, data)
 
 
 def _read_group_errors(entry: dict[str, Any], k: int) -> ByGroup | None:
     """From the keys of `autobalance.records.metrics.classification_report`."""
-    errors, n = (_mapping(entry.get(f"class_and_group_{key}")) for key in ("errors", "n"))
-    tables = [array_of([part.get(name) for name in errors]) for part in (errors, n)]
-    if len(errors) < 2 or any(t is None or t.shape != (len(errors), k) for t in tables):
+    parts = [
+        _mapping(entry.get(f"class_and_group_{key}")) for key in ("errors", "n", "n_effective")
+    ]
+    names = list(parts[0])
+    arrays = [array_of([part.get(name) for name in names]) for part in parts]
+    tables = [None if t is None or t.shape != (len(names), k) else np.nan_to_num(t) for t in arrays]
+    errors, n, effective = tables
+    if len(names) < 2 or errors is None or n is None:
         return None
-    rates, sizes = (np.nan_to_num(t) for t in tables if t is not None)
-    return _by_group(list(errors), sizes, rates * sizes, "test data")
+    return _by_group(names, ErrorTable.from_counts(errors * n, n, effective=effective), "test data")
 
 
-def _by_group(names: Any, n: np.ndarray, wrong: np.ndarray, data: str) -> ByGroup:
+def _by_group(names: Any, table: ErrorTable, data: str) -> ByGroup:
     """Of the groups that have examples."""
-    here = n.sum(axis=1) > 0
-    texts = _names(names, len(n), "group")
+    here = table.present_groups
+    texts = _names(names, len(here), "group")
     present = [name for name, present in zip(texts, here, strict=True) if present]
-    return ByGroup(present, ErrorTable.from_counts(wrong[here], n[here]), data)
+    effective = None if table.effective is None else table.effective[here]
+    known = ErrorTable.from_counts(table.wrong[here], table.mass[here], effective=effective)
+    return ByGroup(present, known, data)
 
 
 def _candidates(search: dict[str, Any], k: int, groups: Any) -> tuple[list[Candidate], str]:
@@ -291,15 +314,19 @@ def _candidates(search: dict[str, Any], k: int, groups: Any) -> tuple[list[Candi
         if name is None or objective is None:
             continue
         counts = _tables(entry, ("wrong", "n"), k)
-        by_group = None
-        if counts is not None and len(counts[0]) > 1:
-            by_group = _by_group(groups, counts[1], counts[0], "the held-out folds")
+        table = by_group = None
+        if counts is not None:
+            effective = _effective(entry, counts[1])
+            table = ErrorTable.from_counts(*counts, effective=effective)
+            if len(counts[0]) > 1:
+                by_group = _by_group(groups, table, "the held-out folds")
         candidate = Candidate(
             safe_text(name, MAX_NAME),
             objective,
             _number(entry.get("difference")),
             _number(entry.get("standard_error")),
-            table=None if counts is None else ErrorTable.from_counts(*counts),
+            table=table,
+            undefined=_text(entry.get("undefined")),
             confused=_confused(entry.get("confused"), k),
             by_group=by_group,
         )
@@ -342,9 +369,11 @@ def _frontier(entry: dict[str, Any]) -> dict[str, Any]:
             # The last two are of decisions alone.
             keys = ("main", "gap", "worst_cell", "drawn_from")
             numbers = {key: _number(point.get(key)) for key in keys}
-            if numbers["main"] is not None and numbers["gap"] is not None and label in point:
-                constant = point.get("constant") is True
-                points.append({**numbers, "constant": constant, label: point[label]})
+            undefined = {k: str(v) for k, v in _mapping(point.get("undefined")).items()}
+            told = all(numbers[axis] is not None or axis in undefined for axis in names)
+            if told and label in point:
+                notes = {"constant": point.get("constant") is True, "undefined": undefined}
+                points.append({**numbers, **notes, label: point[label]})
         return points
 
     points = [p for p in read("points", by) if _number(p[by]) is not None]

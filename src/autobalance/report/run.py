@@ -26,7 +26,7 @@ class Method:
     name: str
     title: str
     errors: np.ndarray  # per class, shape (k,), in [0, 1]; NaN where a class has no example
-    n: np.ndarray | None  # examples per class, shape (k,), where known
+    n: np.ndarray | None  # examples per class, or sums of weights, shape (k,), where known
     scores: dict[str, float] = field(default_factory=dict)  # by `record.SCORES`, where known
     undefined: dict[str, str] = field(default_factory=dict)  # why a measure has no value, by name
     seconds: float | None = None
@@ -34,6 +34,12 @@ class Method:
     confused: np.ndarray | None = None  # class, class predicted and examples, shape (m, 3)
     reliability: dict[str, Reliability] = field(default_factory=dict)  # "raw" and "corrected"
     by_group: ByGroup | None = None
+    effective: np.ndarray | None = None  # numbers that noise is of, where examples have weights
+
+    @property
+    def trials(self) -> np.ndarray | None:
+        """Of how many examples the noise of each class's error is, shape ``(k,)``, where known."""
+        return self.n if self.effective is None else self.effective
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +71,7 @@ class Candidate:
     table: ErrorTable | None = None
     confused: np.ndarray | None = None  # as in `Method`
     by_group: ByGroup | None = None
+    undefined: str | None = None  # why the objective is that of some cells alone
 
 
 @dataclass(frozen=True, eq=False)

@@ -141,9 +141,9 @@ def error_cells(errors: np.ndarray, n: np.ndarray | None) -> list[Cell]:
 
 def balanced_error_note(method: Method) -> str:
     """± and the half-width of the balanced error's 95% interval, where it is known."""
-    if method.n is None:
+    if method.trials is None:
         return ""
-    return f"± {100 * half_width(mean_error_variance(method.errors, method.n)):.1f}"
+    return f"± {100 * half_width(mean_error_variance(method.errors, method.trials)):.1f}"
 
 
 def cut_note(most: int, count: int, where: str = "") -> str:
@@ -207,6 +207,8 @@ def choice_table(run: Run) -> Table | None:
         f"table.trained_{'once' if run.folds == 1 else 'in_folds'}", folds=run.in_folds
     )
     caption = phrase("table.choice", trained=trained, objective=objective_name(run))
+    if candidates[0].undefined is not None:
+        caption += phrase("table.choice_undefined", reason=candidates[0].undefined)
     columns = [
         ("Training loss", [candidate_title(c.name, start) for c in candidates]),
         (
@@ -269,7 +271,7 @@ def _errors_table(run: Run, evidence: Evidence) -> Table:
         ("Training examples", [number_cell(float(run.class_totals[c])) for c in order]),
     ]
     for m in evidence.methods:
-        n = None if m.n is None else m.n[order]
+        n = None if m.trials is None else m.trials[order]
         columns.append((m.title, error_cells(m.errors[order], n)))
     caption = f"Error per class on {evidence.data}, most frequent first."
     if any(m.n is not None for m in evidence.methods):
@@ -321,7 +323,7 @@ def confusion_table(run: Run) -> Table | None:
     methods = evidence.pair
     both = len(methods) == 2
     counts = [
-        {(t, guess): n for t, guess, n in m.confused.tolist()}
+        {(int(t), int(guess)): n for t, guess, n in m.confused.tolist()}
         for m in methods
         if m.confused is not None
     ]
@@ -337,18 +339,23 @@ def confusion_table(run: Run) -> Table | None:
         cells = []
         for t, guess in most:
             n, total = table.get((t, guess), 0), 0.0 if method.n is None else method.n[t]
-            cells.append(Cell(f"{n:,}", f"{100 * n / total:.0f}%" if total else "", float(n)))
+            cells.append(Cell(_sum_text(n), f"{100 * n / total:.0f}%" if total else "", float(n)))
         columns.append((method.title, cells))
     if both:
         signs = ["+" if change[p] > 0 else "−" if change[p] < 0 else "±" for p in most]
         gaps = [
-            Cell(f"{sign}{abs(change[p]):,}", value=float(change[p]))
+            Cell(f"{sign}{_sum_text(abs(change[p]))}", value=float(change[p]))
             for sign, p in zip(signs, most, strict=True)
         ]
         columns.append(("Change", gaps))
     which = "The confusions that changed most" if both else "The most frequent confusions"
     caption = phrase("table.confusion", which=which, data=evidence.data)
     return Table.of_columns(f"{run.place}confusion", caption, columns)
+
+
+def _sum_text(n: float) -> str:
+    """A number of examples, or a sum of weights that need not be whole."""
+    return f"{n:,}" if isinstance(n, int) else f"{n:,.1f}"
 
 
 # Groups ----------------------------------------------------------------------------------------
@@ -361,7 +368,7 @@ def groups_table(run: Run) -> Table | None:
     names, table = run.by_group.names, run.by_group.table
     sizes = table.mass.sum(axis=1)
     rates = {t: [rate_cell(v) for v in values] for t, values in _group_rates(table).items()}
-    rates["Error"][:-2] = error_cells(table.group_errors, sizes)
+    rates["Error"][:-2] = error_cells(table.group_errors, table.trials(axis=1))
     caption = phrase("table.groups", data=run.by_group.data)
     if len(run.classes) == 2:
         caption += f" Positive is {run.classes[1]}."
@@ -444,6 +451,10 @@ def frontier_table(run: Run) -> Table | None:
     picked = [by in p and p[by] == run.frontier[by] for p in points]
     notes = ["a class always wrong" if p["constant"] else "" for p in points]
     caption = phrase(f"table.{'mixes' if by == 'mix' else 'bounds'}")
+    for axis, reason in points[0]["undefined"].items():
+        caption += (
+            f" {measure_name(run.frontier[axis])}: not defined on the held-out data, for {reason}."
+        )
     columns = [
         ("Loss" if by == "mix" else "Decision", [point_title(by, p) for p in points]),
         *(

@@ -283,10 +283,11 @@ def _against(after: Method, other: Method, key: str) -> str:
     if gap == 0:
         return f"as much as {title}"
     text = f"{abs(gap):.1f} points {'less' if gap < 0 else 'more'} than {title}"
-    if key != "balanced_error" or after.n is None or other.n is None:
+    if key != "balanced_error" or after.trials is None or other.trials is None:
         return text
     reach = half_width(
-        *(mean_error_variance(m.errors, m.n) for m in (after, other) if m.n is not None)
+        mean_error_variance(after.errors, after.trials),
+        mean_error_variance(other.errors, other.trials),
     )
     verdict = "more than" if abs(gap) > 100 * reach else "within what"
     return phrase("story.compared", text=text, verdict=verdict)

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from autobalance.records import ErrorTable
+from autobalance.records import ErrorTable, rates
 from autobalance.report.evidence import all_evidence
 from autobalance.report.formats import name_list, number, percent, points
 from autobalance.report.run import Run
@@ -29,7 +29,7 @@ def bound_sentences(run: Run) -> list[str]:
     decision = run.decided
     held = None if run.held_out is None else getattr(run.held_out.table, measure)
     held = held if decision is None else decision["gap"]
-    text += " Held out: not measured." if held is None else f" Held out: {percent(held)}."
+    text += f" Held out: {_why_not_held_out(run, measure) if held is None else percent(held)}."
     tested = run.method("autobalance")
     table = None if tested is None or tested.by_group is None else tested.by_group.table
     value = None if table is None else getattr(table, measure)
@@ -51,6 +51,16 @@ def bound_sentences(run: Run) -> list[str]:
     ]
 
 
+def _why_not_held_out(run: Run, measure: str) -> str:
+    """That a measure has no value on the search's held-out data, with the reason where it is known."""
+    reason = None
+    if run.decided is not None:
+        reason = run.decided["undefined"].get("gap")
+    elif run.held_out is not None:
+        reason = run.held_out.table.undefined(measure, run.classes, run.groups or ())
+    return "not measured" if reason is None else f"not defined, for {reason}"
+
+
 def measure_interval(table: ErrorTable, measure: str, seed: int = 0) -> tuple[float, float]:
     """95% interval of a measure of an error table, from the choice of examples alone.
 
@@ -67,11 +77,13 @@ def measure_interval(table: ErrorTable, measure: str, seed: int = 0) -> tuple[fl
     seed : int
         Seed of the draws.
     """
-    n = np.maximum(np.round(table.mass), 0).astype(int)
-    centre = (np.nan_to_num(table.wrong) + 2) / (table.mass + 4)
+    trials = table.trials()
+    # A cell that has examples keeps one, so that what is defined stays so in every draw.
+    n = np.maximum(np.round(trials), table.mass > 0).astype(int)
+    centre = (np.nan_to_num(table.errors) * trials + 2) / (trials + 4)
     wrong = np.random.default_rng(seed).binomial(n, centre, size=(_DRAWS, *n.shape))
-    seen = getattr(ErrorTable.from_rates(centre, n), measure)
-    drawn = [getattr(ErrorTable.from_counts(w, n), measure) for w in wrong]
+    seen = getattr(ErrorTable.from_rates(centre, table.mass), measure)
+    drawn = [getattr(ErrorTable.from_rates(rates(w, n), table.mass), measure) for w in wrong]
     low, high = np.quantile(np.array(drawn, dtype=float) - seen, [0.025, 0.975])
     value = getattr(table, measure)
     return max(0.0, value - float(high)), max(value - float(low), 0.0)
@@ -93,7 +105,7 @@ def _near_chance(run: Run) -> str | None:
     k = int(np.isfinite(errors).sum())
     if k < 2:
         return None
-    n = best.after.n
+    n = best.after.trials
     noise = 0.0 if n is None else half_width(mean_error_variance(errors, n))
     right, chance = 1.0 - float(np.nanmean(errors)), 1.0 / k
     if right > 1.1 * chance + noise:
@@ -123,9 +135,9 @@ def _lost_while_mean_gained(run: Run) -> str | None:
         before, after, change = evidence.before, evidence.after, evidence.change
         if before is None or after is None or change is None:
             continue
-        if before.n is None or after.n is None or not np.nanmean(change) < 0:
+        if before.trials is None or after.trials is None or not np.nanmean(change) < 0:
             return None
-        pairs = ((before.errors, before.n), (after.errors, after.n))
+        pairs = ((before.errors, before.trials), (after.errors, after.trials))
         variance = sum(class_variances(np.nan_to_num(errors), n) for errors, n in pairs)
         clear = np.flatnonzero(np.nan_to_num(change) > Z95 * np.sqrt(variance))
         if not len(clear):

@@ -42,6 +42,7 @@ from autobalance.sklearn.trade_offs import TradeOffs
 from autobalance.sklearn.training_data import (
     draw_seed,
     held_out_arrays,
+    labelled_arrays,
     network_factory,
     read_labels,
 )
@@ -341,27 +342,34 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
             logits, self.loss_, self.class_masses_, prior=prior, temperature=self.temperature_
         ).numpy()
 
-    def calibrate(self, X: Any, y: Any = None) -> Self:
+    def calibrate(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> Self:
         """Fit `temperature_` on labelled examples, given as to `fit`, that it has not seen.
 
-        They may be of any class frequencies. Returns the estimator; only the probabilities for a prior
-        change.
+        They may be of any class frequencies. A whole weight is a row repeated, and a row of weight 0 is
+        left out. Returns the estimator; only the probabilities for a prior change.
 
         Raises
         ------
         InputError
             If a label is unknown, or the data cannot be used.
         """
+        check_is_fitted(self, "module_")
+        X, labels, _, weight = labelled_arrays(X, y, None, sample_weight)
         logits = self._logits(X, probabilities=True)
-        target = positions(read_labels(X, y), self.classes_.tolist(), "class", "y")
-        fitted = fit_temperature(logits, target, self.loss_, self.class_masses_)
+        target = positions(labels, self.classes_.tolist(), "class", "y")
+        fitted = fit_temperature(
+            logits, target, self.loss_, self.class_masses_, sample_weight=weight
+        )
         self.temperature_ = fitted.temperature
         return self
 
-    def evaluate(self, X: Any, y: Any = None, *, sensitive_features: Any = None) -> dict[str, Any]:
+    def evaluate(
+        self, X: Any, y: Any = None, *, sensitive_features: Any = None, sample_weight: Any = None
+    ) -> dict[str, Any]:
         """Errors, confusions and calibration on labelled examples, as counts and rates for a report.
 
-        Data are given as to `fit`, of any groups.
+        Data are given as to `fit`, of any groups. A whole weight is a row repeated, and a row of weight 0
+        is left out; intervals in a report then rest on the effective number of examples.
         See `autobalance.calibration.evaluate_logits` for what it returns.
 
         Raises
@@ -369,14 +377,16 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         InputError
             If a label is unknown, or the data cannot be used.
         """
+        check_is_fitted(self, "module_")
+        X, labels, features, weight = labelled_arrays(X, y, sensitive_features, sample_weight)
         logits = self._logits(X)
         predicted = logits.argmax(dim=1).numpy()
         if isinstance(self.module_, CellDecision):
             logits = self._logits(X, probabilities=True)
-        target = positions(read_labels(X, y), self.classes_.tolist(), "class", "y")
+        target = positions(labels, self.classes_.tolist(), "class", "y")
         groups = names = None
-        if sensitive_features is not None:
-            names, groups = number_groups(group_names(sensitive_features, "refused"))
+        if features is not None:
+            names, groups = number_groups(group_names(features, "refused"))
         same_length(X=logits, y=target, sensitive_features=groups)
         return evaluate_logits(
             logits,
@@ -387,6 +397,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
             names,
             temperature=self.temperature_,
             predicted=predicted,
+            sample_weight=weight,
         )
 
     def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:

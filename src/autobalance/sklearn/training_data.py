@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import _safe_indexing, check_random_state
 from torch import nn
+from torch.utils.data import Subset
 
 from autobalance._validation import InputError, array_of_numbers, one_of, same_length
 from autobalance.bilevel import ModelFactory
@@ -67,6 +68,32 @@ def read_labels(X: Any, y: Any) -> np.ndarray:
     if y is None and is_data(X):
         return as_data(X).target.numpy(force=True)
     return class_labels(y)
+
+
+def labelled_arrays(
+    X: Any, y: Any, groups: Any, sample_weight: Any
+) -> tuple[Any, np.ndarray, Any, np.ndarray | None]:
+    """X, labels, groups and weights to measure on, without the rows whose weight is 0.
+
+    A Dataset has labels, groups and weights of its own, for which those that are given take their place.
+    Weights that sum to less than the number of rows are scaled up to it; see `ArrayData.row_weights`.
+
+    Raises
+    ------
+    InputError
+        If lengths differ, a label is missing, or a weight is no number from 0.
+    """
+    if is_data(X):
+        _, y, groups, sample_weight = read_dataset(X, y, groups, sample_weight)
+    if sample_weight is None:
+        return X, class_labels(y), groups, None
+    weight, X, y, groups = without_zero_weights(sample_weight, X, y, groups)
+    labels = class_labels(y)
+    same_length(y=labels, sample_weight=weight, sensitive_features=groups)
+    checked = ArrayData.of(
+        np.zeros((len(labels), 1)), np.zeros(len(labels), int), sample_weight=weight
+    )
+    return X, labels, groups, checked.row_weights().numpy()
 
 
 def training_arrays(
@@ -128,8 +155,13 @@ def without_zero_weights(sample_weight: Any, *parts: Any) -> tuple[Any, ...]:
     if not usable or any(len(part) != len(weight) for part in given if hasattr(part, "__len__")):
         return (sample_weight, *parts)
     rows = np.flatnonzero(weight)
-    kept = (None if part is None else _safe_indexing(part, rows) for part in parts)
-    return (weight[rows], *kept)
+    return (weight[rows], *(None if part is None else _take(part, rows) for part in parts))
+
+
+def _take(part: Any, rows: np.ndarray) -> Any:
+    if isinstance(part, ArrayData):
+        return part.subset(rows)
+    return Subset(part, rows.tolist()) if is_dataset(part) else _safe_indexing(part, rows)
 
 
 def _check_groups(
