@@ -36,6 +36,7 @@ from .objectives import (
     BalancedError,
     Blend,
     BoundedGap,
+    CostMatrix,
     CrossEntropyRisk,
     CVaRError,
     ErrorDeviation,
@@ -47,8 +48,9 @@ from .objectives import (
     SmoothError,
     WeightedError,
     WorstError,
+    cost_matrix,
 )
-from .posthoc import cell_posterior
+from .posthoc import Adjustment, cell_posterior, design_adjustment
 from .records import Recipe, SearchSettings
 from .sklearn import AutoBalanceClassifier
 from .spaces import (
@@ -64,6 +66,7 @@ from .spaces import (
 __version__: str
 
 __all__ = [
+    "Adjustment",
     "ArrayData",
     "Augmentation",
     "AugmentationPolicy",
@@ -76,6 +79,7 @@ __all__ = [
     "ClassSpace",
     "ClusterSpace",
     "ConjugateGradient",
+    "CostMatrix",
     "CrossEntropyRisk",
     "DatasetData",
     "DeferredLoss",
@@ -114,7 +118,9 @@ __all__ = [
     "WorstError",
     "cell_posterior",
     "corrected_probabilities",
+    "cost_matrix",
     "default_policy",
+    "design_adjustment",
     "export_model",
     "extract_features",
     "fit_temperature",

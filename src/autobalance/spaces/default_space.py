@@ -55,9 +55,9 @@ class Goal(Protocol):
         """What its cells are."""
         ...
 
-    @property
-    def importance(self) -> Any:
+    def importance_of(self, counts: np.ndarray) -> Any:
         """What it makes of each class, or None."""
+        ...
 
     @property
     def linear(self) -> bool:
@@ -74,7 +74,7 @@ def build_space(factory: SpaceFactory | None, counts: np.ndarray, goal: Goal) ->
         If the factory returns something else.
     """
     if factory is None:
-        return default_space(counts, goal.over, goal.importance, linear=goal.linear)
+        return default_space(counts, goal.over, goal.importance_of(counts), linear=goal.linear)
     if not callable(factory):
         raise InputError(
             "space must be a function from training counts to a DesignSpace; got "
