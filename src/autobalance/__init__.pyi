@@ -52,7 +52,7 @@ from .objectives import (
 )
 from .posthoc import Adjustment, cell_posterior, design_adjustment
 from .records import Recipe, SearchSettings
-from .sklearn import AutoBalanceClassifier
+from .sklearn import AutoBalanceClassifier, LogitAdjustedClassifierCV
 from .spaces import (
     ClassSpace,
     ClusterSpace,
@@ -97,6 +97,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "LDAMLoss",
+    "LogitAdjustedClassifierCV",
     "LossTuner",
     "Neumann",
     "Nystrom",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,29 +135,34 @@ class Adjustment:
             return self.rule.shares_of_classes(self._cells(scores))
         return self.rule.shares_of_classes(self._scores(scores))
 
-    def predict_proba(self, scores: Any, prior: str | Sequence[float] = "training") -> np.ndarray:
-        r"""Calibrated probabilities for a class prior, shape ``(n, k)``.
+    def predict_proba(self, scores: Any, prior: str | Sequence[float] | None = None) -> np.ndarray:
+        r"""Probabilities whose largest is the decision, or calibrated ones for a class prior, ``(n, k)``.
 
-        .. math:: p_k \propto \mathrm{softmax}(a (z - l))_k \, \pi'_k / \pi_k
+        Without a prior they are softmax(a (z - l)), biased on purpose as the decisions are. For a prior
+        pi' they are
 
-        with a and l of `calibration`, fitted on the same examples. Their largest need not be the decision.
+        .. math:: p_k \propto \mathrm{softmax}(a (z - l'))_k \, \pi'_k / \pi_k
+
+        with a and l' of `calibration`, fitted on the same examples; their largest need not be the decision.
+        Where the decision is by costs or by cells, which no l expresses, the default is the training prior.
 
         Parameters
         ----------
         scores : array-like
             As for `predict`.
-        prior : {"training", "balanced"} or sequence of float
-            The classes' shares pi' where the probabilities are for, shape ``(k,)``.
+        prior : {"training", "balanced"} or sequence of float, optional
+            The classes' shares where the probabilities are for, shape ``(k,)``.
         """
-        shares = self.class_counts / self.class_counts.sum()
-        wanted = _prior(prior, shares)
         if isinstance(self.rule, CellRule):
             z = np.log(np.maximum(self._cells(scores).sum(axis=1), 1e-30))
         else:
             z = self._scores(scores)
+            if prior is None and self.rule.costs is None:
+                return self.rule.probabilities(z)
         additive, scale = self.calibration
+        shares = self.class_counts / self.class_counts.sum()
         with np.errstate(divide="ignore"):
-            shift = np.log(wanted) - np.log(shares)
+            shift = np.log(_prior("training" if prior is None else prior, shares)) - np.log(shares)
         logits = torch.from_numpy(scale * (z - additive) + shift)
         return torch.softmax(logits, dim=1).numpy()
 
@@ -359,10 +364,12 @@ def _design(
     losses = cross_fit(rows, makers, losses_of, seed)
     judged = judge(rows, losses, start, goal, seed)
     chosen = choose(judged, start)
+    calibration = calibrate(rows, counts)
     rule = makers[chosen](rows)
+    if chosen != "cross_entropy":
+        rule = replace(rule, scale=calibration.scale)
     before = "most_probable" if isinstance(goal, CostMatrix) else "none"
     values = {candidate.name: candidate.value for candidate in judged}
-    calibration = calibrate(rows, counts)
     intervals = {}
     if resamples:
         intervals = bootstrap_intervals(

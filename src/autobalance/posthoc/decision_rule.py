@@ -40,14 +40,17 @@ class DecisionRule:
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
         """Class of each row of log-scores ``(n, k)``, shape ``(n,)``. Equal rows get equal decisions."""
-        if len(self.shares) == 1:
-            return self._decide_by(scores, 0)
-        drawn = np.searchsorted(np.cumsum(self.shares)[:-1], uniform_of_rows(scores), side="right")
+        drawn = self._draw(scores)
         decided = np.empty(len(scores), dtype=np.int64)
         for m in range(len(self.shares)):
             rows = drawn == m
             decided[rows] = self._decide_by(scores[rows], m)
         return decided
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """softmax(a (z - l)) with the l that decides, shape ``(n, k)``."""
+        logits = self.scale * (scores - self.additive[self._draw(scores)])
+        return torch.softmax(torch.from_numpy(logits), dim=1).numpy()
 
     def shares_of_classes(self, scores: np.ndarray) -> np.ndarray:
         """How often each class is decided over many draws, shape ``(n, k)``."""
@@ -60,6 +63,12 @@ class DecisionRule:
         """Probability that each example is decided wrongly, shape ``(n,)``; of rules without costs."""
         pairs = zip(self.shares, self.additive, strict=True)
         return np.sum([share * rows.wrong(l) for share, l in pairs], axis=0)  # noqa: E741
+
+    def _draw(self, scores: np.ndarray) -> np.ndarray:
+        """Index of each row's l, shape ``(n,)``."""
+        if len(self.shares) == 1:
+            return np.zeros(len(scores), dtype=np.int64)
+        return np.searchsorted(np.cumsum(self.shares)[:-1], uniform_of_rows(scores), side="right")
 
     def _decide_by(self, scores: np.ndarray, m: int) -> np.ndarray:
         adjusted = scores - self.additive[m].astype(scores.dtype)

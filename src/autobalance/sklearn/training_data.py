@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils.validation import _num_samples
 from torch import nn
 
 from autobalance._validation import InputError, array_of_numbers, one_of, same_length
@@ -125,11 +126,15 @@ def without_zero_weights(sample_weight: Any, *parts: Any) -> tuple[Any, ...]:
     weight = np.asarray(sample_weight)
     given = [part for part in parts if part is not None]
     usable = weight.ndim == 1 and weight.dtype.kind in "biuf" and weight.any() and not weight.all()
-    if not usable or any(len(part) != len(weight) for part in given if hasattr(part, "__len__")):
+    if not usable or any(_num_samples(part) != len(weight) for part in given if _has_length(part)):
         return (sample_weight, *parts)
     rows = np.flatnonzero(weight)
     kept = (None if part is None else _safe_indexing(part, rows) for part in parts)
     return (weight[rows], *kept)
+
+
+def _has_length(part: Any) -> bool:
+    return hasattr(part, "__len__") or hasattr(part, "shape")
 
 
 def _check_groups(
