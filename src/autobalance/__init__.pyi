@@ -37,6 +37,7 @@ from .objectives import (
     BalancedError,
     Blend,
     BoundedGap,
+    CostMatrix,
     CrossEntropyRisk,
     CVaRError,
     ErrorDeviation,
@@ -48,10 +49,11 @@ from .objectives import (
     SmoothError,
     WeightedError,
     WorstError,
+    cost_matrix,
 )
-from .posthoc import cell_posterior
+from .posthoc import Adjustment, cell_posterior, design_adjustment
 from .records import Recipe, SearchSettings
-from .sklearn import AutoBalanceClassifier
+from .sklearn import AutoBalanceClassifier, LogitAdjustedClassifierCV
 from .spaces import (
     ClassSpace,
     ClusterSpace,
@@ -65,6 +67,7 @@ from .spaces import (
 __version__: str
 
 __all__ = [
+    "Adjustment",
     "Arm",
     "ArrayData",
     "Augmentation",
@@ -78,6 +81,7 @@ __all__ = [
     "ClassSpace",
     "ClusterSpace",
     "ConjugateGradient",
+    "CostMatrix",
     "CrossEntropyRisk",
     "DatasetData",
     "DeferredLoss",
@@ -95,6 +99,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "LDAMLoss",
+    "LogitAdjustedClassifierCV",
     "LossTuner",
     "Neumann",
     "Nystrom",
@@ -116,7 +121,9 @@ __all__ = [
     "WorstError",
     "cell_posterior",
     "corrected_probabilities",
+    "cost_matrix",
     "default_policy",
+    "design_adjustment",
     "export_model",
     "extract_features",
     "fit_temperature",

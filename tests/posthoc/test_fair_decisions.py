@@ -13,13 +13,12 @@ from torch import nn
 
 from autobalance._validation import InputError
 from autobalance.data.array_data import ArrayData
-from autobalance.posthoc import fair_decisions as decisions
+from autobalance.posthoc import decision_program, fair_decisions as decisions
 from autobalance.posthoc.expected_errors import evaluate_model
 from autobalance.posthoc.fair_decisions import (
     CellDecision,
     CellPosterior,
     DecisionShares,
-    _program,
     cell_posterior,
 )
 from autobalance.records.settings import Recipe, SearchSettings
@@ -47,35 +46,6 @@ COMMON: dict[str, Any] = {
     "settings": SearchSettings(folds=2),
     "device": "cpu",
 }
-
-
-def test_the_program_finds_what_a_grid_finds() -> None:
-    errors = np.random.default_rng(0).uniform(0.1, 0.6, size=(3, 2, 2))
-    weights = np.array([[0.3, 0.15], [0.2, 0.35]])  # of the cells in the main error
-    grid = [np.array([a, b, 100 - a - b]) / 100 for a in range(101) for b in range(101 - a)]
-    tables = [np.tensordot(p, errors, axes=1) for p in grid]
-    deo = np.array([np.ptp(t, axis=0).sum() for t in tables])
-    main = np.array([(t * weights).sum() for t in tables])
-    worst = np.array([t.max() for t in tables])
-    for gap in (deo.min() + 0.01, deo.min() + 0.05, deo.max()):
-        found = np.tensordot(_program(errors, weights, float(gap))[0], errors, axes=1)
-        assert np.ptp(found, axis=0).sum() <= gap + 1e-6
-        value = (found * weights).sum()
-        best = main[deo <= gap].min()
-        assert best - 0.02 <= value <= best + 1e-6
-    found = np.tensordot(_program(errors, weights, None)[0], errors, axes=1)
-    assert worst.min() - 0.01 <= found.max() <= worst.min() + 0.01
-
-
-def test_prices_are_the_derivatives_of_the_optimum() -> None:
-    # What a new decision must beat: its errors at the prices, against the level.
-    draw = np.random.default_rng(1)
-    errors, weights = draw.uniform(0.1, 0.6, size=(4, 2, 3)), draw.uniform(0.05, 0.4, size=(2, 3))
-    for gap in (0.2, None):
-        shares, prices, level = _program(errors, weights, gap)
-        costs = (prices * errors).sum(axis=(1, 2)) - level
-        assert (costs > -1e-9).all()
-        np.testing.assert_allclose(costs[shares > 1e-9], 0.0, atol=1e-9)
 
 
 @pytest.mark.parametrize("main", decisions.MAINS)
@@ -173,11 +143,13 @@ def test_what_a_frontier_has_solved_is_not_solved_again(monkeypatch: pytest.Monk
     said = (said / said.sum(axis=1, keepdims=True)).reshape(-1, 2, 2)
     solved: list[float | None] = []
 
-    def counted(errors: Any, mass: Any, gap: float | None) -> Any:
-        solved.append(gap)
-        return _program(errors, mass, gap)
+    solve = decision_program.solve_program
 
-    monkeypatch.setattr(decisions, "_program", counted)
+    def counted(errors: Any, goal: decision_program.DecisionGoal) -> Any:
+        solved.append(goal.gap)
+        return solve(errors, goal)
+
+    monkeypatch.setattr(decision_program, "solve_program", counted)
     fresh, known = (CellPosterior(nn.Identity(), said, cells, 1.0, {}, 0, {}) for _ in range(2))
     expected, alone = fresh.within(0.123), len(solved)
     known.frontier()

@@ -269,8 +269,10 @@ def _criterion_weights(spec: SearchSpec, held: Sequence[ArrayData]) -> list[Tens
         ]
     )
     weight = own / torch.bincount(cells, own)[cells]
-    if spec.objective.importance is not None and spec.objective.over == "class":
-        weight = weight * torch.as_tensor(spec.objective.importance).double()[cells]
+    counts = np.atleast_2d(spec.data.masses()).sum(axis=0)
+    importance = spec.objective.importance_of(counts)
+    if importance is not None and spec.objective.over == "class":
+        weight = weight * torch.as_tensor(importance).double()[cells]
     return list((weight / weight.sum()).split([len(part) for part in held]))
 
 

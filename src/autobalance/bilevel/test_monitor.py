@@ -61,9 +61,10 @@ class ObjectiveMonitor:
         """The objective over all networks' predictions together; they come back as they were."""
         totals = []
         for network in networks:
-            wrong = (predict_logits(network, self.inputs).argmax(dim=1) != self.target).double()
+            predicted = predict_logits(network, self.inputs).argmax(dim=1)
+            losses = self.objective.decision_losses(predicted, self.target)
             tables = group_class_sums(
-                wrong, self.target, self.groups, self.num_classes, self.weight
+                losses, self.target, self.groups, self.num_classes, self.weight
             )
             totals.append(torch.stack(tables))
         total, mass = torch.stack(totals).sum(dim=0)

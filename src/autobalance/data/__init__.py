@@ -23,7 +23,7 @@ from autobalance.data.labels import (
 )
 from autobalance.data.lazy_inputs import LazyInputs, sampled
 from autobalance.data.samplers import BalancedSampler
-from autobalance.data.splits import stratified_folds
+from autobalance.data.splits import assign_folds, stratified_folds
 from autobalance.data.stored import StoredRows
 from autobalance.data.table_encoder import TableEncoder, TableWarning, warn_of
 from autobalance.data.tables import check_expansion, column, read_table
@@ -55,6 +55,7 @@ __all__ = [
     "as_inputs",
     "as_table",
     "as_tensor",
+    "assign_folds",
     "check_expansion",
     "class_labels",
     "column",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,3 +55,35 @@ def stratified_folds(
             mask[torch.cat(parts)] = True
         splits.append((torch.nonzero(~mask).squeeze(1), torch.nonzero(mask).squeeze(1)))
     return splits
+
+
+def assign_folds(cells: np.ndarray, folds: int, generator: np.random.Generator) -> np.ndarray:
+    """Fold that holds each example out, such that every cell stays in the training of every fold.
+
+    Each cell's members are dealt to the folds in a random order, one after the other, and the next
+    cell goes on where the last one stopped, so that the folds are alike in size. A cell of fewer
+    members than folds is thus held out by as many folds as it has members. The only member of a cell
+    is never held out: no classifier trained on the rest knows its cell.
+
+    Parameters
+    ----------
+    cells : ndarray
+        Class (or (class, group) cell) of each example, shape ``(n,)``.
+    folds : int
+        Number of folds, at least 2.
+    generator : numpy.random.Generator
+        Decides the order within each cell, and the fold of the first example.
+
+    Returns
+    -------
+    ndarray
+        Fold of each example, shape ``(n,)``; -1 for the only member of a cell.
+    """
+    fold = np.full(len(cells), -1)
+    next_fold = int(generator.integers(folds))
+    for cell in np.unique(cells):
+        members = generator.permutation(np.flatnonzero(cells == cell))
+        if len(members) > 1:
+            fold[members] = (next_fold + np.arange(len(members))) % folds
+            next_fold = (next_fold + len(members)) % folds
+    return fold

@@ -21,6 +21,7 @@ from autobalance.objectives.aggregates import (
 )
 from autobalance.objectives.base import CellObjective, Objective, Over, cells_of, group_class_sums
 from autobalance.objectives.combined import Blend, BoundedGap
+from autobalance.objectives.costs import CostMatrix, cost_matrix
 from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.registry import GAPS, NAMED, as_objective
 from autobalance.objectives.running_risks import RunningRisks
@@ -34,6 +35,7 @@ __all__ = [
     "BoundedGap",
     "CVaRError",
     "CellObjective",
+    "CostMatrix",
     "CrossEntropyRisk",
     "ErrorDeviation",
     "Gap",
@@ -50,5 +52,6 @@ __all__ = [
     "WorstError",
     "as_objective",
     "cells_of",
+    "cost_matrix",
     "group_class_sums",
 ]

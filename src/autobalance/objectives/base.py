@@ -88,10 +88,18 @@ class Objective(PlainSettings, ABC):
         """What it makes of each class's error, beforehand; None where all classes count alike."""
         return None
 
+    def importance_of(self, counts: np.ndarray) -> tuple[float, ...] | None:
+        """The same where it depends on the training examples per class ``(k,)``."""
+        return self.importance
+
     @property
     def linear(self) -> bool:
         """Whether it is a mean of the risks with fixed weights."""
         return False
+
+    def decision_losses(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """What each decision ``(n,)`` counts for in the hard objective: the 0-1 error, float64."""
+        return (predicted != target).to(torch.float64)
 
     def adapted(self, total: Tensor, mass: Tensor) -> Objective:
         """What the upper level goes on with, having seen these sums of the 0-1 error."""
@@ -151,7 +159,7 @@ class Objective(PlainSettings, ABC):
     ) -> Tensor:
         """As `hard`, float64 on the device: to be read together with other numbers."""
         self._check_groups(groups)
-        wrong = (logits.argmax(dim=1) != target).to(torch.float64)
+        wrong = self.decision_losses(logits.argmax(dim=1), target)
         return self.value(*group_class_sums(wrong, target, groups, logits.shape[1], sample_weight))
 
     def _check_groups(self, groups: Tensor | None) -> None:

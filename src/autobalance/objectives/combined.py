@@ -12,6 +12,7 @@ from torch import Tensor
 from autobalance._validation import InputError, fraction, number, positive, shown
 from autobalance.objectives.aggregates import BalancedError
 from autobalance.objectives.base import Objective, Over
+from autobalance.objectives.costs import CostMatrix
 from autobalance.objectives.gaps import OddsGap
 
 
@@ -46,6 +47,11 @@ class Blend(Objective):
             positive("the weight of a part", weight)
             if not isinstance(part, Objective):
                 raise InputError(f"A blend's parts are objectives; got {type(part).__name__}.")
+            if isinstance(part, CostMatrix):
+                raise InputError(
+                    "Costs are of decisions, other parts are of errors: a cost matrix stands alone. Put what "
+                    "else counts into the costs."
+                )
             if isinstance(part, BoundedGap):
                 raise InputError(
                     "A bound holds for a whole objective, not for a part of a blend. Put the blend under "
@@ -124,9 +130,9 @@ class BoundedGap(Objective):
     def __post_init__(self) -> None:
         for name in ("main", "gap"):
             part = getattr(self, name)
-            if not isinstance(part, Objective) or isinstance(part, BoundedGap):
+            if not isinstance(part, Objective) or isinstance(part, (BoundedGap, CostMatrix)):
                 raise InputError(
-                    f"{name} must be an objective without a bound of its own; got {part!r}."
+                    f"{name} must be an objective over errors, without a bound of its own; got {part!r}."
                 )
         positive("rho", self.rho)
         positive("rate", self.rate)

@@ -140,7 +140,7 @@ class RunningRisks:
         if self.counts is not None and not self.objective.linear:
             total, mass = (t.double() for t in self._hard.sums())
             return self._estimate(total, mass)
-        wrong = (logits.argmax(dim=1) != target).to(torch.float64)
+        wrong = self.objective.decision_losses(logits.argmax(dim=1), target)
         total, mass = group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
         if len(total) == 1 or self.counts is None:
             return self.objective.value(total, mass)

@@ -1,5 +1,9 @@
-"""Decisions from the probabilities of a network that is already trained."""
+"""Decisions from the probabilities of a classifier that is already trained."""
 
+from autobalance.posthoc.adjustment import Adjustment, design_adjustment
+from autobalance.posthoc.adjustment_choice import JudgedCandidate
+from autobalance.posthoc.cell_rule import CellRule
+from autobalance.posthoc.decision_rule import DecisionRule
 from autobalance.posthoc.expected_errors import evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
     MAINS,
@@ -9,13 +13,20 @@ from autobalance.posthoc.fair_decisions import (
     FairDecision,
     cell_posterior,
 )
+from autobalance.posthoc.score_input import ScoreKind
 
 __all__ = [
     "MAINS",
+    "Adjustment",
     "CellDecision",
     "CellPosterior",
+    "CellRule",
     "ClassLogits",
+    "DecisionRule",
     "FairDecision",
+    "JudgedCandidate",
+    "ScoreKind",
     "cell_posterior",
+    "design_adjustment",
     "evaluate_probabilities",
 ]

@@ -24,11 +24,10 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from autobalance._validation import InputError, not_negative, shown, whole
@@ -43,21 +42,18 @@ from autobalance.bilevel import (
 from autobalance.data import ArrayData, as_data
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.networks import with_new_head
+from autobalance.posthoc.decision_program import (
+    DecisionColumn,
+    DecisionGoal,
+    generate_columns,
+    select_draw,
+)
 from autobalance.records import ErrorTable, Recipe, SearchSettings
 
-LEAST_SHARE = 0.005
-"""Decisions drawn more rarely are left out."""
-LEAST_GAIN = 1e-5
-"""The program is solved when no decision improves it by more."""
-ROUNDS = 200
 MAINS = ("balanced_error", "group_balanced_error")
 """Errors that decisions can keep low: the mean over the classes, and over the classes within groups."""
 POINTS = 10
 """Of a frontier; decisions for one bound may also be those that the frontier's bounds gave rise to."""
-EXCESS = 10.0
-"""Price of each unit of DEO above the bound: more than any error."""
-TIE = 0.05
-"""Weight of the main error where the worst cell comes first."""
 
 
 class CellDecision(nn.Module):
@@ -179,13 +175,6 @@ class FairDecision:
     objective: str
 
 
-class _Column(NamedTuple):
-    """Weights of a decision, and its errors on held-out data, each ``(g, k)``."""
-
-    weights: np.ndarray
-    errors: np.ndarray
-
-
 @dataclass(frozen=True)
 class CellPosterior:
     """What `cell_posterior` learned; every decision from it costs no training.
@@ -217,7 +206,7 @@ class CellPosterior:
     seconds: dict[str, float]
     main: str = "balanced_error"
     sample_weight: np.ndarray | None = None
-    _columns_of: dict[float | None, list[_Column]] = field(
+    _columns_of: dict[float | None, list[DecisionColumn]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -317,45 +306,34 @@ class CellPosterior:
         columns = self._columns(gaps)
         return [self._select_best(gap, columns) for gap in gaps]
 
-    def _columns(self, gaps: Sequence[float | None]) -> list[_Column]:
+    def _columns(self, gaps: Sequence[float | None]) -> list[DecisionColumn]:
         """The constant decisions, so that every bound can be kept, and those of each bound."""
         _, g, k = self.held_out.shape
         mass = self._mass()
         constant = [np.eye(k)[j] * np.ones((g, 1)) for j in range(k)]
-        columns = [_Column(weights, self._errors(weights, mass)) for weights in constant]
+        columns = [DecisionColumn(weights, self._errors(weights, mass)) for weights in constant]
         for gap in gaps:
             if gap not in self._columns_of:
                 self._columns_of[gap] = self._generate_columns(gap, columns[:k])
         return columns + [column for gap in gaps for column in self._columns_of[gap]]
 
-    def _generate_columns(self, gap: float | None, constant: list[_Column]) -> list[_Column]:
+    def _generate_columns(
+        self, gap: float | None, constant: list[DecisionColumn]
+    ) -> list[DecisionColumn]:
         """The decisions that one bound gives rise to.
 
         With those of other bounds to begin with, one would stop at once, and worse.
         """
-        mass, main = self._mass(), self._main_weights()
-        columns: list[_Column] = []
-        prices, level = main, np.inf
-        for _ in range(ROUNDS):
-            weights = np.divide(prices, mass, out=np.zeros_like(mass), where=mass > 0)
-            rates = self._errors(weights, mass)
-            if (prices * rates).sum() > level - LEAST_GAIN:
-                break
-            columns.append(_Column(weights, rates))
-            pool = np.stack([column.errors for column in constant + columns])
-            _, prices, level = _program(pool, main, gap)
-        return columns
+        mass = self._mass()
+        goal = DecisionGoal(self._main_weights(), gap)
+        return generate_columns(lambda a: self._errors(a, mass), mass, goal, constant)
 
-    def _select_best(self, gap: float | None, columns: list[_Column]) -> FairDecision:
-        tables = np.stack([column.errors for column in columns])
-        shares, _, _ = _program(tables, self._main_weights(), gap)
-        used = np.flatnonzero(shares >= LEAST_SHARE)
-        p = shares[used] / shares[used].sum()
-        errors = np.tensordot(p, tables[used], axes=1)
+    def _select_best(self, gap: float | None, columns: list[DecisionColumn]) -> FairDecision:
+        weights, shares, errors = select_draw(columns, DecisionGoal(self._main_weights(), gap))
         objective = "worst_class_and_group_error"
         if gap is not None:
             objective = f"{self.main} where deo <= {gap:g}"
-        return self._build([columns[i].weights for i in used], p.tolist(), errors, objective)
+        return self._build(list(weights), shares.tolist(), errors, objective)
 
     def _build(
         self, weights: list[np.ndarray], shares: list[float], errors: np.ndarray, objective: str
@@ -461,50 +439,3 @@ def cell_posterior(
         main=main,
         sample_weight=None if data.sample_weight is None else np.concatenate(weights),
     )
-
-
-def _program(
-    errors: np.ndarray, main: np.ndarray, gap: float | None
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Shares of m decisions, the price of an error in each cell, and the level a new one must beat.
-
-    With a gap: the lowest main error with sum_k (max_g - min_g) at most `gap`, or as little above
-    it as these decisions allow. Without: the lowest worst cell. A decision with errors R improves
-    the program where ``(prices * R).sum() < level``.
-
-    Parameters
-    ----------
-    errors : ndarray
-        R_kg of each decision, shape ``(m, g, k)``.
-    main : ndarray
-        What an error in each cell adds to the main error, shape ``(g, k)``; 0 where nobody is held out.
-    gap : float or None
-        The bound.
-    """
-    m, _, k = errors.shape
-    cells = np.argwhere(main > 0)
-    # Variables: the shares (m), then each class's highest (k) and lowest (k) error and the excess;
-    # or the worst cell's error.
-    if gap is None:
-        main = TIE * main
-        bounds = [(1.0, m, cell) for cell in cells]
-        further = np.array([1.0])
-    else:
-        highest = [(1.0, m + j, (i, j)) for i, j in cells]
-        bounds = highest + [(-1.0, m + k + j, (i, j)) for i, j in cells]
-        further = np.r_[np.zeros(2 * k), EXCESS]
-    rows = np.zeros((len(bounds), m + len(further)))
-    for row, (sign, variable, (i, j)) in zip(rows, bounds, strict=True):
-        row[:m], row[variable] = sign * errors[:, i, j], -sign
-    limits = np.zeros(len(bounds))
-    if gap is not None:
-        rows = np.r_[rows, [np.r_[np.zeros(m), np.ones(k), -np.ones(k), -1.0]]]
-        limits = np.r_[limits, gap]
-    costs = np.r_[(errors * main).sum(axis=(1, 2)), further]
-    total = np.r_[np.ones(m), np.zeros(len(further))][None]
-    done = linprog(costs, A_ub=rows, b_ub=limits, A_eq=total, b_eq=[1.0])
-    assert done.status == 0  # the excess makes every gap possible
-    prices = main.copy()
-    for (sign, _, (i, j)), marginal in zip(bounds, done.ineqlin.marginals, strict=False):
-        prices[i, j] -= sign * marginal
-    return np.clip(done.x[:m], 0.0, None), prices, float(done.eqlin.marginals[0])

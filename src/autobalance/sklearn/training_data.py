@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils.validation import _num_samples
 from torch import nn
 from torch.utils.data import Subset
 
@@ -152,7 +153,7 @@ def without_zero_weights(sample_weight: Any, *parts: Any) -> tuple[Any, ...]:
     weight = np.asarray(sample_weight)
     given = [part for part in parts if part is not None]
     usable = weight.ndim == 1 and weight.dtype.kind in "biuf" and weight.any() and not weight.all()
-    if not usable or any(len(part) != len(weight) for part in given if hasattr(part, "__len__")):
+    if not usable or any(_num_samples(part) != len(weight) for part in given if _has_length(part)):
         return (sample_weight, *parts)
     rows = np.flatnonzero(weight)
     return (weight[rows], *(None if part is None else _take(part, rows) for part in parts))
@@ -162,6 +163,10 @@ def _take(part: Any, rows: np.ndarray) -> Any:
     if isinstance(part, ArrayData):
         return part.subset(rows)
     return Subset(part, rows.tolist()) if is_dataset(part) else _safe_indexing(part, rows)
+
+
+def _has_length(part: Any) -> bool:
+    return hasattr(part, "__len__") or hasattr(part, "shape")
 
 
 def _check_groups(

@@ -69,9 +69,9 @@ class Goal(Protocol):
         """What its cells are."""
         ...
 
-    @property
-    def importance(self) -> Any:
+    def importance_of(self, counts: np.ndarray) -> Any:
         """What it makes of each class, or None."""
+        ...
 
     @property
     def linear(self) -> bool:
@@ -90,7 +90,9 @@ def build_space(
         If the factory returns something else.
     """
     if factory is None:
-        return default_space(counts, goal.over, goal.importance, linear=goal.linear, gamma=gamma)
+        return default_space(
+            counts, goal.over, goal.importance_of(counts), linear=goal.linear, gamma=gamma
+        )
     if not callable(factory):
         raise InputError(
             "space must be a function from training counts to a DesignSpace; got "
