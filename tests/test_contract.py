@@ -49,6 +49,7 @@ from autobalance.objectives.base import Objective
 from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
+from autobalance.spaces.attribute_space import AttributeSpace
 from autobalance.spaces.base import PARTS, DesignSpace
 from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
@@ -88,6 +89,7 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
     HierarchicalSpace: [
         lambda: within_bounds(moved(HierarchicalSpace(COUNTS, learn=PARTS, tau=0.5))),
     ],
+    AttributeSpace: [lambda: moved(AttributeSpace(COUNTS))],
     ClassSpace: [
         lambda: moved(ClassSpace(COUNTS, learn=PARTS, sigmoid=True, sigma=0.5)),
         lambda: moved(ClassSpace(BY_GROUP, learn=["additive"])),

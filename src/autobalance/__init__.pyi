@@ -55,6 +55,7 @@ from .posthoc import Adjustment, cell_posterior, design_adjustment
 from .records import Recipe, SearchSettings
 from .sklearn import AutoBalanceClassifier, LogitAdjustedClassifierCV
 from .spaces import (
+    AttributeSpace,
     ClassSpace,
     ClusterSpace,
     DesignSpace,
@@ -62,6 +63,7 @@ from .spaces import (
     HierarchicalSpace,
     TunableCrossEntropy,
     WithUnknownGroup,
+    class_attributes,
 )
 
 __version__: str
@@ -70,6 +72,7 @@ __all__ = [
     "Adjustment",
     "Arm",
     "ArrayData",
+    "AttributeSpace",
     "Augmentation",
     "AugmentationPolicy",
     "AutoBalanceClassifier",
@@ -120,6 +123,7 @@ __all__ = [
     "WithUnknownGroup",
     "WorstError",
     "cell_posterior",
+    "class_attributes",
     "corrected_probabilities",
     "cost_matrix",
     "default_policy",

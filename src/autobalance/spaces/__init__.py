@@ -1,5 +1,6 @@
 """Design spaces: few free parameters that make the loss parameters (w, l, delta), and the tunable loss."""
 
+from autobalance.spaces.attribute_space import AttributeSpace, class_attributes
 from autobalance.spaces.base import DesignSpace, prior_strength
 from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.default_space import SpaceFactory, build_space
@@ -8,6 +9,7 @@ from autobalance.spaces.hierarchical_space import HierarchicalSpace, gamma_bound
 from autobalance.spaces.tunable_loss import LossSnapshot, TunableCrossEntropy
 
 __all__ = [
+    "AttributeSpace",
     "ClassSpace",
     "ClusterSpace",
     "DesignSpace",
@@ -18,6 +20,7 @@ __all__ = [
     "TunableCrossEntropy",
     "WithUnknownGroup",
     "build_space",
+    "class_attributes",
     "gamma_bound",
     "prior_strength",
 ]

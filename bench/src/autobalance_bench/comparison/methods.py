@@ -46,12 +46,14 @@ from autobalance.losses import (
 from autobalance.objectives import BalancedError, CrossEntropyRisk, Objective
 from autobalance.records import Precision, Recipe, SearchSettings
 from autobalance.spaces import (
+    AttributeSpace,
     ClassSpace,
     ClusterSpace,
     DesignSpace,
     HierarchicalSpace,
     TunableCrossEntropy,
     build_space,
+    class_attributes,
 )
 from autobalance_bench.augmentations import KorniaAugmentation, ResizedCrop, StandardAugmentation
 
@@ -568,6 +570,17 @@ def _tuned_with_arms(task: Task) -> Trained:
     return Trained(model, 1.0 + runs, {"chosen": study.best_params})
 
 
+def _with_attributes(task: Task) -> Trained:
+    """A search over class attributes, which logit adjustment's network tells in one run more."""
+    split, validation = task.split()
+    counts = np.atleast_2d(split.counts()).sum(axis=0)
+    model = task.train(ParametricCrossEntropy.logit_adjusted(counts), split)
+    logits = predict_logits(model, validation.inputs)
+    known = class_attributes(logits, validation.target, counts)
+    found = _designed(lambda counts: AttributeSpace(counts, known))(task)
+    return replace(found, training_runs=found.training_runs + 1.0)
+
+
 def _tau_alone(counts: np.ndarray) -> DesignSpace:
     return HierarchicalSpace(counts, rho=0.0, sigma_rho=None, deviations=False)
 
@@ -720,5 +733,8 @@ METHODS: dict[str, Method] = {
         "autobalance, a policy per class", "ours", _designed(augment="personalised"), True, True
     ),
     "autobalance_head": Method("autobalance, exact head", "ours", _designed_head, True, True),
+    "autobalance_attributes": Method(
+        "autobalance, class attributes", "ours", _with_attributes, True, True
+    ),
     "autobalance_tau": Method("autobalance, tau alone", "ours", _designed(_tau_alone), True, True),
 }
