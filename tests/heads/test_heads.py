@@ -31,6 +31,8 @@ from autobalance import (
     retrain_head,
     search_head,
 )
+from autobalance.bilevel import racing
+from autobalance.bilevel.arms import Arm
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.heads import lower_level
 from autobalance.heads.features import Scaling
@@ -42,7 +44,7 @@ from autobalance.heads.upper_level import descend
 from autobalance.losses.parametric import LossParameters, reduced_loss
 from autobalance.records.settings import SearchSettings
 from autobalance.spaces.base import PARTS
-from helpers import scatter
+from helpers import blobs, scatter
 
 DECAY = 1e-2
 CPU = torch.device("cpu")
@@ -653,3 +655,43 @@ def test_descend_finds_the_minimum_of_a_hard_valley() -> None:
     steps = [float((b - a).abs().max()) for (_, a), (_, b) in pairwise(values)]
     assert steps[0] == pytest.approx(0.3)
     assert max(steps) <= 1.0 + 1e-12
+
+
+# A race of weight decays ------------------------------------------------------------------------
+
+
+def test_the_decay_that_is_taken_is_searched_and_retrained_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(racing, "LEAD", -1e9)  # another arm than the first is taken
+    data = blobs()
+    arms = [Arm(name="far", weight_decay=1e3), Arm(name="near", weight_decay=1e-3)]
+    result = search_head(data, arms=arms, max_steps=3)
+    assert result.arm == arms[1]
+    assert [record.steps for record in result.race] == [1, 1]
+    alone = search_head(data, weight_decay=1e-3, max_steps=3)
+    assert result.loss.to_dict() == alone.loss.to_dict()
+    assert result.training_runs == alone.training_runs + 2
+    with_arm, by_hand = (
+        retrain_head(data, result),
+        retrain_head(data, result.loss, weight_decay=1e-3),
+    )
+    assert torch.equal(with_arm.weight, by_hand.weight)
+
+
+def test_heads_race_three_decays_by_default() -> None:
+    result = search_head(blobs(), arms="default", folds=2, weight_decay=1e-2, max_steps=2)
+    decays = [record.settings["weight_decay"] for record in result.race]
+    assert decays == [None, pytest.approx(1e-3), pytest.approx(1e-1)]
+    images = blobs()
+    images = replace(images, inputs=images.inputs.view(-1, 2, 1, 1))
+    assert search_head(images, arms="default", max_steps=2).arm is not None
+
+
+def test_a_head_has_no_other_kind() -> None:
+    arms = [Arm(name="plain"), Arm(name="cosine", cosine_scale=16.0)]
+    with pytest.warns(
+        UserWarning, match="'cosine' is left out .* a head on frozen features is linear"
+    ):
+        result = search_head(blobs(), arms=arms, max_steps=2)
+    assert result.arm == arms[0]

@@ -1,6 +1,6 @@
 """The bilevel search: driver, lower level, loss tuner, retraining and the Pareto frontier."""
 
-from autobalance.bilevel.arms import DEFAULT_ARMS, Arm, as_arms
+from autobalance.bilevel.arms import AS_IT_IS, DEFAULT_ARMS, Arm, as_arms
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.driver import BilevelSearch
@@ -18,7 +18,7 @@ from autobalance.bilevel.pareto_frontier import (
     frontier,
 )
 from autobalance.bilevel.prediction import predict_logits
-from autobalance.bilevel.racing import race, race_file, with_arm
+from autobalance.bilevel.racing import Train, race, race_file, with_arm
 from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
@@ -31,6 +31,7 @@ from autobalance.bilevel.types import (
 )
 
 __all__ = [
+    "AS_IT_IS",
     "DEFAULT_ARMS",
     "DEFAULT_SOLVER",
     "MIXES",
@@ -51,6 +52,7 @@ __all__ = [
     "ProgressListener",
     "SearchResult",
     "SearchSpec",
+    "Train",
     "UpperStep",
     "as_arms",
     "baselines",

@@ -97,8 +97,13 @@ class Arm:
 
         return build
 
-    def hindrance(self, factory: ModelFactory, recipe: Recipe) -> str | None:
-        """Why this arm cannot race with such networks and such a recipe; None where it can."""
+    def hindrance(self, factory: ModelFactory | None, recipe: Recipe) -> str | None:
+        """Why this arm cannot race with such networks and such a recipe; None where it can.
+
+        Without a factory it is for a linear head on frozen features.
+        """
+        if factory is None:
+            return None if self.cosine_scale is None else "a head on frozen features is linear"
         if self.weight_decay is not None and recipe.optimizer != "adamw":
             return "its weight decay is for AdamW, which decays apart from the gradient"
         if self.cosine_scale is None:

@@ -17,7 +17,7 @@ network's own margins.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autobalance._validation import InputError, TrainingDiverged
@@ -38,6 +38,7 @@ from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Interrupted, Progress, ProgressListener
 from autobalance.data import ArrayData, concatenated
+from autobalance.losses import ParametricCrossEntropy
 from autobalance.records import RacedArm, Recipe
 from autobalance.spaces import TunableCrossEntropy
 
@@ -64,8 +65,35 @@ class Trial:
     steps: int
 
 
+Train = Callable[[SearchSpec, Arm, ArrayData, ParametricCrossEntropy, int], tuple[nn.Module, int]]
+"""What trains an arm: from what is asked, the arm, the data, the loss and a seed to the trained module and
+the number of its training steps."""
+
+
+def train_shortly(
+    spec: SearchSpec, arm: Arm, data: ArrayData, loss: ParametricCrossEntropy, seed: int
+) -> tuple[nn.Module, int]:
+    """Train a network as the arm does, for `SHARE` of the steps."""
+    own = with_arm(spec, arm)
+    assert own.model_factory is not None
+    recipe = shortened(own.recipe, SHARE)
+    model = retrain(
+        own.model_factory,
+        data,
+        loss,
+        recipe=recipe,
+        seed=seed,
+        device=own.device,
+        precision=own.precision,
+    )
+    return model, recipe.steps(len(data))
+
+
 def race(
-    spec: SearchSpec, arms: Sequence[Arm], progress: ProgressListener | None = None
+    spec: SearchSpec,
+    arms: Sequence[Arm],
+    progress: ProgressListener | None = None,
+    train: Train = train_shortly,
 ) -> tuple[Arm, list[RacedArm]]:
     """The arm that wins, and what each one gave.
 
@@ -75,11 +103,13 @@ def race(
     Parameters
     ----------
     spec : SearchSpec
-        What the search is asked to do, with a `model_factory`.
+        What the search is asked to do.
     arms : sequence of Arm
         From `as_arms`, not empty.
     progress : callable, optional
         Called with a `Progress` of phase "race" after each arm.
+    train : callable
+        What trains an arm.
 
     Raises
     ------
@@ -106,7 +136,7 @@ def race(
             try:
                 reason = _hindrance(arm, spec, trials)
                 if reason is None:
-                    trials[arm.name] = _run_trial(arm, spec, splits, weights)
+                    trials[arm.name] = _run_trial(arm, spec, splits, weights, train)
                     kept.save()
                 else:
                     lost[arm.name] = RacedArm(arm.name, arm.to_dict(), "left out", reason)
@@ -132,10 +162,10 @@ def race(
 
 def with_arm(spec: SearchSpec, arm: Arm) -> SearchSpec:
     """What is asked of the search with this arm's networks, recipe and space."""
-    assert spec.model_factory is not None
+    factory = spec.model_factory
     return replace(
         spec,
-        model_factory=arm.network(spec.model_factory),
+        model_factory=None if factory is None else arm.network(factory),
         recipe=arm.recipe(spec.recipe),
         space=arm.space(spec.space, spec.objective),
     )
@@ -149,7 +179,6 @@ def race_file(checkpoint: str | Path) -> Path:
 
 def _hindrance(arm: Arm, spec: SearchSpec, trials: Mapping[str, Trial]) -> str | None:
     """Why this arm does not race; what a user should know is also told."""
-    assert spec.model_factory is not None
     first = next(iter(trials.values()), None)
     if arm.needs_fit and (first is None or first.training_error > FITTED):
         error = "not known" if first is None else f"{100 * first.training_error:.1f} %"
@@ -160,29 +189,21 @@ def _hindrance(arm: Arm, spec: SearchSpec, trials: Mapping[str, Trial]) -> str |
     return reason
 
 
-def _run_trial(arm: Arm, spec: SearchSpec, splits: Splits, weights: Sequence[Tensor]) -> Trial:
+def _run_trial(
+    arm: Arm, spec: SearchSpec, splits: Splits, weights: Sequence[Tensor], trainer: Train
+) -> Trial:
     """Train the arm on every fold, and judge it on what the fold holds out."""
     own = with_arm(spec, arm)
-    assert own.model_factory is not None
-    recipe = shortened(own.recipe, SHARE)
     surprise, fit, steps, logits = [], [], 0, []
     for fold, (train, held) in enumerate(splits):
         loss = TunableCrossEntropy(own.build_space(train)).frozen()
-        model = retrain(
-            own.model_factory,
-            train,
-            loss,
-            recipe=recipe,
-            seed=own.seed + fold,
-            device=own.device,
-            precision=own.precision,
-        )
+        model, taken = trainer(spec, arm, train, loss, spec.seed + fold)
         logits.append(predict_logits(model, held.inputs))
         cells = _criterion_cells(own, held)
         scaled = _scaled(logits[-1], loss.multiplicative, held)
         surprise += _surprise(scaled, held.target.cpu(), weights[fold], cells).tolist()
         fit.append(_class_mean_error(predict_logits(model, train.inputs), train))
-        steps += recipe.steps(len(train))
+        steps += taken
     labels = [(held.target, held.groups, held.sample_weight) for _, held in splits]
     target, groups, weight = (
         None if part[0] is None else torch.cat([p.cpu() for p in part])
@@ -325,10 +346,9 @@ def _open_checkpoint(spec: SearchSpec, arms: Sequence[Arm], trials: dict[str, Tr
     """Where the trials are kept; those of an earlier run are put into `trials`."""
     path = None if spec.checkpoint is None else race_file(spec.checkpoint)
     data = spec.data if spec.validation is None else concatenated(spec.data, spec.validation)
-    assert spec.model_factory is not None
-    factory = spec.model_factory
 
     def identity() -> dict[str, Any]:
+        assert spec.model_factory is not None
         return {
             "kind": "race",
             "seed": spec.seed,
@@ -337,7 +357,7 @@ def _open_checkpoint(spec: SearchSpec, arms: Sequence[Arm], trials: dict[str, Tr
             "search": spec.settings.to_dict(),
             "objective": spec.objective.to_dict(),
             "precision": spec.precision,
-            **describe(make_network(factory), data),
+            **describe(make_network(spec.model_factory), data),
         }
 
     checkpoint = Checkpoint(

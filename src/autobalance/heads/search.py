@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from autobalance._validation import InputError, instance, positive, whole
 from autobalance.bilevel import (
+    AS_IT_IS,
+    Arm,
     BilevelSearch,
     LoggerAdapter,
     MetricLogger,
     ProgressListener,
     SearchResult,
     SearchSpec,
+    Train,
+    as_arms,
     check_options,
     make_fabric,
+    race,
+    with_arm,
 )
 from autobalance.data import ArrayData, as_data
 from autobalance.heads.folds import split, standardise
@@ -50,6 +56,7 @@ def search_head(
     device: str = "auto",
     progress: ProgressListener | None = None,
     logger: MetricLogger | None = None,
+    arms: Sequence[Arm] | str | None = None,
 ) -> SearchResult:
     r"""Design the training loss for a linear head on frozen features, by exact bilevel search.
 
@@ -96,6 +103,10 @@ def search_head(
         Called with a `Progress` after every evaluation.
     logger : MetricLogger, optional
         As for `search`; a step is an evaluation.
+    arms : "default" or sequence of Arm, optional
+        Weight decays, and starts of delta, to race before the search, as in `search`; by default
+        there is no race. "default" races `weight_decay`, a tenth of it, and ten times as much. Each arm
+        takes one solution of the lower level. Retrain with the result itself, which has the arm.
 
     Returns
     -------
@@ -140,12 +151,46 @@ def search_head(
         seed=seed,
         device=device,
     )
-    run = build_head_search(spec, positive("weight_decay", weight_decay), max_steps)
+    weight_decay = positive("weight_decay", weight_decay)
+    racing = _head_arms(weight_decay) if arms == "default" else as_arms(arms)
+    arm, raced = None, []
+    if racing:
+        arm, raced = race(spec, racing, progress, _train_head(weight_decay))
+        spec, weight_decay = with_arm(spec, arm), _decay_of(arm, weight_decay)
+    run = build_head_search(spec, weight_decay, max_steps)
+    run.arm, run.raced = arm, raced
     log = LoggerAdapter(logger)
     with log.open():
         result = run.complete(progress, log)
     run.settings["stopped"] = run.upper.reason
     return result
+
+
+def _head_arms(weight_decay: float) -> tuple[Arm, ...]:
+    """The arms of a head by default."""
+    others = {"weak_decay": 0.1, "strong_decay": 10.0}
+    return (
+        AS_IT_IS,
+        *(Arm(name=n, weight_decay=factor * weight_decay) for n, factor in others.items()),
+    )
+
+
+def _decay_of(arm: Arm | None, weight_decay: float) -> float:
+    """The arm's own weight decay, or else the one given."""
+    return weight_decay if arm is None or arm.weight_decay is None else arm.weight_decay
+
+
+def _train_head(weight_decay: float) -> Train:
+    """What trains an arm of a head: one solution of the lower level."""
+
+    def train(
+        spec: SearchSpec, arm: Arm, data: ArrayData, loss: ParametricCrossEntropy, seed: int
+    ) -> tuple[nn.Module, int]:
+        decay = _decay_of(arm, weight_decay)
+        head = retrain_head(data, loss, weight_decay=decay, device=spec.device)
+        return nn.Sequential(nn.Flatten(), head), 1
+
+    return train
 
 
 class HeadSearch(BilevelSearch[HeadFolds, QuasiNewtonUpperLevel]):
@@ -192,7 +237,7 @@ def build_head_search(spec: SearchSpec, weight_decay: float, max_steps: int) -> 
 
 def retrain_head(
     data: ArrayData,
-    loss: ParametricCrossEntropy,
+    loss: SearchResult | ParametricCrossEntropy,
     *,
     weight_decay: float = WEIGHT_DECAY,
     device: str = "auto",
@@ -203,8 +248,9 @@ def retrain_head(
     ----------
     data : ArrayData
         All labelled features, training and validation together; as for `search_head`.
-    loss : ParametricCrossEntropy
-        For example ``search_head(...).loss``; its mean is taken, whatever its `reduction`.
+    loss : SearchResult or ParametricCrossEntropy
+        What `search_head` returned, whose arm decides on the weight decay if it has one; or a loss alone.
+        Its mean is taken, whatever its `reduction`.
     weight_decay : float
         As for `search_head`, and the same as there.
     device : str
@@ -224,6 +270,8 @@ def retrain_head(
         If the loss's parameters are so large that the training loss is not finite.
     """
     data = as_data(data)
+    if isinstance(loss, SearchResult):
+        weight_decay, loss = _decay_of(loss.arm, weight_decay), loss.loss
     instance("loss", loss, ParametricCrossEntropy, "Such as search_head(...).loss.")
     if loss.label_smoothing:
         raise InputError(
