@@ -104,6 +104,7 @@ class _TableProgram(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(n, k)`` of raw rows ``(n, d)``."""
         return self.network(self.encoder(inputs))
 
 

@@ -110,6 +110,7 @@ class _Products(NamedTuple):
 
     @property
     def difference(self) -> float:
+        """How far apart the two products are; 0 of a right derivative, but for rounding."""
         return abs(self.forward - self.reverse)
 
 
@@ -304,6 +305,7 @@ class _Layer(nn.Module):
                     self.inputs[f"input_{key}"] = nn.Parameter(value.detach().clone())
 
     def forward(self) -> Tensor:
+        """The layer's first output for the inputs that were recorded."""
         inputs = dict(self.inputs)
         arguments = [inputs.get(f"input_{i}", value) for i, value in enumerate(self.arguments)]
         options = {name: inputs.get(f"input_{name}", value) for name, value in self.options.items()}

@@ -58,6 +58,7 @@ class _Host(nn.Module):
         self.network = network
 
     def forward(self, action: Callable[[], Any]) -> Any:
+        """What the function returns."""
         return action()
 
 
