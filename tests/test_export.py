@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,56 @@ def test_a_network_from_a_table_is_not_exported_without_its_encoder(tmp_path: Pa
     path = export_model(model.module_, model.encoder_.raw(X)[:5], tmp_path / "m.pt2")
     decided = model.classes_[read_back(path, model.encoder_.raw(X)).argmax(axis=1)]
     np.testing.assert_array_equal(decided, model.predict(X))
+
+
+@pytest.mark.parametrize("standardised", [False, True])
+@pytest.mark.parametrize("copy_of", ["itself", "deepcopy", "pickle", "torch.save"])
+def test_a_copy_of_a_tables_network_knows_of_it(
+    tmp_path: Path, copy_of: str, standardised: bool
+) -> None:
+    """Encoded rows are refused for certain, also where they look like rows of the table."""
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    X = (X - X.mean(0)) / X.std(0) if standardised else X * 100 + 500
+    model = AutoBalanceClassifier(**QUICK).fit(X, X[:, 0] > X[:, 0].mean())
+    network, path = model.module_, tmp_path / "m.pt2"
+    if copy_of == "deepcopy":
+        network = copy.deepcopy(network)
+    elif copy_of == "pickle":
+        network = pickle.loads(pickle.dumps(network))
+    elif copy_of == "torch.save":
+        torch.save(network, tmp_path / "network.pt")
+        network = torch.load(tmp_path / "network.pt", weights_only=False)
+    encoded = model.input_.transform(model, X)
+    for example in (
+        encoded,
+        encoded[:2],
+        torch.from_numpy(encoded),
+        *([X] if standardised else []),
+    ):
+        with pytest.raises(InputError, match=r"Export the classifier: export_model\(classifier"):
+            export_model(network, example, path)
+    if not standardised:
+        export_model(network, X[:4], path)
+        decided = model.classes_[read_back(path, X.astype(np.float32)).argmax(axis=1)]
+        np.testing.assert_array_equal(decided, model.predict(X))
+
+
+def test_a_module_around_a_tables_network_needs_the_encoder(tmp_path: Path) -> None:
+    X, y, sex = mixed()
+    model = AutoBalanceClassifier(**QUICK).fit(X, y)
+    path = tmp_path / "m.pt2"
+    around = nn.Sequential(model.module_, nn.Softmax(dim=1))
+    with pytest.raises(InputError, match=r"put classifier\.encoder_\.as_module\(\) before it"):
+        export_model(around, model.encoder_.transform(X)[:4], path)
+    whole = nn.Sequential(model.encoder_.as_module(), model.module_)
+    raw = model.encoder_.raw(X)
+    export_model(whole, raw[:4], path)
+    decided = model.classes_[read_back(path, raw).argmax(axis=1)]
+    np.testing.assert_array_equal(decided, model.predict(X))
+    posterior = model.cell_posterior(X, y, sensitive_features=sex)
+    for network in (posterior.network, posterior.within(0.5).network):
+        with pytest.raises(InputError, match="Export the classifier"):
+            export_model(network, model.encoder_.transform(X)[:4], path)
 
 
 def test_a_classifier_that_holds_no_rows_asks_for_some(tmp_path: Path) -> None:

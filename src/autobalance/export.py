@@ -14,11 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError, instance, path_of
-from autobalance.data import as_tensor
+from autobalance.data import TableLayer, as_tensor
 from autobalance.records import to_json, write_atomically
 from autobalance.sklearn import AutoBalanceClassifier, TableInput, fitted_network, table_input_of
 
 _TOLERANCE = 1e-4
+_NEEDS_ENCODER = (
+    "This network comes from a table, and takes its encoded rows: a file of it alone would decide "
+    "otherwise than predict. Export the classifier: export_model(classifier, path). For a module of your "
+    "own around the network, put classifier.encoder_.as_module() before it."
+)
 SUFFIXES = (".pt2", ".onnx")
 
 
@@ -66,8 +71,8 @@ def export_model(
     InputError
         If the ending is another, a package for ONNX is missing, the network cannot be exported, what
         was written gives other logits than the network (by more than 1e-4, relative to the largest
-        where that is above 1) or decides otherwise than `predict`, or a classifier's `module_` is
-        given alone with inputs that are not rows of its table.
+        where that is above 1) or decides otherwise than `predict`, or a classifier's `module_`, which
+        knows of its table also as a copy, is given alone with inputs that are not clearly rows of it.
     """
     if path is None:
         example, path = None, example
@@ -99,6 +104,7 @@ class _TableProgram(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(n, k)`` of raw rows ``(n, d)``."""
         return self.network(self.encoder(inputs))
 
 
@@ -119,6 +125,8 @@ def _prepare(
 ) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
     """The module to write, inputs to check it on, what it must return for them, and the table."""
     table = table_input_of(model)
+    if table is None and isinstance(model, nn.Module):
+        _refuse_inner_network(model)
     network = model if isinstance(model, nn.Module) else fitted_network(model)
     twin = copy.deepcopy(network).cpu().eval()
     if table is None or table.encoder is None:
@@ -145,12 +153,19 @@ def _rows_of_table(table: TableInput, example: Any) -> Any:
     rows = np.asarray(example.cpu() if isinstance(example, Tensor) else example)
     if rows.ndim == 2 and rows.dtype.kind in "biuf":
         rows = rows.astype(np.float64)
-        if table.encoder is not None and table.encoder.is_raw(rows):
+        encoder = table.encoder
+        # Where rows could be either, as those of a table that was standardised before, nothing is guessed.
+        if encoder is not None and encoder.is_raw(rows) and not encoder.is_encoded(rows):
             return rows
-    raise InputError(
-        "This network comes from a table, and takes its encoded rows: a file of it alone would decide "
-        "otherwise than predict. Export the classifier: export_model(classifier, path)."
-    )
+    raise InputError(_NEEDS_ENCODER)
+
+
+def _refuse_inner_network(model: nn.Module) -> None:
+    """Refuse a module around a network that came from a table, unless it holds the encoder too."""
+    if any(isinstance(m, TableLayer) for m in model.modules()):
+        return
+    if any(table_input_of(m) is not None for m in model.modules()):
+        raise InputError(_NEEDS_ENCODER)
 
 
 def _inputs(example: Any) -> Tensor:

@@ -25,7 +25,7 @@ from autobalance.data.lazy_inputs import LazyInputs, sampled
 from autobalance.data.samplers import BalancedSampler
 from autobalance.data.splits import assign_folds, stratified_folds
 from autobalance.data.stored import StoredRows
-from autobalance.data.table_encoder import TableEncoder, TableWarning, warn_of
+from autobalance.data.table_encoder import TableEncoder, TableLayer, TableWarning, warn_of
 from autobalance.data.tables import check_expansion, column, read_table
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "StoredRows",
     "Table",
     "TableEncoder",
+    "TableLayer",
     "TableWarning",
     "as_batch",
     "as_batches",

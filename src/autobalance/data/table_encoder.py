@@ -191,6 +191,16 @@ class TableEncoder:
         least, largest = np.transpose(bounds)
         return not ((rows < least - margin) | (rows > largest + margin)).any()
 
+    def is_encoded(self, rows: np.ndarray) -> bool:
+        """Whether rows ``(n, d)`` can be what `encode` returns: never False for those."""
+        if rows.shape[1] != self.num_features:
+            return False
+        if self.missing or self.categories or len(self._range) != len(self.numeric):
+            return True
+        least, largest = self.encode(np.transpose(self._range)).astype(np.float64)
+        margin = 1e-5 * np.maximum(np.abs(least), np.abs(largest))
+        return not ((rows < least - margin) | (rows > largest + margin)).any()
+
     def as_module(self) -> TableLayer:
         """`encode` as operations of torch, for an exported program."""
         return TableLayer(self)

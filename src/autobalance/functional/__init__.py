@@ -1,6 +1,7 @@
 """A network as a function of its weights: passes, products, borrowing and processes."""
 
 from autobalance.functional.derivative_check import choose_derivative
+from autobalance.functional.hessian_check import has_exact_hessian
 from autobalance.functional.model import (
     Derivative,
     FunctionalModel,
@@ -40,6 +41,7 @@ __all__ = [
     "evaluation_of_plain_layers",
     "first_process",
     "flatten",
+    "has_exact_hessian",
     "mode_overrides",
     "preserve_module_state",
     "processes_started",

@@ -75,18 +75,22 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(own: Tensor, processes: Processes) -> Tensor:
+        """Sum of one tensor over all processes, which each of them gets."""
         return processes.all_reduce(own)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the processes for the derivatives."""
         ctx.processes = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Each process's part acts on all sums alike, so its gradient is the sum of theirs."""
         return _SumOverProcesses.apply(grads[0], ctx.processes), None  # type: ignore[return-value]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """The sum is linear: its tangent is the sum of the tangents."""
         return ctx.processes.all_reduce(tangents[0])
 
 

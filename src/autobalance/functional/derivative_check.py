@@ -57,12 +57,7 @@ def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
     if network.derivative is not None:
         return network.derivative
     known: dict[Any, Derivative] = network.traits.derivatives
-    key = (
-        tuple((name, p.dtype) for name, p in network.parameters.items()),
-        tuple(m.training for m in network.modules),
-        *(torch.is_autocast_enabled(kind) for kind in ("cuda", "cpu")),
-        _kind_of(inputs),
-    )
+    key = state_key(network, inputs)
     if key in known:
         return known[key]
     host = HostRandomState()
@@ -89,6 +84,16 @@ def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
     return chosen
 
 
+def state_key(network: FunctionalModel, inputs: Any) -> tuple[Any, ...]:
+    """What a check of the network's derivatives depends on; where it changes they are checked again."""
+    return (
+        tuple((name, p.dtype) for name, p in network.parameters.items()),
+        tuple(m.training for m in network.modules),
+        *(torch.is_autocast_enabled(kind) for kind in ("cuda", "cpu")),
+        _kind_of(inputs),
+    )
+
+
 _DESCRIPTIONS = {
     "double backward": "double backward, which is slower",
     "central difference": "a central difference of the logits, which is a little less exact",
@@ -105,6 +110,7 @@ class _Products(NamedTuple):
 
     @property
     def difference(self) -> float:
+        """How far apart the two products are; 0 of a right derivative, but for rounding."""
         return abs(self.forward - self.reverse)
 
 
@@ -155,7 +161,7 @@ class _DerivativeCheck:
             model = copy.deepcopy(self.network.model).double()
             traits_of(model).needs_copies = self.network.traits.needs_copies
             network = FunctionalModel(model, self.network.processes)
-            double = _DerivativeCheck(network, _to_float64(self.inputs))
+            double = _DerivativeCheck(network, to_float64(self.inputs))
             leaves = {name: p.detach().double() for name, p in at.items()}
             exact = double._products(derivative, leaves, products.scales)
         except Exception:  # no copy can be made, or parts compute in float32 in any case
@@ -299,6 +305,7 @@ class _Layer(nn.Module):
                     self.inputs[f"input_{key}"] = nn.Parameter(value.detach().clone())
 
     def forward(self) -> Tensor:
+        """The layer's first output for the inputs that were recorded."""
         inputs = dict(self.inputs)
         arguments = [inputs.get(f"input_{i}", value) for i, value in enumerate(self.arguments)]
         options = {name: inputs.get(f"input_{name}", value) for name, value in self.options.items()}
@@ -349,12 +356,13 @@ def _first_tensor(output: Any) -> Tensor:
     return next(_first_tensor(part) for part in parts if part is not None)
 
 
-def _to_float64(inputs: Any) -> Any:
+def to_float64(inputs: Any) -> Any:
+    """Inputs of a network with their floating-point tensors in float64."""
     if isinstance(inputs, Tensor):
         return inputs.double() if inputs.is_floating_point() else inputs
     if isinstance(inputs, Mapping):
-        return {name: _to_float64(value) for name, value in inputs.items()}
-    return tuple(map(_to_float64, inputs)) if isinstance(inputs, tuple) else inputs
+        return {name: to_float64(value) for name, value in inputs.items()}
+    return tuple(map(to_float64, inputs)) if isinstance(inputs, tuple) else inputs
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

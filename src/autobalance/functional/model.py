@@ -58,6 +58,7 @@ class _Host(nn.Module):
         self.network = network
 
     def forward(self, action: Callable[[], Any]) -> Any:
+        """What the function returns."""
         return action()
 
 
@@ -300,6 +301,14 @@ class Linearization:
         """Logits of these inputs at the weights moved by ``step * vector``."""
         directions = unflatten(vector, list(self.network.parameters.values()))
         return self._call(self._moved(directions, step), inputs)
+
+    def moved(self, vector: Tensor, step: float) -> Linearization:
+        """The same function, with the same random numbers, at the weights moved by ``step * vector``."""
+        directions = unflatten(vector, list(self.network.parameters.values()))
+        at = {name: p.requires_grad_() for name, p in self._moved(directions, step).items()}
+        other = Linearization(self.network, self.inputs, keep_graph=False, at=at)
+        other.derivative, other._random = self.derivative, self._random
+        return other
 
     def within(self, action: Callable[[], T]) -> T:
         """Run a backward pass of logits that did not come from `logits_with_leaves`."""

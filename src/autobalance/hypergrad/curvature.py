@@ -34,6 +34,7 @@ from autobalance.functional import (
     Processes,
     choose_derivative,
     flatten,
+    has_exact_hessian,
 )
 
 LogitLoss = Callable[[Tensor], Tensor]
@@ -60,7 +61,8 @@ class TrainingSystem:
         trainable weight, flat.
     curvature : {"gauss_newton", "hessian"}
         "hessian" adds the second derivative of the logits, by double backward: exact, dearer, and
-        in general not positive definite.
+        in general not positive definite. Where a check of it fails, or cannot be made, it is
+        "gauss_newton" after all, with a warning; see `autobalance.functional.has_exact_hessian`.
     preconditioner : Tensor, optional
         The lower optimiser's own, flat: what it multiplies gradients by. None means 1.
     processes : Processes
@@ -84,7 +86,9 @@ class TrainingSystem:
         self.batches = [_BatchSystem(model, inputs, loss, keep) for inputs, loss in batches]
         self.alpha = list(alpha)
         self.shift = shift
-        self.curvature = curvature
+        if curvature == "hessian" and not all(batch.has_hessian() for batch in self.batches):
+            curvature = "gauss_newton"
+        self.curvature: Curvature = curvature
         self.preconditioner = preconditioner
 
     @property
@@ -186,6 +190,10 @@ class _BatchSystem:
     def size(self) -> int:
         """Rows of the logits, of all processes."""
         return len(self._at()[0])
+
+    def has_hessian(self) -> bool:
+        """Whether `hessian_product` is that of the gradient that trains the network."""
+        return has_exact_hessian(self.point.network, self.inputs, self.point.derivative)
 
     def tangent(self, vector: Tensor) -> Tensor:
         """J v, shape ``(n, k)``."""

@@ -337,6 +337,7 @@ class _Rest:
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, rest: _Rest) -> Tensor:
+        """Losses ``(n,)``, and in the same pass their gradient, which is kept."""
         loss, ctx.gradient = _value_and_gradient(logits, rest)
         ctx.rest, ctx.dtype = rest, logits.dtype
         ctx.save_for_backward(logits)
@@ -344,6 +345,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        """The gradient that was kept, or where derivatives of it are wanted that of the plain form."""
         (slope,) = grad_outputs
         if torch.is_grad_enabled() or _is_transformed(slope):  # create_graph, is_grads_batched
             (logits,) = ctx.saved_tensors

@@ -197,6 +197,7 @@ class _RunningSums:
         self.mass: Tensor | None = None
 
     def add(self, total: Tensor, mass: Tensor) -> None:
+        """Add a batch's sums of losses and of weights, each ``(g, k)``."""
         if self.total is not None and self.mass is not None:
             rows = max(len(total), len(self.total))  # a batch may lack the last groups
             total = _rows(total, rows) + _rows(self.total.to(total), rows)
@@ -215,13 +216,16 @@ class _RunningSums:
         return total / torch.where(mass > 0, mass, 1.0)
 
     def fade(self, share: float) -> None:
+        """Multiply the sums so far by a share in [0, 1]."""
         total, mass = self.sums()
         self.total, self.mass = share * total, share * mass
 
     def state_dict(self) -> dict[str, Any]:
+        """The sums, for a checkpoint."""
         return {"total": self.total, "mass": self.mass}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the sums of a checkpoint."""
         self.total, self.mass = state["total"], state["mass"]
 
 

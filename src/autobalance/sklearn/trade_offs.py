@@ -117,7 +117,7 @@ class TradeOffs(ClassifierBase):
         self._refuse_augmentation("cell_posterior")
         data = self._training_data(X, y, sensitive_features, sample_weight, gap="deo")
         self.class_masses_ = class_masses(data)
-        return cell_posterior(
+        posterior = cell_posterior(
             network_factory(self.module, data),
             data,
             main=main,
@@ -126,6 +126,8 @@ class TradeOffs(ClassifierBase):
             device=self.device,
             progress=self.progress,
         )
+        mark(posterior.network, self.input_)
+        return posterior
 
     def fit_decision(self, posterior: CellPosterior, decision: FairDecision) -> Self:
         """Predict by a decision, such as ``posterior.within(0.05)``, without groups.
