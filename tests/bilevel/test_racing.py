@@ -45,6 +45,10 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
 def asked(**changes: Any) -> SearchSpec:
     given: dict[str, Any] = {
         "model_factory": mlp,
@@ -213,6 +217,8 @@ def test_an_arm_that_needs_a_fit_waits_for_one(monkeypatch: pytest.MonkeyPatch) 
     assert "does not fit its training rows" in records[1].reason
     monkeypatch.setattr(racing, "FITTED", 1.0)
     _, records = race(asked(), [AS_IT_IS, DECAY])
+    assert records[1].reason == "the network has no normalisation layer"
+    _, records = race(asked(model_factory=normalised), [AS_IT_IS, DECAY])
     assert records[1].criterion is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,6 +23,8 @@ from autobalance.losses import COSINE_SCALE, with_normalized_head
 from autobalance.objectives import Objective
 from autobalance.records import Recipe
 from autobalance.spaces import SpaceFactory, build_space, gamma_bound
+
+_NORMALISATION = re.compile("Norm([123]d)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,10 @@ class Arm:
         gamma at which delta of the rarest class is this. It is for the default space of data without
         groups, and does nothing else. None starts at gamma = 0.
     needs_fit : bool
-        Whether it races only where the first arm fits its training rows: strong decay and multiplicative
-        adjustments act once the training error is 0 (Kini et al., 2021), and hurt before.
+        Whether it races only where the first arm fits its training rows, and only for networks with
+        normalisation layers. Strong decay and multiplicative adjustments act once the training error is 0
+        (Kini et al., 2021), and hurt before. Weights before a normalisation may shrink without a change
+        of the function, so that decay sets the pace of learning there; others lose what they have learned.
     """
 
     name: str
@@ -104,6 +109,8 @@ class Arm:
         """
         if factory is None:
             return None if self.cosine_scale is None else "a head on frozen features is linear"
+        if self.needs_fit and not _has_normalisation(factory):
+            return "the network has no normalisation layer"
         if self.weight_decay is not None and recipe.optimizer != "adamw":
             return "its weight decay is for AdamW, which decays apart from the gradient"
         if self.cosine_scale is None:
@@ -117,6 +124,12 @@ class Arm:
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dict, for JSON."""
         return asdict(self)
+
+
+def _has_normalisation(factory: ModelFactory) -> bool:
+    """Whether a layer normalises activations: BatchNorm2d, LayerNorm, one's own RMSNorm and the like."""
+    names = (type(module).__name__ for module in make_network(factory).modules())
+    return any(_NORMALISATION.search(name) for name in names)
 
 
 AS_IT_IS = Arm(name="plain")

@@ -184,7 +184,7 @@ def _hindrance(arm: Arm, spec: SearchSpec, trials: Mapping[str, Trial]) -> str |
         error = "not known" if first is None else f"{100 * first.training_error:.1f} %"
         return f"the first arm does not fit its training rows (error {error})"
     reason = arm.hindrance(spec.model_factory, spec.recipe)
-    if reason is not None:
+    if reason is not None and not arm.needs_fit:
         warnings.warn(f"The arm {arm.name!r} is left out of the race: {reason}", stacklevel=4)
     return reason
 
