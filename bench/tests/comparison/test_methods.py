@@ -219,6 +219,7 @@ def test_autobalance_is_search_and_retraining_with_the_tasks_settings(
         seed=2,
         device="cpu",
         arms=arms,
+        space=None if arms else lambda counts: HierarchicalSpace(counts, sigma_eps=2.0),
     )
     assert found.details["loss"] == result.loss.to_dict()
     assert torch.equal(flat(found.model), flat(by_hand(result, recipe=RECIPE)))

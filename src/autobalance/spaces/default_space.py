@@ -24,7 +24,7 @@ def default_space(
     importance: Any = None,
     *,
     linear: bool = True,
-    gamma: float = 0.0,
+    gamma: float | None = 0.0,
 ) -> DesignSpace:
     """The space that starts at a loss consistent for the mean error over these cells.
 
@@ -41,18 +41,19 @@ def default_space(
         Whether the objective is that mean, or one with fixed weights. The best loss for another function of
         the classes' errors, such as the largest, may be nats away from the start, so that the prior on
         each class's deviation is four times as wide; over groups that was measured not to help.
-    gamma : float
-        Start of the exponent of delta, of data without groups.
+    gamma : float or None
+        Start of the exponent of delta, of data without groups; None leaves delta out.
     """
     if np.ndim(counts) == 1:
         tau = 0.0 if over == "group" else 1.0
         sigma = 0.5 if linear or over != "class" else 2.0
+        learned = ("additive",) if gamma is None else ("additive", "multiplicative")
         return HierarchicalSpace(
             counts,
-            learn=("additive", "multiplicative"),
+            learn=learned,
             deviations=("additive",),
             tau=tau,
-            gamma=gamma,
+            gamma=gamma or 0.0,
             importance=importance,
             sigma_gamma=SIGMA_GAMMA,
             sigma_eps=sigma,
@@ -80,7 +81,7 @@ class Goal(Protocol):
 
 
 def build_space(
-    factory: SpaceFactory | None, counts: np.ndarray, goal: Goal, *, gamma: float = 0.0
+    factory: SpaceFactory | None, counts: np.ndarray, goal: Goal, *, gamma: float | None = 0.0
 ) -> DesignSpace:
     """What a user's factory makes of the counts, or without one the `default_space`, from this gamma.
 

@@ -398,16 +398,22 @@ def _designed(
     arms: str | None = None,
     **changes: Any,
 ) -> Callable[[Task], Trained]:
-    """Search and retrain with the task's settings, but for these changes."""
+    """Search and retrain with the task's settings, but for these changes.
+
+    Without a race and a space of its own delta is left out, as it was in the default of version 0.1.
+    """
 
     def run(task: Task) -> Trained:
+        own = space
+        if own is None and arms is None:
+            own = lambda counts: build_space(None, counts, task.objective, gamma=None)  # noqa: E731
         settings = replace(task.settings, **changes)
         return _search_and_retrain(
             task,
             task.objective,
             settings,
             task.recipe,
-            space=space,
+            space=own,
             augment=augment or task.augment,
             arms=arms,
         )
@@ -493,7 +499,7 @@ def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callabl
 def _start_alone(task: Task) -> Trained:
     """What a search would begin with, trained without one."""
     goal = task.objective
-    space = build_space(None, task.data.counts(), goal)
+    space = build_space(None, task.data.counts(), goal, gamma=None)
     return Trained(task.train(TunableCrossEntropy(space).frozen(), recipe=task.recipe))
 
 
@@ -703,7 +709,11 @@ METHODS: dict[str, Method] = {
         "autobalance", "ours", _designed(arms="default"), uses_objective=True, uses_settings=True
     ),
     "autobalance_plain": Method(
-        "autobalance, no race", "ours", _designed(), uses_objective=True, uses_settings=True
+        "autobalance, neither race nor delta",
+        "ours",
+        _designed(),
+        uses_objective=True,
+        uses_settings=True,
     ),
     "autobalance_start": Method(
         "autobalance, its start", "ours", _start_alone, uses_objective=True
