@@ -38,7 +38,7 @@ from helpers import blobs
 RECIPE = Recipe(epochs=1, min_steps=30, batch_size=32, lr=0.02)
 SETTINGS = SearchSettings(every=5)
 COSINE = Arm(name="cosine", cosine_scale=16.0)
-DECAY = Arm(name="decay", weight_decay=2.0, least_delta=0.5, needs_fit=True)
+DECAY = Arm(name="decay", weight_decay=2.0, gamma=0.5, needs_fit=True)
 
 
 def mlp() -> nn.Module:
@@ -93,8 +93,11 @@ def test_an_arm_changes_head_recipe_and_start() -> None:
     space = spec.space(np.array([100, 30, 10]))
     delta = space().detach().multiplicative
     assert delta is not None
-    assert float(delta[2] / delta[0]) == pytest.approx(0.5)
+    assert float(delta[2] / delta[0]) == pytest.approx(0.5)  # the bound
     assert space.to_dict()["gamma"] == pytest.approx(math.log(2) / math.log(10))
+    mild = with_arm(asked(), Arm(name="mild", gamma=0.1)).space
+    assert mild is not None
+    assert mild(np.array([100, 30, 10])).to_dict()["gamma"] == 0.1
 
 
 def test_a_space_of_ones_own_stays() -> None:
@@ -362,8 +365,7 @@ def test_bad_lists_of_arms(arms: Any, message: str) -> None:
         ({"name": ""}, "An arm needs a name"),
         ({"name": "a", "cosine_scale": 0.0}, "cosine_scale must be"),
         ({"name": "a", "weight_decay": -1.0}, "weight_decay must"),
-        ({"name": "a", "least_delta": 0.0}, "least_delta must be"),
-        ({"name": "a", "least_delta": 1.5}, "least_delta must"),
+        ({"name": "a", "gamma": -0.1}, "gamma must"),
     ],
 )
 def test_bad_arms(given: dict[str, Any], message: str) -> None:

@@ -15,14 +15,13 @@ from autobalance._validation import (
     not_negative,
     positive,
     shown,
-    zero_to_one,
 )
 from autobalance.bilevel.initialisation import make_network
 from autobalance.bilevel.types import ModelFactory
 from autobalance.losses import COSINE_SCALE, with_normalized_head
 from autobalance.objectives import Objective
 from autobalance.records import Recipe
-from autobalance.spaces import SpaceFactory, build_space, gamma_bound
+from autobalance.spaces import DesignSpace, SpaceFactory, build_space, gamma_bound
 
 _NORMALISATION = re.compile("Norm([123]d)?$")
 
@@ -44,10 +43,10 @@ class Arm:
         `autobalance.losses.with_normalized_head`; None leaves it as it is.
     weight_decay : float or None
         In place of the recipe's; None keeps that.
-    least_delta : float or None
-        In (0, 1]: the search starts at multiplicative adjustments delta_k = (n_k / n_max)^gamma, with the
-        gamma at which delta of the rarest class is this. It is for the default space of data without
-        groups, and does nothing else. None starts at gamma = 0.
+    gamma : float or None
+        The search starts at multiplicative adjustments delta_k = (n_k / n_max)^gamma, with this gamma or
+        the largest that `autobalance.spaces.gamma_bound` allows. It is for the default space of data
+        without groups, and does nothing else. None starts at gamma = 0.
     needs_fit : bool
         Whether it races only where the first arm fits its training rows, and only for networks with
         normalisation layers. Strong decay and multiplicative adjustments act once the training error is 0
@@ -58,7 +57,7 @@ class Arm:
     name: str
     cosine_scale: float | None = None
     weight_decay: float | None = None
-    least_delta: float | None = None
+    gamma: float | None = None
     needs_fit: bool = False
 
     def __post_init__(self) -> None:
@@ -68,8 +67,8 @@ class Arm:
             positive("cosine_scale", self.cosine_scale)
         if self.weight_decay is not None:
             not_negative("weight_decay", self.weight_decay)
-        if self.least_delta is not None:
-            positive("least_delta", zero_to_one("least_delta", self.least_delta))
+        if self.gamma is not None:
+            not_negative("gamma", self.gamma)
 
     def network(self, factory: ModelFactory) -> ModelFactory:
         """The factory of this arm's networks.
@@ -92,12 +91,12 @@ class Arm:
 
     def space(self, factory: SpaceFactory | None, objective: Objective) -> SpaceFactory | None:
         """The factory of this arm's space: the default one with this arm's start, or the user's own."""
-        if factory is not None or self.least_delta is None:
+        start = self.gamma
+        if factory is not None or start is None:
             return factory
-        least = self.least_delta
 
-        def build(counts: np.ndarray) -> Any:
-            gamma = gamma_bound(counts, least) if counts.ndim == 1 else 0.0
+        def build(counts: np.ndarray) -> DesignSpace:
+            gamma = min(start, gamma_bound(counts)) if counts.ndim == 1 else 0.0
             return build_space(None, counts, objective, gamma=gamma)
 
         return build
@@ -136,7 +135,7 @@ AS_IT_IS = Arm(name="plain")
 DEFAULT_ARMS = (
     AS_IT_IS,
     Arm(name="cosine", cosine_scale=COSINE_SCALE),
-    Arm(name="decay", weight_decay=2.0, least_delta=0.5, needs_fit=True),
+    Arm(name="decay", weight_decay=2.0, gamma=0.15, needs_fit=True),
 )
 """The arms of a race by default; the first is the network and the recipe as they are given."""
 

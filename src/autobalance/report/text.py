@@ -79,7 +79,7 @@ def describe_arm(arm: RacedArm) -> str:
     texts = {
         "cosine_scale": "cosine classifier of scale {:g}",
         "weight_decay": "weight decay {:g}",
-        "least_delta": "δ from {:g} for the rarest class",
+        "gamma": "δ from γ = {:g}",
     }
     parts = [
         text.format(value)

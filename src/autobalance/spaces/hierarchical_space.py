@@ -204,8 +204,8 @@ class HierarchicalSpace(DesignSpace):
         return {name: shared.get(name, (0.0, self.sigma_eps)) for name in names}
 
 
-def gamma_bound(counts: Any, least_delta: float = LEAST_DELTA) -> float:
-    """The gamma at which delta falls to `least_delta` from the most frequent class to the rarest.
+def gamma_bound(counts: Any) -> float:
+    """The gamma at which delta falls to `LEAST_DELTA` from the most frequent class to the rarest.
 
     It is at most 1, where the classes are nearly as frequent.
 
@@ -213,11 +213,9 @@ def gamma_bound(counts: Any, least_delta: float = LEAST_DELTA) -> float:
     ----------
     counts : array-like
         Training examples per class, shape ``(k,)``, above 0.
-    least_delta : float
-        In (0, 1].
     """
     imbalance = float(np.max(counts) / np.min(counts))
-    return min(1.0, -math.log(least_delta) / math.log(imbalance)) if imbalance > 1.0 else 1.0
+    return min(1.0, -math.log(LEAST_DELTA) / math.log(imbalance)) if imbalance > 1.0 else 1.0
 
 
 def _log_importance(importance: Any, classes: int) -> Tensor:
