@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-all lint docs wheel oldest newest audit
+.PHONY: install demo test test-processes test-all lint docs wheel oldest newest audit
 
 install: .venv/.installed
 
@@ -16,8 +16,13 @@ demo: install
 
 # Two workers of one thread each: small networks gain nothing from more threads.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
-	cd bench && OMP_NUM_THREADS=1 ../$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not processes"
+	cd bench && OMP_NUM_THREADS=1 ../$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not processes"
+
+# What starts, kills or resumes processes and takes over 5 seconds each.
+test-processes: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "processes and not slow and not gpu"
+	cd bench && OMP_NUM_THREADS=1 ../$(BIN)/python -m pytest -n 2 -m "processes and not slow and not gpu"
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu"
@@ -37,7 +42,7 @@ docs: install
 wheel: install
 	.ci/wheel dist
 
-# The fast tests with the oldest and the newest versions that pyproject.toml allows.
+# All tests but slow ones, with the oldest and the newest versions that pyproject.toml allows.
 oldest:
 	.ci/versions oldest
 

@@ -18,6 +18,7 @@ SUPPORT = Path(__file__).parent / "support"
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch cannot be told of a device that is not there",
 )
+@pytest.mark.processes
 def test_nothing_mixes_devices() -> None:
     """But for the case that does so, by which the pretence shows what it finds."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}

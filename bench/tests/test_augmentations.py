@@ -220,6 +220,7 @@ def test_kornias_augmentation_serves_a_search() -> None:
     assert all(isfinite(record.objective) for record in result.history)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch cannot be told of a device that is not there",

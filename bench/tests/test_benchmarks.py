@@ -185,6 +185,7 @@ def test_scaling(tmp_path: Path) -> None:
     assert all(math.isfinite(axis["slope"]) for axis in numbers.values())
 
 
+@pytest.mark.processes
 def test_stored(tmp_path: Path) -> None:
     numbers, shown = quick("stored.py", tmp_path)
     assert numbers["file_bytes"] > 200 * 3 * 256 * 256

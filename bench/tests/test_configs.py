@@ -161,9 +161,14 @@ def test_configurations_with_groups_run(tmp_path: Path, name: str) -> None:
     """On tiny images, in a few steps."""
     tiny_waterbirds(tmp_path)
     whole = read_configuration(FOLDER / f"{name}.yaml")
-    first = replace(resolved(whole.datasets[0]), image_size=32)
+    first = resolved(whole.datasets[0])
+    network = first.network
+    if isinstance(network, dict):
+        network = {**network, "crop": 24}
+    small = replace(first, image_size=32, network=network)
     recipe = replace(whole.recipe, epochs=1, min_steps=20)
-    few = replace(whole, datasets=(first,), recipe=recipe, seeds=(0,))
+    augment = whole.augment and {**whole.augment, "size": 24}
+    few = replace(whole, datasets=(small,), recipe=recipe, augment=augment, seeds=(0,))
     for cell in cells_of(few, str(tmp_path), "cpu"):
         record = run_cell(cell)
         assert record["status"] == "finished", record.get("reason")

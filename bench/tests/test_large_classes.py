@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from autobalance.bilevel import candidate_selection
 from autobalance.bilevel.candidate_selection import compare
 from autobalance.data.index_streams import BalancedBatches
 from autobalance.data.splits import members_by_cell, stratified_folds
@@ -136,8 +137,12 @@ def test_many_classes_are_split_and_drawn_without_a_pass_for_each() -> None:
     assert len(drawn.unique()) == len(drawn)
 
 
-@pytest.mark.parametrize("classes", [1000, K])
-def test_the_final_choice_does_not_hold_every_draw_at_once(classes: int) -> None:
+@pytest.mark.parametrize(("classes", "draws"), [(1000, 2000), (K, 500)])
+def test_the_final_choice_does_not_hold_every_draw_at_once(
+    classes: int, draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates of two losses: of `draws` at once they would take 2 * draws * classes * 8 bytes, 65 MB of K."""
+    monkeypatch.setattr(candidate_selection, "DRAWS", draws)
     cells = torch.arange(3 * classes) % classes
     generator = torch.Generator().manual_seed(0)
     names = ("designed", "start", "cross_entropy")

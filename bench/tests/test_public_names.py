@@ -63,7 +63,11 @@ def test_what_counts_as_public(source: str, public: bool) -> None:
     [
         ("autobalance_bench, autobalance_bench.cli", ["torch", "torchvision", "scikit_posthocs"]),
         ("autobalance_bench.comparison.statistics", ["torch", "scikit_posthocs"]),
-        ("autobalance_bench.comparison.methods", ["torchvision", "datasets"]),
+        pytest.param(
+            "autobalance_bench.comparison.methods",
+            ["torchvision", "datasets"],
+            marks=pytest.mark.processes,
+        ),
     ],
 )
 def test_an_import_loads_no_more_than_it_needs(code: str, heavy: list[str]) -> None:

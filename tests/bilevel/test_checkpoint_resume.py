@@ -12,6 +12,7 @@ import pytest
 
 from tables import table
 
+pytestmark = pytest.mark.processes
 FIT = [
     "fit", "data.csv", "--target", "kind", "--groups", "site", "--device", "cpu",
     "--recipe.epochs", "5", "--recipe.min_steps", "60", "--search.folds", "2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import warnings
 import weakref
@@ -38,6 +39,7 @@ from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import blobs, linear_factory
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 QUICK = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
 UPPER = SearchSettings(every=4, warmup=0.25)
 
@@ -623,6 +625,20 @@ def killed_at(step: int, phase: str) -> Callable[[Progress], None]:
     return listen
 
 
+KILLED: dict[str, Any] = {
+    "data": blobs(groups=True),
+    "factory": noisy_network,
+    "settings": SearchSettings(every=3, warmup=0.6, folds=2, validation_batch_size=12),
+    "seed": 5,
+}
+
+
+@functools.cache
+def undisturbed() -> dict[str, Any]:
+    """What the search that is killed gives when it is not."""
+    return without_time(quick(**KILLED))
+
+
 @pytest.mark.parametrize(
     ("step", "phase"), [(20, "warm-up"), (27, "search"), (36, "search"), (2, "choose")]
 )
@@ -631,29 +647,27 @@ def test_a_killed_search_continues_to_the_same_bits(
 ) -> None:
     """Weights, BatchNorm, dropout, Adam, q, samplers, the space and its history all come back."""
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.0)
-    given: dict[str, Any] = {
-        "data": blobs(groups=True),
-        "factory": noisy_network,
-        "settings": SearchSettings(every=3, warmup=0.6, folds=2, validation_batch_size=12),
-        "seed": 5,
-    }
-    whole = quick(**given)
     path = tmp_path / "search.checkpoint"
     with pytest.raises(Killed):
-        quick(**given, checkpoint=path, progress=killed_at(step, phase))
+        quick(**KILLED, checkpoint=path, progress=killed_at(step, phase))
     seen: list[Progress] = []
-    found = quick(**given, checkpoint=path, progress=seen.append)
-    assert without_time(found) == without_time(whole)
+    found = quick(**KILLED, checkpoint=path, progress=seen.append)
+    assert without_time(found) == undisturbed()
     assert (seen[0].phase, seen[0].step) >= (phase, step) or phase == "warm-up"
     calls = len(seen)
-    again = quick(**given, checkpoint=path, progress=seen.append)  # it was finished
-    assert without_time(again) == without_time(whole)
+    again = quick(**KILLED, checkpoint=path, progress=seen.append)  # it was finished
+    assert without_time(again) == undisturbed()
     assert len(seen) == calls
 
 
-@pytest.mark.parametrize("step", [27, 36])
 @pytest.mark.parametrize(
-    "changed", [{}, {"training_batches": 3}, {"training_batches": 3, "optimizer": "sgd"}], ids=str
+    ("step", "changed"),
+    [
+        (27, {}),
+        (36, {"training_batches": 3}),
+        (27, {"training_batches": 3, "optimizer": "sgd"}),
+    ],
+    ids=str,
 )
 def test_a_killed_search_remembers_risks_batches_and_momentum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, changed: dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import os
@@ -35,6 +36,7 @@ from autobalance.cli import main
 from autobalance.losses.parametric import LossParameters
 from helpers import blobs, linear_factory
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 RECIPE = Recipe(epochs=1, min_steps=45, lr=0.05)
 SETTINGS = SearchSettings(every=5, warmup=0.2, folds=2, validation_fraction=0.3)
 
@@ -62,8 +64,20 @@ def searched(logger: Any = None, **given: Any) -> Any:
     return search(linear_factory(), blobs(), logger=logger, **options)
 
 
-def retrained(logger: Any = None) -> torch.nn.Module:
+@functools.cache
+def plain() -> Any:
+    """What the search finds without a logger."""
+    return searched()
 
+
+@functools.cache
+def logged() -> tuple[Any, Kept]:
+    """What it finds with one, and what the logger was told."""
+    kept = Kept()
+    return searched(kept), kept
+
+
+def retrained(logger: Any = None) -> torch.nn.Module:
     fixed = ParametricCrossEntropy.logit_adjusted([120, 40, 12])
     return retrain(
         linear_factory(), blobs(), fixed, recipe=RECIPE, seed=3, device="cpu", logger=logger
@@ -75,16 +89,14 @@ def timeless(result: Any) -> dict[str, Any]:
 
 
 def test_a_run_is_the_same_bit_for_bit_with_a_logger_and_without() -> None:
-    plain, logged = searched(), searched(Kept())
-    assert json.dumps(timeless(plain)) == json.dumps(timeless(logged))
+    assert json.dumps(timeless(plain())) == json.dumps(timeless(logged()[0]))
     one, other = retrained(), retrained(Kept())
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_what_is_logged_is_what_the_result_holds() -> None:
-    kept = Kept()
-    result = searched(kept)
+    result, kept = logged()
     for key, name in (
         ("objective", "objective"),
         ("hard_objective", "hard_objective"),
@@ -161,8 +173,7 @@ def test_a_loop_of_ones_own_logs_its_upper_steps() -> None:
 
 
 def test_a_search_does_not_log_twice() -> None:
-    kept = Kept()
-    result = searched(kept)
+    result, kept = logged()
     assert sum("search/objective" in values for _, values in kept.entries) == len(result.history)
 
 
@@ -172,8 +183,8 @@ def test_a_frontier_logs_its_points_on_one_axis() -> None:
     given: dict[str, Any] = {"recipe": RECIPE, "settings": settings, "seed": 3, "device": "cpu"}
     kept = Kept()
     found = frontier(linear_factory(2), data, mixes=(0.0, 0.4, 0.8), logger=kept, **given)
-    plain = frontier(linear_factory(2), data, mixes=(0.0, 0.4, 0.8), **given)
-    assert timeless(found) == timeless(plain)
+    without = frontier(linear_factory(2), data, mixes=(0.0, 0.4, 0.8), **given)
+    assert timeless(found) == timeless(without)
     ends = [45, 67, 89]  # a run, and twice half of one
     for name in ("mix", "main", "gap"):
         points = [getattr(p, name) for p in found.points]
@@ -202,7 +213,7 @@ def test_numbers_that_are_not_finite_and_other_processes_are_left_out() -> None:
 @pytest.mark.parametrize(("classes", "logged"), [(MAX_LOSS_NUMBERS, 100), (101, 0)])
 def test_a_loss_of_many_numbers_is_not_logged(classes: int, logged: int) -> None:
     kept = Kept()
-    record = searched().history[0]
+    record = plain().history[0]
     LoggerAdapter(kept).log_upper_step(record, LossParameters(None, torch.zeros(classes), None), 1)
     [(_, values)] = kept.entries
     assert sum(name.startswith("loss/") for name in values) == logged
@@ -212,7 +223,7 @@ def test_rows_of_groups_have_names_of_their_own() -> None:
     kept = Kept()
     additive = torch.arange(4.0).view(2, 2)
     loss = LossParameters(None, additive, None)
-    LoggerAdapter(kept).log_upper_step(searched().history[0], loss, 1)
+    LoggerAdapter(kept).log_upper_step(plain().history[0], loss, 1)
     [(_, values)] = kept.entries
     found = {k: v for k, v in values.items() if k.startswith("loss/")}
     assert found == {f"loss/additive/{g}/{c}": 2.0 * g + c for g in (0, 1) for c in (0, 1)}
@@ -324,25 +335,15 @@ def test_wandb_offline(tmp_path: Path) -> None:
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
 
 
-MISSING = """
-import sys
-for name in ("tensorboard", "torch.utils.tensorboard"):
-    sys.modules[name] = None
-import lightning_fabric.loggers.tensorboard as fabric
-fabric._TENSORBOARD_AVAILABLE = fabric._TENSORBOARDX_AVAILABLE = False
-from autobalance._validation import InputError
-from autobalance.bilevel.loggers import local_logger
-try:
-    local_logger("tensorboard", ".")
-except InputError as error:
-    assert "pip install 'autobalance[loggers]'" in str(error), error
-else:
-    raise SystemExit("not refused")
-"""
+def test_a_client_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_fabric.loggers import tensorboard
 
-
-def test_a_client_that_is_missing_is_named(tmp_path: Path) -> None:
-    alone(MISSING, tmp_path)
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(tensorboard, name, False)
+    with pytest.raises(InputError, match=r"pip install 'autobalance\[loggers\]'"):
+        local_logger("tensorboard", tmp_path)
 
 
 # Where they are given -------------------------------------------------------------------------
@@ -359,6 +360,7 @@ def test_the_estimator_logs_search_and_retraining(tmp_path: Path) -> None:
     assert {"search/objective", "choose/designed", "retrain/training_loss"} <= found.keys()
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_fit_logs_into_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = blobs()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -26,25 +22,11 @@ from autobalance.cli.options import GAP_NAMES, OBJECTIVES
 from autobalance.cli.run_folder import load_run
 from autobalance.objectives.registry import GAPS, NAMED
 from autobalance.posthoc.fair_decisions import CellDecision
+from commands import run
 from tables import table
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
 QUICK = ["--recipe.epochs", "5", "--recipe.min_steps", "60", "--device", "cpu"]
-
-
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in this process, with what it prints; warnings are printed as Python does."""
-    command = [*map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd or "."),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        warnings.catch_warnings(),
-        patch.dict(os.environ),
-    ):
-        warnings.simplefilter("default")
-        code = main(command)
-    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def run_process(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -164,6 +146,7 @@ def test_same_seed_same_weights(fitted: Path) -> None:
     assert first == second
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_config_file_sets_options(fitted: Path) -> None:
     (fitted / "config.yaml").write_text(
         "target: kind\nseed: 3\nobjective: worst_class_error\n"
@@ -322,6 +305,7 @@ def test_divergence_exits_1_and_keeps_the_last_good_state(fitted: Path) -> None:
     assert "holds no trained network" in done.stderr
 
 
+@pytest.mark.processes
 def test_ctrl_c_exits_130_and_keeps_what_was_found(fitted: Path) -> None:
     # A real signal, sent by the process to itself at a known moment of the search.
     code = (
@@ -384,6 +368,7 @@ def test_sigterm_is_as_ctrl_c_and_resuming_ends_at_the_same_bits(fitted: Path) -
     assert {p.name for p in (fitted / "term").iterdir()} == written
 
 
+@pytest.mark.processes
 def test_ctrl_c_after_the_work_is_done_is_ignored(fitted: Path) -> None:
     code = (
         "import atexit, os, signal\n"

@@ -81,6 +81,7 @@ def test_the_report_of_one_run_is_written_again_into_its_folder(
     assert main(["report", "tested", "--out", "copy.html", "--overwrite"]) == 0
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_evaluate_keeps_what_it_measured_for_the_report(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +101,7 @@ def test_evaluate_keeps_what_it_measured_for_the_report(
     assert not Path("plain/evaluation.json").exists()
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_evaluate_works_where_nothing_can_be_kept(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,7 @@ def test_evaluate_works_where_nothing_can_be_kept(
     assert "tested is left as it is, for No space left on device" in err
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_several_runs_on_one_page(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "tested", "plain", "--out", "both.html"]) == 0
     assert capsys.readouterr().out == "Report: both.html\n"
@@ -121,6 +124,7 @@ def test_several_runs_on_one_page(here: Path, capsys: pytest.CaptureFixture[str]
     assert "tested and plain" in page
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_the_page_of_several_says_which_options_differ(here: Path) -> None:
     assert main(["report", "tested", "plain", "--out", "options.html"]) == 0
     page = Path("options.html").read_text(encoding="utf-8")
@@ -129,6 +133,7 @@ def test_the_page_of_several_says_which_options_differ(here: Path) -> None:
     assert [a or b for a, b in cells] == ["test", "test.csv", "none", "seed", "0", "1"]
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_runs_of_the_same_name_go_by_their_paths(here: Path) -> None:
     other = Path("other/plain")
     other.mkdir(parents=True)

@@ -17,6 +17,7 @@ from autobalance import cli
 from autobalance.cli import demo, terminal
 from autobalance.records.settings import Recipe
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
 QUICK = ["--recipe.epochs", "2", "--recipe.min_steps", "60", "--device", "cpu"]
 FIT = ["fit", "data.csv", "--target", "kind", "--out", "run", *QUICK]
 FILES = {"result.json", "loss.json", "model.json", "model.safetensors", "report.html"}
@@ -207,7 +208,8 @@ def test_an_interrupted_demo_keeps_the_methods_done(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(demo.Demo.__init__.__kwdefaults__, "recipe", Recipe(epochs=1, min_steps=40))
+    short = Recipe(epochs=0.1, min_steps=20, batch_size=32)
+    monkeypatch.setitem(demo.Demo.__init__.__kwdefaults__, "recipe", short)
     for moment, done in ((demo.TITLES["logit_adjustment"], 1), (demo.TITLES["autobalance"], 2)):
         interrupt(moment)
         assert cli.main(["demo", "--out", "run", "--overwrite"]) == 130

@@ -85,6 +85,7 @@ def test_the_page_shows_images_of_each_class_and_is_made_again_without_them(
     assert "holds a search alone, not a fitted model" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_without_data_no_image_is_kept(searched: tuple[Any, ArrayData], saved: Path) -> None:
     with pytest.raises(InputError, match="is not empty"):
         save_search(saved, searched[0])
@@ -159,6 +160,7 @@ def test_the_file_is_read_as_it_was_written_and_altered_ones_are_left_out() -> N
         assert unpack_sheet(record | change) is None, change
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_a_page_of_an_altered_file_goes_without(saved: Path) -> None:
     record = json.loads((saved / "result.json").read_text())
     good = json.loads((saved / "samples.json").read_text())

@@ -6,6 +6,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 from autobalance import data
 
 
@@ -16,6 +18,7 @@ def test_every_name_is_there_and_none_is_that_of_a_module() -> None:
     assert not modules & set(data.__all__)
 
 
+@pytest.mark.processes
 def test_reading_without_images_needs_no_pillow() -> None:
     code = (
         "import sys; sys.modules['PIL'] = None; import autobalance.data as d; "

@@ -489,6 +489,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("fault", "workers"), [("raises", 0), ("dies", 1)])
 def test_a_script_whose_example_fails_exits_1_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, workers: int
@@ -530,6 +531,7 @@ def test_how_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
         assert start_method(examples) == "fork"
 
 
+@pytest.mark.processes
 def test_workers_of_a_fresh_process_give_the_same_bits() -> None:
     data = DatasetData.of(
         Points(jitter), evaluation=plain, num_workers=1, multiprocessing_context="forkserver"

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from killing import KILLED, Server
 from toys import write_toy
 
+pytestmark = pytest.mark.processes
 FIT = [
     "fit", "toy.csv", "--target", "kind", "--groups", "site", "--device", "cpu", "--recipe.epochs", "1",
     "--recipe.min_steps", "150", "--search.folds", "2",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 
 from autobalance._validation import InputError
@@ -163,6 +163,7 @@ def test_more_classes_and_groups_by_hand() -> None:
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 4])
+@settings(max_examples=12)  # each takes fairlearn a tenth of a second
 @given(data=st.data())
 def test_agrees_with_fairlearn(num_groups: int, data: st.DataObject) -> None:
     import fairlearn.metrics as fairlearn

@@ -213,6 +213,7 @@ def test_groups_before_and_after() -> None:
     )
 
 
+@pytest.mark.usefixtures("empty_pictures")
 @pytest.mark.parametrize("instead", [None, {}, "text", [[0, 9, 1]], [[0, 1]], [[0, 1, -2]], [[1]]])
 def test_confusions_that_are_none_are_left_out(instead: Any) -> None:
     record = measured_record(3)
@@ -222,6 +223,7 @@ def test_confusions_that_are_none_are_left_out(instead: Any) -> None:
     checked(record)
 
 
+@pytest.mark.usefixtures("empty_pictures")
 @pytest.mark.parametrize(
     "instead",
     [

@@ -99,6 +99,7 @@ def stopped(record: dict[str, Any]) -> None:
     record["search"]["status"] = record["status"] = "interrupted"
 
 
+@pytest.mark.usefixtures("empty_pictures")
 @pytest.mark.parametrize(
     ("change", "said", "remedy"),
     [

@@ -188,6 +188,7 @@ def test_many_classes_stay_small_and_quick() -> None:
     checked_page(text)
 
 
+@pytest.mark.usefixtures("empty_pictures")
 def test_what_would_make_the_page_too_large_is_left_to_each_runs_own_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

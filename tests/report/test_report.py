@@ -112,6 +112,7 @@ def test_minimal_records_render() -> None:
     checked({"class_counts": [[3, 2], [0, 1]], "search": None, "methods": None, "seconds": None})
 
 
+@pytest.mark.usefixtures("empty_pictures")
 @pytest.mark.parametrize(
     "path",
     [

@@ -36,6 +36,7 @@ def bounded(wrong: Any, n: Any = ((200, 200), (200, 200)), bound: float = 0.1) -
     return record
 
 
+@pytest.mark.usefixtures("empty_pictures")
 @pytest.mark.parametrize(
     ("wrong", "verdict"),
     [

@@ -24,6 +24,7 @@ from autobalance.report.tables import choice_table, cost_table, settings_table
 from autobalance.report.text import facts, sentences
 from report_records import checked, make_record
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
 OBJECTIVE = BalancedError().to_dict()
 
 

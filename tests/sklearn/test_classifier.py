@@ -64,7 +64,7 @@ EXPECTED_FAILURES = {
 
 
 @parametrize_with_checks(
-    [classifier(recipe=Recipe(epochs=20, min_steps=60))],
+    [classifier(recipe=Recipe(epochs=1, min_steps=20))],
     expected_failed_checks=lambda _: EXPECTED_FAILURES,
 )
 def test_scikit_learn_checks(estimator: BaseEstimator, check: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, distributed as dist, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from autobalance._validation import InputError
@@ -191,8 +192,7 @@ def refusals() -> dict[str, str]:
     return said
 
 
-def main(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def work(rank: int, world: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
     )
@@ -205,5 +205,11 @@ def main(rank: int, world: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+def main(world: int, folder: str) -> None:
+    """The processes are forked from this one, so that torch is imported once."""
+    torch.set_num_threads(1)
+    start_processes(work, (world, folder), nprocs=world, start_method="fork")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), sys.argv[2])

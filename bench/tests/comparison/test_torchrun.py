@@ -14,6 +14,7 @@ import pytest
 
 from autobalance_bench.comparison.store import Store
 
+pytestmark = pytest.mark.processes
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 

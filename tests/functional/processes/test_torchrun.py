@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.processes
 HERE = Path(__file__).parent
 SCRIPT = str(HERE / "searching.py")
 ENVIRONMENT = {
