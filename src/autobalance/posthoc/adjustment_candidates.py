@@ -42,8 +42,9 @@ def candidates_for(
     """The makers by name, and the name of the start.
 
     For a mean of the classes' errors the start is the cross-entropy with errors counted by class: it
-    calibrates the scores for balanced classes, and there the largest is the best decision. It loses
-    where the scores are no monotone image of probabilities, and that is what the smooth errors are for.
+    calibrates the scores for balanced classes, and there the largest is the best decision. For another
+    function of the classes' errors it is the smooth error. The linear program, which has no prior, fits
+    small classes too closely to be the start.
 
     Parameters
     ----------
@@ -78,8 +79,7 @@ def candidates_for(
         )
         if isinstance(goal, (WorstError, CVaRError)):
             makers["program"] = lambda rows: solve_for_worst(rows, goal, randomised=randomised)
-        return makers, "cross_entropy"
-    return makers, "post_hoc"
+    return makers, "smooth_error"
 
 
 def calibrate(rows: RivalScores, counts: np.ndarray) -> AdjustmentFit:
