@@ -352,7 +352,8 @@ def _design(
     resamples: int,
     seed: int,
 ) -> Adjustment:
-    makers, start = candidates_for(goal, counts, randomised=randomised)
+    unadjusted = -standardisation[0]
+    makers, start = candidates_for(goal, counts, unadjusted, randomised=randomised)
     target = rows.target.numpy()
 
     def losses_of(rule: DecisionRule, some: np.ndarray) -> np.ndarray:
