@@ -90,7 +90,10 @@ def _tuned_threshold(scores: Scores) -> tuple[np.ndarray, Cell]:
     rows = np.arange(len(scores.target))
     splits = [(rows[scores.fold != f], rows[scores.fold == f]) for f in range(FOLDS)]
     model = TunedThresholdClassifierCV(KeptProbabilities(scores), cv=splits)
-    model.fit(rows[:, None], scores.target)
+    try:
+        model.fit(rows[:, None], scores.target)
+    except ValueError as error:  # It refuses scores that are nearly constant in a fold.
+        return scores.test.argmax(axis=1), {"refused": str(error)}
     predicted = model.predict(-1 - np.arange(len(scores.test))[:, None])
     return np.asarray(predicted), {"threshold": float(model.best_threshold_)}
 

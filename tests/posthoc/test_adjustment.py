@@ -132,7 +132,7 @@ def test_a_class_of_a_few_rows_does_not_turn_the_decisions(few: int) -> None:
     found = design_adjustment(p, y, resamples=0)
     log_prior = np.log(counts / counts.sum())
     reference = class_errors((np.log(p) - log_prior).argmax(axis=1), y)[:3].mean()
-    assert class_errors(found.predict(p), y)[:3].mean() < reference + 0.02
+    assert class_errors(found.predict(p), y)[:3].mean() < reference + 0.03
 
 
 def test_the_same_seed_gives_the_same_design_and_leaves_the_global_state() -> None:
