@@ -249,7 +249,7 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             )
         return index
 
-    def _route(self, sample_weight: Any, params: dict[str, Any]) -> Bunch:
+    def _route(self, sample_weight: Any, params: dict[str, Any]) -> Any:
         """What goes to the estimator's fit and to the splitter."""
         if _routing_enabled():
             return process_routing(self, "fit", sample_weight=sample_weight, **params)
@@ -291,7 +291,7 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         labels: np.ndarray,
         groups: np.ndarray | None,
         seed: int,
-        routed: Bunch,
+        routed: Any,
     ) -> tuple[OutOfFold, np.ndarray]:
         """Out-of-fold scores, and the index of each example's class; fits the final classifier too."""
         self.classes_, target = np.unique(labels, return_inverse=True)
