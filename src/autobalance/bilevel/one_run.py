@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from torch import nn
 from torch.utils.data import Dataset
@@ -117,8 +117,7 @@ def search_and_train(
                 checkpoint=checkpoint, progress=progress, logger=logger, precision=spec.precision,
             )  # fmt: skip
         except (TrainingDiverged, Interrupted) as stopped:
-            assert isinstance(stopped.partial, nn.Module)
-            stopped.partial = TrainedSearch(stopped.partial, result)
+            stopped.partial = TrainedSearch(cast(nn.Module, stopped.partial), result)
             raise
     return TrainedSearch(network, result)
 

@@ -97,7 +97,7 @@ def read_run(record: dict[str, Any]) -> Run:
         search_seconds=_numbers(search.get("seconds")),
         seconds=_numbers(record.get("seconds")),
         versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
-        notes=[note for note in record.get("notes") or [] if isinstance(note, str)],
+        notes=_notes(record.get("notes")),
         seed=record.get("seed", search.get("seed")),
         frontier=_frontier(_mapping(record.get("frontier"))),
         options=_mapping(record.get("options")),
@@ -382,6 +382,15 @@ def _frontier(entry: dict[str, Any]) -> dict[str, Any]:
     baselines = read("baselines", "title")
     others = [{**b, "title": safe_text(str(b["title"]), MAX_NAME)} for b in baselines]
     return {**names, "points": points, "baselines": others, "by": by, by: _number(entry.get(by))}
+
+
+def _notes(entry: Any) -> list[str]:
+    """What reading the table told."""
+    return (
+        [safe_text(note) for note in entry if isinstance(note, str)]
+        if isinstance(entry, list)
+        else []
+    )
 
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
