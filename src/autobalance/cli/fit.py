@@ -33,10 +33,14 @@ Columns = tuple[pd.DataFrame, Any, Any]
 def run_fit(options: Namespace, command: str) -> int:
     """Design a loss for a table and train a network with it; returns the exit code."""
     whole("seed", options.seed, least=0)
-    out = _prepare_folder(options)
+    if options.model != "network":
+        from autobalance.cli.fit_model import fit_model
+
+        return fit_model(options, command)
+    out = prepare_folder(options)
     classifier = _build_classifier(options, out)
     features, target, groups = read_columns(options)
-    test = None if options.test is None else _read_test(options, features, target)
+    test = None if options.test is None else read_test(options, features, target)
     if not options.resume:
         remove_checkpoints(out)  # of a run that --overwrite gives up
     started = time.perf_counter()
@@ -132,7 +136,7 @@ def read_columns(
     return table.drop(columns=other), target, groups
 
 
-def _read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:
+def read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:
     """Same as `read_columns`, of the test table: its features are those of the training table."""
     text = (options.target,) if class_labels(target).dtype.kind in "OU" else ()
     try:
@@ -147,7 +151,7 @@ def _read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) ->
     return table[features.columns.tolist()], labels, groups
 
 
-def _prepare_folder(options: Namespace) -> Path:
+def prepare_folder(options: Namespace) -> Path:
     """The RUN folder, where it may be written to."""
     out = path_of("The output", options.out)
     if options.resume and options.overwrite:

@@ -101,6 +101,7 @@ def read_run(record: dict[str, Any]) -> Run:
         seed=record.get("seed", search.get("seed")),
         frontier=_frontier(_mapping(record.get("frontier"))),
         options=_mapping(record.get("options")),
+        adjusted=_adjusted(_mapping(record.get("adjustment")), k),
         samples=_samples(samples, record),
     )
 
@@ -382,6 +383,28 @@ def _frontier(entry: dict[str, Any]) -> dict[str, Any]:
     baselines = read("baselines", "title")
     others = [{**b, "title": safe_text(str(b["title"]), MAX_NAME)} for b in baselines]
     return {**names, "points": points, "baselines": others, "by": by, by: _number(entry.get(by))}
+
+
+def _adjusted(entry: dict[str, Any], k: int) -> dict[str, Any]:
+    """What decides in a run of decisions on scores; empty for every other run."""
+    if not entry:
+        return {}
+    additive = array_of(entry.get("l"))
+    intervals = {name: array_of(each) for name, each in _mapping(entry.get("intervals")).items()}
+    shapes = {"tau": (2,), "gain": (2,), "l": (k, 2)}
+    return {
+        "chosen": safe_text(str(entry.get("chosen")), MAX_NAME),
+        "before": safe_text(str(entry.get("before")), MAX_NAME),
+        "model": _text(entry.get("model")),
+        "rules": int(_number(entry.get("rules")) or 1),
+        "l": additive if additive is not None and additive.shape == (k,) else None,
+        "intervals": {
+            name: each
+            for name, each in intervals.items()
+            if each is not None and each.shape == shapes.get(name)
+        },
+        **{key: _number(entry.get(key)) for key in ("tau", "gain")},
+    }
 
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

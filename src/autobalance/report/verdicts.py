@@ -110,10 +110,13 @@ def _near_chance(run: Run) -> str | None:
     right, chance = 1.0 - float(np.nanmean(errors)), 1.0 / k
     if right > 1.1 * chance + noise:
         return None
+    what, remedy = "network", "train for longer (--recipe.epochs), lower --recipe.lr, or look"
+    if run.adjusted:
+        what, remedy = "classifier", "look"
     return (
         f"On {best.short} the balanced error is {percent(1.0 - right)}; guessing among the {k} classes has "
-        f"{percent(1.0 - chance)}. This network has learned next to nothing that can be told from chance: "
-        "train for longer (--recipe.epochs), lower --recipe.lr, or look for features that say more."
+        f"{percent(1.0 - chance)}. This {what} has learned next to nothing that can be told from chance: "
+        f"{remedy} for features that say more."
     )
 
 
