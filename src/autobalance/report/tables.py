@@ -246,7 +246,7 @@ def race_table(run: Run) -> Table | None:
         ),
         ("Held-out error", [rate_cell(arm.error) for arm in run.race]),
         ("Training error", [rate_cell(arm.training_error) for arm in run.race]),
-        ("Outcome", [arm.outcome for arm in run.race]),
+        ("Outcome", [Cell(arm.outcome, arm.reason) for arm in run.race]),
     ]
     caption = phrase("table.race", taken="none" if taken is None else taken.name)
     return Table.of_columns(f"{run.place}race", caption, columns, sortable=False)
