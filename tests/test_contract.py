@@ -47,6 +47,7 @@ from autobalance.objectives.aggregates import (
 )
 from autobalance.objectives.base import Objective
 from autobalance.objectives.combined import Blend, BoundedGap
+from autobalance.objectives.costs import CostMatrix
 from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 from autobalance.spaces.attribute_space import AttributeSpace
@@ -103,6 +104,10 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
     ],
     WeightedError: [
         lambda: WeightedError(weights=(1.0, 2.0, 0.0, 3.0), surrogate=CrossEntropyRisk())
+    ],
+    CostMatrix: [
+        lambda: CostMatrix(costs=torch.arange(16.0).view(4, 4)),
+        lambda: CostMatrix(costs=1.0 - torch.eye(4), surrogate=SmoothError(temperature=0.5)),
     ],
     WorstError: [lambda: WorstError(over="group", softness=0.2, surrogate=SmoothError(1.0))],
     CVaRError: [

@@ -36,6 +36,7 @@ from autobalance.data.array_data import ArrayData
 from autobalance.networks import SmallCNN
 from helpers import blobs
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 RECIPE = Recipe(epochs=1, min_steps=40, batch_size=32, lr=0.05)
 SETTINGS = SearchSettings(every=3, warmup=0.4)
 

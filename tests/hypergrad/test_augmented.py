@@ -152,7 +152,7 @@ def test_hard_gates_have_the_derivative_of_the_mean_over_draws() -> None:
     expected = torch.autograd.grad(chance @ change, list(augment.parameters()), allow_unused=True)
     torch.manual_seed(0)
     draws: dict[int, list[Tensor]] = {}
-    for _ in range(600):
+    for _ in range(2000):
         seen, log_probability = augment.draw_batch(batch.inputs, batch.target)
         assert log_probability is not None
         weights = advantage(slopes(seen), batch.target, len(COUNTS))

@@ -119,6 +119,7 @@ def test_a_group_without_examples_is_left_out_and_an_empty_cell_is_a_dash() -> N
     assert "nan" not in render_report(made).split("<script")[0].lower().replace("financ", "")
 
 
+@pytest.mark.usefixtures("empty_pictures")
 @pytest.mark.parametrize(
     "held",
     [

@@ -39,7 +39,7 @@ from autobalance.posthoc.fair_decisions import CellDecision, FairDecision
 from autobalance.records.error_table import ErrorTable
 from sklearn import config_context
 
-QUICK = Recipe(epochs=10, min_steps=60)
+QUICK = Recipe(epochs=5, min_steps=30)
 
 
 def classifier(**options: Any) -> AutoBalanceClassifier:

@@ -47,10 +47,12 @@ def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """
 
     def inline_svg(figure: Any, name: str, title: str, description: str) -> str:
-        words = (
+        words = [
             f'<{tag} id="{name}-{tag}">{escape(text)}</{tag}>'
             for tag, text in (("title", title), ("desc", description))
-        )
+        ]
+        texts = (text for owner in (figure, *figure.axes) for text in owner.texts)
+        words += [f"<text>{escape(text.get_text())}</text>" for text in texts]
         labels = f'aria-labelledby="{name}-title {name}-desc"'
         return f'<svg viewBox="0 0 1 1" role="img" {labels}>{"".join(words)}</svg>'
 

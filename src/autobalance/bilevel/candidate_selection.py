@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autobalance._validation import InputError
 from autobalance.bilevel.held_out import Splits, undefined_objective
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import Candidate
@@ -16,7 +17,7 @@ from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Progress, ProgressListener
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import Objective
+from autobalance.objectives import CostMatrix, Objective
 from autobalance.records import as_counts, confused_pairs, effective_counts
 
 DRAWS = 2000
@@ -86,6 +87,8 @@ def compare(
     count = shape[0] * shape[1]
     target = cells.numpy() % shape[1]
     wrong = {name: is_wrong(runs, target) for name, runs in outcomes.items()}
+    if isinstance(objective, CostMatrix):
+        costs = {name: decision_costs(runs, target, objective) for name, runs in outcomes.items()}
     candidates = []
     own = np.ones(len(target)) if weight is None else weight.cpu().double().numpy()
     independent = np.ones(count)  # Independent examples per unit of weight, by cell.
@@ -104,6 +107,8 @@ def compare(
         errors = np.stack([pairs[:, 1, :].sum(axis=1), pairs[:, :, 1].sum(axis=1)])
         exact = np.divide(errors, sizes, out=np.zeros((2, count)), where=sizes > 0)
         value, base = _aggregate(objective, exact, sizes, shape)
+        if isinstance(objective, CostMatrix):
+            value, base, error = _compare_costs(costs[name], costs[START], own)
         folds = np.cumsum([len(run) for run in outcomes[name]])[:-1]
         by_fold = zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
         collapsed = any(_constant(*fold) for fold in by_fold)
@@ -127,6 +132,28 @@ def is_wrong(runs: Sequence[Tensor], target: np.ndarray) -> np.ndarray:
     parts = np.split(target, np.cumsum([len(run) for run in runs])[:-1])
     pairs = zip((run.cpu().numpy() for run in runs), parts, strict=True)
     return np.concatenate([run if run.dtype == bool else run != y for run, y in pairs])
+
+
+def decision_costs(runs: Sequence[Tensor], target: np.ndarray, objective: CostMatrix) -> np.ndarray:
+    """What each held-out decision costs, in shares of the largest cost, shape ``(n,)``."""
+    predicted = torch.cat(list(runs)).cpu()
+    if predicted.dtype == torch.bool:
+        raise InputError(
+            "This checkpoint keeps only which decisions were wrong, not what was decided, so their costs are "
+            "not known. Remove it and search anew."
+        )
+    return objective.decision_losses(predicted, torch.from_numpy(target)).numpy()
+
+
+def _compare_costs(
+    costs: np.ndarray, start: np.ndarray, weight: np.ndarray
+) -> tuple[float, float, float]:
+    """Mean cost, that of the start, and the standard error of the difference of the pairs."""
+    share = weight / weight.sum()
+    difference = costs - start
+    mean = float((share * difference).sum())
+    error = float(np.sqrt((share**2 * (difference - mean) ** 2).sum()))
+    return float((share * costs).sum()), float((share * start).sum()), error
 
 
 def _constant(wrong: np.ndarray, target: np.ndarray) -> bool:

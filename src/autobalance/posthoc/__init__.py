@@ -1,6 +1,6 @@
 """Decisions from the probabilities of a classifier that is already trained."""
 
-from autobalance.posthoc.adjustment import Adjustment, design_adjustment
+from autobalance.posthoc.adjustment import Adjustment, check_weights, design_adjustment
 from autobalance.posthoc.adjustment_choice import JudgedCandidate
 from autobalance.posthoc.cell_rule import CellRule
 from autobalance.posthoc.decision_rule import DecisionRule
@@ -27,6 +27,7 @@ __all__ = [
     "JudgedCandidate",
     "ScoreKind",
     "cell_posterior",
+    "check_weights",
     "design_adjustment",
     "evaluate_probabilities",
 ]

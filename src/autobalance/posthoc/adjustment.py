@@ -352,7 +352,8 @@ def _design(
     resamples: int,
     seed: int,
 ) -> Adjustment:
-    makers, start = candidates_for(goal, counts, randomised=randomised)
+    unadjusted = -standardisation[0]
+    makers, start = candidates_for(goal, counts, unadjusted, randomised=randomised)
     target = rows.target.numpy()
 
     def losses_of(rule: DecisionRule, some: np.ndarray) -> np.ndarray:
@@ -463,18 +464,7 @@ def _check_labels(
     """Classes, groups, weights and training examples per class, checked against scores ``(n, k)``."""
     target = _indices("y", y)
     members = None if groups is None else _indices("groups", groups)
-    weight = np.ones(n)
-    if sample_weight is not None:
-        weight = array_of_numbers("sample_weight", sample_weight)
-        if (
-            weight.ndim != 1
-            or not np.isfinite(weight).all()
-            or (weight < 0).any()
-            or not weight.any()
-        ):
-            raise InputError(
-                "sample_weight must hold one finite number per example, none negative, not all 0."
-            )
+    weight = np.ones(n) if sample_weight is None else check_weights(sample_weight)
     same_length(scores=range(n), y=target, groups=members, sample_weight=weight)
     if target.max() >= k:
         raise InputError(
@@ -496,6 +486,16 @@ def _check_labels(
     if counts.shape != (k,):
         raise InputError(f"class_counts must have one number per class, {k}; got {counts.shape}.")
     return target, members, weight, counts
+
+
+def check_weights(sample_weight: Any) -> np.ndarray:
+    """Weights of examples as float64, finite, none negative and not all 0."""
+    weight = array_of_numbers("sample_weight", sample_weight)
+    if weight.ndim != 1 or not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
+        raise InputError(
+            "sample_weight must hold one finite number per example, none negative, not all 0."
+        )
+    return weight
 
 
 def _indices(name: str, values: Any) -> np.ndarray:

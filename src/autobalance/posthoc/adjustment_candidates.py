@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from autobalance.objectives import (
     BalancedError,
@@ -36,14 +37,23 @@ UNIT = SmoothError(temperature=1.0)
 """In units of the log-probabilities: on these a margin means the same for every classifier."""
 
 
+SHRINKAGE = 2.0
+"""Examples by which a class's share in the cross-entropy is shrunk, n / (n + 2), as a search shrinks risks.
+
+One or two examples that the scores call impossible would else rule the mean of the classes' cross-entropies,
+which knows no bound, and with it the tau of all classes.
+"""
+
+
 def candidates_for(
-    goal: Objective, counts: np.ndarray, *, randomised: bool
+    goal: Objective, counts: np.ndarray, unadjusted: np.ndarray, *, randomised: bool
 ) -> tuple[dict[str, Maker], str]:
     """The makers by name, and the name of the start.
 
     For a mean of the classes' errors the start is the cross-entropy with errors counted by class: it
-    calibrates the scores for balanced classes, and there the largest is the best decision. It loses
-    where the scores are no monotone image of probabilities, and that is what the smooth errors are for.
+    calibrates the scores for balanced classes, and there the largest is the best decision. For another
+    function of the classes' errors it is the smooth error. The linear program, which has no prior, fits
+    small classes too closely to be the start.
 
     Parameters
     ----------
@@ -51,15 +61,16 @@ def candidates_for(
         What is to be small.
     counts : ndarray
         Training examples per class, or the sums of their weights, shape ``(k,)``.
+    unadjusted : ndarray
+        l of the classifier's own decisions, shape ``(k,)``: 0 unless its scores were shifted.
     randomised : bool
         Whether a draw between decisions may be a candidate.
     """
     if isinstance(goal, CostMatrix):
-        return _for_costs(goal, counts)
+        return _for_costs(goal, counts, unadjusted)
     prior = AdjustmentPrior.of(counts, goal)
-    k = len(counts)
     makers: dict[str, Maker] = {
-        "none": lambda rows: single(AdjustmentFit(np.zeros(k), 0.0)),
+        "none": lambda rows: single(AdjustmentFit(unadjusted, 0.0)),
         "post_hoc": lambda rows: single(AdjustmentFit(prior.additive(prior.tau[0]), prior.tau[0])),
         "tuned_tau": lambda rows: single(tune_tau(rows, prior, goal)),
     }
@@ -67,19 +78,30 @@ def candidates_for(
         makers[name] = lambda rows, s=surrogate: single(fit_adjustment(rows, prior, goal, s))
     if goal.linear:
         makers["cross_entropy"] = lambda rows: single(
-            fit_adjustment(rows, prior, goal, CrossEntropyRisk())
+            fit_adjustment(rows, prior, shrink_small_classes(goal, rows), CrossEntropyRisk())
         )
         return makers, "cross_entropy"
     if goal.over == "class":
         mean = BalancedError()
         narrow = AdjustmentPrior.of(counts, mean)
         makers["cross_entropy"] = lambda rows: single(
-            fit_adjustment(rows, narrow, mean, CrossEntropyRisk())
+            fit_adjustment(rows, narrow, shrink_small_classes(mean, rows), CrossEntropyRisk())
         )
         if isinstance(goal, (WorstError, CVaRError)):
             makers["program"] = lambda rows: solve_for_worst(rows, goal, randomised=randomised)
-        return makers, "cross_entropy"
-    return makers, "post_hoc"
+    return makers, "smooth_error"
+
+
+def shrink_small_classes(goal: Objective, rows: RivalScores) -> Objective:
+    """A mean of the classes' errors with the shares of small classes shrunk; others as they are."""
+    if goal.over != "class":
+        return goal
+    mass = rows.mass()
+    total = torch.zeros_like(mass).requires_grad_()
+    (slopes,) = torch.autograd.grad(goal.value(total, mass), total)
+    share = (slopes * mass).sum(dim=0).numpy()
+    n = np.bincount(rows.target.numpy(), minlength=len(share))
+    return WeightedError(weights=tuple((share * n / (n + SHRINKAGE)).tolist()))
 
 
 def calibrate(rows: RivalScores, counts: np.ndarray) -> AdjustmentFit:
@@ -125,13 +147,14 @@ def _additive(weights: np.ndarray) -> np.ndarray:
     return -np.log(np.maximum(weights / weights.max(), 1e-40))
 
 
-def _for_costs(goal: CostMatrix, counts: np.ndarray) -> tuple[dict[str, Maker], str]:
+def _for_costs(
+    goal: CostMatrix, counts: np.ndarray, unadjusted: np.ndarray
+) -> tuple[dict[str, Maker], str]:
     costs = np.asarray(goal.costs)
     k = len(counts)
     goal.check_classes(k)
-    plain = DecisionRule(np.zeros((1, k)), np.ones(1), 1.0, 0.0)
     return {
-        "most_probable": lambda rows: plain,
-        "none": lambda rows: replace(plain, costs=costs),
+        "most_probable": lambda rows: single(AdjustmentFit(unadjusted, 0.0)),
+        "none": lambda rows: replace(single(AdjustmentFit(np.zeros(k), 0.0)), costs=costs),
         "cross_entropy": lambda rows: replace(single(calibrate(rows, counts)), costs=costs),
     }, "cross_entropy"

@@ -20,7 +20,7 @@ FEW = 5
 """A cell of fewer examples, all of which may agree by chance, gets the variance of a fair coin."""
 MOST_ROWS = 20_000
 """Examples on which a candidate is designed where it is only to be judged."""
-DRAWS = 400
+DRAWS = 200
 
 Maker = Callable[[RivalScores], DecisionRule]
 """Designs a candidate."""

@@ -190,5 +190,5 @@ def select_draw(
     else:
         used = np.array([int(np.argmin([goal.value(table) for table in tables]))])
         shares = np.ones(1)
-    weights = np.stack([columns[i].weights for i in used])
+    weights = np.stack([columns[i].weights for i in used.tolist()])
     return weights, shares, np.tensordot(shares, tables[used], axes=1)

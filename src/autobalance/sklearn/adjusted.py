@@ -23,10 +23,10 @@ from sklearn.utils.validation import (
     has_fit_parameter,
 )
 
-from autobalance._validation import InputError, array_of_numbers, same_length
+from autobalance._validation import InputError, same_length
 from autobalance.data import class_labels, group_names, number_groups, positions
 from autobalance.objectives import Objective, as_objective
-from autobalance.posthoc import Adjustment, design_adjustment
+from autobalance.posthoc import Adjustment, check_weights, design_adjustment
 from autobalance.sklearn.out_of_fold import OutOfFold, fit_out_of_fold, folds_of, score
 from autobalance.sklearn.training_data import draw_seed, without_zero_weights
 
@@ -166,7 +166,7 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
                 sample_weight, X, y, sensitive_features = without_zero_weights(
                     sample_weight, X, y, sensitive_features
                 )
-            sample_weight = array_of_numbers("sample_weight", sample_weight)
+            sample_weight = check_weights(sample_weight)
         if _num_samples(X) == 0:
             raise InputError("X has no row: there is nothing to train on.")
         labels = class_labels(y)
@@ -249,7 +249,7 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             )
         return index
 
-    def _route(self, sample_weight: Any, params: dict[str, Any]) -> Bunch:
+    def _route(self, sample_weight: Any, params: dict[str, Any]) -> Any:
         """What goes to the estimator's fit and to the splitter."""
         if _routing_enabled():
             return process_routing(self, "fit", sample_weight=sample_weight, **params)
@@ -291,7 +291,7 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         labels: np.ndarray,
         groups: np.ndarray | None,
         seed: int,
-        routed: Bunch,
+        routed: Any,
     ) -> tuple[OutOfFold, np.ndarray]:
         """Out-of-fold scores, and the index of each example's class; fits the final classifier too."""
         self.classes_, target = np.unique(labels, return_inverse=True)

@@ -65,7 +65,7 @@ def folds_of(
         parts = [np.flatnonzero(fold == f) for f in range(number)]
         return [(np.setdiff1d(np.arange(n), held), held) for held in parts if len(held)]
     try:
-        splitter = check_cv(cv, cells, classifier=True)
+        splitter: Any = check_cv(cv, cells, classifier=True)
     except (TypeError, ValueError) as error:
         raise InputError(
             'cv must be a number of folds, a splitter of scikit-learn, an iterable of splits, or "prefit"; '
@@ -112,7 +112,7 @@ def fit_out_of_fold(
     n_jobs: int | None,
 ) -> tuple[OutOfFold, list[Any]]:
     """Scores of the held-out rows from a clone of the estimator for each fold, and the clones."""
-    fitted = Parallel(n_jobs=n_jobs)(
+    fitted: Any = Parallel(n_jobs=n_jobs)(
         delayed(_fit_and_score)(clone(estimator), X, labels, classes, split, fit_params, fold)
         for fold, split in enumerate(splits)
     )

@@ -1,0 +1,274 @@
+"""Decisions designed on out-of-fold probabilities of LightGBM, against none, logit adjustment and tuning.
+
+    .venv/bin/python bench/any_classifier.py --data DIR --out FOLDER [--tables yeast,car] [--seeds 5]
+    .venv/bin/python bench/any_classifier.py --out FOLDER --summary [--json FILE]
+
+The tables are the suite's, eleven as they are and eight with one class against the rest, and LightGBM is
+as it comes and with max_delta_step=1, on one thread; see `out_of_fold.py`. On the same out-of-fold
+probabilities: no adjustment; post hoc logit adjustment, l = log pi; the tau of 31 from 0 to 3 with
+the lowest balanced error; `design_adjustment` for the balanced error and for the worst class; and for
+two classes scikit-learn's TunedThresholdClassifierCV on the same folds. Test errors are in percent.
+
+FOLDER keeps the probabilities in `scores/` and a line for each finished run in `cells.jsonl`; neither is
+made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import TunedThresholdClassifierCV
+
+from autobalance import design_adjustment
+from measuring import prepare, write_json
+from out_of_fold import FOLDS, TABLES, TWO_CLASS, VARIANTS, Scores, load_scores
+
+METHODS = ("none", "post_hoc", "tuned_tau", "designed", "designed_worst", "tuned_threshold")
+TAUS = np.arange(31) / 10.0
+MEASURES = ("balanced", "worst")
+Cell = dict[str, Any]
+
+
+# Methods: from the scores to the predictions on test rows, and what to keep of how they came about
+
+
+def _adjusted(scores: Scores, tau: float) -> np.ndarray:
+    return (_logs(scores.test) - tau * _log_prior(scores)).argmax(axis=1)
+
+
+def _tuned_tau(scores: Scores) -> tuple[np.ndarray, Cell]:
+    held = scores.fold >= 0
+    z, target = _logs(scores.out_of_fold[held]), scores.target[held]
+    values = [
+        errors(target, (z - tau * _log_prior(scores)).argmax(axis=1))["balanced"] for tau in TAUS
+    ]
+    tau = float(TAUS[int(np.argmin(values))])
+    return _adjusted(scores, tau), {"tau": tau}
+
+
+def _designed(scores: Scores, objective: str) -> tuple[np.ndarray, Cell]:
+    held = scores.fold >= 0
+    adjustment = design_adjustment(
+        scores.out_of_fold[held],
+        scores.target[held],
+        objective=objective,
+        class_counts=np.bincount(scores.target),
+        resamples=0,
+    )
+    details = {"chosen": adjustment.chosen, "tau": adjustment.tau, "gain": adjustment.gain}
+    return adjustment.predict(scores.test), details
+
+
+class KeptProbabilities(ClassifierMixin, BaseEstimator):
+    """A classifier of row numbers whose probabilities are kept: those of the fold it is not fitted on."""
+
+    def __init__(self, scores: Scores | None = None) -> None:
+        self.scores = scores
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> KeptProbabilities:
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Of training rows by their number, and of test rows by -1 less their number."""
+        assert self.scores is not None
+        rows = X[:, 0].astype(int)
+        train, test = np.maximum(rows, 0), np.maximum(-1 - rows, 0)
+        return np.where(
+            rows[:, None] >= 0, self.scores.out_of_fold[train], self.scores.test[test]
+        ).astype(np.float64)
+
+
+def _tuned_threshold(scores: Scores) -> tuple[np.ndarray, Cell]:
+    rows = np.arange(len(scores.target))
+    splits = [(rows[scores.fold != f], rows[scores.fold == f]) for f in range(FOLDS)]
+    model = TunedThresholdClassifierCV(KeptProbabilities(scores), cv=splits)
+    try:
+        model.fit(rows[:, None], scores.target)
+    except ValueError as error:  # It refuses scores that are nearly constant in a fold.
+        return scores.test.argmax(axis=1), {"refused": str(error)}
+    predicted = model.predict(-1 - np.arange(len(scores.test))[:, None])
+    return np.asarray(predicted), {"threshold": float(model.best_threshold_)}
+
+
+RUNS: dict[str, Callable[[Scores], tuple[np.ndarray, Cell]]] = {
+    "none": lambda scores: (_adjusted(scores, 0.0), {}),
+    "post_hoc": lambda scores: (_adjusted(scores, 1.0), {}),
+    "tuned_tau": _tuned_tau,
+    "designed": lambda scores: _designed(scores, "balanced_error"),
+    "designed_worst": lambda scores: _designed(scores, "worst_class_error"),
+    "tuned_threshold": _tuned_threshold,
+}
+
+
+def errors(target: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Mean and largest of the errors of the classes that have test rows, in percent."""
+    per_class = [100.0 * np.mean(predicted[target == c] != c) for c in np.unique(target)]
+    return {"balanced": float(np.mean(per_class)), "worst": float(np.max(per_class))}
+
+
+def _logs(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities.astype(np.float64), 1e-9))
+
+
+def _log_prior(scores: Scores) -> np.ndarray:
+    return np.log(np.bincount(scores.target) / len(scores.target))
+
+
+# Running --------------------------------------------------------------------------------------
+
+
+def cases(options: argparse.Namespace) -> Iterator[tuple[str, bool, int, str]]:
+    """Table, whether of two classes, seed and variant of LightGBM."""
+    tables = options.tables.split(",")
+    for seed in range(options.seeds):
+        for variant in VARIANTS:
+            yield from ((t, False, seed, variant) for t in TABLES if t in tables)
+            yield from ((t, True, seed, variant) for t in TWO_CLASS if t in tables)
+
+
+def run_all(options: argparse.Namespace) -> None:
+    path = options.out / "cells.jsonl"
+    done = {key_of(cell) for cell in read_cells(path)}
+    for table, two_class, seed, variant in cases(options):
+        methods = [
+            method
+            for method in METHODS
+            if (method != "tuned_threshold" or two_class)
+            and (table, two_class, seed, variant, method) not in done
+        ]
+        if not methods:
+            continue
+        scores = load_scores(table, two_class, seed, variant, folder=options.out, data=options.data)
+        for method in methods:
+            begun = time.process_time()
+            predicted, details = RUNS[method](scores)
+            cell = {
+                "table": table, "two_class": two_class, "seed": seed, "variant": variant,
+                "method": method, **errors(scores.test_target, predicted),
+                "seconds": time.process_time() - begun, "details": details,
+            }  # fmt: skip
+            with path.open("a") as file:
+                file.write(json.dumps(cell) + "\n")
+        print(f"{table}{', two classes' if two_class else ''}, seed {seed}, {variant}", flush=True)
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """The finished runs; an incomplete last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def key_of(cell: Cell) -> tuple[str, bool, int, str, str]:
+    return cell["table"], cell["two_class"], cell["seed"], cell["variant"], cell["method"]
+
+
+# Showing --------------------------------------------------------------------------------------
+
+
+def numbers_of(cells: list[Cell]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Mean and standard error over seeds, by table with its variant, method and measure."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for cell in cells:
+        name = f"{cell['table']}{' two classes' if cell['two_class'] else ''}, {cell['variant']}"
+        row = values.setdefault(name, {}).setdefault(cell["method"], {m: [] for m in MEASURES})
+        for measure in MEASURES:
+            row[measure].append(cell[measure])
+    return {
+        name: {
+            method: {measure: _mean(found) for measure, found in row.items()}
+            for method, row in methods.items()
+        }
+        for name, methods in sorted(values.items())
+    }
+
+
+def _mean(values: list[float]) -> list[float]:
+    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return [float(np.mean(values)), float(spread)]
+
+
+def show(cells: list[Cell]) -> None:
+    """Tables of Markdown, and what the design changes beside each rival on the same seeds."""
+    numbers = numbers_of(cells)
+    for measure in MEASURES:
+        print(f"\n{measure} error, %\n\n| table | " + " | ".join(METHODS) + " |")
+        print("| --- |" + " ---: |" * len(METHODS))
+        for name, row in numbers.items():
+            texts = [
+                f"{row[m][measure][0]:.2f} ± {row[m][measure][1]:.2f}" if m in row else "–"
+                for m in METHODS
+            ]
+            print(f"| {name} | " + " | ".join(texts) + " |")
+    for two_class in (False, True):
+        some = [cell for cell in cells if cell["two_class"] == two_class]
+        for ours, measure in (("designed", "balanced"), ("designed_worst", "worst")):
+            for rival in METHODS:
+                if rival != ours and (two_class or rival != "tuned_threshold"):
+                    _show_difference(some, ours, rival, measure, two_class)
+    _show_worst_case([cell for cell in cells if not cell["two_class"]])
+
+
+def _show_difference(
+    cells: list[Cell], ours: str, rival: str, measure: str, two_class: bool
+) -> None:
+    by_key = {key_of(cell): cell[measure] for cell in cells}
+    by_seed: dict[int, list[float]] = {}
+    for key in by_key:
+        other = (*key[:4], rival)
+        if key[4] == ours and other in by_key:
+            by_seed.setdefault(key[2], []).append(by_key[key] - by_key[other])
+    if by_seed:
+        mean, error = _mean([float(np.mean(values)) for values in by_seed.values()])
+        what = "two classes" if two_class else "all classes"
+        print(f"{what}, {measure}: {ours} less {rival} {mean:+.2f} ± {error:.2f}, mean over tables")
+
+
+def _show_worst_case(cells: list[Cell]) -> None:
+    """On which tables the design is above the best of none, post hoc and tuned tau, and by how much."""
+    groups: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for cell in cells:
+        row = groups.setdefault((cell["table"], cell["variant"]), {})
+        row.setdefault(cell["method"], {})[cell["seed"]] = cell["balanced"]
+    print("\ndesigned less the better of none, post_hoc and tuned_tau, balanced error")
+    for (table, variant), row in groups.items():
+        rivals = [m for m in ("none", "post_hoc", "tuned_tau") if m in row]
+        best = min(rivals, key=lambda m: float(np.mean(list(row[m].values()))))
+        seeds = sorted(row["designed"].keys() & row[best].keys())
+        mean, error = _mean([row["designed"][s] - row[best][s] for s in seeds])
+        mark = " ABOVE" if mean > 0.3 and mean > 2 * error else ""
+        print(f"{table}, {variant}: {mean:+.2f} ± {error:.2f} ({best}){mark}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of the datasets' files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the finished runs")
+    parser.add_argument("--tables", default=",".join(TABLES), help="names with commas between")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
+    parser.add_argument("--summary", action="store_true", help="only read FOLDER")
+    parser.add_argument("--json", type=Path, help="also write means and standard errors here")
+    options = parser.parse_args(arguments)
+    prepare(1)
+    if not options.summary:
+        if options.data is None:
+            parser.error("--data is needed, the folder of the datasets' files")
+        run_all(options)
+    cells = read_cells(options.out / "cells.jsonl")
+    if not cells:
+        parser.error(f"{options.out} has no finished runs; run without --summary first")
+    show(cells)
+    write_json(options.json, numbers_of(cells))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
