@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,18 @@ from jsonargparse import Namespace
 from autobalance._validation import InputError, whole
 from autobalance.bilevel import used_versions
 from autobalance.cli.adjusted_run import AdjustedModel, ScoreColumns
+from autobalance.cli.fit import Columns, read_columns, read_test
 from autobalance.cli.options import DONE, complain
 from autobalance.cli.run_folder import save_adjusted
 from autobalance.data import (
     class_labels,
-    column,
     group_names,
     number_groups,
     number_of,
-    read_table,
     shortened,
 )
-from autobalance.objectives import as_objective
-from autobalance.posthoc import design_adjustment
+from autobalance.objectives import BoundedGap, as_objective
+from autobalance.posthoc import design_adjustment, measure_taus
 from autobalance.records import output_folder
 from autobalance.report import REPORT, as_text, explanation, read_folder, read_run
 
@@ -35,32 +35,36 @@ def run_adjust(options: Namespace, command: str) -> int:
     started = time.perf_counter()
     whole("seed", options.seed, least=0)
     goal = as_objective(options.objective)
+    if isinstance(goal, BoundedGap):
+        raise InputError(
+            "A bound on a gap between groups needs the probabilities of class and group together, which the "
+            "table does not hold. Let `autobalance fit --model` fit the classifier, or use "
+            "LogitAdjustedClassifierCV in Python."
+        )
+    if goal.over != "class" and options.groups is None:
+        raise InputError(f"{options.objective} is over groups: name their column with --groups.")
     out = output_folder(options.out, overwrite=options.overwrite)
-    if options.groups == options.target:
-        raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
-    table = read_table(options.table)
-    labels = class_labels(column(table, options.target, "target"))
-    classes, target = np.unique(labels, return_inverse=True)
+    table, labels, members = read_columns(options)
     groups = None
-    if options.groups is not None:
-        members = column(table, options.groups, "group")
+    if members is not None:
         groups = number_groups(group_names(members, "refused"))[1]
         if goal.over == "class":
-            complain(f"{options.objective} does not look at groups: --groups is not used")
-    apart = {options.target, options.groups}
-    others = table[[name for name in table.columns if name not in apart]]
-    scorer = ScoreColumns(columns_of_classes(others, options.scores, classes))
+            complain(f"{options.objective} does not look at groups: they are for --test only")
+    classes, target = np.unique(class_labels(labels), return_inverse=True)
+    scorer = ScoreColumns(columns_of_classes(table, options.scores, classes))
+    scores = scorer.scores(table)
+    test = None
+    if options.test is not None:
+        test = read_test(options, table[scorer.columns], labels)
     adjustment = design_adjustment(
-        scorer.scores(table),
-        target,
-        objective=goal,
-        groups=groups,
-        kind=options.kind,
-        seed=options.seed,
+        scores, target, objective=goal, groups=groups, kind=options.kind, seed=options.seed
     )
-    model = AdjustedModel(scorer, adjustment, classes)
-    named = ("table", "target", "groups", "scores", "kind")
+    curve = measure_taus(adjustment, scores, target, groups, seed=options.seed)
+    model = AdjustedModel(scorer, adjustment, classes, curve=curve)
+    named = ("table", "target", "groups", "scores", "kind", "test")
     record = adjusted_record("adjustment", command, options, named, started)
+    if test is not None:
+        record |= evaluate_test(model, test, Path(str(options.test)).name)
     save_adjusted(out, model, record, target=options.target)
     print_adjusted(out)
     return DONE
@@ -130,7 +134,12 @@ def _as_label(text: str, classes: np.ndarray) -> Any:
 
 
 def adjusted_record(
-    kind: str, command: str, options: Namespace, named: tuple[str, ...], started: float
+    kind: str,
+    command: str,
+    options: Namespace,
+    named: tuple[str, ...],
+    started: float,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What ``result.json`` says of a run beside what its decisions do; see `AdjustedModel.record`."""
     return {
@@ -141,7 +150,7 @@ def adjusted_record(
         "objective": options.objective,
         "evaluation_data": None,
         "methods": {},
-        "notes": [],
+        "notes": [*notes],
         "seconds": {"total": time.perf_counter() - started},
         "versions": used_versions(),
         "seed": options.seed,
@@ -152,3 +161,20 @@ def print_adjusted(out: Path) -> None:
     """What a run of decisions on scores found, and where it is."""
     print(as_text(explanation(read_run(read_folder(out)))))
     print(f"\nReport: {out / REPORT}")
+
+
+def evaluate_test(model: AdjustedModel, test: Columns, name: str) -> dict[str, Any]:
+    """What test data say of the decisions and of the classifier without them, for the record."""
+    table, labels, groups = test
+    examples = model.features(table), class_labels(labels)
+    measured = {
+        "none": ("No adjustment", model.evaluate_unadjusted),
+        "autobalance": ("autobalance", model.evaluate),
+    }
+    return {
+        "evaluation_data": f"{len(labels):,} examples of {name}",
+        "methods": {
+            key: {"title": title, **evaluate(*examples, sensitive_features=groups)}
+            for key, (title, evaluate) in measured.items()
+        },
+    }

@@ -72,12 +72,16 @@ class ScoreColumns:
 
 @dataclass(frozen=True)
 class AdjustedModel:
-    """Scores and the decisions designed on them, with what `predict` and `evaluate` ask a model for."""
+    """Scores and the decisions designed on them, with what `predict` and `evaluate` ask a model for.
+
+    `curve` is what `autobalance.posthoc.measure_taus` gave, for the record.
+    """
 
     scorer: Scorer
     adjustment: Adjustment
     classes_: np.ndarray
     groups_: list[str] | None = None
+    curve: np.ndarray | None = None
 
     def features(self, table: pd.DataFrame) -> np.ndarray:
         """What the other methods take: the scores of a table, ``(n, k)`` or ``(n, g, k)``."""
@@ -150,6 +154,7 @@ class AdjustedModel:
                 "l": None if cells else found.l.tolist(),
                 "rules": len(found.rule.shares),
                 "intervals": {name: each.tolist() for name, each in found.intervals.items()},
+                "curve": None if self.curve is None else self.curve.tolist(),
                 "model": self.scorer.describe().get("name"),
             },
             "class_counts": found.class_counts.tolist(),

@@ -1,7 +1,8 @@
-"""Classifiers of other libraries on tables, kept in formats that hold no code: text, or skops."""
+"""Classifiers of other libraries on tables, kept in formats that hold no code: their own, or skops."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,18 +18,35 @@ from sklearn.utils.validation import check_is_fitted
 from autobalance._validation import InputError
 from autobalance.data import TableEncoder
 
-_BOOSTER, _ESTIMATOR = "booster.txt", "estimator.skops"
-FILES = (_BOOSTER, _ESTIMATOR)
+INSTALL = 'Install it: pip install "autobalance[boosting]"'
+_SKOPS = "estimator.skops"
+_BOOSTERS = {"lightgbm": "booster.txt", "xgboost": "booster.json", "catboost": "booster.cbm"}
+FILES = (*_BOOSTERS.values(), _SKOPS)
 """Names of the files that a classifier is kept in."""
 _CLASSES = {
+    "lightgbm": "lightgbm.LGBMClassifier",
+    "xgboost": "xgboost.XGBClassifier",
+    "catboost": "catboost.CatBoostClassifier",
     "random_forest": "sklearn.ensemble.RandomForestClassifier",
     "logistic": "sklearn.linear_model.LogisticRegression",
 }
 _SETTINGS: dict[str, dict[str, Any]] = {
+    # Steps of bounded size: without a bound boosting diverges where a class has few examples.
+    "lightgbm": {
+        "max_delta_step": 1.0,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbose": -1,
+    },
+    "xgboost": {"max_delta_step": 1.0, "verbosity": 0},
+    "catboost": {"verbose": False, "allow_writing_files": False},
     # A forest's leaves of one example would give most classes the probability 0.
     "random_forest": {"n_estimators": 300, "min_samples_leaf": 2},
     "logistic": {"max_iter": 1000},
 }
+
+Score = Callable[[np.ndarray], np.ndarray]
+"""Gives probabilities, or decision values, ``(n, k)`` to a table's numbers ``(n, d)``."""
 
 
 class TableReader(TransformerMixin, BaseEstimator):
@@ -57,31 +75,32 @@ class TableEstimator:
     name: str
     encoder: TableEncoder
     content: bytes
-    score: Callable[[np.ndarray], np.ndarray]
+    score: Score
 
     @classmethod
     def of(cls, name: str, pipeline: Pipeline) -> Self:
-        """Of a pipeline that `new_pipeline` made, fitted.
+        """Of a pipeline that `new_pipeline` made for this name, fitted to classes 0 to k - 1.
 
         Raises
         ------
         InputError
             If the classifier cannot be kept without a pickle.
         """
-        reader, model = pipeline[0], pipeline[-1]
-        if name == "lightgbm":
-            content = model.booster_.model_to_string().encode()
-            return cls(name, reader.encoder_, content, _booster_scores(content))
-        return cls(name, reader.encoder_, _to_skops(name, model), _scores_of(model))
+        encoder, model = pipeline[0].encoder_, pipeline[-1]  # pyright: ignore[reportAttributeAccessIssue]
+        content = _save_booster(name, model) if name in _BOOSTERS else _to_skops(name, model)
+        return cls(name, encoder, content, _score_of(name, content))
 
     @classmethod
     def load(cls, folder: Path, entry: dict[str, Any]) -> Self:
         """From a RUN folder; `entry` is what `describe` gave."""
         name, encoder = entry["name"], TableEncoder.from_dict(entry["encoder"])
-        content = (folder / _file_of(name)).read_bytes()
-        if name == "lightgbm":
-            return cls(name, encoder, content, _booster_scores(content))
-        return cls(name, encoder, content, _scores_of(_from_skops(name, content)))
+        content = (folder / _BOOSTERS.get(name, _SKOPS)).read_bytes()
+        try:
+            return cls(name, encoder, content, _score_of(name, content))
+        except InputError:
+            raise
+        except Exception as error:  # each library has its own
+            raise ValueError(f"{name} cannot read it ({error})") from None
 
     def scores(self, table: pd.DataFrame) -> np.ndarray:
         """Shape ``(n, k)``, or of groups' cells ``(n, g k)``."""
@@ -93,7 +112,7 @@ class TableEstimator:
 
     def files(self) -> dict[str, bytes]:
         """The classifier."""
-        return {_file_of(self.name): self.content}
+        return {_BOOSTERS.get(self.name, _SKOPS): self.content}
 
 
 def new_pipeline(name: str, seed: int) -> Pipeline:
@@ -104,94 +123,63 @@ def new_pipeline(name: str, seed: int) -> Pipeline:
     InputError
         If its library is not installed, or it is no classifier that can be kept without a pickle.
     """
-    return make_pipeline(TableReader(), _new_classifier(name, seed))
-
-
-def _new_classifier(name: str, seed: int) -> Any:
-    if name == "lightgbm":
-        # Steps of bounded size: without a bound boosting diverges where a class has few examples.
-        return _import("lightgbm", "LGBMClassifier", "lightgbm")(
-            max_delta_step=1.0, random_state=seed, deterministic=True, force_row_wise=True, verbose=-1
-        )  # fmt: skip
-    path = _CLASSES.get(name, name)
-    module, _, cls = path.rpartition(".")
+    module, _, class_name = _CLASSES.get(name, name).rpartition(".")
     if not module:
-        known = ", ".join(["network", "lightgbm", *_CLASSES])
+        known = ", ".join(["network", *_CLASSES, "auto"])
         raise InputError(
             f"--model must be one of {known}, or the path of a class of scikit-learn such as "
             f"sklearn.ensemble.ExtraTreesClassifier; got {name!r}."
         )
-    if module.split(".")[0] != "sklearn":
+    if name not in _BOOSTERS and module.split(".")[0] != "sklearn":
         raise InputError(_no_format(name))
-    model = _import(module, cls, None)(**_SETTINGS.get(name, {}))
+    model = _import(module, class_name)(**_SETTINGS.get(name, {}))
     if not is_classifier(model):
         raise InputError(f"--model {name} is no classifier. Give the path of one.")
-    if "random_state" in model.get_params():
+    if name == "catboost" or "random_state" in model.get_params():
         model.set_params(random_state=seed)
-    _to_skops(name, model)  # whether it can be kept is to be known before it is fitted
-    return model
+    if name not in _BOOSTERS:
+        _to_skops(name, model)  # whether it can be kept is to be known before it is fitted
+    return make_pipeline(TableReader(), model)
 
 
-def _import(module: str, name: str, package: str | None) -> Any:
+def _import(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        remedy = f"Install it: pip install {package}." if package else "Check the path."
-        raise InputError(f"{module}.{name} cannot be imported ({error}). {remedy}") from None
+        remedy = INSTALL if module in _BOOSTERS else "Check the path"
+        raise InputError(f"{module}.{name} cannot be imported ({error}). {remedy}.") from None
 
 
 def _no_format(name: str) -> str:
     return (
-        f"--model {name} is of no library whose classifiers can be kept without a pickle, which can run "
-        "any code when it is read. Write its out-of-fold probabilities to a table and give that to "
+        f"--model {name} is no class of scikit-learn: it can be kept by a pickle only, which can run any "
+        "code when it is read. Write its out-of-fold probabilities to a table and give that to "
         "`autobalance adjust`, or use LogitAdjustedClassifierCV in Python."
     )
 
 
-def _file_of(name: str) -> str:
-    return _BOOSTER if name == "lightgbm" else _ESTIMATOR
+def _save_booster(name: str, model: Any) -> bytes:
+    if name == "lightgbm":
+        return model.booster_.model_to_string().encode()
+    if name == "xgboost":
+        return bytes(model.get_booster().save_raw("json"))
+    with tempfile.TemporaryDirectory() as folder:  # CatBoost writes to files only
+        path = Path(folder) / _BOOSTERS[name]
+        model.save_model(str(path), format="cbm")
+        return path.read_bytes()
 
 
-def _skops() -> Any:
-    try:
-        return import_module("skops.io")
-    except ImportError:
-        raise InputError(
-            "Models of scikit-learn are kept by skops, which is not installed. Install it: pip install "
-            "'autobalance[skops]'. For --model network and lightgbm it is not needed."
-        ) from None
-
-
-def _to_skops(name: str, model: Any) -> bytes:
-    skops = _skops()
-    content = skops.dumps(model)
-    if skops.get_untrusted_types(data=content):
-        raise InputError(_no_format(name))
-    return content
-
-
-def _from_skops(name: str, content: bytes) -> Any:
-    skops = _skops()
-    unknown = skops.get_untrusted_types(data=content)
-    if unknown:
-        raise InputError(
-            f"{_ESTIMATOR} holds {unknown[0]}, which is no part of scikit-learn: it was altered, and is "
-            f"not read. Fit --model {name} again."
-        )
-    return skops.loads(content, trusted=[])
-
-
-def _booster_scores(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    booster = _import("lightgbm", "Booster", "lightgbm")(model_str=content.decode())
-
-    def score(numbers: np.ndarray) -> np.ndarray:
-        p = np.asarray(booster.predict(numbers))
-        return np.stack([1.0 - p, p], axis=1) if p.ndim == 1 else p
-
-    return score
-
-
-def _scores_of(model: Any) -> Callable[[np.ndarray], np.ndarray]:
+def _score_of(name: str, content: bytes) -> Score:
+    """What a kept classifier predicts: what is read is what was written, also right after a fit."""
+    if name == "lightgbm":
+        return _both_classes(_import(name, "Booster")(model_str=content.decode()).predict)
+    if name == "xgboost":
+        booster, matrix = _import(name, "Booster")(), _import(name, "DMatrix")
+        booster.load_model(bytearray(content))
+        return _both_classes(lambda numbers: booster.predict(matrix(numbers)))
+    if name == "catboost":
+        return _import(name, "CatBoostClassifier")().load_model(blob=content).predict_proba
+    model = _from_skops(name, content)
     if hasattr(model, "predict_proba"):
         return model.predict_proba
 
@@ -200,3 +188,46 @@ def _scores_of(model: Any) -> Callable[[np.ndarray], np.ndarray]:
         return np.stack([np.zeros_like(f), f], axis=1) if f.ndim == 1 else f
 
     return score
+
+
+def _both_classes(predict: Score) -> Score:
+    """Of two classes a booster gives the second's probability alone."""
+
+    def score(numbers: np.ndarray) -> np.ndarray:
+        p = np.asarray(predict(numbers))
+        return np.stack([1.0 - p, p], axis=1) if p.ndim == 1 else p
+
+    return score
+
+
+def _skops() -> Any:
+    try:
+        return import_module("skops.io")
+    except ImportError:
+        raise InputError(
+            "Models of scikit-learn are kept by skops, as a pickle could run any code when it is read, and "
+            f"skops is not installed. {INSTALL}. The network and boosters need no skops."
+        ) from None
+
+
+def _to_skops(name: str, model: Any) -> bytes:
+    skops = _skops()
+    content = skops.dumps(model)
+    unknown = skops.get_untrusted_types(data=content)
+    if unknown:
+        raise InputError(
+            f"--model {name} holds {unknown[0]}, which skops does not read back by itself. Take another "
+            "class, or use LogitAdjustedClassifierCV in Python."
+        )
+    return content
+
+
+def _from_skops(name: str, content: bytes) -> Any:
+    skops = _skops()
+    unknown = skops.get_untrusted_types(data=content)
+    if unknown:
+        raise InputError(
+            f"{_SKOPS} holds {unknown[0]}, which is no part of scikit-learn: it was altered, and is "
+            f"not read. Fit --model {name} again."
+        )
+    return skops.loads(content, trusted=[])

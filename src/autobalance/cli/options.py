@@ -189,9 +189,10 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     fit = CommandParser(description="Design a loss for a table and train a network with it.")
     _add_table(fit, _TABLE)
     model = (
-        "network: design a loss and train with it. lightgbm, random_forest, logistic, or a class of "
-        "scikit-learn by its path (sklearn.ensemble.ExtraTreesClassifier): fit that, and design decisions "
-        "on its out-of-fold probabilities. auto: network and lightgbm, and keep what is better out of fold"
+        "network: design a loss and train with it. lightgbm, xgboost, catboost, random_forest, logistic, or "
+        "a class of scikit-learn by its path (sklearn.ensemble.ExtraTreesClassifier): fit that, and design "
+        "decisions on its out-of-fold probabilities. auto: network or lightgbm, whichever is better on "
+        "held-out rows"
     )
     _add(fit, "--model", model, default="network")
     _add_optional(fit, "--groups", _GROUPS)
@@ -231,6 +232,7 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     _add(adjust, "--objective", objectives, default="balanced_error")
     groups = "column with the groups, for objectives over groups. Prediction does not need it"
     _add_optional(adjust, "--groups", groups)
+    _add_optional(adjust, "--test", "labelled table of scores to evaluate the decisions on")
     _add(adjust, "--seed", "seed of everything random", int, default=0)
     _add(adjust, "--out", "RUN folder to write", required=True)
     _add_flag(adjust, "--overwrite", _OVERWRITE_FOLDER)

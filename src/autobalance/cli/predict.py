@@ -10,8 +10,8 @@ import pandas as pd
 from jsonargparse import Namespace
 
 from autobalance._validation import InputError, path_of
-from autobalance.cli.options import DONE, complain
 from autobalance.cli.adjusted_run import AdjustedModel
+from autobalance.cli.options import DONE, complain
 from autobalance.cli.run_folder import Model, load_run
 from autobalance.cli.terminal import print_report, print_table_warnings
 from autobalance.data import class_labels, column, positions, read_table
@@ -42,9 +42,7 @@ def run_predict(options: Namespace, command: str) -> int:
     return DONE
 
 
-def _predict(
-    classifier: Model, table: pd.DataFrame, prior: str | None
-) -> pd.DataFrame:
+def _predict(classifier: Model, table: pd.DataFrame, prior: str | None) -> pd.DataFrame:
     features = _features(classifier, table)
     probabilities = classifier.predict_proba(features, prior=prior)
     names = [f"probability_{c}" for c in classifier.classes_]
@@ -76,7 +74,9 @@ def run_evaluate(options: Namespace, command: str) -> int:
     report["classes"] = [str(c) for c in classifier.classes_]
     if groups is not None:
         report["groups"] = list(report["group_errors"])
-    saved = _save(options.run, rates, before, f"{len(target):,} examples of {Path(options.table).name}")
+    saved = _save(
+        options.run, rates, before, f"{len(target):,} examples of {Path(options.table).name}"
+    )
     if groups is None and classifier.groups_:
         complain(
             f"without --groups nothing is known of the groups of {options.table}; the "

@@ -4,8 +4,8 @@
 since, ``model.json`` says how to build the network and its inputs, ``model.safetensors`` holds the
 weights, ``loss.json`` the loss alone, ``samples.json`` some training images that an augmentation was
 learned for. Decisions on scores have an ``adjustment.json`` in place of a loss, and where the scores
-are a classifier's that classifier in a format of its own, see `autobalance.cli.estimators`. Each file is written whole or not at all, and what belongs
-together takes its place together.
+are a classifier's, that classifier in a format of its own, see `autobalance.cli.estimators`. Each file
+is written whole or not at all, and what belongs together takes its place together.
 """
 
 from __future__ import annotations

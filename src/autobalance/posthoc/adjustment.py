@@ -127,13 +127,13 @@ class Adjustment:
         """
         if isinstance(self.rule, CellRule):
             return self.rule.decide(self._cells(scores))
-        return self.rule.decide(self._scores(scores))
+        return self.rule.decide(self.log_scores(scores))
 
     def decision_shares(self, scores: Any) -> np.ndarray:
         """How often each class is decided, shape ``(n, k)``: one-hot unless decisions are drawn."""
         if isinstance(self.rule, CellRule):
             return self.rule.shares_of_classes(self._cells(scores))
-        return self.rule.shares_of_classes(self._scores(scores))
+        return self.rule.shares_of_classes(self.log_scores(scores))
 
     def predict_proba(self, scores: Any, prior: str | Sequence[float] | None = None) -> np.ndarray:
         r"""Probabilities whose largest is the decision, or calibrated ones for a class prior, ``(n, k)``.
@@ -156,7 +156,7 @@ class Adjustment:
         if isinstance(self.rule, CellRule):
             z = np.log(np.maximum(self._cells(scores).sum(axis=1), 1e-30))
         else:
-            z = self._scores(scores)
+            z = self.log_scores(scores)
             if prior is None and self.rule.costs is None:
                 return self.rule.probabilities(z)
         additive, scale = self.calibration
@@ -222,7 +222,8 @@ class Adjustment:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"This record of an Adjustment is altered: {error!r}.") from None
 
-    def _scores(self, scores: Any) -> np.ndarray:
+    def log_scores(self, scores: Any) -> np.ndarray:
+        """Z of scores ``(n, k)``: logarithms of probabilities, or calibrated decision values."""
         z = log_scores(scores, self.kind)
         if z.shape[1] != len(self.class_counts):
             raise InputError(

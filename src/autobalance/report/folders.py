@@ -58,7 +58,9 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         **record,
         "methods": {
             **(methods if isinstance(methods, dict) else {}),
-            **({"none": evaluation["before"]} if isinstance(evaluation.get("before"), dict) else {}),
+            **(
+                {"none": evaluation["before"]} if isinstance(evaluation.get("before"), dict) else {}
+            ),
             "autobalance": evaluation["method"],
         },
         "evaluation_data": evaluation["data"],

@@ -391,6 +391,7 @@ def _adjusted(entry: dict[str, Any], k: int) -> dict[str, Any]:
         return {}
     additive = array_of(entry.get("l"))
     intervals = {name: array_of(each) for name, each in _mapping(entry.get("intervals")).items()}
+    curve = array_of(entry.get("curve"))
     shapes = {"tau": (2,), "gain": (2,), "l": (k, 2)}
     return {
         "chosen": safe_text(str(entry.get("chosen")), MAX_NAME),
@@ -398,6 +399,7 @@ def _adjusted(entry: dict[str, Any], k: int) -> dict[str, Any]:
         "model": _text(entry.get("model")),
         "rules": int(_number(entry.get("rules")) or 1),
         "l": additive if additive is not None and additive.shape == (k,) else None,
+        "curve": curve if curve is not None and curve.ndim == 2 and curve.shape[1] == 3 else None,
         "intervals": {
             name: each
             for name, each in intervals.items()

@@ -114,7 +114,8 @@ class Run:
     # "main", "gap", "points", "baselines", "by" ("mix" or "bound") and under that name the point taken.
     frontier: dict[str, Any]
     options: dict[str, Any]  # of the command, those that `settings` lacks, such as "groups"
-    # Of decisions on scores: "chosen", "before", "tau", "gain", "l" (k,), "rules", "intervals", "model".
+    # Of decisions on scores: "chosen", "before", "tau", "gain", "l" (k,), "rules", "intervals", "model",
+    # and "curve" (t, 3) of tau, the objective under l = tau log pi, and its standard error.
     adjusted: dict[str, Any]
     samples: dict[str, Any]  # as `autobalance.report.samples` packs them, with their rows' "names"
     place: str = ""  # in front of every identifier, where a page shows several runs

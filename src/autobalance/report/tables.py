@@ -211,7 +211,10 @@ def choice_table(run: Run) -> Table | None:
     if candidates[0].undefined is not None:
         caption += phrase("table.choice_undefined", reason=candidates[0].undefined)
     columns = [
-        ("Decisions" if run.adjusted else "Training loss", [candidate_title(run, c.name) for c in candidates]),
+        (
+            "Decisions" if run.adjusted else "Training loss",
+            [candidate_title(run, c.name) for c in candidates],
+        ),
         (
             "Held-out error",
             [rate_cell(c.objective, best=c.objective == lowest) for c in candidates],

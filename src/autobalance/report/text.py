@@ -308,6 +308,7 @@ def _on_test_data(run: Run) -> str:
     where = f"On {run.evaluation_data}" if run.evaluation_data else "On test data"
     others = [m for m in run.methods if m is not after and key in m.scores]
     whose = "its" if run.choice == "designed" else "the network's"
+    whose = "their" if run.adjusted else whose
     text = f"{where}, {whose} {name} is {percent(after.scores[key])}"
     clauses = [_against(after, m, key) for m in others]
     return text + (": " + "; ".join(clauses) if clauses else "") + "."
