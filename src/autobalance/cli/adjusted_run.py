@@ -107,8 +107,7 @@ class AdjustedModel:
         self, scores: np.ndarray, labels: np.ndarray, *, sensitive_features: Any = None
     ) -> dict[str, Any]:
         """The same of the classes with the largest scores."""
-        shift, scale = self.adjustment.standardisation
-        plain = scale * (scores if scores.ndim == 2 else scores.sum(axis=1)) - shift
+        plain = scores if scores.ndim == 2 else scores.sum(axis=1)
         return self._measure(plain.argmax(axis=1), labels, sensitive_features)
 
     def _measure(self, decided: np.ndarray, labels: np.ndarray, features: Any) -> dict[str, Any]:
@@ -134,17 +133,17 @@ class AdjustedModel:
             {"name": before, "value": found.value_before, "difference": 0.0, "standard_error": 0.0},
             {"name": found.chosen, "value": found.value, "difference": -found.gain},
         ]
-        errors = {before: found.errors_before, found.chosen: found.errors}
-        candidates = []
-        for each in judged:
-            entry = {**each, "objective": each["value"]}
-            if each["name"] in errors:
-                known = np.nan_to_num(errors[each["name"]])
-                entry |= {
-                    "wrong": [(known * found.class_counts).tolist()],
-                    "n": [found.class_counts.tolist()],
-                }
-            candidates.append(entry)
+        tables = self._tables()
+        names = {before: "wrong_before", found.chosen: "wrong"}
+        candidates = [
+            {**each, "objective": each["value"]}
+            | (
+                {"wrong": tables[names[each["name"]]].tolist(), "n": tables["mass"].tolist()}
+                if each["name"] in names
+                else {}
+            )
+            for each in judged
+        ]
         return {
             "adjustment": {
                 "chosen": found.chosen,
@@ -159,8 +158,20 @@ class AdjustedModel:
             },
             "class_counts": found.class_counts.tolist(),
             "class_names": [str(c) for c in self.classes_],
-            "group_names": None,
+            "group_names": self.groups_,
             "search": {"candidates": candidates, "choice": found.chosen},
+        }
+
+    def _tables(self) -> dict[str, np.ndarray]:
+        """Held-out examples and errors before and after, by class or by cell, each ``(g, k)``."""
+        found = self.adjustment
+        if found.by_cell:
+            return found.by_cell
+        mass = found.class_counts[None]
+        return {
+            "mass": mass,
+            "wrong_before": mass * np.nan_to_num(found.errors_before),
+            "wrong": mass * np.nan_to_num(found.errors),
         }
 
     def files(self, target: str) -> dict[str, dict[str, Any] | bytes]:

@@ -44,6 +44,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "random_forest": {"n_estimators": 300, "min_samples_leaf": 2},
     "logistic": {"max_iter": 1000},
 }
+_TREES = (
+    "sklearn.tree._tree.Tree",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+)
+"""Beside what skops itself reads: arrays of nodes, which run no code. Nothing a file names is added to it."""
 
 Score = Callable[[np.ndarray], np.ndarray]
 """Gives probabilities, or decision values, ``(n, k)`` to a table's numbers ``(n, d)``."""
@@ -132,7 +137,10 @@ def new_pipeline(name: str, seed: int) -> Pipeline:
         )
     if name not in _BOOSTERS and module.split(".")[0] != "sklearn":
         raise InputError(_no_format(name))
-    model = _import(module, class_name)(**_SETTINGS.get(name, {}))
+    try:
+        model = _import(module, class_name)(**_SETTINGS.get(name, {}))
+    except TypeError as error:
+        raise InputError(f"--model {name} cannot be made without arguments: {error}.") from None
     if not is_classifier(model):
         raise InputError(f"--model {name} is no classifier. Give the path of one.")
     if name == "catboost" or "random_state" in model.get_params():
@@ -213,21 +221,24 @@ def _skops() -> Any:
 def _to_skops(name: str, model: Any) -> bytes:
     skops = _skops()
     content = skops.dumps(model)
-    unknown = skops.get_untrusted_types(data=content)
+    unknown = _unknown_types(content)
     if unknown:
         raise InputError(
-            f"--model {name} holds {unknown[0]}, which skops does not read back by itself. Take another "
-            "class, or use LogitAdjustedClassifierCV in Python."
+            f"--model {name} holds {unknown[0]}, which cannot be kept without a pickle. Take another class, "
+            "or use LogitAdjustedClassifierCV in Python."
         )
     return content
 
 
 def _from_skops(name: str, content: bytes) -> Any:
-    skops = _skops()
-    unknown = skops.get_untrusted_types(data=content)
+    unknown = _unknown_types(content)
     if unknown:
         raise InputError(
-            f"{_SKOPS} holds {unknown[0]}, which is no part of scikit-learn: it was altered, and is "
-            f"not read. Fit --model {name} again."
+            f"{_SKOPS} holds {unknown[0]}, which no classifier kept here has: it was altered, and is not "
+            f"read. Fit --model {name} again."
         )
-    return skops.loads(content, trusted=[])
+    return _skops().loads(content, trusted=list(_TREES))
+
+
+def _unknown_types(content: bytes) -> list[str]:
+    return sorted(set(_skops().get_untrusted_types(data=content)) - set(_TREES))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,10 @@ class Adjustment:
     intervals : dict
         The 5th and 95th percentile over resamples of the examples, by name: "tau" ``(2,)`` if the rule
         has one, "l" ``(k, 2)``, "gain" ``(2,)``; empty if none were asked for.
+    by_cell : dict
+        Of decisions by groups' cells: sums of weights on examples they were not designed on, of all
+        ("mass") and of those decided wrongly, unadjusted ("wrong_before") and adjusted ("wrong"), each
+        ``(g, k)``.
     """
 
     rule: DecisionRule | CellRule
@@ -86,6 +90,7 @@ class Adjustment:
     standardisation: tuple[np.ndarray, float]
     calibration: tuple[np.ndarray, float]
     intervals: dict[str, np.ndarray]
+    by_cell: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def l(self) -> np.ndarray:  # noqa: E743
@@ -189,6 +194,7 @@ class Adjustment:
             "standardisation": {"shift": shift.tolist(), "scale": unit},
             "calibration": {"additive": additive.tolist(), "scale": scale},
             "intervals": {name: array.tolist() for name, array in self.intervals.items()},
+            "by_cell": {name: array.tolist() for name, array in self.by_cell.items()},
         }
 
     @classmethod
@@ -218,6 +224,7 @@ class Adjustment:
                 standardisation=(np.array(standard["shift"]), float(standard["scale"])),
                 calibration=(np.array(calibration["additive"]), float(calibration["scale"])),
                 intervals={name: np.array(each) for name, each in record["intervals"].items()},
+                by_cell={name: np.array(each) for name, each in record["by_cell"].items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"This record of an Adjustment is altered: {error!r}.") from None
@@ -456,6 +463,7 @@ def _design_by_cells(
         standardisation=(np.zeros(k), 1.0),
         calibration=(calibration.l, calibration.scale),
         intervals={},
+        by_cell={"mass": tables[0].mass, "wrong_before": tables[0].wrong, "wrong": tables[1].wrong},
     )
 
 

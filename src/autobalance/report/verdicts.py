@@ -28,6 +28,9 @@ def bound_sentences(run: Run) -> list[str]:
     text = f"Bound: {in_words(measure)} of at most {percent(bound)}."
     decision = run.decided
     held = None if run.held_out is None else getattr(run.held_out.table, measure)
+    taken = run.candidate(run.choice)
+    if run.adjusted and taken is not None and taken.table is not None:
+        held = getattr(taken.table, measure)
     held = held if decision is None else decision["gap"]
     text += f" Held out: {_why_not_held_out(run, measure) if held is None else percent(held)}."
     tested = run.method("autobalance")
