@@ -44,7 +44,13 @@ Values = dict[str, Any]
 """What an entry pins: single values as they are, arrays and lists as `digest` describes them."""
 
 CELL_DATASETS = ("yeast", "letter-lt-100")
-CELL_METHODS = ("autobalance", "logit_adjustment", "ldam_drw", "autobalance_folds")
+CELL_METHODS = (
+    "autobalance",
+    "autobalance_plain",
+    "logit_adjustment",
+    "ldam_drw",
+    "autobalance_folds",
+)
 CELL_RECIPE = {"epochs": 30, "min_steps": 500}
 """The recipe of the benchmark suite."""
 NOT_PINNED = ("seconds", "cpu_seconds", "versions", "command", "per_class")

@@ -199,14 +199,14 @@ def test_an_own_module_gets_the_array_as_it_is_and_so_does_its_file(tmp_path: Pa
     def network(num_features: int, num_classes: int) -> nn.Module:
         return Net(num_features, num_classes)
 
-    model = AutoBalanceClassifier(module=network, **QUICK).fit(X, y)
+    model = AutoBalanceClassifier(module=network, arms=None, **QUICK).fit(X, y)
     assert max(largest) == np.float32(X.max())
     assert model.encoder_ is None
     path = export_model(model, tmp_path / "m.pt2")
     decided = read_back(path, X.astype(np.float32)).argmax(axis=1).astype(bool)
     np.testing.assert_array_equal(decided, model.predict(X))
     largest.clear()
-    scaled = AutoBalanceClassifier(module=network, encode=True, **QUICK).fit(X, y)
+    scaled = AutoBalanceClassifier(module=network, encode=True, arms=None, **QUICK).fit(X, y)
     assert max(largest) < 10
     assert scaled.encoder_ is not None
 

@@ -318,7 +318,7 @@ def test_ctrl_c_exits_130_and_keeps_what_was_found(fitted: Path) -> None:
         "terminal.LiveProgress.update = update\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
-    options = ["--recipe.min_steps", "500", "--device", "cpu"]
+    options = ["--recipe.min_steps", "500", "--arms", "none", "--device", "cpu"]
     command = ["fit", "data.csv.gz", "--target", "kind", "--out", "stopped", *options]
     done = run_process(code, *command, cwd=fitted)
     assert done.returncode == 130, done.stderr

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("empty_pictures")
 QUICK = ["--recipe.epochs", "2", "--recipe.min_steps", "60", "--device", "cpu"]
 FIT = ["fit", "data.csv", "--target", "kind", "--out", "run", *QUICK]
 FILES = {"result.json", "loss.json", "model.json", "model.safetensors", "report.html"}
+RACE = "search.checkpoint.race"
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +64,9 @@ def test_a_finished_run_outlives_an_interrupted_overwrite(
     again = [*FIT, "--seed", "1"]
     interrupt("search")
     assert cli.main([*again, "--overwrite"]) == 130
-    assert contents() == before
-    assert "The earlier run in run is untouched.\n" in capsys.readouterr().err
+    assert contents().keys() == FILES | {RACE}
+    assert {n: c for n, c in contents().items() if n in FILES} == before
+    assert "untouched. To continue, give the same command with --resume" in capsys.readouterr().err
     interrupt("retrain")
     assert cli.main([*again, "--overwrite"]) == 130
     assert {n: c for n, c in contents().items() if n in FILES} == before
@@ -125,7 +127,7 @@ def test_a_half_trained_network_serves_with_a_warning(
     assert cli.main(FIT) == 130
     assert "report, a half-trained network. To continue" in capsys.readouterr().err
     assert status() == "interrupted"
-    assert contents().keys() == FILES | {"search.checkpoint"}
+    assert contents().keys() == FILES | {"search.checkpoint", RACE}
     for command in (
         ["predict", "run", "data.csv", "--out", "out.csv"],
         ["evaluate", "run", "data.csv", "--target", "kind"],
@@ -159,7 +161,7 @@ def test_an_interrupt_before_the_first_checkpoint_can_be_resumed_too(
 ) -> None:
     interrupt("search")
     assert cli.main(FIT) == 130
-    assert contents().keys() == {"result.json", "loss.json", "report.html"}
+    assert contents().keys() == {"result.json", "loss.json", "report.html", RACE}
     assert cli.main(["predict", "run", "data.csv", "--out", "out.csv"]) == 2
     assert "holds no trained network: its run is 'interrupted'" in capsys.readouterr().err
     interrupt("never")

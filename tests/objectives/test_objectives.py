@@ -1062,11 +1062,11 @@ def test_weighted_error_over_groups_allows_a_batch_without_the_last() -> None:
         (lambda: BoundedGap(bound=0.1, rate=0.0), "rate must be a finite number above 0; got 0.0"),
         (
             lambda: BoundedGap(main="balanced_error", bound=0.1),  # type: ignore[arg-type]
-            "main must be an objective without a bound of its own; got 'balanced_error'",
+            "main must be an objective over errors, without a bound of its own; got 'balanced_error'",
         ),
         (
             lambda: as_objective("balanced_error where deo <= 0.1 where deo <= 0.2"),
-            "main must be an objective without a bound",
+            "main must be an objective over errors, without a bound of its own",
         ),
         (
             lambda: as_objective("0.5 * cvar_error + 0.5 * balanced_error where deo <= 0.1 + 1"),

@@ -87,6 +87,7 @@ def compare(
     count = shape[0] * shape[1]
     target = cells.numpy() % shape[1]
     wrong = {name: is_wrong(runs, target) for name, runs in outcomes.items()}
+    costs = {}
     if isinstance(objective, CostMatrix):
         costs = {name: decision_costs(runs, target, objective) for name, runs in outcomes.items()}
     candidates = []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from autobalance._validation import TrainingDiverged
 from autobalance.augment import AugmentChoice, as_augmentation, describe_augmentation, from_bytes
 from autobalance.bilevel.arms import Arm, as_arms
 from autobalance.bilevel.candidate_selection import train_candidates
@@ -38,13 +39,13 @@ from autobalance.bilevel.racing import race, with_arm
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.test_monitor import ObjectiveMonitor
-from autobalance.bilevel.types import ModelFactory, ProgressListener
+from autobalance.bilevel.types import Interrupted, ModelFactory, ProgressListener
 from autobalance.bilevel.upper_level import StochasticUpperLevel
 from autobalance.data import ArrayData, as_data, concatenated, reading
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
-from autobalance.records import Precision, Recipe, SearchSettings
+from autobalance.records import Precision, RacedArm, Recipe, SearchSettings
 from autobalance.spaces import SpaceFactory, TunableCrossEntropy
 
 AUGMENTATION_EXAMPLES = 256
@@ -138,7 +139,8 @@ def search(
         If a training loss becomes non-finite, or five hypergradients in a row; its `partial` is
         the result so far.
     Interrupted
-        On Ctrl-C; a KeyboardInterrupt whose `partial` is the result so far; None in a race.
+        On Ctrl-C; a KeyboardInterrupt whose `partial` is the result so far, with the loss at its start
+        where a race was not over.
 
     References
     ----------
@@ -158,7 +160,7 @@ def search(
     )  # fmt: skip
     racing = as_arms(arms)
     with seed_random_state(seed), reading(data, validation, test):
-        arm, raced = race(spec, racing, progress) if racing else (None, [])
+        arm, raced = _race(spec, racing, progress) if racing else (None, [])
         if arm is not None:
             spec = with_arm(spec, arm)
             torch.manual_seed(seed)
@@ -191,6 +193,19 @@ def search(
             stacklevel=2,
         )
     return result
+
+
+def _race(
+    spec: SearchSpec, arms: Sequence[Arm], progress: ProgressListener | None
+) -> tuple[Arm, list[RacedArm]]:
+    """`race`; what stops it carries the loss at its start."""
+    make_fabric(spec.device, spec.precision)  # Refuses a device before the race writes a file.
+    try:
+        return race(spec, arms, progress)
+    except (TrainingDiverged, Interrupted) as stopped:
+        status = "diverged" if isinstance(stopped, TrainingDiverged) else "interrupted"
+        stopped.partial = build_network_search(replace(spec, checkpoint=None)).result(status)
+        raise
 
 
 class NetworkSearch(BilevelSearch[NetworkFolds, StochasticUpperLevel]):

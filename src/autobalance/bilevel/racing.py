@@ -118,7 +118,7 @@ def race(
     TrainingDiverged
         If every arm that races diverges.
     Interrupted
-        On Ctrl-C. As with every arm diverging, nothing is there yet, and its `partial` is None.
+        On Ctrl-C; its `partial` is None.
 
     Warns
     -----
@@ -150,7 +150,6 @@ def race(
             progress(Progress("race", i + 1, len(arms)))
     if not trials:
         if stopped is not None:
-            stopped.partial = None
             raise stopped
         reasons = " ".join(f"{record.name}: {record.reason}." for record in lost.values())
         raise InputError(f"No arm can race. {reasons}")

@@ -60,8 +60,9 @@ def run_fit(options: Namespace, command: str, notes: Sequence[str] = ()) -> int:
         classifier.progress = listen
         try:
             with warnings.catch_warnings():
-                # It is told below, with the classes' names.
+                # Told below: the one with the classes' names, the other with the whole race.
                 warnings.filterwarnings("ignore", "At the end of the search", UserWarning)
+                warnings.filterwarnings("ignore", "The arm ", UserWarning)
                 classifier.fit_keeping_checkpoints(features, target, groups, None, None, test)
             status = "finished"
         except (TrainingDiverged, KeyboardInterrupt) as stopped:

@@ -500,10 +500,10 @@ def _check_labels(
 def check_weights(sample_weight: Any) -> np.ndarray:
     """Weights of examples as float64, finite, none negative and not all 0."""
     weight = array_of_numbers("sample_weight", sample_weight)
-    if weight.ndim != 1 or not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
-        raise InputError(
-            "sample_weight must hold one finite number per example, none negative, not all 0."
-        )
+    if weight.ndim != 1 or not np.isfinite(weight).all() or (weight < 0).any():
+        raise InputError("sample_weight must hold one finite number per example, none negative.")
+    if not weight.any():
+        raise InputError("sample_weight is zero for every example: there is nothing to learn from.")
     return weight
 
 

@@ -81,9 +81,8 @@ def _classes(adjustment: Adjustment, class_names: Sequence[Any] | None) -> list[
     ]
     for i in order:
         text = f"{names[i]:<{width}}  {adjustment.class_counts[i]:8g}"
-        text += (
-            f"  {_percent(adjustment.errors_before[i]):>13}  {_percent(adjustment.errors[i]):>7}"
-        )
+        before, after = float(adjustment.errors_before[i]), float(adjustment.errors[i])
+        text += f"  {_percent(before):>13}  {_percent(after):>7}"
         lines.append(text + (f"  {adjustment.l[i]:7.2f}" if has_l else ""))
     if k > len(order):
         lines.append(f"... and {k - len(order)} more classes")

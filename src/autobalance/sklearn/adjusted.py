@@ -311,7 +311,8 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             self.estimator, X, learned, learned_classes, splits, routed.estimator.fit, self.n_jobs
         )
         if self.refit:
-            self.estimator_ = clone(self.estimator).fit(X, learned, **routed.estimator.fit)
+            model: Any = clone(self.estimator)
+            self.estimator_ = model.fit(X, learned, **routed.estimator.fit)
         else:
             self.estimators_ = models
         return scores, target
