@@ -24,7 +24,7 @@ from autobalance.data import (
     number_of,
     shortened,
 )
-from autobalance.objectives import BoundedGap, as_objective
+from autobalance.objectives import BoundedGap, Objective, as_objective
 from autobalance.posthoc import design_adjustment, measure_taus
 from autobalance.records import output_folder
 from autobalance.report import REPORT, as_text, explanation, read_folder, read_run
@@ -41,8 +41,7 @@ def run_adjust(options: Namespace, command: str) -> int:
             "table does not hold. Let `autobalance fit --model` fit the classifier, or use "
             "LogitAdjustedClassifierCV in Python."
         )
-    if goal.over != "class" and options.groups is None:
-        raise InputError(f"{options.objective} is over groups: name their column with --groups.")
+    check_groups(options, goal)
     out = output_folder(options.out, overwrite=options.overwrite)
     table, labels, members = read_columns(options)
     groups = None
@@ -68,6 +67,12 @@ def run_adjust(options: Namespace, command: str) -> int:
     save_adjusted(out, model, record, target=options.target)
     print_adjusted(out)
     return DONE
+
+
+def check_groups(options: Namespace, goal: Objective) -> None:
+    """Refuse an objective over groups where no column is named for them."""
+    if goal.over != "class" and options.groups is None:
+        raise InputError(f"{options.objective} is over groups: name their column with --groups.")
 
 
 def columns_of_classes(table: pd.DataFrame, pattern: str, classes: np.ndarray) -> list[str]:

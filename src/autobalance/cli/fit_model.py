@@ -12,7 +12,7 @@ import torch
 from jsonargparse import Namespace
 
 from autobalance._validation import InputError
-from autobalance.cli.adjust import adjusted_record, evaluate_test, print_adjusted
+from autobalance.cli.adjust import adjusted_record, check_groups, evaluate_test, print_adjusted
 from autobalance.cli.adjusted_run import AdjustedModel
 from autobalance.cli.estimators import TableEstimator, new_pipeline
 from autobalance.cli.fit import (
@@ -49,7 +49,7 @@ _RECORDED = ("table", "target", "groups", "test", "model")
 def fit_model(options: Namespace, command: str) -> int:
     """Fit the classifier that ``--model`` names, design its decisions, and write the RUN."""
     started = time.perf_counter()
-    as_objective(options.objective)
+    check_groups(options, as_objective(options.objective))
     auto = options.model == "auto"
     _refuse_other_options(options)
     out = prepare_folder(options)
