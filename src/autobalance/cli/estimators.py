@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import BaseEstimator, TransformerMixin, is_classifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -145,6 +146,9 @@ def new_pipeline(name: str, seed: int) -> Pipeline:
         raise InputError(f"--model {name} is no classifier. Give the path of one.")
     if name == "catboost" or "random_state" in model.get_params():
         model.set_params(random_state=seed)
+    if name in _BOOSTERS:  # of themselves they take all cores, whatever OMP_NUM_THREADS says
+        threads = "thread_count" if name == "catboost" else "n_jobs"
+        model.set_params(**{threads: torch.get_num_threads()})
     if name not in _BOOSTERS:
         _to_skops(name, model)  # whether it can be kept is to be known before it is fitted
     return make_pipeline(TableReader(), model)
