@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,7 @@ def test_decisions_are_those_of_the_estimator_on_out_of_fold_scores(fresh: Path)
     assert predicted(fresh)["prediction"].tolist() == expected.tolist()
     record = json.loads((fresh / "run/result.json").read_text())
     assert record["options"]["model"] == "lightgbm"
+    assert record["versions"]["lightgbm"] == version("lightgbm")
     classes = by_hand.classes_.tolist()
     errors = [np.mean(expected[test["kind"] == c] != c) for c in classes]
     np.testing.assert_allclose(record["methods"]["autobalance"]["class_errors"], errors)

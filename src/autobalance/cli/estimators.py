@@ -21,8 +21,9 @@ from autobalance.data import TableEncoder
 
 INSTALL = 'Install it: pip install "autobalance[boosting]"'
 _SKOPS = "estimator.skops"
-_BOOSTERS = {"lightgbm": "booster.txt", "xgboost": "booster.json", "catboost": "booster.cbm"}
-FILES = (*_BOOSTERS.values(), _SKOPS)
+BOOSTERS = {"lightgbm": "booster.txt", "xgboost": "booster.json", "catboost": "booster.cbm"}
+"""Libraries of boosted trees, and the file that each writes."""
+FILES = (*BOOSTERS.values(), _SKOPS)
 """Names of the files that a classifier is kept in."""
 _CLASSES = {
     "lightgbm": "lightgbm.LGBMClassifier",
@@ -93,14 +94,14 @@ class TableEstimator:
             If the classifier cannot be kept without a pickle.
         """
         encoder, model = pipeline[0].encoder_, pipeline[-1]  # pyright: ignore[reportAttributeAccessIssue]
-        content = _save_booster(name, model) if name in _BOOSTERS else _to_skops(name, model)
+        content = _save_booster(name, model) if name in BOOSTERS else _to_skops(name, model)
         return cls(name, encoder, content, _score_of(name, content))
 
     @classmethod
     def load(cls, folder: Path, entry: dict[str, Any]) -> Self:
         """From a RUN folder; `entry` is what `describe` gave."""
         name, encoder = entry["name"], TableEncoder.from_dict(entry["encoder"])
-        content = (folder / _BOOSTERS.get(name, _SKOPS)).read_bytes()
+        content = (folder / BOOSTERS.get(name, _SKOPS)).read_bytes()
         try:
             return cls(name, encoder, content, _score_of(name, content))
         except InputError:
@@ -118,7 +119,7 @@ class TableEstimator:
 
     def files(self) -> dict[str, bytes]:
         """The classifier."""
-        return {_BOOSTERS.get(self.name, _SKOPS): self.content}
+        return {BOOSTERS.get(self.name, _SKOPS): self.content}
 
 
 def new_pipeline(name: str, seed: int) -> Pipeline:
@@ -136,7 +137,7 @@ def new_pipeline(name: str, seed: int) -> Pipeline:
             f"--model must be one of {known}, or the path of a class of scikit-learn such as "
             f"sklearn.ensemble.ExtraTreesClassifier; got {name!r}."
         )
-    if name not in _BOOSTERS and module.split(".")[0] != "sklearn":
+    if name not in BOOSTERS and module.split(".")[0] != "sklearn":
         raise InputError(_no_format(name))
     try:
         model = _import(module, class_name)(**_SETTINGS.get(name, {}))
@@ -146,10 +147,10 @@ def new_pipeline(name: str, seed: int) -> Pipeline:
         raise InputError(f"--model {name} is no classifier. Give the path of one.")
     if name == "catboost" or "random_state" in model.get_params():
         model.set_params(random_state=seed)
-    if name in _BOOSTERS:  # of themselves they take all cores, whatever OMP_NUM_THREADS says
+    if name in BOOSTERS:  # of themselves they take all cores, whatever OMP_NUM_THREADS says
         threads = "thread_count" if name == "catboost" else "n_jobs"
         model.set_params(**{threads: torch.get_num_threads()})
-    if name not in _BOOSTERS:
+    if name not in BOOSTERS:
         _to_skops(name, model)  # whether it can be kept is to be known before it is fitted
     return make_pipeline(TableReader(), model)
 
@@ -158,7 +159,7 @@ def _import(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        remedy = INSTALL if module in _BOOSTERS else "Check the path"
+        remedy = INSTALL if module in BOOSTERS else "Check the path"
         raise InputError(f"{module}.{name} cannot be imported ({error}). {remedy}.") from None
 
 
@@ -176,7 +177,7 @@ def _save_booster(name: str, model: Any) -> bytes:
     if name == "xgboost":
         return bytes(model.get_booster().save_raw("json"))
     with tempfile.TemporaryDirectory() as folder:  # CatBoost writes to files only
-        path = Path(folder) / _BOOSTERS[name]
+        path = Path(folder) / BOOSTERS[name]
         model.save_model(str(path), format="cbm")
         return path.read_bytes()
 

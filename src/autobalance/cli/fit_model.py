@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jsonargparse import Namespace
 from autobalance._validation import InputError
 from autobalance.cli.adjust import adjusted_record, check_groups, evaluate_test, print_adjusted
 from autobalance.cli.adjusted_run import AdjustedModel
-from autobalance.cli.estimators import TableEstimator, new_pipeline
+from autobalance.cli.estimators import BOOSTERS, TableEstimator, new_pipeline
 from autobalance.cli.fit import (
     Columns,
     build_classifier,
@@ -65,6 +66,8 @@ def fit_model(options: Namespace, command: str) -> int:
     test = None if options.test is None else read_test(options, *columns[:2])
     model, read = fit_adjusted(options, pipeline, columns)
     record = adjusted_record("fit", command, options, _RECORDED, started, [*notes, *read])
+    if options.model in BOOSTERS:
+        record["versions"][options.model] = import_module(options.model).__version__
     if test is not None:
         record |= evaluate_test(model, test, Path(str(options.test)).name)
     remove_checkpoints(out)  # of a run that --overwrite gives up
