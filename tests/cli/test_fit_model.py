@@ -209,6 +209,19 @@ def test_auto_takes_what_is_better_on_held_out_rows_and_gives_both_numbers(
     assert len(predicted(fresh)) == 150
 
 
+def test_auto_takes_lightgbm_where_the_network_diverges(fresh: Path) -> None:
+    """Also with a class of two rows, one of which may be held out."""
+    train = pd.read_csv(fresh / "train.csv")
+    train.loc[[3, 4], "kind"] = "twice"
+    train.to_csv(fresh / "train.csv", index=False)
+    wild = ["--recipe.lr=1e25", "--recipe.max_grad_norm=1e30", "--recipe.optimizer=sgd"]
+    done = run(*FIT, "--model", "auto", *QUICK, *wild, "--out", "run", cwd=fresh)
+    assert done.returncode == 0, done.stderr
+    assert "took lightgbm" in done.stderr
+    assert "network diverged, lightgbm" in done.stderr
+    assert (fresh / "run/booster.txt").is_file()
+
+
 def test_auto_measures_the_objective_on_decisions() -> None:
     goal = fit_model.as_objective("worst_class_error")
     decided, target = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0])

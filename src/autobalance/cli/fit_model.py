@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jsonargparse import Namespace
 
-from autobalance._validation import InputError
+from autobalance._validation import InputError, TrainingDiverged
 from autobalance.cli.adjust import adjusted_record, check_groups, evaluate_test, print_adjusted
 from autobalance.cli.adjusted_run import AdjustedModel
 from autobalance.cli.estimators import BOOSTERS, TableEstimator, new_pipeline
@@ -118,26 +119,38 @@ def _choose_model(options: Namespace, columns: Columns) -> tuple[str, str]:
             f"one: --model {' or '.join(AUTO)}."
         )
     train = features[~held], labels[~held], None if groups is None else groups[~held]
-    errors = {}
+    errors, told = {}, []
     for name in AUTO:
-        if name == "network":
-            network = build_classifier(options, None)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the fit to come tells
-                network.fit(train[0], train[1], sensitive_features=train[2])
-            decided = np.searchsorted(classes, network.predict(features[held]))
-        else:
-            quick = Namespace({**options.as_dict(), "model": name})
-            model, _ = fit_adjusted(quick, new_pipeline(name, options.seed), train)
-            decided = model.adjustment.predict(model.features(features[held]))
+        try:
+            decided = np.searchsorted(
+                classes, _fit_and_predict(name, options, train, features[held])
+            )
+        except TrainingDiverged:
+            told.append(f"{name} diverged")
+            continue
         errors[name] = _value(goal, decided, target[held], members, held, len(classes))
-    best = min(AUTO, key=lambda name: errors[name])
-    both = ", ".join(f"{name} {100 * errors[name]:.1f} %" for name in AUTO)
+        told.append(f"{name} {100 * errors[name]:.1f} %")
+    best = min(errors, key=lambda name: errors[name])
     rows = number_of(int(held.sum()), "row")
     return best, (
-        f"--model auto took {best}: on {rows} that neither was fitted to, {options.objective} was {both}; "
-        "then it was fitted on all rows"
+        f"--model auto took {best}: on {rows} that neither was fitted to, {options.objective} was "
+        f"{', '.join(told)}; then it was fitted on all rows"
     )
+
+
+def _fit_and_predict(
+    name: str, options: Namespace, train: Columns, features: pd.DataFrame
+) -> np.ndarray:
+    """Labels that one of `AUTO` gives other rows."""
+    if name == "network":
+        network = build_classifier(options, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the fit to come tells
+            network.fit(train[0], train[1], sensitive_features=train[2])
+        return network.predict(features)
+    named = Namespace({**options.as_dict(), "model": name})
+    model, _ = fit_adjusted(named, new_pipeline(name, options.seed), train)
+    return model.predict(model.features(features))
 
 
 def _value(
