@@ -97,7 +97,7 @@ def read_run(record: dict[str, Any]) -> Run:
         search_seconds=_numbers(search.get("seconds")),
         seconds=_numbers(record.get("seconds")),
         versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
-        notes=[note for note in record.get("notes") or [] if isinstance(note, str)],
+        notes=_lines(record.get("notes")),
         seed=record.get("seed", search.get("seed")),
         frontier=_frontier(_mapping(record.get("frontier"))),
         options=_mapping(record.get("options")),
@@ -132,6 +132,10 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _entries(value: Any) -> list[dict[str, Any]]:
     return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
+
+
+def _lines(value: Any) -> list[str]:
+    return [line for line in value if isinstance(line, str)] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str | None:
