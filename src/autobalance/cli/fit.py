@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,20 @@ Columns = tuple[pd.DataFrame, Any, Any]
 """Features, labels and groups."""
 
 
-def run_fit(options: Namespace, command: str) -> int:
-    """Design a loss for a table and train a network with it; returns the exit code."""
+def run_fit(options: Namespace, command: str, notes: Sequence[str] = ()) -> int:
+    """Design a loss for a table and train a network with it; returns the exit code.
+
+    `notes` is what else to say in the record beside what the table told.
+    """
     whole("seed", options.seed, least=0)
-    out = _prepare_folder(options)
-    classifier = _build_classifier(options, out)
+    if options.model != "network":
+        from autobalance.cli.fit_model import fit_model
+
+        return fit_model(options, command)
+    out = prepare_folder(options)
+    classifier = build_classifier(options, out)
     features, target, groups = read_columns(options)
-    test = None if options.test is None else _read_test(options, features, target)
+    test = None if options.test is None else read_test(options, features, target)
     if not options.resume:
         remove_checkpoints(out)  # of a run that --overwrite gives up
     started = time.perf_counter()
@@ -66,6 +74,7 @@ def run_fit(options: Namespace, command: str) -> int:
             if hasattr(classifier, "result_"):
                 first = shlex.join(part for part in shlex.split(command) if part != "--resume")
                 record = fit_record(classifier, first, status, started, options)
+                record["notes"] += notes
                 record["progress"] = last and vars(last)
                 if test is not None and status == "finished":
                     record |= _evaluate_test(classifier, test, Path(str(options.test)).name)
@@ -78,7 +87,8 @@ def run_fit(options: Namespace, command: str) -> int:
     return DONE
 
 
-def _build_classifier(options: Namespace, out: Path) -> AutoBalanceClassifier:
+def build_classifier(options: Namespace, out: Path | None) -> AutoBalanceClassifier:
+    """The classifier that the options describe, with its checkpoints in a RUN folder if one is given."""
     recipe, settings = training_options(options)
     as_objective(options.objective)
     return AutoBalanceClassifier(
@@ -91,7 +101,7 @@ def _build_classifier(options: Namespace, out: Path) -> AutoBalanceClassifier:
         device=options.device,
         random_state=options.seed,
         checkpoint=out,
-        logger=None if options.log is None else local_logger(options.log, out),
+        logger=None if options.log is None or out is None else local_logger(options.log, out),
     )
 
 
@@ -124,8 +134,12 @@ def read_columns(
     target = column(table, options.target, "target")
     groups = None
     if options.groups is not None:
-        unknown = options.missing_groups == "unknown"
-        remedy = "Fill them, drop these rows, or take them for unknown: --missing-groups unknown"
+        unknown = options.get("missing_groups") == "unknown"
+        remedy = "Fill them, or drop these rows"
+        if "missing_groups" in options:
+            remedy = (
+                "Fill them, drop these rows, or take them for unknown: --missing-groups unknown"
+            )
         groups = column(table, options.groups, "group", missing_values=unknown, remedy=remedy)
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
@@ -133,7 +147,7 @@ def read_columns(
     return table.drop(columns=other), target, groups
 
 
-def _read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:
+def read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:
     """Same as `read_columns`, of the test table: its features are those of the training table."""
     text = (options.target,) if class_labels(target).dtype.kind in "OU" else ()
     try:
@@ -148,7 +162,7 @@ def _read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) ->
     return table[features.columns.tolist()], labels, groups
 
 
-def _prepare_folder(options: Namespace) -> Path:
+def prepare_folder(options: Namespace) -> Path:
     """The RUN folder, where it may be written to."""
     out = path_of("The output", options.out)
     if options.resume and options.overwrite:

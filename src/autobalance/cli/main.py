@@ -33,6 +33,7 @@ __all__ = ["GAP_NAMES", "OBJECTIVES", "entry", "main"]
 _COMMANDS = {
     "demo": "autobalance.cli.demo:run_demo",
     "fit": "autobalance.cli.fit:run_fit",
+    "adjust": "autobalance.cli.adjust:run_adjust",
     "frontier": "autobalance.cli.frontier:run_frontier",
     "predict": "autobalance.cli.predict:run_predict",
     "explain": "autobalance.cli.report:run_explain",

@@ -188,6 +188,13 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
 
     fit = CommandParser(description="Design a loss for a table and train a network with it.")
     _add_table(fit, _TABLE)
+    model = (
+        "network: design a loss and train with it. lightgbm, xgboost, catboost, random_forest, logistic, or "
+        "a class of scikit-learn by its path (sklearn.ensemble.ExtraTreesClassifier): fit that, and design "
+        "decisions on its out-of-fold probabilities. auto: network or lightgbm, whichever is better on "
+        "held-out rows"
+    )
+    _add(fit, "--model", model, default="network")
     _add_optional(fit, "--groups", _GROUPS)
     _add_missing_groups(fit)
     objectives = f"what the loss is designed for: {', '.join(OBJECTIVES)}"
@@ -207,6 +214,29 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     _add_flag(fit, "--resume", "continue a run that was stopped in this folder")
     _add_training(fit)
     commands.add_subcommand("fit", fit, help="design a loss for your table")
+
+    adjust = CommandParser(
+        description="Design decisions on scores that any classifier gave to examples it was not trained on."
+    )
+    _add(adjust, "table", f"{_TABLE} with scores and labels, such as out-of-fold probabilities")
+    _add(adjust, "--target", "column with the labels", required=True)
+    scores = (
+        "columns with the scores, as a pattern with one star for the class, 'p_*'. Quote it, or the shell "
+        "takes it for files"
+    )
+    _add(adjust, "--scores", scores, required=True)
+    kinds = "what the scores are. Decision values may be of any size; they are calibrated first"
+    kind = Literal["probabilities", "log_probabilities", "decision_values"]
+    _add(adjust, "--kind", kinds, kind, default="probabilities")
+    objectives = f"what the decisions are designed for: {', '.join(OBJECTIVES)}"
+    _add(adjust, "--objective", objectives, default="balanced_error")
+    groups = "column with the groups, for objectives over groups. Prediction does not need it"
+    _add_optional(adjust, "--groups", groups)
+    _add_optional(adjust, "--test", "labelled table of scores to evaluate the decisions on")
+    _add(adjust, "--seed", "seed of everything random", int, default=0)
+    _add(adjust, "--out", "RUN folder to write", required=True)
+    _add_flag(adjust, "--overwrite", _OVERWRITE_FOLDER)
+    commands.add_subcommand("adjust", adjust, help="design decisions on scores from anywhere")
 
     sweep = CommandParser(
         description="Design losses along the trade-off of an error and a gap between groups."
@@ -237,13 +267,13 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     _add_training(sweep)
     commands.add_subcommand("frontier", sweep, help="trade an error for a gap between groups")
 
-    predict = CommandParser(description="Predict with a fitted RUN.")
+    predict = CommandParser(description="Predict with a RUN.")
     _add(predict, "run", "RUN folder")
-    _add(predict, "table", f"{_TABLE} with the features")
+    _add(predict, "table", f"{_TABLE} with the features, or the scores")
     _add(predict, "--out", "CSV or Parquet file to write", required=True)
     prior = (
         "calibrate the probabilities for classes as frequent as in training, or equally frequent. By "
-        "default they are the softmax of the raw logits. The predictions stay the same"
+        "default they are the softmax of the raw logits, or of adjusted scores. The predictions stay the same"
     )
     _add_optional(predict, "--prior", prior, Literal["training", "balanced"])
     _add_flag(predict, "--overwrite", "replace an existing file")
@@ -257,7 +287,7 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
 
     evaluate = CommandParser(description="Evaluate a fitted RUN on labelled data.")
     _add(evaluate, "run", "RUN folder")
-    _add_table(evaluate, f"{_TABLE} with features and labels")
+    _add_table(evaluate, f"{_TABLE} with features (or scores) and labels")
     _add_optional(evaluate, "--groups", "column with the groups")
     _add_flag(evaluate, "--json", "print JSON in place of tables")
     commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")

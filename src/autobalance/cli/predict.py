@@ -10,13 +10,13 @@ import pandas as pd
 from jsonargparse import Namespace
 
 from autobalance._validation import InputError, path_of
+from autobalance.cli.adjusted_run import AdjustedModel
 from autobalance.cli.options import DONE, complain
-from autobalance.cli.run_folder import load_run
+from autobalance.cli.run_folder import Model, load_run
 from autobalance.cli.terminal import print_report, print_table_warnings
 from autobalance.data import class_labels, column, positions, read_table
 from autobalance.records import to_json, write_atomically
 from autobalance.report import bound_sentences, read_folder, read_run, save_evaluation
-from autobalance.sklearn import AutoBalanceClassifier
 
 
 def run_predict(options: Namespace, command: str) -> int:
@@ -42,9 +42,7 @@ def run_predict(options: Namespace, command: str) -> int:
     return DONE
 
 
-def _predict(
-    classifier: AutoBalanceClassifier, table: pd.DataFrame, prior: str | None
-) -> pd.DataFrame:
+def _predict(classifier: Model, table: pd.DataFrame, prior: str | None) -> pd.DataFrame:
     features = _features(classifier, table)
     probabilities = classifier.predict_proba(features, prior=prior)
     names = [f"probability_{c}" for c in classifier.classes_]
@@ -67,14 +65,18 @@ def run_evaluate(options: Namespace, command: str) -> int:
     groups = None if options.groups is None else column(table, options.groups, "group")
     _warn_of_data(options, record, target, classifier)
     with print_table_warnings():
-        rates = classifier.evaluate(
-            _features(classifier, table), classifier.classes_[target], sensitive_features=groups
-        )
+        examples = _features(classifier, table), classifier.classes_[target]
+        rates = classifier.evaluate(*examples, sensitive_features=groups)
+        before = None
+        if isinstance(classifier, AdjustedModel):
+            before = classifier.evaluate_unadjusted(*examples, sensitive_features=groups)
     report = {k: v for k, v in rates.items() if k not in ("confused", "calibration")}
     report["classes"] = [str(c) for c in classifier.classes_]
     if groups is not None:
         report["groups"] = list(report["group_errors"])
-    saved = _save(options.run, rates, f"{len(target):,} examples of {Path(options.table).name}")
+    saved = _save(
+        options.run, rates, before, f"{len(target):,} examples of {Path(options.table).name}"
+    )
     if groups is None and classifier.groups_:
         complain(
             f"without --groups nothing is known of the groups of {options.table}; the "
@@ -94,7 +96,7 @@ def _warn_of_data(
     options: Namespace,
     record: dict[str, Any],
     target: np.ndarray,
-    classifier: AutoBalanceClassifier,
+    classifier: Model,
 ) -> None:
     """Where errors are of training rows, or means leave classes out."""
     trained = (record.get("options") or {}).get("table")
@@ -112,17 +114,17 @@ def _warn_of_data(
         )
 
 
-def _save(run: str, rates: dict[str, Any], data: str) -> bool:
+def _save(run: str, rates: dict[str, Any], before: dict[str, Any] | None, data: str) -> bool:
     """Put it into the RUN's report, if the folder can be written to; returns whether it could."""
     try:
-        save_evaluation(run, rates, data)
+        save_evaluation(run, rates, data, before)
     except OSError as error:
         complain(f"{run} is left as it is, for {error}")
         return False
     return True
 
 
-def _load(run: str) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
+def _load(run: str) -> tuple[Model, dict[str, Any]]:
     """The classifier of a RUN and its record; a warning where the network is half trained."""
     classifier, record = load_run(run)
     status = record.get("status")
@@ -138,7 +140,9 @@ def _load(run: str) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
     return classifier, record
 
 
-def _features(classifier: AutoBalanceClassifier, table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of the training table; labels, groups and others are left out."""
+def _features(classifier: Model, table: pd.DataFrame) -> Any:
+    """The columns of the training table, without labels, groups and others; or the table's scores."""
+    if isinstance(classifier, AdjustedModel):
+        return classifier.features(table)
     assert classifier.encoder_ is not None  # fits of the command line are on tables
     return table[classifier.encoder_.select(table).names]

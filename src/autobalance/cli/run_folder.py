@@ -3,8 +3,9 @@
 ``result.json`` is the record that the report shows, ``evaluation.json`` what test data said of it
 since, ``model.json`` says how to build the network and its inputs, ``model.safetensors`` holds the
 weights, ``loss.json`` the loss alone, ``samples.json`` some training images that an augmentation was
-learned for. Each file is written whole or not at all, and what belongs
-together takes its place together.
+learned for. Decisions on scores have an ``adjustment.json`` in place of a loss, and where the scores
+are a classifier's, that classifier in a format of its own, see `autobalance.cli.estimators`. Each file
+is written whole or not at all, and what belongs together takes its place together.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, array_of_numbers, instance, path_of, shown
 from autobalance.augment import sample_sheet
 from autobalance.bilevel import SearchResult
+from autobalance.cli import adjusted_run, estimators
+from autobalance.cli.adjusted_run import ADJUSTMENT, AdjustedModel, load_adjusted
 from autobalance.data import ArrayData, TableEncoder
 from autobalance.losses import NormalizedLinear, last_linear, with_normalized_head
 from autobalance.networks import TableNetwork, with_new_head
@@ -40,6 +43,10 @@ from autobalance.sklearn import AutoBalanceClassifier, TableInput, mark
 
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
 _FORMAT = "autobalance-run"
+_FORMATS = (_FORMAT, adjusted_run.FORMAT)
+_ALL = {MODEL, WEIGHTS, LOSS, REPORT, EVALUATION, SAMPLES, ADJUSTMENT, *estimators.FILES}
+Model = AutoBalanceClassifier | AdjustedModel
+"""What a RUN folder may hold."""
 
 
 def write_run(
@@ -55,7 +62,7 @@ def write_run(
     files = {**(files or {}), RESULT: to_json(record, indent=1).encode()}
     write_together(folder, files)
     remove_parts(folder)
-    for name in {MODEL, WEIGHTS, LOSS, REPORT, EVALUATION, SAMPLES} - files.keys():
+    for name in _ALL - files.keys():
         (folder / name).unlink(missing_ok=True)
     write_report(read_folder(folder) if SAMPLES in files else record, folder / REPORT)
     return True
@@ -159,6 +166,17 @@ def save_run(
     return write_run(Path(folder), record, files)
 
 
+def save_adjusted(
+    folder: Path, model: AdjustedModel, record: dict[str, Any], *, target: str
+) -> None:
+    """Write decisions on scores, with the classifier that gives the scores if there is one."""
+    files = {
+        name: content if isinstance(content, bytes) else to_json(content).encode()
+        for name, content in model.files(target).items()
+    }
+    write_run(folder, {**record, **model.record()}, files)
+
+
 def _build_network(description: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """The network that ``model.json`` describes, for these weights."""
     network: nn.Module = TableNetwork(**description["network"])
@@ -175,8 +193,8 @@ def _build_network(description: dict[str, Any], state: dict[str, Tensor]) -> nn.
     return CellDecision(cells, np.zeros((m, g, k)), [1.0 / m] * m, decision["seed"])
 
 
-def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]:
-    """The fitted classifier of a RUN folder, and its record.
+def load_run(folder: str | Path) -> tuple[Model, dict[str, Any]]:
+    """The fitted classifier of a RUN folder, or its decisions on scores, and its record.
 
     Raises
     ------
@@ -198,30 +216,13 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
             "Run `autobalance fit` again, with --resume where it was interrupted, else --overwrite."
         )
     description = read_json(folder / MODEL)
-    if description.get("format") != _FORMAT or description.get("version") != 1:
+    if description.get("format") not in _FORMATS or description.get("version") != 1:
         raise InputError(f"{folder / MODEL} was not written by this version of autobalance.")
     try:
-        _check_description(description)
-        state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
-        network = _build_network(description, state)
-        network.load_state_dict(state)
-        classifier = AutoBalanceClassifier()
-        encoder = TableEncoder.from_dict(description["encoder"])
-        classifier.input_ = TableInput(encoder, (len(encoder.columns),))
-        classifier.module_ = mark(network.eval(), classifier.input_)
-        classifier.classes_ = np.array(description["classes"])
-        classifier.groups_ = description["groups"]
-        fits = (encoder.num_features, len(description["classes"]))
-        if fits != tuple(description["network"][key] for key in ("num_features", "num_classes")):
-            raise ValueError("network, encoder and classes differ in number")
-        classifier.feature_names_in_ = np.array(encoder.columns, dtype=object)
-        classifier.n_features_in_ = len(encoder.columns)
-        classifier.adopt(SearchResult.from_dict(record["search"]))
-        classifier.class_masses_ = array_of_numbers("class_counts", record["class_counts"])
-        if classifier.class_masses_.shape[-1:] != (len(description["classes"]),):
-            raise ValueError("class_counts and classes differ in number")
-        if classifier.loss_.num_classes not in (None, len(description["classes"])):
-            raise ValueError("loss and classes differ in number")
+        if description["format"] == adjusted_run.FORMAT:
+            model: Model = load_adjusted(folder, description)
+        else:
+            model = _load_network(folder, description, record)
     except InputError:
         raise
     except (
@@ -230,4 +231,32 @@ def load_run(folder: str | Path) -> tuple[AutoBalanceClassifier, dict[str, Any]]
     ) as error:  # fmt: skip
         reason = shown((str(error) or type(error).__name__).splitlines()[0])
         raise InputError(f"The run in {folder} is incomplete or altered: {reason}.") from None
-    return classifier, {**record, "target": description["target"]}
+    return model, {**record, "target": description["target"]}
+
+
+def _load_network(
+    folder: Path, description: dict[str, Any], record: dict[str, Any]
+) -> AutoBalanceClassifier:
+    """A fit's classifier; raises errors of many kinds where a file is altered."""
+    _check_description(description)
+    state = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    network = _build_network(description, state)
+    network.load_state_dict(state)
+    classifier = AutoBalanceClassifier()
+    encoder = TableEncoder.from_dict(description["encoder"])
+    classifier.input_ = TableInput(encoder, (len(encoder.columns),))
+    classifier.module_ = mark(network.eval(), classifier.input_)
+    classifier.classes_ = np.array(description["classes"])
+    classifier.groups_ = description["groups"]
+    fits = (encoder.num_features, len(description["classes"]))
+    if fits != tuple(description["network"][key] for key in ("num_features", "num_classes")):
+        raise ValueError("network, encoder and classes differ in number")
+    classifier.feature_names_in_ = np.array(encoder.columns, dtype=object)
+    classifier.n_features_in_ = len(encoder.columns)
+    classifier.adopt(SearchResult.from_dict(record["search"]))
+    classifier.class_masses_ = array_of_numbers("class_counts", record["class_counts"])
+    if classifier.class_masses_.shape[-1:] != (len(description["classes"]),):
+        raise ValueError("class_counts and classes differ in number")
+    if classifier.loss_.num_classes not in (None, len(description["classes"])):
+        raise ValueError("loss and classes differ in number")
+    return classifier

@@ -14,6 +14,7 @@ from autobalance.posthoc.fair_decisions import (
     cell_posterior,
 )
 from autobalance.posthoc.score_input import ScoreKind
+from autobalance.posthoc.tau_curve import measure_taus
 
 __all__ = [
     "MAINS",
@@ -30,4 +31,5 @@ __all__ = [
     "check_weights",
     "design_adjustment",
     "evaluate_probabilities",
+    "measure_taus",
 ]

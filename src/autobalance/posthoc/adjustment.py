@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,10 @@ class Adjustment:
     intervals : dict
         The 5th and 95th percentile over resamples of the examples, by name: "tau" ``(2,)`` if the rule
         has one, "l" ``(k, 2)``, "gain" ``(2,)``; empty if none were asked for.
+    by_cell : dict
+        Of decisions by groups' cells: sums of weights on examples they were not designed on, of all
+        ("mass") and of those decided wrongly, unadjusted ("wrong_before") and adjusted ("wrong"), each
+        ``(g, k)``.
     """
 
     rule: DecisionRule | CellRule
@@ -86,6 +90,7 @@ class Adjustment:
     standardisation: tuple[np.ndarray, float]
     calibration: tuple[np.ndarray, float]
     intervals: dict[str, np.ndarray]
+    by_cell: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def l(self) -> np.ndarray:  # noqa: E743
@@ -127,13 +132,13 @@ class Adjustment:
         """
         if isinstance(self.rule, CellRule):
             return self.rule.decide(self._cells(scores))
-        return self.rule.decide(self._scores(scores))
+        return self.rule.decide(self.log_scores(scores))
 
     def decision_shares(self, scores: Any) -> np.ndarray:
         """How often each class is decided, shape ``(n, k)``: one-hot unless decisions are drawn."""
         if isinstance(self.rule, CellRule):
             return self.rule.shares_of_classes(self._cells(scores))
-        return self.rule.shares_of_classes(self._scores(scores))
+        return self.rule.shares_of_classes(self.log_scores(scores))
 
     def predict_proba(self, scores: Any, prior: str | Sequence[float] | None = None) -> np.ndarray:
         r"""Probabilities whose largest is the decision, or calibrated ones for a class prior, ``(n, k)``.
@@ -156,7 +161,7 @@ class Adjustment:
         if isinstance(self.rule, CellRule):
             z = np.log(np.maximum(self._cells(scores).sum(axis=1), 1e-30))
         else:
-            z = self._scores(scores)
+            z = self.log_scores(scores)
             if prior is None and self.rule.costs is None:
                 return self.rule.probabilities(z)
         additive, scale = self.calibration
@@ -189,6 +194,7 @@ class Adjustment:
             "standardisation": {"shift": shift.tolist(), "scale": unit},
             "calibration": {"additive": additive.tolist(), "scale": scale},
             "intervals": {name: array.tolist() for name, array in self.intervals.items()},
+            "by_cell": {name: array.tolist() for name, array in self.by_cell.items()},
         }
 
     @classmethod
@@ -218,11 +224,13 @@ class Adjustment:
                 standardisation=(np.array(standard["shift"]), float(standard["scale"])),
                 calibration=(np.array(calibration["additive"]), float(calibration["scale"])),
                 intervals={name: np.array(each) for name, each in record["intervals"].items()},
+                by_cell={name: np.array(each) for name, each in record["by_cell"].items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"This record of an Adjustment is altered: {error!r}.") from None
 
-    def _scores(self, scores: Any) -> np.ndarray:
+    def log_scores(self, scores: Any) -> np.ndarray:
+        """Z of scores ``(n, k)``: logarithms of probabilities, or calibrated decision values."""
         z = log_scores(scores, self.kind)
         if z.shape[1] != len(self.class_counts):
             raise InputError(
@@ -457,6 +465,7 @@ def _design_by_cells(
         standardisation=(np.zeros(k), 1.0),
         calibration=(calibration.l, calibration.scale),
         intervals={},
+        by_cell={"mass": tables[0].mass, "wrong_before": tables[0].wrong, "wrong": tables[1].wrong},
     )
 
 

@@ -89,5 +89,5 @@ def _classes(adjustment: Adjustment, class_names: Sequence[Any] | None) -> list[
     return lines
 
 
-def _percent(value: float) -> str:
+def _percent(value: Any) -> str:
     return "–" if np.isnan(value) else f"{100 * value:.1f} %"

@@ -55,7 +55,7 @@ def summary(run: Run) -> str:
     elif not run.candidates:
         end = "There was no final choice."
     else:
-        title = text.in_sentence(text.candidate_title(run.choice, text.start_name(run)))
+        title = text.in_sentence(text.candidate_title(run, run.choice))
         end = f"The final choice took the {title.removeprefix('the ')}."
     return f"Asked for the {text.objective_name(run)}. {text.sentences(run)[1]} {end}"
 

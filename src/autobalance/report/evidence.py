@@ -9,7 +9,7 @@ import numpy as np
 
 from autobalance.report.record import held_out_by_group
 from autobalance.report.run import Method, Run
-from autobalance.report.text import candidate_title, start_name
+from autobalance.report.text import candidate_title
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +70,9 @@ def _on_test_data(run: Run) -> Evidence | None:
 
 
 def _on_folds(run: Run) -> Evidence | None:
-    start = start_name(run)
     methods = {
         c.name: Method(
-            c.name, candidate_title(c.name, start), c.table.class_errors, c.table.mass.sum(axis=0),
+            c.name, candidate_title(run, c.name), c.table.class_errors, c.table.mass.sum(axis=0),
             confused=c.confused, by_group=c.by_group, effective=c.table.trials(axis=0),
         )
         for c in run.candidates

@@ -17,7 +17,7 @@ from autobalance.report.drawing import MAX_DOTS, MAX_LABELLED, Picture, Series, 
 from autobalance.report.evidence import Evidence, confusion_evidence, error_evidence
 from autobalance.report.formats import percent, phrase, short
 from autobalance.report.run import Method, Part, Run
-from autobalance.report.statistics import smooth
+from autobalance.report.statistics import Z90, smooth
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, house_style
 from autobalance.report.text import end_label, objective_name
 
@@ -37,6 +37,7 @@ def pictures(run: Run) -> dict[str, list[Picture]]:
             "parameters": [_parameter_picture(run, part) for part in run.parts],
             "path": [_path_picture(run, p) for p in run.parts if p.changed and len(p.path) > 1],
             "curves": list(_curve_pictures(run)),
+            "adjustment": list(_tau_pictures(run)),
             "calibration": list(_calibration_pictures(run)),
             "confusion": list(_confusion_pictures(run)),
         }
@@ -384,6 +385,39 @@ def _curve_figure(steps: np.ndarray, series: list[tuple[str, np.ndarray, str]]) 
     drawing.format_axis(axes.yaxis)
     drawing.legend(figure)
     return figure
+
+
+def _tau_pictures(run: Run) -> Iterator[Picture]:
+    """The objective against the strength of logit adjustment, beside the decisions taken."""
+    curve, taken = run.adjusted.get("curve"), run.candidate(run.choice)
+    if curve is None or taken is None or not np.isfinite(curve).all():
+        return
+    taus, values, errors = curve.T
+    figure = drawing.new_figure(280.0)
+    axes = figure.add_subplot()
+    low, high = (100 * np.clip(values + side * Z90 * errors, 0, 1) for side in (-1, 1))
+    axes.fill_between(taus, low, high, color=BEFORE, alpha=0.2, linewidth=0)
+    axes.plot(taus, 100 * values, color=BEFORE, linewidth=2, label="ℓ = tau log π")
+    label = "decisions taken"
+    if run.adjusted["tau"] is None:
+        axes.axhline(100 * taken.objective, color=AFTER, linewidth=1.5, label=label)
+    else:
+        spread = run.adjusted["intervals"].get("tau")
+        if spread is not None:
+            axes.plot(spread, [100 * taken.objective] * 2, color=AFTER, linewidth=1.5)
+        dots(axes, [run.adjusted["tau"]], [100 * taken.objective], AFTER, label, hollow=False)
+    axes.set_xlabel("tau")
+    drawing.format_axis(axes.xaxis)
+    drawing.format_axis(axes.yaxis, percent=True)
+    drawing.legend(figure)
+    best = int(values.argmin())
+    described = phrase(
+        "figure.tau_alt", none=percent(values[0]), best=percent(values[best]), at=taus[best],
+        taken=percent(taken.objective),
+    )  # fmt: skip
+    caption = phrase("figure.tau", objective=objective_name(run))
+    title = "Objective against the strength of logit adjustment"
+    yield picture(figure, f"{run.place}fig-tau", title, described, caption)
 
 
 def _ends(label: str, values: np.ndarray) -> str:

@@ -58,20 +58,31 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         **record,
         "methods": {
             **(methods if isinstance(methods, dict) else {}),
+            **(
+                {"none": evaluation["before"]} if isinstance(evaluation.get("before"), dict) else {}
+            ),
             "autobalance": evaluation["method"],
         },
         "evaluation_data": evaluation["data"],
     }
 
 
-def save_evaluation(folder: str | Path, measured: Mapping[str, Any], data: str) -> None:
-    """Keep what test data say of a RUN's network, in place of an earlier evaluation, and show it.
+def save_evaluation(
+    folder: str | Path,
+    measured: Mapping[str, Any],
+    data: str,
+    before: Mapping[str, Any] | None = None,
+) -> None:
+    """Keep what test data say of a RUN, in place of an earlier evaluation, and show it.
 
-    `measured` is what `autobalance.calibration.temperature.evaluate_logits` gives; `data` names the data as a
-    sentence goes on after "on". Raises OSError if the folder cannot be written to.
+    `measured` is what `autobalance.calibration.temperature.evaluate_logits` gives, and `before` the same of
+    the scores without adjustment, where there are such; `data` names the data as a sentence goes on
+    after "on". Raises OSError if the folder cannot be written to.
     """
     folder = Path(folder)
     method = {"title": "autobalance", **measured}
     content = {"format": _FORMAT, "version": 1, "data": data, "method": method}
+    if before is not None:
+        content["before"] = {"title": "No adjustment", **before}
     write_atomically(folder / EVALUATION, to_json(content).encode())
     write_report(read_folder(folder), folder / REPORT)

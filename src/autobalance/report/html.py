@@ -76,6 +76,7 @@ def view(run: Run) -> dict[str, Any]:
         tables.methods_table,
         tables.race_table,
         tables.choice_table,
+        tables.adjustment_table,
         tables.groups_table,
         tables.groups_change_table,
         tables.gaps_table,

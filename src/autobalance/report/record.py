@@ -97,10 +97,11 @@ def read_run(record: dict[str, Any]) -> Run:
         search_seconds=_numbers(search.get("seconds")),
         seconds=_numbers(record.get("seconds")),
         versions=_mapping(record.get("versions")) or _mapping(search.get("versions")),
-        notes=_notes(record.get("notes")),
+        notes=_lines(record.get("notes")),
         seed=record.get("seed", search.get("seed")),
         frontier=_frontier(_mapping(record.get("frontier"))),
         options=_mapping(record.get("options")),
+        adjusted=_adjusted(_mapping(record.get("adjustment")), k),
         samples=_samples(samples, record),
     )
 
@@ -131,6 +132,10 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _entries(value: Any) -> list[dict[str, Any]]:
     return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
+
+
+def _lines(value: Any) -> list[str]:
+    return [line for line in value if isinstance(line, str)] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str | None:
@@ -384,13 +389,28 @@ def _frontier(entry: dict[str, Any]) -> dict[str, Any]:
     return {**names, "points": points, "baselines": others, "by": by, by: _number(entry.get(by))}
 
 
-def _notes(entry: Any) -> list[str]:
-    """What reading the table told."""
-    return (
-        [safe_text(note) for note in entry if isinstance(note, str)]
-        if isinstance(entry, list)
-        else []
-    )
+def _adjusted(entry: dict[str, Any], k: int) -> dict[str, Any]:
+    """What decides in a run of decisions on scores; empty for every other run."""
+    if not entry:
+        return {}
+    additive = array_of(entry.get("l"))
+    intervals = {name: array_of(each) for name, each in _mapping(entry.get("intervals")).items()}
+    curve = array_of(entry.get("curve"))
+    shapes = {"tau": (2,), "gain": (2,), "l": (k, 2)}
+    return {
+        "chosen": safe_text(str(entry.get("chosen")), MAX_NAME),
+        "before": safe_text(str(entry.get("before")), MAX_NAME),
+        "model": _text(entry.get("model")),
+        "rules": int(_number(entry.get("rules")) or 1),
+        "l": additive if additive is not None and additive.shape == (k,) else None,
+        "curve": curve if curve is not None and curve.ndim == 2 and curve.shape[1] == 3 else None,
+        "intervals": {
+            name: each
+            for name, each in intervals.items()
+            if each is not None and each.shape == shapes.get(name)
+        },
+        **{key: _number(entry.get(key)) for key in ("tau", "gain")},
+    }
 
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,9 @@ class Run:
     # "main", "gap", "points", "baselines", "by" ("mix" or "bound") and under that name the point taken.
     frontier: dict[str, Any]
     options: dict[str, Any]  # of the command, those that `settings` lacks, such as "groups"
+    # Of decisions on scores: "chosen", "before", "tau", "gain", "l" (k,), "rules", "intervals", "model",
+    # and "curve" (t, 3) of tau, the objective under l = tau log pi, and its standard error.
+    adjusted: dict[str, Any]
     samples: dict[str, Any]  # as `autobalance.report.samples` packs them, with their rows' "names"
     place: str = ""  # in front of every identifier, where a page shows several runs
     rows: int = 1000  # most rows of a table
@@ -161,6 +164,8 @@ class Run:
     def other(self) -> Candidate | None:
         """What the candidate taken is compared with: the start, or for the start another."""
         names = ["cross_entropy", "designed"] if self.choice == "start" else ["start"]
+        if self.adjusted:
+            names = [name for name in [self.adjusted["before"]] if name != self.choice]
         return next((c for c in map(self.candidate, names) if c is not None), None)
 
     @property

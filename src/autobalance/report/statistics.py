@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-Z95 = 1.959964
+Z90, Z95 = 1.644854, 1.959964
 
 
 def wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,6 @@ from autobalance.report.text import (
     in_sentence,
     in_words,
     objective_name,
-    start_name,
 )
 
 MAX_PAIRS = 15
@@ -194,10 +193,10 @@ def choice_table(run: Run) -> Table | None:
     candidates = run.candidates
     if not candidates:
         return None
-    start, lowest = start_name(run), min(c.objective for c in candidates)
+    lowest = min(c.objective for c in candidates)
     gaps = [
         change_cell(None)
-        if c.name == "start" or c.difference is None
+        if c.name == "start" or c.difference is None or c.standard_error == 0
         else change_cell(
             c.difference, "" if c.standard_error is None else f"± {100 * c.standard_error:.1f}"
         )
@@ -207,10 +206,15 @@ def choice_table(run: Run) -> Table | None:
         f"table.trained_{'once' if run.folds == 1 else 'in_folds'}", folds=run.in_folds
     )
     caption = phrase("table.choice", trained=trained, objective=objective_name(run))
+    if run.adjusted:
+        caption = phrase("table.adjustments", objective=objective_name(run))
     if candidates[0].undefined is not None:
         caption += phrase("table.choice_undefined", reason=candidates[0].undefined)
     columns = [
-        ("Training loss", [candidate_title(c.name, start) for c in candidates]),
+        (
+            "Decisions" if run.adjusted else "Training loss",
+            [candidate_title(run, c.name) for c in candidates],
+        ),
         (
             "Held-out error",
             [rate_cell(c.objective, best=c.objective == lowest) for c in candidates],
@@ -256,6 +260,28 @@ def _arm_error(arm: RacedArm) -> str:
     if arm.difference is None or arm.standard_error is None or not arm.standard_error:
         return ""
     return f"{arm.difference:+.3f} ± {arm.standard_error:.3f}"
+
+
+def adjustment_table(run: Run) -> Table | None:
+    """What decisions on scores take off each class's log-score; None where no l expresses them."""
+    if not run.adjusted or run.adjusted["l"] is None:
+        return None
+    order, additive = run.order[: run.rows].tolist(), run.adjusted["l"]
+    spread = run.adjusted["intervals"].get("l")
+    notes = [
+        "" if spread is None else f"{number(spread[c, 0])} to {number(spread[c, 1])}" for c in order
+    ]
+    cells = [
+        Cell(number(float(additive[c])), note, float(additive[c]))
+        for c, note in zip(order, notes, strict=True)
+    ]
+    columns = [
+        ("Class", [run.classes[c] for c in order]),
+        ("Training examples", [number_cell(float(run.class_totals[c])) for c in order]),
+        ("ℓ", cells),
+    ]
+    caption = phrase("table.adjustment") + _cut(run, len(run.order))
+    return Table.of_columns(f"{run.place}adjustment", caption, columns)
 
 
 def errors_tables(run: Run) -> list[Table]:
@@ -511,7 +537,7 @@ def parameters_table(run: Run) -> Table | None:
 def cost_table(run: Run) -> Table | None:
     """What the run cost."""
     designed = run.method("autobalance")
-    compared, diverged = len(run.methods) > 1, run.search_status == "diverged"
+    compared, diverged = len(run.methods) > 1 and not run.adjusted, run.search_status == "diverged"
     whole = None if designed is None or not compared else designed.seconds
     times = {
         "Search, until it diverged" if diverged else "Search": run.search_time,

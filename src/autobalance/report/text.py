@@ -50,7 +50,7 @@ def heading(run: Run) -> str:
     what = "A loss designed" if run.choice == "designed" else "A loss chosen"
     if run.search_status != "finished":
         what = "Unfinished search of a loss"
-    elif run.decided:
+    elif run.decided or run.adjusted:
         what = "Decisions"
     return f"{what} for the {objective_name(run)}"
 
@@ -89,8 +89,11 @@ def describe_arm(arm: RacedArm) -> str:
     return ", ".join(parts) or "as it is"
 
 
-def candidate_title(name: str, start: str) -> str:
-    """A candidate as the table names it; `start` is the start's own name."""
+def candidate_title(run: Run, name: str) -> str:
+    """A candidate of the final choice as tables name it."""
+    if run.adjusted:
+        return read_words("adjustments").get(name, name)
+    start = start_name(run)
     return {
         "designed": "Designed loss",
         "start": "Start" if start == UNNAMED else f"Start: {start}",
@@ -104,6 +107,9 @@ def candidate_title(name: str, start: str) -> str:
 def sentences(run: Run) -> list[str]:
     """What was asked, what was found, and what it brought."""
     texts: list[str | None] = [_describe_request(run), _outcome(run)]
+    if run.adjusted:
+        tested = _on_test_data(run) if _is_measured(run) else None
+        return [text for text in [*texts, *adjustment_sentences(run), tested] if text]
     if _is_measured(run):
         texts.append(_on_test_data(run))
     elif not run.candidates and run.search_status != "diverged":
@@ -124,9 +130,11 @@ def facts(run: Run) -> list[tuple[str, str]]:
             named_values.append((title, percent(method.scores[key])))
     taken, start = run.candidate(run.choice), run.candidate("start")
     if taken is not None and not _is_measured(run):
-        named_values.append(("Held-out error, loss taken", percent(taken.objective)))
+        start = run.other if run.adjusted else start
+        after, before = ("adjusted", "before") if run.adjusted else ("loss taken", "start")
+        named_values.append((f"Held-out error, {after}", percent(taken.objective)))
         if start is not None and start is not taken:
-            named_values.append(("Held-out error, start", percent(start.objective)))
+            named_values.append((f"Held-out error, {before}", percent(start.objective)))
     totals = run.class_totals
     if totals.any():
         named_values.append(("Training examples", f"{totals.sum():,.0f}"))
@@ -170,11 +178,40 @@ def _describe_request(run: Run) -> str:
             "story.from_to", most=totals[most], frequent=run.classes[most], least=totals[least],
             rare=run.classes[least],
         )  # fmt: skip
-    what = "decisions that make" if run.decided else "a training loss that makes"
+    what = "decisions that make" if run.decided or run.adjusted else "a training loss that makes"
     return phrase("story.asked", what=what, goal=goal, sizes=sizes)
 
 
+def adjustment_sentences(run: Run) -> list[str]:
+    """tau, whether decisions are drawn, and that the numbers are of examples not designed on."""
+    found, texts = run.adjusted, []
+    if found["tau"] is not None:
+        between = found["intervals"].get("tau")
+        spread = "" if between is None else f" ({number(between[0])} to {number(between[1])})"
+        texts.append(phrase("story.tau", tau=number(found["tau"]), spread=spread))
+    if found["rules"] > 1:
+        texts.append(phrase("story.drawn", rules=found["rules"]).strip())
+    return texts
+
+
+def _about_adjustment(run: Run) -> str:
+    found, taken, other = run.adjusted, run.candidate(run.choice), run.other
+    model = phrase("story.model", model=found["model"]) if found["model"] else ""
+    title = in_sentence(candidate_title(run, run.choice))
+    if taken is None:
+        return phrase("story.adjusted", model=model, title=title, change="")
+    change = f": {percent(taken.objective)}"
+    if other is not None:
+        change = f": {percent(other.objective)} before, {percent(taken.objective)} after"
+    gain = found["intervals"].get("gain")
+    if other is not None and gain is not None:
+        change += f" (lower by {100 * gain[0]:.1f} to {100 * gain[1]:.1f} points)"
+    return phrase("story.adjusted", model=model, title=title, change=change)
+
+
 def _outcome(run: Run) -> str:
+    if run.adjusted:
+        return _about_adjustment(run)
     if run.decided:
         return _about_decision(run, run.decided)
     if not run.parts:
@@ -271,6 +308,7 @@ def _on_test_data(run: Run) -> str:
     where = f"On {run.evaluation_data}" if run.evaluation_data else "On test data"
     others = [m for m in run.methods if m is not after and key in m.scores]
     whose = "its" if run.choice == "designed" else "the network's"
+    whose = "their" if run.adjusted else whose
     text = f"{where}, {whose} {name} is {percent(after.scores[key])}"
     clauses = [_against(after, m, key) for m in others]
     return text + (": " + "; ".join(clauses) if clauses else "") + "."
@@ -351,7 +389,7 @@ def choice_sentence(run: Run) -> str | None:
     if taken.name == "designed":
         values["gap"] = values["gap"].lstrip("+−±")
         return phrase("choice.designed", doubt=_doubt(designed), **values)
-    title = candidate_title(taken.name, start)
+    title = candidate_title(run, taken.name)
     return phrase(
         "choice.other", title=title[:1].lower() + title[1:], gap=_format_gap(taken),
         designed=_format_gap(designed), doubt=_doubt(taken),

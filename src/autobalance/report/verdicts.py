@@ -28,6 +28,9 @@ def bound_sentences(run: Run) -> list[str]:
     text = f"Bound: {in_words(measure)} of at most {percent(bound)}."
     decision = run.decided
     held = None if run.held_out is None else getattr(run.held_out.table, measure)
+    taken = run.candidate(run.choice)
+    if run.adjusted and taken is not None and taken.table is not None:
+        held = getattr(taken.table, measure)
     held = held if decision is None else decision["gap"]
     text += f" Held out: {_why_not_held_out(run, measure) if held is None else percent(held)}."
     tested = run.method("autobalance")
@@ -110,10 +113,13 @@ def _near_chance(run: Run) -> str | None:
     right, chance = 1.0 - float(np.nanmean(errors)), 1.0 / k
     if right > 1.1 * chance + noise:
         return None
+    what, remedy = "network", "train for longer (--recipe.epochs), lower --recipe.lr, or look"
+    if run.adjusted:
+        what, remedy = "classifier", "look"
     return (
         f"On {best.short} the balanced error is {percent(1.0 - right)}; guessing among the {k} classes has "
-        f"{percent(1.0 - chance)}. This network has learned next to nothing that can be told from chance: "
-        "train for longer (--recipe.epochs), lower --recipe.lr, or look for features that say more."
+        f"{percent(1.0 - chance)}. This {what} has learned next to nothing that can be told from chance: "
+        f"{remedy} for features that say more."
     )
 
 

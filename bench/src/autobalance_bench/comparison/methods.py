@@ -58,6 +58,7 @@ from autobalance.spaces import (
     class_attributes,
 )
 from autobalance_bench.augmentations import KorniaAugmentation, ResizedCrop, StandardAugmentation
+from autobalance_bench.comparison.trees import BALANCED_WEIGHTS, FOLDS, SMALL_TREES, fit_trees
 
 Kind = Literal["published", "tuned", "ours"]
 
@@ -209,7 +210,7 @@ class Method:
     uses_objective: bool = False
     uses_settings: bool = False
     uses_split: bool = False
-    needs: Literal["optuna", "kornia"] | None = None
+    needs: Literal["optuna", "kornia", "lightgbm"] | None = None
 
 
 def augmentation_of(record: Mapping[str, Any] | None) -> nn.Module | None:
@@ -608,6 +609,33 @@ def _tau_alone(counts: np.ndarray) -> DesignSpace:
     return HierarchicalSpace(counts, rho=0.0, sigma_rho=None, deviations=False)
 
 
+# Trees ----------------------------------------------------------------------------------------
+
+
+def _trees(title: str, **options: Any) -> tuple[Method, Method]:
+    """LightGBM with these options, as it is and with designed decisions."""
+
+    def fit(task: Task, objective: Objective | None) -> nn.Module:
+        if task.augment is not None:
+            raise InputError("Trees see each example once, without augmentation. Leave it out.")
+        return fit_trees(task.data, task.seed, objective, **options)
+
+    plain = Method(title, "published", lambda task: Trained(fit(task, None)), needs="lightgbm")
+    designed = Method(
+        f"{title}, designed decisions",
+        "ours",
+        lambda task: Trained(fit(task, task.objective), 1.0 + FOLDS),
+        uses_objective=True,
+        needs="lightgbm",
+    )
+    return plain, designed
+
+
+_PLAIN_TREES = _trees("LightGBM")
+_WEIGHTED_TREES = _trees("LightGBM, balanced weights", **BALANCED_WEIGHTS)
+_SMALL_TREES = _trees("LightGBM, small trees", **SMALL_TREES)
+
+
 # All of them ----------------------------------------------------------------------------------
 
 _cross_entropy = ParametricCrossEntropy.cross_entropy
@@ -789,4 +817,10 @@ METHODS: dict[str, Method] = {
         "autobalance, class attributes", "ours", _with_attributes, True, True
     ),
     "autobalance_tau": Method("autobalance, tau alone", "ours", _designed(_tau_alone), True, True),
+    "lightgbm": _PLAIN_TREES[0],
+    "lightgbm_designed": _PLAIN_TREES[1],
+    "lightgbm_balanced": _WEIGHTED_TREES[0],
+    "lightgbm_balanced_designed": _WEIGHTED_TREES[1],
+    "lightgbm_small": _SMALL_TREES[0],
+    "lightgbm_small_designed": _SMALL_TREES[1],
 }

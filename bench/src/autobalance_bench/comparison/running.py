@@ -28,7 +28,11 @@ from autobalance_bench.comparison.cells import Cell, run_cell
 from autobalance_bench.comparison.methods import METHODS
 from autobalance_bench.comparison.store import Store
 
-_INSTALLED_BY = {"optuna": "optuna", "kornia": "'autobalance[vision]'"}
+_INSTALLED_BY = {
+    "optuna": "optuna",
+    "kornia": "'autobalance[vision]'",
+    "lightgbm": "'autobalance[boosting]'",
+}
 _UNFIT = {
     "threading": "its cells would share one random state, so that none could be repeated",
     "multiprocessing": "it gives records back only when all cells have ended",
