@@ -84,6 +84,7 @@ copybutton_prompt_is_regexp = True
 
 nb_execution_mode = os.environ.get("AUTOBALANCE_NOTEBOOKS", "force")
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 

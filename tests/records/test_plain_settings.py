@@ -22,6 +22,7 @@ from autobalance.objectives.aggregates import (
 )
 from autobalance.objectives.base import Objective
 from autobalance.objectives.combined import Blend, BoundedGap
+from autobalance.objectives.costs import cost_matrix
 from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.registry import GAPS, NAMED
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError
@@ -45,6 +46,7 @@ OBJECTIVES = [
     ParityGap(softness=0.1),
     Blend.of(0.3, BalancedError(over="class_and_group"), OddsGap(over_classes="max")),
     BoundedGap(main=CVaRError(), bound=0.1, multiplier=0.5),
+    cost_matrix([[0.0, 2.0], [5.0, 0.0]]),
 ]
 SOLVERS = [
     getattr(solvers, name)()

@@ -24,7 +24,7 @@ from autobalance.records import checkpoint_files, output_folder, run_status
 from autobalance.report import REPORT, explanation, read_run
 from autobalance.sklearn import AutoBalanceClassifier
 
-_RECORDED_OPTIONS = ("table", "target", "groups", "missing_groups", "test", "augment", "arms")
+_RECORDED_OPTIONS = ("table", "target", "groups", "missing_groups", "test", "augment", "arms", "retrain")
 """Options that the settings of a search do not hold, for its record."""
 
 Columns = tuple[pd.DataFrame, Any, Any]
@@ -95,6 +95,7 @@ def build_classifier(options: Namespace, out: Path | None) -> AutoBalanceClassif
         options.objective,
         augment=None if options.augment == "none" else options.augment,
         arms=None if options.arms == "none" else options.arms,
+        retrain=options.retrain,
         recipe=recipe,
         settings=settings,
         missing_groups=options.missing_groups,

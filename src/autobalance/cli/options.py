@@ -205,6 +205,8 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
         "race a few ways to train first, such as a cosine classifier, or train as the recipe says"
     )
     _add(fit, "--arms", arms, Literal["default", "none"], default="default")
+    again = "train a new network on all rows with the loss found, or let the search's own train on with them"
+    _add(fit, "--retrain", again, Literal["anew", "continue"], default="anew")
     test = "labelled table to watch during the search and to evaluate the network on; no choice depends on it"
     _add_optional(fit, "--test", test)
     log = "write the curves of search and retraining into the folder logs of the RUN"
