@@ -7,7 +7,8 @@ The tables are the suite's, eleven as they are and eight with one class against 
 as it comes and with max_delta_step=1, on one thread; see `out_of_fold.py`. On the same out-of-fold
 probabilities: no adjustment; post hoc logit adjustment, l = log pi; the tau of 31 from 0 to 3 with
 the lowest balanced error; `design_adjustment` for the balanced error and for the worst class; and for
-two classes scikit-learn's TunedThresholdClassifierCV on the same folds. Test errors are in percent.
+two classes scikit-learn's TunedThresholdClassifierCV on the same folds. Test errors are in
+percent, and expected over draws where the decisions for the worst class are drawn.
 
 FOLDER keeps the probabilities in `scores/` and a line for each finished run in `cells.jsonl`; neither is
 made again.
@@ -36,18 +37,25 @@ MEASURES = ("balanced", "worst")
 Cell = dict[str, Any]
 
 
-# Methods: from the scores to the predictions on test rows, and what to keep of how they came about
+# Methods: from the scores to the decisions on test rows ``(n, k)``, and what to keep of how they came about
 
 
 def _adjusted(scores: Scores, tau: float) -> np.ndarray:
-    return (_logs(scores.test) - tau * _log_prior(scores)).argmax(axis=1)
+    return _one_hot((_logs(scores.test) - tau * _log_prior(scores)).argmax(axis=1), scores)
+
+
+def _one_hot(predicted: np.ndarray, scores: Scores) -> np.ndarray:
+    return np.eye(scores.test.shape[1])[predicted]
 
 
 def _tuned_tau(scores: Scores) -> tuple[np.ndarray, Cell]:
     held = scores.fold >= 0
     z, target = _logs(scores.out_of_fold[held]), scores.target[held]
     values = [
-        errors(target, (z - tau * _log_prior(scores)).argmax(axis=1))["balanced"] for tau in TAUS
+        errors(target, np.eye(z.shape[1])[(z - tau * _log_prior(scores)).argmax(axis=1)])[
+            "balanced"
+        ]
+        for tau in TAUS
     ]
     tau = float(TAUS[int(np.argmin(values))])
     return _adjusted(scores, tau), {"tau": tau}
@@ -63,7 +71,7 @@ def _designed(scores: Scores, objective: str) -> tuple[np.ndarray, Cell]:
         resamples=0,
     )
     details = {"chosen": adjustment.chosen, "tau": adjustment.tau, "gain": adjustment.gain}
-    return adjustment.predict(scores.test), details
+    return adjustment.decision_shares(scores.test), details
 
 
 class KeptProbabilities(ClassifierMixin, BaseEstimator):
@@ -93,9 +101,9 @@ def _tuned_threshold(scores: Scores) -> tuple[np.ndarray, Cell]:
     try:
         model.fit(rows[:, None], scores.target)
     except ValueError as error:  # It refuses scores that are nearly constant in a fold.
-        return scores.test.argmax(axis=1), {"refused": str(error)}
+        return _one_hot(scores.test.argmax(axis=1), scores), {"refused": str(error)}
     predicted = model.predict(-1 - np.arange(len(scores.test))[:, None])
-    return np.asarray(predicted), {"threshold": float(model.best_threshold_)}
+    return _one_hot(np.asarray(predicted), scores), {"threshold": float(model.best_threshold_)}
 
 
 RUNS: dict[str, Callable[[Scores], tuple[np.ndarray, Cell]]] = {
@@ -108,9 +116,13 @@ RUNS: dict[str, Callable[[Scores], tuple[np.ndarray, Cell]]] = {
 }
 
 
-def errors(target: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Mean and largest of the errors of the classes that have test rows, in percent."""
-    per_class = [100.0 * np.mean(predicted[target == c] != c) for c in np.unique(target)]
+def errors(target: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+    """Mean and largest of the errors of the classes that have test rows, in percent.
+
+    Shares ``(n, k)`` say how often each class is decided: where decisions are drawn, errors are those
+    expected over draws.
+    """
+    per_class = [100.0 * np.mean(1.0 - shares[target == c, c]) for c in np.unique(target)]
     return {"balanced": float(np.mean(per_class)), "worst": float(np.max(per_class))}
 
 
@@ -149,10 +161,10 @@ def run_all(options: argparse.Namespace) -> None:
         scores = load_scores(table, two_class, seed, variant, folder=options.out, data=options.data)
         for method in methods:
             begun = time.process_time()
-            predicted, details = RUNS[method](scores)
+            shares, details = RUNS[method](scores)
             cell = {
                 "table": table, "two_class": two_class, "seed": seed, "variant": variant,
-                "method": method, **errors(scores.test_target, predicted),
+                "method": method, **errors(scores.test_target, shares),
                 "seconds": time.process_time() - begun, "details": details,
             }  # fmt: skip
             with path.open("a") as file:

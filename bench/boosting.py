@@ -35,7 +35,7 @@ from autobalance.bilevel.result import used_versions
 from autobalance.data.array_data import ArrayData
 from autobalance.records.metrics import classification_report
 from autobalance.records.settings import SearchSettings
-from autobalance.spaces.hierarchical_space import HierarchicalSpace
+from autobalance.spaces import HierarchicalSpace, build_space
 from autobalance_bench.comparison.configuration import read_configuration
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition, definition_of
 from autobalance_bench.comparison.datasets import Problem, load_problem
@@ -97,7 +97,8 @@ class Case:
 
     @cached_property
     def designed(self) -> ParametricCrossEntropy:
-        return self.searched()
+        objective = self.task.objective
+        return self.searched(space=lambda counts: build_space(None, counts, objective, gamma=None))
 
     def searched(self, **options: Any) -> ParametricCrossEntropy:
         task = self.task

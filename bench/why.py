@@ -140,7 +140,9 @@ def tracked_search(
             lower.step(loss)
             if lower.done > begin and (lower.done - begin) % settings.every == 0:
                 for group in tuner.upper_optimizer.param_groups:
-                    group["lr"] = settings.lr * lower.lr_factor()
+                    group["lr"] = settings.lr * lower.recipe.lr_factor(
+                        max(0, lower.done - 1), lower.total
+                    )
                 tuner.step(lower.module, lower.recent[-1], held.batch(next(draws)))
                 places.append(copy.deepcopy(loss.space.state_dict()))
             if lower.done % look_every == 0 or lower.done == lower.total:

@@ -18,6 +18,7 @@ from .bilevel import (
     frontier,
     retrain,
     search,
+    search_and_train,
 )
 from .calibration import corrected_probabilities, fit_temperature
 from .cli.run_folder import save_search
@@ -137,6 +138,7 @@ __all__ = [
     "retrain_head",
     "save_search",
     "search",
+    "search_and_train",
     "search_head",
     "tensor_operations",
     "with_normalized_head",

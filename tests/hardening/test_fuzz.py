@@ -179,7 +179,7 @@ def test_no_pickle_is_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     shutil.copy(run / "data.csv", "data.csv")
     bombs = [pickle.dumps(Bomb()), stream.getvalue(), array.getvalue()]
     for bomb in bombs:
-        for name in (*RECORDS, "search.checkpoint", "retrain.checkpoint"):
+        for name in (*RECORDS, "search.checkpoint", "search.checkpoint.training"):
             shutil.copytree(run / "run", "run", dirs_exist_ok=True)
             Path("run", name).write_bytes(bomb)
             clean(lambda: load_run("run"))

@@ -333,7 +333,7 @@ def test_cells_can_be_sent_elsewhere() -> None:
 # How it is computed, and going on -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["ldam_drw", "head_retraining", "vs_tuned", "autobalance"])
+@pytest.mark.parametrize("method", ["ldam_drw", "head_retraining", "vs_tuned", "autobalance_plain"])
 def test_networks_are_computed_as_the_comparison_says(
     folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -358,7 +358,7 @@ def test_networks_are_computed_as_the_comparison_says(
     # of the final choice each network is made anew: the designed loss, its start, and the result
     assert (
         len(compiled)
-        == {"ldam_drw": 1, "head_retraining": 2, "vs_tuned": 3, "autobalance": 2}[method]
+        == {"ldam_drw": 1, "head_retraining": 2, "vs_tuned": 3, "autobalance_plain": 2}[method]
     )
     assert torch.bfloat16 in kinds
     simple = run_cell(one)

@@ -9,6 +9,13 @@ from autobalance.bilevel.held_out import split_rows, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger, local_logger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER, LossTuner, UpperStep, gradients_of
 from autobalance.bilevel.network_search import search
+from autobalance.bilevel.one_run import (
+    RELEASE,
+    Retraining,
+    TrainedSearch,
+    search_and_train,
+    training_file,
+)
 from autobalance.bilevel.pareto_frontier import (
     MIXES,
     Baseline,
@@ -35,6 +42,7 @@ __all__ = [
     "DEFAULT_ARMS",
     "DEFAULT_SOLVER",
     "MIXES",
+    "RELEASE",
     "Arm",
     "Baseline",
     "BilevelSearch",
@@ -50,9 +58,11 @@ __all__ = [
     "Outcomes",
     "Progress",
     "ProgressListener",
+    "Retraining",
     "SearchResult",
     "SearchSpec",
     "Train",
+    "TrainedSearch",
     "UpperStep",
     "as_arms",
     "baselines",
@@ -67,9 +77,11 @@ __all__ = [
     "race_file",
     "retrain",
     "search",
+    "search_and_train",
     "seed_random_state",
     "split_rows",
     "splits_of",
+    "training_file",
     "used_versions",
     "with_arm",
 ]

@@ -193,9 +193,14 @@ class LowerLevel:
         self.check()
         self.done, self.total = 0, total
 
-    def lr_factor(self) -> float:
-        """Share of the peak learning rate that the last step used."""
-        return self.recipe.lr_factor(max(0, self.done - 1), self.total)
+    def train_on(
+        self, data: ArrayData, options: TrainingOptions, augment: nn.Module | None
+    ) -> None:
+        """Draw the batches of the steps that are left from other data, on the device."""
+        self.data, self.augment = data, augment
+        self.recent.clear()
+        self._drawn.clear()
+        self.batches = self._build_stream(options)
 
     def state_dict(self) -> dict[str, Any]:
         """What continues the training elsewhere, beside the global random state; checked first."""
@@ -267,7 +272,10 @@ class NetworkFolds:
         ]
         self.processes = self.folds[0].lower.processes
         self.processes.seed_per_rank(spec.seed)
+        if spec.release is not None:  # The one network's training goes on, with all of the data.
+            self.folds[0].lower.total = spec.recipe.steps(len(spec.data))
         self.steps_per_run = self.folds[0].lower.total
+        self.search_steps = max(1, round((spec.release or 1.0) * self.steps_per_run))
         self.cells = [held.cells() for _, held in splits]
         self.sample_weights = [held.sample_weight for _, held in splits]
         held = splits[0][1]
@@ -295,8 +303,10 @@ class NetworkFolds:
                     lower.network, [*lower.recent], held, optimizer=lower.optimizer, replica=i
                 )
             results.append(hypergradient)
-        # Weights that hardly move no longer answer the loss, so that its rate falls with theirs.
-        rate = self.spec.settings.lr * self.folds[0].lower.lr_factor()
+        # Weights that hardly move no longer answer the loss, so that its rate falls with theirs; it is 0
+        # at the end of the search also where training goes on.
+        done = max(0, self.folds[0].lower.done - 1)
+        rate = self.spec.settings.lr * self.spec.recipe.lr_factor(done, self.search_steps)
         for group in self.upper.tuner.upper_optimizer.param_groups:
             group["lr"] = rate
         return results
@@ -326,6 +336,7 @@ class NetworkFolds:
 
     def restart(self, total: int) -> None:
         """Go on from the present weights for so many steps, under the learning rate's schedule anew."""
+        self.search_steps = total
         for fold in self.folds:
             fold.lower.restart(total)
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.records import Precision, RacedArm, Recipe, SearchSettings
 from autobalance.spaces import SpaceFactory, TunableCrossEntropy
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 AUGMENTATION_EXAMPLES = 256
 """Number of examples from which an augmentation is built when the inputs are stored in files or as bytes."""
@@ -146,43 +149,97 @@ def search(
     ----------
     Li et al., "AutoBalance: Optimized Loss Functions for Imbalanced Data", NeurIPS 2021.
     """
-    check_options(recipe, settings, seed, progress, precision)
-    recipe = recipe or Recipe()
-    data = as_data(data)
-    validation = None if validation is None else as_data(validation, "validation")
-    test = None if test is None else as_data(test, "test")
-    warn_of_min_steps(recipe, len(data))
-    spec = SearchSpec(
-        model_factory=model_factory, data=data, validation=validation,
-        objective=as_objective(objective), space=space, augment=augment, recipe=recipe,
-        settings=settings or SearchSettings(), solver=solver, seed=seed, device=device,
-        checkpoint=checkpoint, test=test, precision=precision,
+    spec = make_spec(
+        model_factory, data, validation=validation, objective=objective, space=space, augment=augment,
+        recipe=recipe, settings=settings, solver=solver, seed=seed, device=device,
+        checkpoint=checkpoint, progress=progress, test=test, precision=precision,
     )  # fmt: skip
-    racing = as_arms(arms)
-    with seed_random_state(seed), reading(data, validation, test):
-        arm, raced = _race(spec, racing, progress) if racing else (None, [])
-        if arm is not None:
-            spec = with_arm(spec, arm)
-            torch.manual_seed(seed)
-        run = build_network_search(spec)
-        run.arm, run.raced = arm, raced
-        absent = undefined_objective(spec.objective, run.settings["validation_counts"])
-        if absent:
-            warnings.warn(
-                f"{absent} The objective is not defined there and leaves them out, so a gap or a worst "
-                "case may be larger than it says: merge small groups, or add data.",
-                stacklevel=2,
-            )
-        log = LoggerAdapter(logger, writes=run.problem.processes.rank == 0)
-        with log.open():
-            result = run.complete(progress, log)
-        designed = next((c.loss for c in result.candidates if c.name == "designed"), result.loss)
-        predictions, logits = run.problem.predict_for_calibration()
-        result = replace(
-            result,
-            held_out=evaluate_held_out(run.problem.splits, predictions),
-            calibration=calibrate(run.problem.splits, logits, designed),
+    warn_of_min_steps(spec.recipe, len(spec.data))
+    with seed_random_state(spec.seed), reading(spec.data, spec.validation, spec.test):
+        return run_search(spec, as_arms(arms), progress, logger)[1]
+
+
+class SearchOptions(TypedDict, total=False):
+    """The options of `search`, with its defaults."""
+
+    validation: ArrayData | Dataset[Any] | None
+    objective: str | Objective
+    space: SpaceFactory | None
+    augment: AugmentChoice
+    recipe: Recipe | None
+    settings: SearchSettings | None
+    solver: Solver
+    seed: int
+    device: str
+    checkpoint: str | Path | None
+    progress: ProgressListener | None
+    logger: MetricLogger | None
+    test: ArrayData | Dataset[Any] | None
+    precision: Precision
+    arms: Sequence[Arm] | str | None
+
+
+def make_spec(
+    model_factory: ModelFactory,
+    data: ArrayData | Dataset[Any],
+    *,
+    release: float | None = None,
+    **options: Unpack[SearchOptions],
+) -> SearchSpec:
+    """What these options ask of a search; errors as for `search`."""
+    recipe, settings = options.get("recipe"), options.get("settings")
+    seed, precision = options.get("seed", 0), options.get("precision", "32-true")
+    check_options(recipe, settings, seed, options.get("progress"), precision)
+    validation, test = options.get("validation"), options.get("test")
+    return SearchSpec(
+        model_factory=model_factory,
+        data=as_data(data),
+        validation=None if validation is None else as_data(validation, "validation"),
+        test=None if test is None else as_data(test, "test"),
+        objective=as_objective(options.get("objective", "balanced_error")),
+        space=options.get("space"),
+        augment=options.get("augment"),
+        recipe=recipe or Recipe(),
+        settings=settings or SearchSettings(),
+        solver=options.get("solver", DEFAULT_SOLVER),
+        seed=seed,
+        device=options.get("device", "auto"),
+        checkpoint=options.get("checkpoint"),
+        precision=precision,
+        release=release,
+    )
+
+
+def run_search(
+    spec: SearchSpec,
+    arms: Sequence[Arm],
+    progress: ProgressListener | None,
+    logger: MetricLogger | None,
+) -> tuple[NetworkSearch, SearchResult]:
+    """The race, the search of its winner, and what the held-out data say; with the random state seeded."""
+    arm, raced = _race(spec, arms, progress) if arms else (None, [])
+    if arm is not None:
+        spec = with_arm(spec, arm)
+        torch.manual_seed(spec.seed)
+    run = build_network_search(spec)
+    run.arm, run.raced = arm, raced
+    absent = undefined_objective(spec.objective, run.settings["validation_counts"])
+    if absent:
+        warnings.warn(
+            f"{absent} The objective is not defined there and leaves them out, so a gap or a worst "
+            "case may be larger than it says: merge small groups, or add data.",
+            stacklevel=3,
         )
+    log = LoggerAdapter(logger, writes=run.problem.processes.rank == 0)
+    with log.open():
+        result = run.complete(progress, log)
+    designed = next((c.loss for c in result.candidates if c.name == "designed"), result.loss)
+    predictions, logits = run.problem.predict_for_calibration()
+    result = replace(
+        result,
+        held_out=evaluate_held_out(run.problem.splits, predictions),
+        calibration=calibrate(run.problem.splits, logits, designed),
+    )
     if result.collapsed:
         assert result.held_out is not None
         [only] = np.flatnonzero(np.sum(result.held_out.predicted, axis=0))
@@ -190,9 +247,9 @@ def search(
             f"At the end of the search the network predicts class {only} for every held-out example. "
             "Do not use this loss as it is. Lower the recipe's lr or train for longer; with a gap "
             "between groups in the objective, give it less weight or a looser bound.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return result
+    return run, result
 
 
 def _race(
@@ -280,7 +337,7 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
     )
     upper = StochasticUpperLevel(loss, spec, masses, augment, effective)
     problem = NetworkFolds(spec, splits, fabric, upper, loss.frozen().cpu(), augment)
-    total = problem.steps_per_run
+    total = problem.search_steps
     record = {
         "recipe": spec.recipe.to_dict(),
         "search": settings.to_dict(),
@@ -290,6 +347,7 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
         "examples": len(data),
         "class_counts": _counts_by_row(data),
         "validation_counts": held_counts.tolist(),
+        **({} if spec.release is None else {"release": spec.release}),
     }
     run = NetworkSearch(spec, loss, problem, upper, total=total, settings=record, augment=augment)
     run.warmup = max(1, round(settings.warmup * total))

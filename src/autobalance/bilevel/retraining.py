@@ -149,7 +149,7 @@ def retrain(
         }
         saved = _open_checkpoint(checkpoint, lower, own_loss, data, identity)
         log = LoggerAdapter(logger, writes=lower.processes.rank == 0)
-        _train(lower, own_loss, saved, log, progress)
+        train_to_the_end(lower, own_loss, saved, log, progress)
         lower.processes.broadcast_buffers(lower.module)
         saved.save()
     return lower.result()
@@ -179,7 +179,7 @@ def _open_checkpoint(
     return saved
 
 
-def _train(
+def train_to_the_end(
     lower: LowerLevel,
     loss: FixedLoss,
     saved: Checkpoint,

@@ -22,6 +22,8 @@ class SearchSpec:
 
     The fields are those of `search`. Without a `model_factory` the lower level is a linear head on
     frozen features, to which recipe, solver, checkpoint, augment, test and precision mean nothing.
+    `release` is the share of one run's steps that the search has, in a run that then trains on with
+    what was held out; None for a search alone.
 
     Raises
     ------
@@ -43,6 +45,7 @@ class SearchSpec:
     augment: AugmentChoice = None
     test: ArrayData | None = None
     precision: Precision = "32-true"
+    release: float | None = None
 
     def build_space(self, data: ArrayData) -> DesignSpace:
         """The design space at its start, for training data, with a row for unknown groups if need be."""

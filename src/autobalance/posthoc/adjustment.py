@@ -333,6 +333,8 @@ def design_adjustment(
         weight=weight,
         log_prior=np.log(counts / counts.sum()),
     )
+    if not isinstance(goal, CostMatrix):  # all else is decided from the rows, which are smaller
+        z = None
     options = {"randomised": randomised, "resamples": resamples, "seed": seed}
     return _design(rows, z, goal, counts, kind, standardisation, **options)
 
@@ -350,7 +352,7 @@ def _standardise(
 
 def _design(
     rows: RivalScores,
-    z: np.ndarray,
+    z: np.ndarray | None,
     goal: Objective,
     counts: np.ndarray,
     kind: ScoreKind,
@@ -365,7 +367,7 @@ def _design(
     target = rows.target.numpy()
 
     def losses_of(rule: DecisionRule, some: np.ndarray) -> np.ndarray:
-        if not isinstance(goal, CostMatrix):
+        if not isinstance(goal, CostMatrix) or z is None:
             return rule.wrong(rows if len(some) == len(rows) else rows.subset(some))
         decided = torch.from_numpy(rule.decide(z[some]))
         return goal.decision_losses(decided, torch.from_numpy(target[some])).numpy()

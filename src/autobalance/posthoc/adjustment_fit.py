@@ -193,16 +193,20 @@ class _Problem:
 
     def _cross_entropy(self, l: Tensor, scale: float) -> tuple[float, np.ndarray, float]:  # noqa: E741
         rows = self.rows
-        others = scale * (rows.rivals - rows.of_rivals(l))
         own = scale * (rows.own - l[rows.target])
-        log_sum = torch.logaddexp(others.logsumexp(dim=0), own)
+        log_sum = torch.empty_like(own)
+        for some in rows.blocks():
+            others = scale * (rows.rivals[:, some] - rows.of_rivals(l, some))
+            log_sum[some] = torch.logaddexp(others.logsumexp(dim=0), own[some])
         value, each = self._aggregate(log_sum - own)
-        p = others.sub_(log_sum).exp_()
         missing = 1.0 - (own - log_sum).exp()  # the rivals' share
         gradient = torch.zeros(rows.shape[1], dtype=torch.float64)
         gradient.index_add_(0, rows.target, (scale * each * missing).double())
         # d value / d log a = a sum_i each_i (sum_j p_ij (z_ij - l_j) - missing_i (z_iy - l_y))
-        mean = (p * rows.rivals).sum(dim=0) - (p * rows.of_rivals(l)).sum(dim=0)
-        along = float((each * (scale * mean - missing * own)).sum())
-        rows.add_by_rival(gradient, p.mul_(-scale * each))
+        along = -float((each * missing * own).sum())
+        for some in rows.blocks():
+            others = scale * (rows.rivals[:, some] - rows.of_rivals(l, some))
+            p = (others - log_sum[some]).exp_().mul_(each[some])
+            along += float((p * others).sum())
+            rows.add_by_rival(gradient, p.mul_(-scale), some)
         return value, gradient.numpy(), along

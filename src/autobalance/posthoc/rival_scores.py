@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,10 @@ PER_TAU = 16
 TAUS = (0.0, 1.0, 2.0)
 NEVER = -1e5
 """Score of a rival that is none: finite, so that it times a probability of 0 is 0."""
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
+BLOCK = 1 << 17
+"""Scores in a block of examples, half a MiB."""
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -113,16 +117,21 @@ class RivalScores:
         rival = row if self.classes is None else self.classes.gather(0, row[None])[0]
         return self.own - l[self.target] - best, rival
 
-    def of_rivals(self, l: Tensor) -> Tensor:  # noqa: E741
-        """One number per class ``(k,)`` in the layout of the rivals, ``(r, n)`` or ``(k, 1)``."""
-        return l[:, None] if self.classes is None else l[self.classes]
+    def blocks(self) -> Iterator[slice]:
+        """Runs of examples whose scores fit a processor's cache: what is computed of them stays small."""
+        step = max(1, BLOCK // len(self.rivals))
+        return (slice(start, start + step) for start in range(0, len(self), step))
 
-    def add_by_rival(self, into: Tensor, values: Tensor) -> None:
-        """Add values ``(r, n)`` to those of their classes, ``(k,)``, in place."""
+    def of_rivals(self, l: Tensor, some: slice = ALL) -> Tensor:  # noqa: E741
+        """One number per class ``(k,)`` in the layout of the rivals, ``(r, n)`` or ``(k, 1)``."""
+        return l[:, None] if self.classes is None else l[self.classes[:, some]]
+
+    def add_by_rival(self, into: Tensor, values: Tensor, some: slice = ALL) -> None:
+        """Add values ``(r, n)`` of some examples to those of their classes, ``(k,)``, in place."""
         if self.classes is None:
             into += values.sum(dim=1).double()
         else:
-            into.index_add_(0, self.classes.flatten(), values.flatten().double())
+            into.index_add_(0, self.classes[:, some].flatten(), values.flatten().double())
 
     def wrong(self, l: np.ndarray) -> np.ndarray:  # noqa: E741
         """Which examples are decided wrongly under an adjustment ``(k,)``, shape ``(n,)``."""
@@ -131,16 +140,18 @@ class RivalScores:
 
 def _prune(scores: np.ndarray, y: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The best rivals of each example: scores ``(r, n)``, classes ``(r, n)``, and own scores ``(n,)``."""
-    rivals, classes, own = [], [], []
-    for start in range(0, len(scores), ROWS_AT_ONCE):
+    n, r = len(scores), len(TAUS) * PER_TAU
+    # Filled in place: blocks kept beside the loop's temporaries would hold several times their memory.
+    rivals, classes = torch.empty(r, n), torch.empty(r, n, dtype=torch.int64)
+    own = torch.empty(n)
+    for start in range(0, n, ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
         z = torch.from_numpy(scores[part].astype(np.float32))
-        own.append(z.gather(1, y[part, None])[:, 0].clone())
+        own[part] = z.gather(1, y[part, None])[:, 0]
         z.scatter_(1, y[part, None], NEVER)
         best = [(z - tau * log_prior).topk(PER_TAU, dim=1).indices for tau in TAUS]
         index = torch.cat(best, dim=1).sort(dim=1).values
         kept = z.gather(1, index)
         kept[:, 1:][index[:, 1:] == index[:, :-1]] = NEVER
-        rivals.append(kept.T)
-        classes.append(index.T)
-    return torch.cat(rivals, dim=1).contiguous(), torch.cat(classes, dim=1), torch.cat(own)
+        rivals[:, part], classes[:, part] = kept.T, index.T
+    return rivals, classes, own

@@ -50,7 +50,8 @@ def log_scores(scores: Any, kind: ScoreKind = "probabilities") -> np.ndarray:
         raise InputError("scores have no row.")
     if kind == "probabilities":
         _check_probabilities(array)
-        return np.log(np.maximum(array, FLOOR))
+        floored = np.maximum(array, FLOOR)
+        return np.log(floored, out=floored)  # in place: scores can be most of the memory
     if np.isnan(array).any() or (array == np.inf).any():
         raise InputError(f"scores must not be NaN or infinite; row {_first_bad(array)} has such.")
     if kind == "decision_values" and np.isinf(array).any():

@@ -29,11 +29,11 @@ def output_folder(path: str | Path, *, overwrite: bool) -> Path:
 
 
 def checkpoint_files(folder: str | Path) -> dict[str, Path]:
-    """Where a fit keeps the state of its race, its search and its retraining."""
-    names = {phase: f"{phase}.checkpoint" for phase in ("search", "retrain")}
-    # `autobalance.bilevel.racing.race_file` puts a race beside its search.
-    names["race"] = f"{names['search']}.race"
-    return {phase: Path(folder) / name for phase, name in names.items()}
+    """Where a fit keeps the state of its search, of the race before it and of the training after it."""
+    search = Path(folder) / "search.checkpoint"
+    # So `autobalance.bilevel.race_file` and `training_file` name them.
+    others = {phase: search.with_name(f"{search.name}.{phase}") for phase in ("race", "training")}
+    return {"search": search, **others}
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

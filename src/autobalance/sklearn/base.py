@@ -17,6 +17,7 @@ from autobalance.bilevel import (
     MetricLogger,
     ProgressListener,
     SearchResult,
+    TrainedSearch,
     retrain,
 )
 from autobalance.calibration import class_masses
@@ -68,7 +69,10 @@ class ClassifierBase(NestedParameters):
     _nested_defaults: ClassVar[Mapping[str, type]] = {"recipe": Recipe, "settings": SearchSettings}
 
     def adopt(self, partial: object) -> None:
-        """Take over what a search found, whole or in part; anything else is left alone."""
+        """Take over what a run found, whole or in part; anything else is left alone."""
+        if isinstance(partial, TrainedSearch):
+            self.module_ = mark(partial.network, self.input_)
+            partial = partial.result
         if isinstance(partial, SearchResult):
             self.result_, self.loss_ = partial, partial.loss
             measured = partial.calibration

@@ -21,10 +21,17 @@ from autobalance.bilevel import (
     Interrupted,
     MetricLogger,
     ProgressListener,
+    Retraining,
     predict_logits,
-    search,
+    search_and_train,
 )
-from autobalance.calibration import Prior, corrected_probabilities, evaluate_logits, fit_temperature
+from autobalance.calibration import (
+    Prior,
+    class_masses,
+    corrected_probabilities,
+    evaluate_logits,
+    fit_temperature,
+)
 from autobalance.data import (
     ArrayData,
     MissingGroups,
@@ -75,6 +82,9 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
     arms : "default", sequence of Arm or None
         Ways to train that are raced before the search, as in `search`; None leaves the network and the
         recipe as they are.
+    retrain : {"anew", "continue"}
+        Whether a new network is trained on everything with the loss found, or the search's own network
+        trains on with what was held out, in one run; see `search_and_train`.
     solver : Solver, optional
         How hypergradients are solved for; by default as in `search`.
     missing_groups : {"refused", "unknown"}
@@ -157,6 +167,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         space: SpaceFactory | None = None,
         augment: AugmentChoice = None,
         arms: Sequence[Arm] | str | None = "default",
+        retrain: Retraining = "anew",
         solver: Solver | None = None,
         missing_groups: MissingGroups = "refused",
         encode: bool | None = None,
@@ -173,6 +184,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         self.space = space
         self.augment: AugmentChoice = augment
         self.arms = arms
+        self.retrain: Retraining = retrain
         self.solver = solver
         self.missing_groups: MissingGroups = missing_groups
         self.encode = encode
@@ -255,10 +267,14 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         held = None if validation is None else self._held_out(validation, data, "validation")
         watched = None if test is None else self._held_out(test, data, "test")
         files = {} if self.checkpoint is None else checkpoint_files(self.checkpoint)
+        whole = data if held is None else concatenated(data, held)
+        self.class_masses_ = class_masses(whole)
         try:
-            result = search(
+            trained = search_and_train(
                 network_factory(self.module, data),
                 data,
+                retrain=self.retrain,
+                release_validation=True,
                 validation=held,
                 objective=self.objective,
                 space=self.space,
@@ -277,13 +293,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         except (TrainingDiverged, Interrupted) as stopped:
             self.adopt(stopped.partial)
             raise
-        self.adopt(result)
-        self._retrain(
-            data if held is None else concatenated(data, held),
-            checkpoint=files.get("retrain"),
-            seed=seed,
-            logger=self.logger,
-        )
+        self.adopt(trained)
 
     def _held_out(self, given: Any, data: ArrayData, what: str) -> ArrayData:
         return held_out_arrays(

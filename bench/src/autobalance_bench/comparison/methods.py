@@ -20,12 +20,14 @@ from autobalance.bilevel import (
     Arm,
     FixedLoss,
     ModelFactory,
+    Retraining,
     SearchResult,
     SearchSpec,
     predict_logits,
     race,
     retrain,
     search,
+    search_and_train,
     splits_of,
     with_arm,
 )
@@ -397,16 +399,18 @@ def _designed(
     space: Callable[[np.ndarray], DesignSpace] | None = None,
     augment: AugmentChoice = None,
     arms: str | None = None,
+    delta: bool = False,
+    retraining: Retraining = "anew",
     **changes: Any,
 ) -> Callable[[Task], Trained]:
     """Search and retrain with the task's settings, but for these changes.
 
-    Without a race and a space of its own delta is left out, as it was in the default of version 0.1.
+    Without a space of its own `delta` says whether it is learned; it was not in the default of version 0.1.
     """
 
     def run(task: Task) -> Trained:
         own = space
-        if own is None and arms is None:
+        if own is None and not delta:
             own = lambda counts: build_space(None, counts, task.objective, gamma=None)  # noqa: E731
         settings = replace(task.settings, **changes)
         return _search_and_retrain(
@@ -417,28 +421,39 @@ def _designed(
             space=own,
             augment=augment or task.augment,
             arms=arms,
+            retraining=retraining,
         )
 
     return run
 
 
 def _search_and_retrain(
-    task: Task, objective: Objective, settings: SearchSettings, recipe: Recipe, **options: Any
+    task: Task,
+    objective: Objective,
+    settings: SearchSettings,
+    recipe: Recipe,
+    *,
+    retraining: Retraining = "anew",
+    **options: Any,
 ) -> Trained:
+    network: nn.Module | None = None
     with warnings.catch_warnings():
         # in the details, not between the lines of a comparison
         warnings.filterwarnings("ignore", "At the end of the search", UserWarning)
-        result = search(
-            task.execution.apply(task.network),
-            task.data,
-            validation=task.validation,
-            objective=objective,
-            recipe=recipe,
-            settings=settings,
-            seed=task.seed,
+        given = {
+            "validation": task.validation,
+            "objective": objective,
+            "recipe": recipe,
+            "settings": settings,
+            "seed": task.seed,
             **task.where(),
             **options,
-        )
+        }
+        factory = task.execution.apply(task.network)
+        if retraining == "continue":
+            network, result = search_and_train(factory, task.data, **given)
+        else:
+            result = search(factory, task.data, **given)
     details = {
         "design": result.design,
         "choice": result.choice,
@@ -450,6 +465,8 @@ def _search_and_retrain(
     if result.arm is not None:
         details["arm"] = result.arm.name
         details["race"] = [vars(record) for record in result.race]
+    if network is not None:
+        return Trained(unwrap(network), result.training_runs, details)
     model = task.train(result, recipe=recipe, augment=result.augment)
     return Trained(model, 1.0 + result.training_runs, details)
 
@@ -734,7 +751,32 @@ METHODS: dict[str, Method] = {
         "Logit adjustment, raced", "ours", _raced, uses_objective=True, uses_settings=True
     ),
     "autobalance": Method(
-        "autobalance", "ours", _designed(arms="default"), uses_objective=True, uses_settings=True
+        "autobalance",
+        "ours",
+        _designed(arms="default", delta=True),
+        uses_objective=True,
+        uses_settings=True,
+    ),
+    "autobalance_raced_one_run": Method(
+        "autobalance, race and one run",
+        "ours",
+        _designed(arms="default", delta=True, retraining="continue"),
+        uses_objective=True,
+        uses_settings=True,
+    ),
+    "autobalance_one_run": Method(
+        "autobalance, one run",
+        "ours",
+        _designed(delta=True, retraining="continue"),
+        uses_objective=True,
+        uses_settings=True,
+    ),
+    "autobalance_two_runs": Method(
+        "autobalance, no race",
+        "ours",
+        _designed(delta=True),
+        uses_objective=True,
+        uses_settings=True,
     ),
     "autobalance_plain": Method(
         "autobalance, neither race nor delta",

@@ -144,7 +144,7 @@ def exponentiated_gradient(
     task: Task,
     eps_values: Sequence[float] = EPSILONS,
     *,
-    base: Base = "network",
+    base: Base | BaseEstimator = "network",
     share: float = 0.2,
     max_iter: int = 50,
 ) -> list[Mitigated]:
@@ -166,10 +166,11 @@ def exponentiated_gradient(
     eps_values : sequence of float
         Bounds eps in (0, 1). With two groups the training data's DEO is at most 4 eps, but for what
         the game leaves unsolved. As in the paper eps sets the multipliers' bound too, at 1 / eps.
-    base : {"logistic", "boosting", "network"}
+    base : {"logistic", "boosting", "network"} or estimator
         Base learner: scikit-learn's logistic regression or histogram gradient boosting, as they come,
-        or the task's network under a shortened recipe, for comparison with losses that train it. It
-        is trained some 20 times per bound, and far more often where the game takes long.
+        or the task's network under a shortened recipe, for comparison with losses that train it; or
+        any classifier of scikit-learn that takes weights. It is trained some 20 times per bound, and
+        far more often where the game takes long.
     share : float
         Epochs and least steps of a network's run, as a share of the recipe's, in (0, 1].
     max_iter : int
@@ -193,7 +194,9 @@ def exponentiated_gradient(
     """
     reductions = _fairlearn("reductions")
     _check_binary(task)
-    check_choice("base", base, ("logistic", "boosting", "network"))
+    if not isinstance(base, BaseEstimator):
+        check_choice("base", base, ("logistic", "boosting", "network"))
+    title = base if isinstance(base, str) else type(base).__name__
     eps_values = [check_fraction("eps", eps) for eps in eps_values]
     if check_positive("share", share) > 1.0:
         raise InputError(f"share must lie in (0, 1]; got {share}.")
@@ -219,14 +222,14 @@ def exponentiated_gradient(
         reduction.fit(inputs, target, sensitive_features=groups)
         details = {
             "eps": eps,
-            "base": base,
+            "base": title,
             "fits": reduction.n_oracle_calls_,
             "classifiers": int((reduction.weights_ > 0).sum()),
             "gap": float(reduction.best_gap_),
         }
         found.append(
             Mitigated(
-                f"Exponentiated gradient ({base}), eps {eps:g}",
+                f"Exponentiated gradient ({title}), eps {eps:g}",
                 _Mixture(reduction),
                 needs_groups=False,
                 training_runs=reduction.n_oracle_calls_ * (share if base == "network" else 1.0),
@@ -373,7 +376,9 @@ class _NetworkEstimator:
         return predict_logits(self.model_, torch.as_tensor(X)).argmax(dim=1).numpy()
 
 
-def _base_learner(task: Task, base: Base, share: float) -> Any:
+def _base_learner(task: Task, base: Base | BaseEstimator, share: float) -> Any:
+    if isinstance(base, BaseEstimator):
+        return base
     if base == "logistic":
         return LogisticRegression(max_iter=1000)
     if base == "boosting":
