@@ -128,6 +128,36 @@ def test_a_run_with_a_value_changed(run: Path, name: str, how: Any, capsys: Any)
 
 
 @BOTH
+@pytest.mark.parametrize("name", ["result.json", "model.json", "adjustment.json"])
+def test_a_run_of_decisions_with_a_value_changed(
+    name: str, how: Any, capsys: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    kept = tmp_path_factory.mktemp("scores")
+    p = np.random.default_rng(0).dirichlet([3.0, 1.0], size=60)
+    frame = pd.DataFrame(p, columns=["p_a", "p_b"]).assign(y=np.where(p[:, 1] > 0.4, "b", "a"))
+    frame.to_csv(kept / "scores.csv", index=False)
+    given_options = ["--target", "y", "--scores", "p_*", "--out", str(kept / "run")]
+    assert cli.main(["adjust", str(kept / "scores.csv"), *given_options]) == 0
+    record = json.loads((kept / "run" / name).read_bytes())
+
+    @how
+    @given(with_a_leaf_changed(record))
+    def check(changed: Any) -> None:
+        shutil.copytree(kept / "run", "run", dirs_exist_ok=True)
+        Path("run", name).write_text(json.dumps(changed))
+        Path("scores.csv").write_text("p_a,p_b\n0.5,0.5\n")
+        for command in (
+            ["predict", "run", "scores.csv", "--out", "out.csv", "--overwrite"],
+            ["explain", "run"],
+            ["report", "run"],
+        ):
+            assert cli.main(command) in (0, 2), capsys.readouterr().err
+        capsys.readouterr()
+
+    check()
+
+
+@BOTH
 def test_records_with_a_value_changed(run: Path, how: Any) -> None:
     record = json.loads((run / "run/result.json").read_bytes())["search"]
 
