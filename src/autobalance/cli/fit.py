@@ -24,7 +24,16 @@ from autobalance.records import checkpoint_files, output_folder, run_status
 from autobalance.report import REPORT, explanation, read_run
 from autobalance.sklearn import AutoBalanceClassifier
 
-_RECORDED_OPTIONS = ("table", "target", "groups", "missing_groups", "test", "augment", "arms", "retrain")
+_RECORDED_OPTIONS = (
+    "table",
+    "target",
+    "groups",
+    "missing_groups",
+    "test",
+    "augment",
+    "arms",
+    "retrain",
+)
 """Options that the settings of a search do not hold, for its record."""
 
 Columns = tuple[pd.DataFrame, Any, Any]
