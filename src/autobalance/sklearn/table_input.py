@@ -53,7 +53,8 @@ class TableInput:
 
         Sets the estimator's `n_features_in_` and `feature_names_in_`. Warns of columns that decide the
         target ``(n,)`` alone. ``encode=None`` encodes dataframes, and arrays unless the user brings an
-        own module. `one_hot` is as for `TableEncoder`, `weight` ``(n,)`` has the rows' weights, see `TableEncoder.fit`.
+        own module. `one_hot` is as for `TableEncoder`, and `weight` ``(n,)`` has the rows' weights, see
+        `TableEncoder.fit`.
 
         Raises
         ------

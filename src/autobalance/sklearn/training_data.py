@@ -246,9 +246,7 @@ def held_out_arrays(
     )
 
 
-def network_factory(
-    module: Any, data: ArrayData, categories: Sequence[int] = ()
-) -> ModelFactory:
+def network_factory(module: Any, data: ArrayData, categories: Sequence[int] = ()) -> ModelFactory:
     """What builds a new network for the data, from the classifier's `module`.
 
     `categories` are as for `TableNetwork`, where the inputs hold codes.
@@ -259,9 +257,7 @@ def network_factory(
         If `module` is no network and builds none.
     """
     if module is None:
-        return lambda: TableNetwork(
-            data.inputs.shape[1], data.num_classes, categories=categories
-        )
+        return lambda: TableNetwork(data.inputs.shape[1], data.num_classes, categories=categories)
     if isinstance(module, nn.Module):
         return lambda: copy.deepcopy(module)
     if not callable(module):
