@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
 
 from autobalance._validation import InputError
+from autobalance.bilevel.loss_tuner import LossTuner
 from autobalance.cli.demo import network
 from autobalance.networks import (
+    CategoryLinear,
     CentralCrop,
     FromBytes,
     Normalize,
@@ -29,6 +33,8 @@ from autobalance.networks import (
     with_new_head,
     without_head,
 )
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
+from autobalance.spaces.tunable_loss import TunableCrossEntropy
 
 
 def test_resnet32_has_the_published_number_of_weights() -> None:
@@ -90,6 +96,67 @@ def test_table_network_is_built_again_from_its_settings() -> None:
     x = torch.randn(6, 5)
     assert torch.equal(again.eval()(x), model(x))
     assert sum(isinstance(m, nn.Dropout) and m.p == 0.2 for m in model) == 2
+
+
+CATEGORIES = (3, 5, 1)
+
+
+def coded_and_one_hot(rows: int = 40) -> tuple[Tensor, Tensor]:
+    """The same rows, two numbers and three categories (some unknown), as codes and as one-hot columns."""
+    numbers = torch.randn(rows, 2)
+    codes = torch.stack([torch.randint(-1, size, (rows,)) for size in CATEGORIES], dim=1)
+    columns = [codes[:, i, None] == torch.arange(size) for i, size in enumerate(CATEGORIES)]
+    one_hot = torch.cat([numbers, *(c.float() for c in columns)], dim=1)
+    return torch.cat([numbers, codes.float()], dim=1), one_hot
+
+
+def test_categories_given_as_codes_train_as_one_hot_columns_do() -> None:
+    torch.manual_seed(0)
+    codes, one_hot = coded_and_one_hot()
+    target = torch.randint(0, 3, (len(codes),))
+    trained = []
+    for inputs, categories in ((codes, CATEGORIES), (one_hot, ())):
+        torch.manual_seed(1)
+        model = TableNetwork(inputs.shape[1], 3, hidden=(8, 6), categories=categories)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for _ in range(20):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), target).backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+        trained.append((model.eval()(inputs), norm))
+    torch.testing.assert_close(trained[0], trained[1], rtol=1e-4, atol=1e-5)
+    assert TableNetwork(5, 3, categories=CATEGORIES).settings["categories"] == [3, 5, 1]
+
+
+def test_the_layer_of_categories_has_all_derivatives() -> None:
+    torch.manual_seed(0)
+    codes, _ = coded_and_one_hot(7)
+    layer = CategoryLinear(2, CATEGORIES, 4).double()
+    weights = tuple(p.detach().clone().requires_grad_() for p in layer.parameters())
+
+    def call(*values: Tensor) -> Tensor:
+        names = (name for name, _ in layer.named_parameters())
+        return functional_call(layer, dict(zip(names, values, strict=True)), (codes.double(),))
+
+    assert gradcheck(call, weights, check_forward_ad=True)
+    assert gradgradcheck(call, weights, check_fwd_over_rev=True)
+
+
+def test_hypergradients_of_a_network_with_categories_go_by_forward_mode() -> None:
+    torch.manual_seed(0)
+    codes, _ = coded_and_one_hot(64)
+    batch = codes, torch.arange(64) % 3
+    model = TableNetwork(5, 3, hidden=(8, 6), categories=CATEGORIES)
+    loss = TunableCrossEntropy(HierarchicalSpace(np.array([30, 20, 10])))
+    step = LossTuner(loss, "balanced_error").step(model, batch, batch)
+    assert not step.skipped
+    assert step.derivative == "forward"
+
+
+def test_categories_without_a_hidden_layer_are_refused() -> None:
+    with pytest.raises(InputError, match="need as many features and a hidden layer"):
+        TableNetwork(5, 3, hidden=(), categories=CATEGORIES)
 
 
 def test_small_cnn_is_the_demos_network() -> None:

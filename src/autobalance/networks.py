@@ -18,6 +18,7 @@ from autobalance.losses import last_linear, new_layer_like
 
 __all__ = [
     "SMALLEST_IMAGE",
+    "CategoryLinear",
     "CentralCrop",
     "FromBytes",
     "Normalize",
@@ -34,6 +35,107 @@ SMALLEST_IMAGE = 7
 """Height and width below which `SmallCNN` has nothing left to flatten."""
 
 
+class _SumOfRows(torch.autograd.Function):
+    """Of each example the sum of some rows of a table: what its one-hot columns times the table are.
+
+    From rows ``(f, h)``, their numbers ``(n, c)`` and factors ``(n, c)``, 0 or 1, to ``(n, h)``. torch's own
+    `embedding_bag` has neither a forward-mode nor a second derivative; the function is linear, so that its
+    derivatives are itself and `_SumOfExamples`, its transpose.
+    """
+
+    @staticmethod
+    def forward(rows: Tensor, index: Tensor, factor: Tensor) -> Tensor:
+        return F.embedding_bag(index, rows, mode="sum", per_sample_weights=factor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        rows, index, factor = inputs
+        ctx.size = len(rows)
+        ctx.save_for_backward(index, factor)
+        ctx.save_for_forward(index, factor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        index, factor = ctx.saved_tensors
+        return _SumOfExamples.apply(gradient, index, factor, ctx.size), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
+        return _SumOfRows.apply(tangent, *ctx.saved_tensors)
+
+
+class _SumOfExamples(torch.autograd.Function):
+    """Of each row ``(f, h)`` the sum of what the examples ``(n, h)`` that take it have: see `_SumOfRows`."""
+
+    @staticmethod
+    def forward(examples: Tensor, index: Tensor, factor: Tensor, size: int) -> Tensor:
+        rows = examples.new_zeros(size, examples.shape[1])
+        # Column by column there is no copy of the examples for each of their categories.
+        for column, known in zip(index.unbind(1), factor.bool().unbind(1), strict=True):
+            if known.all():
+                rows.index_add_(0, column, examples)
+            else:
+                rows.index_add_(0, column[known], examples[known])
+        return rows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, index, factor, ctx.size = inputs
+        ctx.save_for_backward(index, factor)
+        ctx.save_for_forward(index, factor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _SumOfRows.apply(gradient, *ctx.saved_tensors), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
+        return _SumOfExamples.apply(tangent, *ctx.saved_tensors, ctx.size)
+
+
+class CategoryLinear(nn.Module):
+    """`torch.nn.Linear` of numbers and one-hot categories that are given as codes.
+
+    From ``(n, m + c)``, m numbers and the codes of c columns of categories, to ``(n, out_features)``. It
+    starts where the `torch.nn.Linear` of the one-hot columns would, draws as many random numbers, and
+    gives the same up to rounding, but its time does not grow with the number of categories.
+
+    Parameters
+    ----------
+    numbers : int
+        m.
+    categories : sequence of int
+        Number of categories of each of the c columns; codes run from 0, and -1 stands for none of them.
+    out_features : int
+        Width of what it returns.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, numbers: int, categories: Sequence[int], out_features: int) -> None:
+        super().__init__()
+        dense = nn.Linear(numbers + sum(categories), out_features)
+        weight, rows = dense.weight.detach().split([numbers, sum(categories)], dim=1)
+        self.weight = nn.Parameter(weight.clone())
+        self.rows = nn.Parameter(rows.t().contiguous())
+        self.bias = dense.bias
+        offsets = torch.tensor([0, *categories[:-1]]).cumsum(0)
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer makes of numbers and codes ``(n, m + c)``."""
+        codes = x[:, self.weight.shape[1] :]
+        factor = (codes >= 0).to(self.rows.dtype)
+        index = codes.clamp(min=0).long() + self.offsets
+        if torch.compiler.is_compiling() or self.rows.device.type != "cpu":
+            # Operations that every exporter knows; on a GPU the copy of the rows costs nothing.
+            chosen = F.embedding(index, self.rows) * factor.unsqueeze(2)
+            of_categories = chosen.sum(dim=1)
+        else:
+            of_categories = _SumOfRows.apply(self.rows, index, factor)
+        return F.linear(x[:, : self.weight.shape[1]], self.weight, self.bias) + of_categories
+
+
 class TableNetwork(nn.Sequential):
     """Multilayer perceptron with ReLU and dropout, from ``(n, d)`` to logits ``(n, k)``.
 
@@ -45,11 +147,19 @@ class TableNetwork(nn.Sequential):
         Widths of the hidden layers.
     dropout : float
         After each hidden layer, in [0, 1).
+    categories : sequence of int
+        Where the last of the d features are codes of categories, see `CategoryLinear`, the number of
+        categories of each.
 
     Attributes
     ----------
     settings : dict
         These arguments, to build the same network again.
+
+    Raises
+    ------
+    InputError
+        If there are categories, but more than features, or no hidden layer.
     """
 
     def __init__(
@@ -58,16 +168,27 @@ class TableNetwork(nn.Sequential):
         num_classes: int,
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.1,
+        categories: Sequence[int] = (),
     ) -> None:
+        if categories and (len(categories) > num_features or not hidden):
+            raise InputError(
+                f"{len(categories)} columns of categories need as many features and a hidden layer; got "
+                f"num_features={num_features} and hidden={tuple(hidden)}."
+            )
         widths, layers = [num_features, *hidden], []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+            if categories and not layers:
+                layer: nn.Module = CategoryLinear(before - len(categories), categories, after)
+            else:
+                layer = nn.Linear(before, after)
+            layers += [layer, nn.ReLU(), nn.Dropout(dropout)]
         super().__init__(*layers, nn.Linear(widths[-1], num_classes))
         self.settings = {
             "num_features": num_features,
             "num_classes": num_classes,
             "hidden": list(hidden),
             "dropout": dropout,
+            "categories": list(categories),
         }
 
 

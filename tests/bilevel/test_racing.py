@@ -195,7 +195,8 @@ def test_a_cell_of_one_example_takes_the_widest_spread() -> None:
 def test_records_tell_what_each_arm_gave() -> None:
     steps: list[Progress] = []
     taken, records = race(asked(), [AS_IT_IS, COSINE], steps.append)
-    assert [p.phase for p in steps] == ["race", "race"]
+    assert {p.phase for p in steps} == {"race"}
+    assert [(p.step, p.total) for p in steps if not p.rows] == [(15, 30), (30, 30)]
     assert [r.name for r in records] == ["plain", "cosine"]
     assert sorted(r.outcome for r in records) == ["passed over", "taken"]
     assert taken.name == next(r.name for r in records if r.outcome == "taken")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import pandas as pd
 import pytest
 
 from autobalance import cli
+from autobalance._validation import InputError
 from autobalance.bilevel.arms import Arm
+from autobalance.bilevel.types import Progress
+from autobalance.cli import fit
 from autobalance.cli.fit import fit_record
-from autobalance.cli.options import command_parser
+from autobalance.cli.options import command_parser, training_options
 from autobalance.cli.run_folder import load_run, save_run
+from autobalance.cli.terminal import LiveProgress
 from autobalance.losses.published import NormalizedLinear, last_linear
 from autobalance.records.settings import Recipe
 from autobalance.sklearn.classifier import AutoBalanceClassifier
@@ -69,3 +75,34 @@ def test_a_fit_races_unless_told_not_to(
     _, record = load_run(out)
     assert len(record["search"]["race"]) == (3 if arms == "default" else 0)
     assert record["options"]["arms"] == arms
+
+
+@pytest.mark.parametrize("given", [[], ["--recipe.epochs=60"]])
+def test_a_recipe_that_is_given_wins_over_what_follows_from_the_rows(
+    given: list[str], table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it gives the default of small tables."""
+    asked: list[Recipe | None] = []
+    stop = InputError("far enough")
+
+    def build(options: Any, out: Path) -> Any:
+        asked.append(training_options(options)[0])
+        raise stop
+
+    monkeypatch.setattr(fit, "_build_classifier", build)
+    command = ["fit", str(table), "--target", "kind", "--out", str(tmp_path / "run"), *given]
+    assert cli.main(command) == 2
+    assert asked == ([Recipe()] if given else [None])
+
+
+def test_progress_tells_rows_per_second_and_the_share_of_a_race() -> None:
+    with LiveProgress() as live:
+        for step in (20, 40):
+            live.update("autobalance", Progress("race", step, 100, rows=512))
+            time.sleep(0.01)
+        live.update("autobalance", Progress("race", 50, 100))
+        [task] = live._bars.tasks
+    assert (task.completed, task.total) == (50, 100)
+    speed = re.fullmatch(r"([\d,]+) rows/s", task.fields["speed"])
+    assert speed is not None
+    assert 0 < int(speed[1].replace(",", "")) <= 20 * 512 / 0.01

@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from autobalance._validation import InputError
+from autobalance.data import table_encoder
 from autobalance.data.table_encoder import MAX_CATEGORIES, TableEncoder, TableWarning
 from autobalance.data.tables import read_table
 
@@ -104,6 +105,40 @@ def test_unusable_columns_are_named() -> None:
         TableEncoder().fit(table[[]])
     with pytest.raises(InputError, match="not a table encoder"):
         TableEncoder.from_dict({"format": "other"})
+
+
+def test_codes_are_the_positions_of_the_one_hot_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_encoder, "BLOCK", 3)  # fewer rows than there are
+    one_hot, coded = (TableEncoder(one_hot=kind).fit(mixed()) for kind in (True, False))
+    assert coded.code_sizes == [3]
+    assert one_hot.code_sizes == []
+    other = mixed().assign(town=["B", "Z", None, "Z"])
+    columns, codes = one_hot.transform(other), coded.transform(other)
+    np.testing.assert_array_equal(codes[:, :4], columns[:, :4])
+    np.testing.assert_array_equal(codes[:, 4], [2, -1, 0, -1])
+    np.testing.assert_array_equal(columns[:, 4:], codes[:, 4:] == np.arange(3))
+    again = TableEncoder.from_dict(json.loads(json.dumps(coded.to_dict())))
+    np.testing.assert_array_equal(again.transform(other), codes)
+    assert again.num_features == codes.shape[1] == 5
+    raw = torch.from_numpy(coded.raw(other))
+    np.testing.assert_array_equal(coded.as_module()(raw.float()), codes)
+
+
+def test_a_column_of_many_values_is_read_at_once() -> None:
+    """Had each value its own pass over the rows, this would take hours."""
+    n = 100_000
+    names = np.array([f"n{i % (n - 50):06d}" for i in range(n)], dtype=object)
+    weight = np.where(np.arange(n) < 100, 2.0, 1.0)
+    encoder = TableEncoder(one_hot=False).fit(pd.DataFrame({"name": names}), None, weight)
+    assert encoder.categories["name"] == names[:MAX_CATEGORIES].tolist()
+    codes = encoder.encode(encoder.raw(pd.DataFrame({"name": names[:102]})))
+    np.testing.assert_array_equal(codes[:, 0], [*range(100), -1, -1])
+
+
+def test_equal_objects_of_other_kinds_stay_apart() -> None:
+    frame = pd.DataFrame({"a": np.array([1, True, "1", "x", None] * 10, dtype=object)})
+    encoder = TableEncoder().fit(frame)
+    assert encoder.categories["a"] == ["1", "<missing>", "True", "x"]
 
 
 # The same rows in any container ----------------------------------------------------------------

@@ -27,7 +27,7 @@ from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.registry import GAPS, NAMED
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError
 from autobalance.records.plain_settings import PlainSettings
-from autobalance.spaces.attribute_space import AttributeSpace, class_attributes
+from autobalance.spaces.attribute_space import AttributeSpace
 from autobalance.spaces.base import DesignSpace
 from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
@@ -61,7 +61,7 @@ SPACES = [
     ClusterSpace(COUNTS, size=2, tau=0.0),
     GroupSpace(TABLE, tau_group=0.0),
     WithUnknownGroup(GroupSpace(TABLE)),
-    AttributeSpace(COUNTS, class_attributes(COUNTS)),
+    AttributeSpace(COUNTS, [[0.1, 1.0], [0.2, 0.5], [0.4, 0.0], [0.9, 2.0]]),
 ]
 
 

@@ -22,6 +22,16 @@ def test_steps_round_up_and_have_a_floor(
     assert Recipe(epochs=epochs, min_steps=min_steps, batch_size=10).steps(examples) == expected
 
 
+def test_the_default_of_a_large_table_sees_each_row_less_often() -> None:
+    assert Recipe.for_rows(20_000) == Recipe()
+    assert Recipe.for_rows(100_000) == Recipe(epochs=12, batch_size=512)
+    rows = [10**3, 20_001, 10**5, 10**6, 10**7]
+    seen = [round(Recipe.for_rows(n).epochs * n) for n in rows]
+    assert seen == sorted(seen)
+    million, ten_million = (Recipe.for_rows(n).steps(n) for n in rows[-2:])
+    assert ten_million == pytest.approx(10 * million, abs=10)
+
+
 @given(total=st.integers(1, 500), warmup=st.floats(0.0, 0.99))
 def test_learning_rate_rises_to_its_peak_and_falls(total: int, warmup: float) -> None:
     recipe = Recipe(warmup=warmup)

@@ -35,7 +35,9 @@ from autobalance import (
     TrainingDiverged,
 )
 from autobalance.data.table_encoder import TableWarning
+from autobalance.networks import TableNetwork
 from autobalance.posthoc.fair_decisions import CellDecision, FairDecision
+from autobalance.records import settings
 from autobalance.records.error_table import ErrorTable
 from sklearn import config_context
 
@@ -117,6 +119,61 @@ def test_mixed_table_with_groups_validation_and_weights() -> None:
     assert model.predict(table).shape == y.shape
     assert model.result_.settings["examples"] == 300
     assert np.sum(model.result_.settings["validation_counts"]) == 100
+
+
+def categorical(n: int = 300) -> tuple[pd.DataFrame, np.ndarray]:
+    """A table of a number and two columns of categories, one of them with more values than are kept."""
+    X, y = imbalanced(n)
+    table = pd.DataFrame({"u": X[:, 0]})
+    table["sign"] = np.where(X[:, 1] > 0.5, "plus", None)
+    table["name"] = [f"n{i % (n - 40)}" for i in range(n)]
+    return table, y
+
+
+def test_categories_as_codes_find_what_one_hot_columns_find() -> None:
+    """Up to rounding: the same start, the same batches, the same steps of both levels."""
+    table, y = categorical()
+
+    def one_hot(num_features: int, num_classes: int) -> nn.Module:
+        return TableNetwork(num_features, num_classes)
+
+    codes, columns = classifier().fit(table, y), classifier(module=one_hot).fit(table, y)
+    assert codes.encoder_ is not None
+    assert columns.encoder_ is not None
+    assert (codes.encoder_.num_features, columns.encoder_.num_features) == (3, 103)
+    for name in ("additive", "multiplicative"):
+        torch.testing.assert_close(
+            getattr(codes.loss_, name), getattr(columns.loss_, name), rtol=1e-3, atol=1e-3
+        )
+    probabilities = [model.predict_proba(table) for model in (codes, columns)]
+    np.testing.assert_allclose(*probabilities, atol=1e-2)
+
+
+def test_augmented_tables_keep_one_hot_columns() -> None:
+    table, y = categorical()
+    model = classifier(augment="shared", arms=None).fit(table, y)
+    assert model.encoder_ is not None
+    assert model.encoder_.one_hot
+
+
+def test_the_default_recipe_follows_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, y = categorical()
+    model = classifier(recipe=None)
+    model._training_data(table, y, None, None)
+    assert model.recipe_ == Recipe()
+    monkeypatch.setattr(settings, "MANY_ROWS", 250)
+    model._training_data(table, y, None, None)
+    assert model.recipe_ == Recipe(epochs=50, batch_size=512)
+    for other in (classifier(), classifier(recipe=None, module=nn.Linear(102, 3))):
+        other._training_data(table, y, None, None)
+        assert other.recipe_ == (other.recipe or Recipe())
+    # A batch larger than the data holds all of it.
+    monkeypatch.setattr(
+        Recipe.__init__, "__kwdefaults__", {**Recipe.__init__.__kwdefaults__, "min_steps": 30}
+    )
+    model = classifier(recipe=None, arms=None).fit(table, y)
+    assert model.result_.settings["recipe"]["batch_size"] == 512
+    assert model.predict(table).shape == y.shape
 
 
 def test_images_with_an_own_module() -> None:

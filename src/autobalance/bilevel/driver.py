@@ -143,6 +143,8 @@ class BilevelSearch(Generic[P, U]):
     ----------
     warmup : int
         Lower steps before the first upper step may come.
+    rows_per_step : int
+        Rows that a lower step trains on, for progress; 0 where it is no step of training.
     monitor : callable or None
         The objective on test data now, asked for now and then.
     checkpoint : Checkpoint
@@ -165,6 +167,7 @@ class BilevelSearch(Generic[P, U]):
         self.spec, self.loss, self.problem, self.upper = spec, loss, problem, upper
         self.objective, self.settings, self.augment = spec.objective, settings, augment
         self.total, self.warmup, self.done, self.converged = total, 0, 0, False
+        self.rows_per_step = 0
         self.start = loss.frozen().cpu()
         self.outcomes: Outcomes = {}
         self.monitor: Callable[[], float] | None = None
@@ -193,7 +196,7 @@ class BilevelSearch(Generic[P, U]):
             if progress and (upper or self.done == self.total or self.done % 20 == 0):
                 phase = "warm-up" if self.done <= self.warmup else "search"
                 value = upper.hard_objective if upper else None
-                progress(Progress(phase, self.done, self.total, value))
+                progress(Progress(phase, self.done, self.total, value, self.rows_per_step))
         if self._should_compare_candidates():
             self._train_candidates(progress)
 

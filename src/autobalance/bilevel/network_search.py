@@ -351,6 +351,7 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
     }
     run = NetworkSearch(spec, loss, problem, upper, total=total, settings=record, augment=augment)
     run.warmup = max(1, round(settings.warmup * total))
+    run.rows_per_step = sum(min(spec.recipe.batch_size, len(train)) for train, _ in splits)
     if monitor is not None:
         run.monitor = lambda: monitor.evaluate(problem.networks())
     # A strong reference would be a circle, which keeps the data on a GPU beside retraining's until

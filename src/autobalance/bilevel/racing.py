@@ -36,7 +36,12 @@ from autobalance.bilevel.initialisation import make_network
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
-from autobalance.bilevel.types import Interrupted, Progress, ProgressListener
+from autobalance.bilevel.types import (
+    Interrupted,
+    Progress,
+    ProgressListener,
+    listen_to_part,
+)
 from autobalance.data import ArrayData, concatenated
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.records import RacedArm, Recipe
@@ -65,13 +70,21 @@ class Trial:
     steps: int
 
 
-Train = Callable[[SearchSpec, Arm, ArrayData, ParametricCrossEntropy, int], tuple[nn.Module, int]]
-"""What trains an arm: from what is asked, the arm, the data, the loss and a seed to the trained module and
-the number of its training steps."""
+Train = Callable[
+    [SearchSpec, Arm, ArrayData, ParametricCrossEntropy, int, ProgressListener | None],
+    tuple[nn.Module, int],
+]
+"""What trains an arm: from what is asked, the arm, the data, the loss, a seed and who is told of the progress
+to the trained module and the number of its training steps."""
 
 
 def train_shortly(
-    spec: SearchSpec, arm: Arm, data: ArrayData, loss: ParametricCrossEntropy, seed: int
+    spec: SearchSpec,
+    arm: Arm,
+    data: ArrayData,
+    loss: ParametricCrossEntropy,
+    seed: int,
+    progress: ProgressListener | None,
 ) -> tuple[nn.Module, int]:
     """Train a network as the arm does, for `SHARE` of the steps."""
     own = with_arm(spec, arm)
@@ -85,6 +98,7 @@ def train_shortly(
         seed=seed,
         device=own.device,
         precision=own.precision,
+        progress=progress,
     )
     return model, recipe.steps(len(data))
 
@@ -107,7 +121,7 @@ def race(
     arms : sequence of Arm
         From `as_arms`, not empty.
     progress : callable, optional
-        Called with a `Progress` of phase "race" after each arm.
+        Called with a `Progress` of phase "race" now and then, and after each arm.
     train : callable
         What trains an arm.
 
@@ -136,7 +150,13 @@ def race(
             try:
                 reason = _hindrance(arm, spec, trials)
                 if reason is None:
-                    trials[arm.name] = _run_trial(arm, spec, splits, weights, train)
+                    tell = [
+                        listen_to_part(
+                            progress, "race", i * len(splits) + fold, len(arms) * len(splits)
+                        )
+                        for fold in range(len(splits))
+                    ]
+                    trials[arm.name] = _run_trial(arm, spec, splits, weights, train, tell)
                     kept.save()
                 else:
                     lost[arm.name] = RacedArm(arm.name, arm.to_dict(), "left out", reason)
@@ -147,7 +167,8 @@ def race(
             except Interrupted:
                 raise Interrupted(None) from None
         if progress:
-            progress(Progress("race", i + 1, len(arms)))
+            steps = next((trial.steps for trial in trials.values()), 1)
+            progress(Progress("race", (i + 1) * steps, len(arms) * steps))
     if not trials:
         if stopped is not None:
             raise stopped
@@ -189,14 +210,19 @@ def _hindrance(arm: Arm, spec: SearchSpec, trials: Mapping[str, Trial]) -> str |
 
 
 def _run_trial(
-    arm: Arm, spec: SearchSpec, splits: Splits, weights: Sequence[Tensor], trainer: Train
+    arm: Arm,
+    spec: SearchSpec,
+    splits: Splits,
+    weights: Sequence[Tensor],
+    trainer: Train,
+    progress: Sequence[ProgressListener | None],
 ) -> Trial:
     """Train the arm on every fold, and judge it on what the fold holds out."""
     own = with_arm(spec, arm)
     surprise, fit, steps, logits = [], [], 0, []
     for fold, (train, held) in enumerate(splits):
         loss = TunableCrossEntropy(own.build_space(train)).frozen()
-        model, taken = trainer(spec, arm, train, loss, spec.seed + fold)
+        model, taken = trainer(spec, arm, train, loss, spec.seed + fold, progress[fold])
         logits.append(predict_logits(model, held.inputs))
         cells = _criterion_cells(own, held)
         scaled = _scaled(logits[-1], loss.multiplicative, held)

@@ -188,7 +188,7 @@ def train_to_the_end(
 ) -> None:
     """Take all steps that are left; what stops them on the way carries the network so far."""
     good = latest = lower.weights()
-    kept_at = lower.done
+    kept_at, rows = lower.done, min(lower.recipe.batch_size, len(lower.data))
     try:
         with log.open():
             while lower.done < lower.total:
@@ -203,7 +203,7 @@ def train_to_the_end(
                         values = {"retrain/training_loss": float(value), "retrain/lr": float(rate)}
                         log.write(values, lower.done)
                     if progress:
-                        progress(Progress("retrain", lower.done, lower.total))
+                        progress(Progress("retrain", lower.done, lower.total, rows=rows))
     except TrainingDiverged as error:
         # Of the weights that the very step started from, nothing finite is known.
         error.partial = lower.result(latest if error.step > kept_at + 1 else good)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -16,15 +16,30 @@ Sampling = Literal["shuffled", "balanced"]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: the phase, steps done of the phase's total, and the last objective."""
+    """Where a run is: the phase, steps done of the phase's total, and the last objective.
+
+    `rows` is the number of rows that a step trains on, 0 where steps are no steps of training.
+    """
 
     phase: Phase
     step: int
     total: int
     objective: float | None = None
+    rows: int = field(default=0, compare=False)
 
 
 ProgressListener = Callable[[Progress], None]
+
+
+def listen_to_part(
+    progress: ProgressListener | None, phase: Phase, part: int, parts: int
+) -> ProgressListener | None:
+    """What a run that is one of the `parts` of a phase, all of one length, tells its progress to."""
+    if progress is None:
+        return None
+    return lambda p: progress(
+        replace(p, phase=phase, step=part * p.total + p.step, total=parts * p.total)
+    )
 
 
 class TrainingLoss(Protocol):

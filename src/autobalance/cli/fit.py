@@ -84,7 +84,7 @@ def run_fit(options: Namespace, command: str, notes: Sequence[str] = ()) -> int:
                 first = shlex.join(part for part in shlex.split(command) if part != "--resume")
                 record = fit_record(classifier, first, status, started, options)
                 record["notes"] += notes
-                record["progress"] = last and vars(last)
+                record["progress"] = last and {n: v for n, v in vars(last).items() if n != "rows"}
                 if test is not None and status == "finished":
                     record |= _evaluate_test(classifier, test, Path(str(options.test)).name)
                 written = save_run(out, classifier, record, target=options.target)

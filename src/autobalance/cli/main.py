@@ -51,8 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     added: dict[str, Command] = {}
     try:
         added = load_commands(arguments[0] if arguments else "", _COMMANDS)
-        parsed = command_parser(added).parse_args(arguments)
+        parser = command_parser(added)
+        parsed = parser.parse_args(arguments)
         command = parsed.subcommand
+        if "recipe" in parsed[command]:  # its defaults count only beside a setting that was given
+            given = parser.parse_args(arguments, defaults=False)[command]
+            parsed[command]["recipe_given"] = "recipe" in given
         if not (command in added and added[command].all_processes):
             _check_alone()
         run = added[command].run if command in added else resolve_name(_COMMANDS[command])

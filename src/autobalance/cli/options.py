@@ -149,12 +149,16 @@ def _config_file(arguments: list[str]) -> str | None:
     return None
 
 
-def training_options(options: Namespace) -> tuple[Recipe, SearchSettings]:
-    """The recipe and the search's settings; a file may have put something else in their place."""
+def training_options(options: Namespace) -> tuple[Recipe | None, SearchSettings]:
+    """The recipe, None where no setting of it was given, and the search's settings.
+
+    A file may have put something else in their place.
+    """
     for name in ("recipe", "search"):
         if not isinstance(options[name], (dict, Namespace)):
             raise InputError(f"{name} must map settings to values; got {shown(options[name])}.")
-    return Recipe(**options.recipe), SearchSettings(**options.search)
+    recipe = Recipe(**options.recipe) if options.get("recipe_given", True) else None
+    return recipe, SearchSettings(**options.search)
 
 
 _TABLE = "CSV (also .gz, .bz2, .xz, .zip) or Parquet file"

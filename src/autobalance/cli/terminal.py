@@ -41,7 +41,7 @@ _CHOICES = {
 
 
 class LiveProgress:
-    """A bar per phase on standard error: phase, step, objective, time left.
+    """A bar per phase on standard error: phase, step, objective, rows per second, time left.
 
     Quiet when standard error is not a terminal. A context manager.
     """
@@ -53,6 +53,7 @@ class LiveProgress:
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[objective]}"),
+            TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -71,11 +72,19 @@ class LiveProgress:
         stage = progress.phase if progress.phase in ("race", "retrain") else "search"
         key = f"{title}, {stage}"
         if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(key, total=progress.total, objective="")
+            self._tasks[key] = self._bars.add_task(
+                key, total=progress.total, objective="", speed=""
+            )
         fields: dict[str, Any] = {"description": f"{title}, {progress.phase}"}
         if progress.objective is not None:
             fields["objective"] = f"validation {100 * progress.objective:.1f} %"
-        self._bars.update(self._tasks[key], completed=progress.step, **fields)
+        task = self._bars.tasks[self._tasks[key]]
+        if progress.rows and task.elapsed:
+            # A run that was resumed has done its first steps before.
+            done = progress.step - task.fields.setdefault("first", progress.step)
+            if done:
+                fields["speed"] = f"{progress.rows * done / task.elapsed:,.0f} rows/s"
+        self._bars.update(task.id, completed=progress.step, total=progress.total, **fields)
 
 
 @contextmanager

@@ -169,6 +169,8 @@ def read_column(name: str, series: pd.Series) -> Column:
         return Column(_days(times), None, "holds times, which are read as days since 1970-01-01")
     if isinstance(dtype, pd.CategoricalDtype):
         return Column(_categories(name, series))
+    if _is_text(series):
+        return _read_texts(name, texts_of(name, series))
     values = np.empty(len(series), dtype=object)
     values[:] = [None if _is_missing(value) else value for value in series.tolist()]
     return _read_objects(name, values)
@@ -199,7 +201,14 @@ def _read_objects(name: str, values: np.ndarray) -> Column:
     texts = np.array([None if v is None else category_text(v) for v in values.tolist()], object)
     if any(issubclass(kind, pd.Interval) for kind in kinds):
         return Column(texts)
-    different = pd.unique(texts[texts != np.array(None)])
+    return _read_texts(name, texts)
+
+
+def _read_texts(name: str, texts: np.ndarray) -> Column:
+    """Numbers or categories among texts, None where one is missing."""
+    different = pd.factorize(texts)[1]
+    if not len(different):
+        return Column(texts)
     # Fewer may be intervals, as pandas.cut makes them.
     if len(different) >= LEAST_DIFFERENT and all(map(_LIST.fullmatch, different)):
         raise InputError(
@@ -223,7 +232,10 @@ def numbers_of(name: str, series: pd.Series, spelling: Spelling | None) -> np.nd
         If it now holds anything else.
     """
     if spelling is not None and not _holds_numbers(series.dtype):
-        texts = np.array([None if _is_missing(v) else str(v) for v in series.tolist()], object)
+        if _is_text(series):
+            texts = texts_of(name, series)
+        else:
+            texts = np.array([None if _is_missing(v) else str(v) for v in series.tolist()], object)
         numbers = _parse(texts, spelling)
         if not np.isnan(numbers[texts != np.array(None)]).any():
             return numbers
@@ -243,9 +255,18 @@ def texts_of(name: str, series: pd.Series) -> np.ndarray:
     """A column that was categorical in training, as text with None for missing values."""
     if isinstance(series.dtype, pd.CategoricalDtype):
         return _categories(name, series)
+    if _is_text(series):
+        # Each text is made once, however many rows have it.
+        codes, different = pd.factorize(series)
+        return np.array([*map(category_text, different), None], dtype=object)[codes]
     return np.array(
         [None if _is_missing(v) else category_text(v) for v in series.tolist()], dtype=object
     )
+
+
+def _is_text(series: pd.Series) -> bool:
+    """Whether all values are text or missing; other objects may be equal and still differ, as 1 and True."""
+    return isinstance(series.dtype, pd.StringDtype) or pd.api.types.infer_dtype(series) == "string"
 
 
 def category_text(value: Any) -> str:

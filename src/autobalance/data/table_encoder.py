@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
@@ -29,6 +28,8 @@ MAX_CATEGORIES = 100
 LARGEST_DEVIATION = 10.0
 IDENTIFIER, MANY = 0.9, 100
 """Share and number of different values from which a column of text looks like a name of the row."""
+BLOCK = 2**16
+"""Rows that are encoded at a time, so that what lies between the table and its numbers stays small."""
 LEAST_ROWS = 20
 """Fewer rows cannot show that a column numbers them, or that it decides the target."""
 UNSEEN = 0.5
@@ -55,6 +56,13 @@ class TableEncoder:
     0 and 1 for each of its 100 most frequent categories; a missing value is a category, and one not
     seen in training is all zeros. The fitted state travels as JSON.
 
+    Parameters
+    ----------
+    one_hot : bool
+        Whether each category has a column of its own. Otherwise a column of categories becomes one of
+        codes, the positions in `categories`, after all others; -1 is a category not seen in training.
+        `autobalance.networks.TableNetwork` with `categories` takes them, in less memory and time.
+
     Attributes
     ----------
     columns : list of str
@@ -69,7 +77,8 @@ class TableEncoder:
         What a user should know of how the training table was read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_hot: bool = True) -> None:
+        self.one_hot = one_hot
         self.columns: list[str] = []
         self.numeric: list[str] = []
         self.missing: list[str] = []
@@ -122,7 +131,14 @@ class TableEncoder:
     @property
     def num_features(self) -> int:
         """Width of what `transform` returns."""
-        return len(self.numeric) + len(self.missing) + sum(map(len, self.categories.values()))
+        sizes = map(len, self.categories.values())
+        of_categories = sum(sizes) if self.one_hot else len(self.categories)
+        return len(self.numeric) + len(self.missing) + of_categories
+
+    @property
+    def code_sizes(self) -> list[int]:
+        """Number of categories of each of the last columns that hold codes; none with `one_hot`."""
+        return [] if self.one_hot else [len(texts) for texts in self.categories.values()]
 
     def select(self, frame: Any) -> Table:
         """The columns of the training table by their names, in their order; others are left out.
@@ -175,8 +191,13 @@ class TableEncoder:
 
     def encode(self, raw: np.ndarray) -> np.ndarray:
         """From `raw` to the numbers for the network, shape ``(n, num_features)``, float32."""
+        numbers = np.empty((len(raw), self.num_features), dtype=np.float32)
+        layer = self.as_module()
         with torch.no_grad():
-            return self.as_module()(torch.from_numpy(raw)).numpy()
+            for start in range(0, len(raw), BLOCK):
+                rows = torch.from_numpy(raw[start : start + BLOCK])
+                numbers[start : start + BLOCK] = layer(rows).numpy()
+        return numbers
 
     def is_raw(self, rows: np.ndarray) -> bool:
         """Whether rows ``(n, d)`` can be rows of the training table: each number lies in its range."""
@@ -216,6 +237,7 @@ class TableEncoder:
             "mean": self._mean.tolist(),
             "scale": self._scale.tolist(),
             "categories": self.categories,
+            "one_hot": self.one_hot,
             "spellings": {name: list(spelling) for name, spelling in self.spellings.items()},
             "range": self._range,
             "rest": self._rest,
@@ -228,7 +250,7 @@ class TableEncoder:
         written = (record.get("format"), record.get("version")) if isinstance(record, dict) else ()
         if written != (_FORMAT, 1):
             raise InputError("This is not a table encoder written by this version of autobalance.")
-        encoder = cls()
+        encoder = cls(one_hot=record.get("one_hot") is not False)  # version 0.1 had no other
         try:
             encoder.columns = list(record["columns"])
             encoder.numeric = list(record["numeric"])
@@ -255,10 +277,8 @@ class TableEncoder:
         return encoder
 
     def _fit_categories(self, name: str, values: np.ndarray, weight: np.ndarray | None) -> None:
-        texts = _fill_missing(values)
-        counts: Mapping[str, float] = Counter(texts.tolist())
-        if weight is not None:
-            counts = {text: float(weight[texts == text].sum()) for text in counts}
+        codes, different = pd.factorize(_fill_missing(values))
+        counts = dict(zip(different, np.bincount(codes, weight).tolist(), strict=True))
         frequent = sorted(counts, key=lambda text: (-counts[text], text))[:MAX_CATEGORIES]
         self.categories[name] = sorted(frequent)
         if len(counts) > MAX_CATEGORIES:
@@ -279,10 +299,9 @@ class TableEncoder:
     def _raw(self, name: str, column: Column) -> np.ndarray:
         """Numbers as they are, and positions among the categories, float64."""
         if not column.is_numeric:
+            codes, different = pd.factorize(_fill_missing(column.values))
             position = {text: float(i) for i, text in enumerate(self.categories[name])}
-            return np.array(
-                [position.get(text, -1.0) for text in _fill_missing(column.values).tolist()]
-            )
+            return np.array([position.get(text, -1.0) for text in different])[codes]
         if (np.abs(column.values) > np.finfo(np.float32).max).any():
             raise InputError(
                 f"The column {name!r} has an infinite value (inf) or one beyond 3.4e38. Replace it by a "
@@ -327,13 +346,14 @@ class TableLayer(nn.Module):
         self.numeric = [at[name] for name in encoder.numeric]
         self.missing = [at[name] for name in encoder.missing]
         self.categories = [(at[name], len(texts)) for name, texts in encoder.categories.items()]
+        self.one_hot = encoder.one_hot
         codes = torch.arange(MAX_CATEGORIES, dtype=torch.float64)
         self.register_buffer("codes", codes)
         self.register_buffer("mean", torch.from_numpy(encoder._mean.copy()))
         self.register_buffer("scale", torch.from_numpy(encoder._scale.copy()))
 
     def forward(self, raw: Tensor) -> Tensor:
-        """Impute, scale, clip, and turn positions of categories into columns."""
+        """Impute, scale, clip, and turn positions of categories into columns where they are one-hot."""
         parts = []
         # Promotion by float64 buffers, in place of conversions: a program then takes any dtype.
         if self.numeric:
@@ -343,7 +363,10 @@ class TableLayer(nn.Module):
             parts.append(torch.where(torch.isnan(numbers), 0.0, clipped).float())
         if self.missing:
             parts.append(torch.isnan(raw[:, self.missing]).float())
-        for column, size in self.categories:
+        if self.categories and not self.one_hot:
+            zero = self.get_buffer("codes")[:1]
+            parts.append((raw[:, [column for column, _ in self.categories]] + zero).float())
+        for column, size in self.categories if self.one_hot else ():
             known = self.get_buffer("codes")[:size]
             parts.append((raw[:, column : column + 1] == known).float())
         return torch.cat(parts, dim=1)
@@ -360,7 +383,7 @@ def _suspicions(names: list[str], columns: list[Column], target: np.ndarray | No
         if column.is_numeric and (column.note is None or column.spelling == PLAIN):
             note = _row_number(name, values)
         elif not column.is_numeric and column.note is None:
-            different = len(set(values.tolist()))
+            different = len(pd.unique(values))
             if different >= IDENTIFIER * len(values) and different >= MANY:
                 note = (
                     f"has {different:,} different values in {len(values):,} rows, of which the most "
@@ -398,13 +421,12 @@ def _row_number(name: str, values: np.ndarray) -> str | None:
 
 def _decides(values: np.ndarray, target: np.ndarray) -> bool:
     """Whether each of a few values occurs with one class only."""
-    texts = values if values.dtype == np.float64 else _fill_missing(values).astype(str)
-    different, codes = np.unique(texts, return_inverse=True)
-    classes, target = np.unique(target, return_inverse=True)
+    codes, different = pd.factorize(values, use_na_sentinel=False)
+    target, classes = pd.factorize(target)
     most = max(len(classes), min(MAX_CATEGORIES, len(values) // 10))
     if len(classes) < 2 or len(different) > most:
         return False
-    pairs = np.unique(codes * len(classes) + target)
+    pairs = pd.unique(codes * len(classes) + target)
     return len(pairs) == len(different) > 1
 
 

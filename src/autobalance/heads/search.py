@@ -184,7 +184,12 @@ def _train_head(weight_decay: float) -> Train:
     """What trains an arm of a head: one solution of the lower level."""
 
     def train(
-        spec: SearchSpec, arm: Arm, data: ArrayData, loss: ParametricCrossEntropy, seed: int
+        spec: SearchSpec,
+        arm: Arm,
+        data: ArrayData,
+        loss: ParametricCrossEntropy,
+        seed: int,
+        progress: ProgressListener | None,
     ) -> tuple[nn.Module, int]:
         decay = _decay_of(arm, weight_decay)
         head = retrain_head(data, loss, weight_decay=decay, device=spec.device)

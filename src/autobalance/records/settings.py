@@ -24,6 +24,9 @@ from autobalance._validation import (
 Precision = Literal["32-true", "bf16-mixed"]
 """Of passes through the network. In bf16-mixed weights, losses and the upper level stay float32."""
 
+MANY_ROWS, LEAST_EPOCHS = 20_000, 10.0
+"""Rows of a table from which its default recipe has larger batches, and fewer epochs down to so many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -79,6 +82,17 @@ class Recipe:
         not_negative("weight_decay", self.weight_decay)
         below_one("momentum", self.momentum)
         below_one("warmup", self.warmup)
+
+    @classmethod
+    def for_rows(cls, rows: int) -> Recipe:
+        """The default for the training of a table with so many rows: ``Recipe()`` up to `MANY_ROWS`.
+
+        Of more rows, each is seen less often, and larger batches make fewer steps of them.
+        """
+        if rows <= MANY_ROWS:
+            return cls()
+        epochs = max(LEAST_EPOCHS, cls.epochs * MANY_ROWS / rows)
+        return cls(epochs=epochs, batch_size=512)
 
     def steps(self, examples: int) -> int:
         """Number of optimiser steps for a training set of so many examples."""

@@ -15,6 +15,7 @@ from autobalance.bilevel import (
     Arm,
     Interrupted,
     MetricLogger,
+    ModelFactory,
     ProgressListener,
     SearchResult,
     TrainedSearch,
@@ -60,6 +61,7 @@ class ClassifierBase(NestedParameters):
     classes_: np.ndarray
     groups_: list[str] | None
     input_: TableInput
+    recipe_: Recipe
     loss_: ParametricCrossEntropy
     result_: SearchResult
     module_: nn.Module
@@ -102,6 +104,8 @@ class ClassifierBase(NestedParameters):
                 labels,
                 encode=self.encode,
                 own_module=self.module is not None,
+                # Networks of others, and augmentations, take numbers that mean the same in any column.
+                one_hot=self.module is not None or self.augment is not None,
                 weight=weight,
             )
         compares = None if gap is None else f"The gap {gap!r}"
@@ -115,6 +119,9 @@ class ClassifierBase(NestedParameters):
             missing_groups=self.missing_groups,
             compares=compares,
         )
+        self.recipe_ = self.recipe if self.recipe is not None else Recipe()
+        if self.recipe is None and self.module is None:
+            self.recipe_ = Recipe.for_rows(len(data))
         return data
 
     def _retrain(self, data: ArrayData, **options: Any) -> None:
@@ -122,10 +129,10 @@ class ClassifierBase(NestedParameters):
         self.class_masses_ = class_masses(data)
         try:
             network = retrain(
-                network_factory(self.module, data),
+                self._network_factory(data),
                 data,
                 self.result_,
-                recipe=self.recipe,
+                recipe=self.recipe_,
                 device=self.device,
                 progress=self.progress,
                 **options,
@@ -135,6 +142,11 @@ class ClassifierBase(NestedParameters):
                 self.module_ = mark(stopped.partial, self.input_)
             raise
         self.module_ = mark(network, self.input_)
+
+    def _network_factory(self, data: ArrayData) -> ModelFactory:
+        """What builds a new network for the training data."""
+        encoder = self.input_.encoder
+        return network_factory(self.module, data, () if encoder is None else encoder.code_sizes)
 
     def _refuse_augmentation(self, what: str) -> None:
         if self.augment is not None:

@@ -50,7 +50,6 @@ from autobalance.sklearn.training_data import (
     draw_seed,
     held_out_arrays,
     labelled_arrays,
-    network_factory,
     read_labels,
 )
 from autobalance.spaces import SpaceFactory
@@ -72,7 +71,8 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         run. A callable returns a new one; it is passed `num_features` and `num_classes` if it has
         parameters of these names. By default a multilayer perceptron for tables.
     recipe : Recipe, optional
-        How the network is trained.
+        How the network is trained. By default ``Recipe()``, and for tables of many rows, where `module` is
+        left out too, `Recipe.for_rows`.
     settings : SearchSettings, optional
         How the loss is searched.
     space : callable, optional
@@ -120,6 +120,8 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         How it came about.
     module_ : torch.nn.Module
         The network retrained on all data.
+    recipe_ : Recipe
+        How it was trained.
     class_masses_ : ndarray
         Sum of the weights of all training examples per class ``(k,)``, or per group and class
         ``(g, k)`` where training had groups.
@@ -271,7 +273,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         self.class_masses_ = class_masses(whole)
         try:
             trained = search_and_train(
-                network_factory(self.module, data),
+                self._network_factory(data),
                 data,
                 retrain=self.retrain,
                 release_validation=True,
@@ -284,7 +286,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
                 solver=self.solver or DEFAULT_SOLVER,
                 checkpoint=files.get("search"),
                 test=watched,
-                recipe=self.recipe,
+                recipe=self.recipe_,
                 seed=seed,
                 device=self.device,
                 progress=self.progress,

@@ -46,13 +46,15 @@ class TableInput:
         *,
         encode: bool | None,
         own_module: bool,
+        one_hot: bool,
         weight: np.ndarray | None = None,
     ) -> tuple[TableInput, np.ndarray]:
         """Learn from the training data; returns it and the array ``(n, ...)``, float32.
 
         Sets the estimator's `n_features_in_` and `feature_names_in_`. Warns of columns that decide the
         target ``(n,)`` alone. ``encode=None`` encodes dataframes, and arrays unless the user brings an
-        own module. `weight` ``(n,)`` has the rows' weights, see `TableEncoder.fit`.
+        own module. `one_hot` is as for `TableEncoder`, and `weight` ``(n,)`` has the rows' weights, see
+        `TableEncoder.fit`.
 
         Raises
         ------
@@ -71,7 +73,7 @@ class TableInput:
             array = _as_float32(data if isinstance(data, np.ndarray) else _plain_numbers(data))
             return cls(None, array.shape[1:], _some_rows(array)), array
         table = _array_as_table(data) if isinstance(data, np.ndarray) else data
-        encoder = TableEncoder()
+        encoder = TableEncoder(one_hot=one_hot)
         if target is not None and len(target) != table.rows:
             target = None  # The lengths are refused by the caller, who knows all of them.
         if weight is not None and (weight.shape != (table.rows,) or not (weight > 0).all()):

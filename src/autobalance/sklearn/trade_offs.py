@@ -19,7 +19,7 @@ from autobalance.calibration import class_masses
 from autobalance.posthoc import CellPosterior, FairDecision, cell_posterior
 from autobalance.sklearn.base import ClassifierBase
 from autobalance.sklearn.table_input import mark
-from autobalance.sklearn.training_data import draw_seed, network_factory
+from autobalance.sklearn.training_data import draw_seed
 
 
 class TradeOffs(ClassifierBase):
@@ -43,13 +43,13 @@ class TradeOffs(ClassifierBase):
         self._refuse_augmentation("frontier")
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=gap)
         return frontier(
-            network_factory(self.module, data),
+            self._network_factory(data),
             data,
             main=self.objective,  # type: ignore[arg-type]  # refused there where it is no name
             gap=gap,
             mixes=mixes,
             space=self.space,
-            recipe=self.recipe,
+            recipe=self.recipe_,
             settings=self.settings,
             solver=self.solver or DEFAULT_SOLVER,
             seed=draw_seed(self.random_state),
@@ -66,11 +66,11 @@ class TradeOffs(ClassifierBase):
         """
         data = self._training_data(X, y, sensitive_features, sample_weight, gap=swept.gap)
         return baselines(
-            network_factory(self.module, data),
+            self._network_factory(data),
             data,
             main=swept.main,
             gap=swept.gap,
-            recipe=self.recipe,
+            recipe=self.recipe_,
             settings=self.settings,
             seed=swept.seed,
             device=self.device,
@@ -118,10 +118,10 @@ class TradeOffs(ClassifierBase):
         data = self._training_data(X, y, sensitive_features, sample_weight, gap="deo")
         self.class_masses_ = class_masses(data)
         posterior = cell_posterior(
-            network_factory(self.module, data),
+            self._network_factory(data),
             data,
             main=main,
-            recipe=self.recipe,
+            recipe=self.recipe_,
             seed=draw_seed(self.random_state),
             device=self.device,
             progress=self.progress,

@@ -246,8 +246,10 @@ def held_out_arrays(
     )
 
 
-def network_factory(module: Any, data: ArrayData) -> ModelFactory:
+def network_factory(module: Any, data: ArrayData, categories: Sequence[int] = ()) -> ModelFactory:
     """What builds a new network for the data, from the classifier's `module`.
+
+    `categories` are as for `TableNetwork`, where the inputs hold codes.
 
     Raises
     ------
@@ -255,7 +257,7 @@ def network_factory(module: Any, data: ArrayData) -> ModelFactory:
         If `module` is no network and builds none.
     """
     if module is None:
-        return lambda: TableNetwork(data.inputs.shape[1], data.num_classes)
+        return lambda: TableNetwork(data.inputs.shape[1], data.num_classes, categories=categories)
     if isinstance(module, nn.Module):
         return lambda: copy.deepcopy(module)
     if not callable(module):
