@@ -377,3 +377,21 @@ def test_scores_of_another_shape_are_refused_at_prediction() -> None:
         found.predict_proba(P, [0.5, 0.5])
     with pytest.raises(InputError, match="prior must be one of"):
         found.predict_proba(P, "uniform")
+
+
+@pytest.mark.parametrize("objective", ["balanced_error", "worst_class_error"])
+def test_a_class_that_no_example_is_of_gets_at_least_logit_adjustment(objective: str) -> None:
+    # The scores tell two large classes apart without error, and the third has one training example.
+    draw = np.random.default_rng(0)
+    target = draw.integers(2, size=400)
+    logits = np.stack([4.0 - 8.0 * target, 8.0 * target - 4.0, np.full(400, -6.0)], axis=1)
+    p = np.exp(logits + draw.normal(size=logits.shape))
+    p /= p.sum(axis=1, keepdims=True)
+    counts = np.array([200.0, 200.0, 1.0])
+    designed = design_adjustment(p, target, objective=objective, class_counts=counts, resamples=0)
+    assert designed.chosen != "none"
+    log_prior = np.log(counts / counts.sum())
+    level = np.median((designed.l - log_prior)[:2])
+    assert designed.l[2] <= log_prior[2] + level + 1e-9
+    # Where the classifier finds it likelier than its share by as much as can be, it is decided.
+    assert designed.predict(np.array([[0.45, 0.05, 0.5]]))[0] == 2

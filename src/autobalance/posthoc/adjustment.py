@@ -374,7 +374,9 @@ def _design(
 
     losses = cross_fit(rows, makers, losses_of, seed)
     judged = judge(rows, losses, start, goal, seed)
-    chosen = choose(judged, start)
+    # "none" knows nothing of a class that nobody here is of, so that these rows cannot speak for it.
+    unseen = not rows.mass().any(dim=0).all()
+    chosen = choose([each for each in judged if each.name != "none" or not unseen], start)
     calibration = calibrate(rows, counts)
     rule = makers[chosen](rows)
     if chosen != "cross_entropy":

@@ -74,6 +74,27 @@ def candidates_for(
         "post_hoc": lambda rows: single(AdjustmentFit(prior.additive(prior.tau[0]), prior.tau[0])),
         "tuned_tau": lambda rows: single(tune_tau(rows, prior, goal)),
     }
+    makers, start = _add_designed(makers, prior, goal, counts, randomised=randomised)
+
+    def favouring(make: Maker) -> Maker:
+        return lambda rows: favour_unseen(make(rows), rows, prior.log_prior)
+
+    return {
+        name: make if name in ("none", "post_hoc") else favouring(make)
+        for name, make in makers.items()
+    }, start
+
+
+def _add_designed(
+    makers: dict[str, Maker],
+    prior: AdjustmentPrior,
+    goal: Objective,
+    counts: np.ndarray,
+    *,
+    randomised: bool,
+) -> tuple[dict[str, Maker], str]:
+    """These makers and those that minimise a surrogate or solve a program; the name of the start."""
+    makers = dict(makers)
     for name, surrogate in (("smooth_error", SmoothError()), ("unit_smooth_error", UNIT)):
         makers[name] = lambda rows, s=surrogate: single(fit_adjustment(rows, prior, goal, s))
     if goal.linear:
@@ -90,6 +111,21 @@ def candidates_for(
         if isinstance(goal, (WorstError, CVaRError)):
             makers["program"] = lambda rows: solve_for_worst(rows, goal, randomised=randomised)
     return makers, "smooth_error"
+
+
+def favour_unseen(rule: DecisionRule, rows: RivalScores, log_prior: np.ndarray) -> DecisionRule:
+    """The rule with l of classes without an example in `rows` at most that of logit adjustment.
+
+    Nothing was seen to speak for less: a design that never decides for such a class loses nothing on these
+    rows. Logit adjustment is consistent for the class, whoever its members are. The level of l is that of
+    the classes seen, by the median.
+    """
+    seen = rows.counts().reshape(rows.shape).any(axis=0)
+    if seen.all():
+        return rule
+    level = np.median((rule.additive - log_prior)[:, seen], axis=1, keepdims=True)
+    additive = np.where(seen, rule.additive, np.minimum(rule.additive, log_prior + level))
+    return replace(rule, additive=additive)
 
 
 def shrink_small_classes(goal: Objective, rows: RivalScores) -> Objective:
