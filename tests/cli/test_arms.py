@@ -85,11 +85,11 @@ def test_a_recipe_that_is_given_wins_over_what_follows_from_the_rows(
     asked: list[Recipe | None] = []
     stop = InputError("far enough")
 
-    def build(options: Any, out: Path) -> Any:
+    def build(options: Any, out: Path | None) -> Any:
         asked.append(training_options(options)[0])
         raise stop
 
-    monkeypatch.setattr(fit, "_build_classifier", build)
+    monkeypatch.setattr(fit, "build_classifier", build)
     command = ["fit", str(table), "--target", "kind", "--out", str(tmp_path / "run"), *given]
     assert cli.main(command) == 2
     assert asked == ([Recipe()] if given else [None])

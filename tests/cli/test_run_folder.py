@@ -187,7 +187,7 @@ def test_a_run_begun_with_other_options_is_refused_by_their_names(
         "--recipe.epochs 3": "--recipe.epochs (then 2, now 3). It",
         "--search.patience 9": "--search.patience (then none, now 9). It",
         "--objective worst_class_error": f"--objective ({aims}). It",
-        "--augment shared": "--augment. It",
+        "--augment shared": "--augment; the data of the table, or --target, --groups or",
         "--test data.csv": "--test. It",
         "--seed 1 --groups side": "--seed; the data of the table, or --target, --groups or",
     }

@@ -382,6 +382,8 @@ def _open_checkpoint(spec: SearchSpec, arms: Sequence[Arm], trials: dict[str, Tr
             "search": spec.settings.to_dict(),
             "objective": spec.objective.to_dict(),
             "precision": spec.precision,
+            # With one a table is encoded otherwise.
+            "augment": spec.augment if spec.augment is None else str(type(spec.augment)),
             **describe(make_network(spec.model_factory), data),
         }
 

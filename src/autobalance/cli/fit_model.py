@@ -38,7 +38,7 @@ from autobalance.data import (
 )
 from autobalance.objectives import Objective, as_objective
 from autobalance.posthoc import measure_taus
-from autobalance.records import Recipe, SearchSettings
+from autobalance.records import SearchSettings
 from autobalance.sklearn import LogitAdjustedClassifierCV
 
 AUTO = ("network", "lightgbm")
@@ -182,7 +182,7 @@ def _refuse_other_options(options: Namespace) -> None:
             "--augment": options.augment != "none",
             "--arms": options.arms != "default",
             "--device": options.device != "auto",
-            "--recipe": recipe != Recipe(),
+            "--recipe": recipe is not None,
             "--search": settings != SearchSettings(),
         }
     wrong = [name for name, is_given in given.items() if is_given]
