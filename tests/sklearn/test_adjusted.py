@@ -269,6 +269,13 @@ class Silent(ClassifierMixin, BaseEstimator):
         return np.repeat(self.classes_[:1], len(X))
 
 
+class OneColumn(Silent):
+    """Gives the probability of one class alone."""
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        return np.full((len(X), 1), 0.5)
+
+
 X, Y = blobs(120)
 HALVES = [(np.arange(60), np.arange(60, 120)), (np.arange(60, 120), np.arange(60))]
 
@@ -283,6 +290,10 @@ HALVES = [(np.arange(60), np.arange(60, 120)), (np.arange(60, 120), np.arange(60
         ({"cv": RepeatedKFold(n_splits=2, n_repeats=2)}, {}, "overlap"),
         ({"cv": ShuffleSplit(1, random_state=0)}, {}, "leaves .* without a score"),
         ({"cv": [*HALVES[:1], (np.arange(80), np.arange(60))]}, {}, "trains on .* that it holds"),
+        ({"cv": [(np.arange(60), np.arange(60, 130))]}, {}, "row numbers from 0 to 119"),
+        ({"cv": [(np.arange(60), np.arange(-60, 0))]}, {}, "row numbers from 0 to 119"),
+        ({"cv": []}, {}, "leaves 120 rows without a score"),
+        ({"estimator": OneColumn()}, {}, "one column per class, shape .40, 3.; got .40, 1."),
         ({"cv": "prefit"}, {}, "already fitted"),
         ({"estimator": KNeighborsClassifier()}, {"sample_weight": np.ones(120)}, "no sample_weight"),
         ({}, {"sample_weight": np.ones(7)}, "sample_weight has 7"),
@@ -316,6 +327,19 @@ def test_labels_that_a_prefit_model_has_not_seen_are_refused() -> None:
     fitted = DecisionTreeClassifier().fit(X, np.minimum(Y, 1))
     with pytest.raises(InputError, match="class that training lacks: 2"):
         adjusted(fitted, cv="prefit").fit(X, Y)
+
+
+def test_a_class_that_only_the_prefit_model_knows_is_refused() -> None:
+    fitted = DecisionTreeClassifier().fit(X, Y)
+    with pytest.raises(InputError, match=r"no example of 2\. Add"):
+        adjusted(fitted, cv="prefit").fit(X[Y < 2], Y[Y < 2])
+
+
+def test_splits_may_be_masks() -> None:
+    first = np.arange(120) % 2 == 0
+    masks = adjusted(cv=[(~first, first), (first, ~first)]).fit(X, Y)
+    rows = adjusted(cv=[(np.flatnonzero(a), np.flatnonzero(~a)) for a in (~first, first)]).fit(X, Y)
+    np.testing.assert_array_equal(masks.result_.scores, rows.result_.scores)
 
 
 def test_groups_that_nothing_asks_for_are_ignored_with_a_warning() -> None:

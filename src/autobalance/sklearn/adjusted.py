@@ -282,6 +282,12 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         self.estimator_ = self.estimator
         self.classes_ = np.asarray(self.estimator.classes_)
         target = positions(labels, self.classes_.tolist(), "class", "y")
+        lacking = self.classes_[np.bincount(target, minlength=len(self.classes_)) == 0]
+        if len(lacking):
+            raise InputError(
+                f'With cv="prefit" y must have every class that the estimator knows; it has no example of '
+                f"{lacking.tolist()[0]!r}. Add examples of it, or call design_adjustment with class_counts."
+            )
         scores, kind = score(self.estimator, X, self.classes_)
         return OutOfFold(scores, np.zeros(len(labels), dtype=int), kind), target
 

@@ -72,11 +72,24 @@ def folds_of(
             f"got {shown(cv)} ({error})."
         ) from None
     splits = [
-        (np.asarray(train), np.asarray(held))
+        (_rows(train, n), _rows(held, n))
         for train, held in splitter.split(X, cells, **split_params)
     ]
     _check_splits(splits, n)
     return splits
+
+
+def _rows(part: Any, n: int) -> np.ndarray:
+    """Row numbers of a part of a split, given as numbers or as a mask."""
+    rows = np.asarray(part)
+    if rows.dtype == bool and rows.shape == (n,):
+        return np.flatnonzero(rows)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or ((rows < 0) | (rows >= n)).any():
+        raise InputError(
+            f"The splits of cv must hold row numbers from 0 to {n - 1}, or masks of {n} rows; got "
+            f"{shown(rows.tolist())}."
+        )
+    return rows
 
 
 def _check_splits(splits: Sequence[Split], n: int) -> None:
@@ -160,7 +173,13 @@ def score(estimator: Any, X: Any, classes: np.ndarray) -> tuple[np.ndarray, Scor
             f"{shown(list(classes))}. Fit it on every class."
         )
     if hasattr(estimator, "predict_proba"):
-        return np.asarray(estimator.predict_proba(X), dtype=np.float64), "probabilities"
+        p = np.asarray(estimator.predict_proba(X), dtype=np.float64)
+        if p.shape != (_num_samples(X), len(classes)):
+            raise InputError(
+                f"predict_proba of {type(estimator).__name__} must have one column per class, shape "
+                f"({_num_samples(X)}, {len(classes)}); got {p.shape}."
+            )
+        return p, "probabilities"
     if not hasattr(estimator, "decision_function"):
         raise InputError(
             f"{type(estimator).__name__} has neither predict_proba nor decision_function: decisions are "
