@@ -122,9 +122,9 @@ def test_categories_given_as_codes_train_as_one_hot_columns_do() -> None:
         for _ in range(20):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), target).backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
-        trained.append((model.eval()(inputs), norm))
+        trained.append(model.eval()(inputs))
     torch.testing.assert_close(trained[0], trained[1], rtol=1e-4, atol=1e-5)
     assert TableNetwork(5, 3, categories=CATEGORIES).settings["categories"] == [3, 5, 1]
 

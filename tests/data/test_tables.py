@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from autobalance._validation import InputError
+from autobalance.data import tables
 from autobalance.data.tables import column, read_table
 
 
@@ -29,6 +30,17 @@ def test_every_kind_of_file_reads_back(tmp_path: Path, suffix: str) -> None:
     table = mixed()
     table.to_parquet(path) if suffix == ".parquet" else table.to_csv(path, index=False)
     pd.testing.assert_frame_equal(read_table(path), table, check_dtype=False)
+
+
+def test_a_table_larger_than_the_memory_is_told_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.parquet"
+    pd.DataFrame({"x": np.arange(1000.0)}).to_parquet(path)
+    monkeypatch.setattr(tables, "_memory", lambda: 4e3)
+    monkeypatch.setattr(pd, "read_parquet", None)
+    with pytest.raises(InputError, match=r"0\.0 GB of values, and .* Give a sample of its rows"):
+        read_table(path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import math
+import os
 import re
 import zipfile
 from collections.abc import Iterable
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 
 from autobalance._validation import InputError, path_of
 
@@ -49,6 +52,7 @@ def read_table(path: str | Path, *, text: Iterable[str] = ()) -> pd.DataFrame:
     suffixes = [s.lower() for s in path.suffixes]
     try:
         if suffixes[-1:] == [".parquet"]:
+            _check_memory(path)
             table = pd.read_parquet(path)
         elif ".csv" in suffixes[-2:]:
             _check_expansion(path)
@@ -70,6 +74,25 @@ def read_table(path: str | Path, *, text: Iterable[str] = ()) -> pd.DataFrame:
     table.columns = table.columns.map(str)
     _check_unique(table.columns, path)
     return table
+
+
+def _check_memory(path: Path) -> None:
+    """Refuse a Parquet file that is larger than the memory, before it is read."""
+    groups = pyarrow.parquet.read_metadata(path)
+    size = sum(groups.row_group(i).total_byte_size for i in range(groups.num_row_groups))
+    memory = _memory()
+    if size > memory:
+        raise InputError(
+            f"{path} holds {size / 1e9:,.1f} GB of values, and this machine has {memory / 1e9:,.1f} GB of "
+            "memory. Give a sample of its rows, or fewer columns."
+        )
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _read_csv(path: Path, text: set[str]) -> pd.DataFrame:

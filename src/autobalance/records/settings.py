@@ -24,7 +24,7 @@ from autobalance._validation import (
 Precision = Literal["32-true", "bf16-mixed"]
 """Of passes through the network. In bf16-mixed weights, losses and the upper level stay float32."""
 
-MANY_ROWS, LEAST_EPOCHS = 20_000, 10.0
+MANY_ROWS, LEAST_EPOCHS = 20_000, 8.0
 """Rows of a table from which its default recipe has larger batches, and fewer epochs down to so many."""
 
 
