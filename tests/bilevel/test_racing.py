@@ -28,7 +28,7 @@ from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import Progress
 from autobalance.data.array_data import ArrayData
 from autobalance.losses.published import NormalizedLinear, last_linear
-from autobalance.objectives.aggregates import BalancedError, WeightedError
+from autobalance.objectives.aggregates import BalancedError, WeightedError, WorstError
 from autobalance.objectives.registry import as_objective
 from autobalance.records.search_record import RacedArm
 from autobalance.records.settings import Recipe, SearchSettings
@@ -64,9 +64,13 @@ def trial(*surprise: float, training_error: float = 0.5) -> Trial:
     return Trial([*surprise], 0.1, training_error, 10)
 
 
-def judged(arms: list[Arm], **trials: Trial) -> str:
+def judged(arms: list[Arm], *, objective: Any = None, **trials: Trial) -> str:
     data = ArrayData.of(torch.zeros(8, 1), [0, 0, 0, 0, 0, 0, 1, 1])
-    spec = asked(data=data, validation=data.subset(torch.tensor([0, 1, 6, 7])))
+    spec = asked(
+        data=data,
+        validation=data.subset(torch.tensor([0, 1, 6, 7])),
+        objective=objective or BalancedError(),
+    )
     records = racing._judge(arms, trials, spec)
     [taken] = [name for name, record in records.items() if record.outcome == "taken"]
     return taken
@@ -181,6 +185,18 @@ def test_an_arm_for_networks_that_fit_is_the_favourite_there() -> None:
     worse, clear = trial(0.3, 0.2, 0.2, 0.35), trial(0.5, 0.6, 0.5, 0.6)
     assert judged([AS_IT_IS, DECAY], plain=first, decay=worse) == "decay"
     assert judged([AS_IT_IS, DECAY], plain=first, decay=clear) == "plain"
+
+
+def test_objectives_that_are_no_mean_need_a_longer_lead() -> None:
+    first = trial(0.2, 0.3, 0.2, 0.3, training_error=0.0)
+    clear, far = trial(0.1, 0.2, 0.15, 0.3), trial(0.1, 0.2, 0.1, 0.2)
+    for objective, taken in ((BalancedError(), "cosine"), (WorstError(), "plain")):
+        arms = [AS_IT_IS, COSINE]
+        assert judged(arms, objective=objective, plain=first, cosine=clear) == taken
+    assert judged([AS_IT_IS, COSINE], objective=WorstError(), plain=first, cosine=far) == "cosine"
+    # Nor is an arm for networks that fit the favourite.
+    worse = trial(0.3, 0.2, 0.2, 0.35)
+    assert judged([AS_IT_IS, DECAY], objective=WorstError(), plain=first, decay=worse) == "plain"
 
 
 def test_a_cell_of_one_example_takes_the_widest_spread() -> None:

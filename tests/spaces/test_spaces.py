@@ -439,6 +439,7 @@ def test_a_repr_tells_the_options(kind: Any, counts: Any, changes: dict[str, Any
 def test_deviations_are_held_less_where_the_start_is_not_consistent() -> None:
     mean, worst = (default_space([5, 3], linear=linear).priors() for linear in (True, False))
     assert (mean.pop("eps"), worst.pop("eps")) == ((0.0, 0.5), (0.0, 2.0))
+    assert mean.pop("gamma")[1] == 0.25
     assert mean == worst
     for counts in ([5, 3], [[5, 3], [2, 2]]):
         assert default_space(counts, "group", linear=False).priors()["eps"] == (0.0, 0.5)

@@ -51,8 +51,9 @@ SHARE = 0.5
 """Share of the recipe's steps that each arm is trained for."""
 FITTED = 0.01
 """Mean error over the classes, on training rows, up to which a network counts as fitting them."""
-LEAD, LEAD_OF_FITTING = 0.5, 2.0
-"""Standard errors by which another arm must lead the favourite to be taken, and one that needs a fit."""
+LEAD, LEAD_OF_FITTING, LEAD_OF_OTHERS = 0.5, 2.0, 3.0
+"""Standard errors by which an arm must lead the favourite to be taken: the first arm, one that needs a fit, and
+the first where the objective is no mean over the classes, of which the criterion says less."""
 _LOG_TEMPERATURES = (-3.0, 5.0)
 
 
@@ -112,7 +113,8 @@ def race(
     """The arm that wins, and what each one gave.
 
     The favourite is taken unless another leads it by some standard errors: the first arm that needs a
-    network that fits, and has one (`LEAD_OF_FITTING`), or else the first of all (`LEAD`).
+    network that fits, and has one (`LEAD_OF_FITTING`), or else the first of all (`LEAD`). For an objective
+    that is no mean with fixed weights it is the first of all (`LEAD_OF_OTHERS`).
 
     Parameters
     ----------
@@ -329,11 +331,14 @@ def _judge(
     held = [held for _, held in splits_of(spec.data, spec.validation, spec.settings, spec.seed)]
     cells = torch.cat([_criterion_cells(spec, part) for part in held]).numpy()
     # What helps networks that fit their training rows was worth more than a few held-out examples show.
-    favourite = next((arm.name for arm in arms if arm.needs_fit), arms[0].name)
+    fitting = next((arm.name for arm in arms if arm.needs_fit and spec.objective.linear), None)
+    favourite = fitting or arms[0].name
     surprise = {arm.name: np.array(trials[arm.name].surprise) for arm in arms}
     differences = {name: values - surprise[favourite] for name, values in surprise.items()}
     errors = {name: _standard_error(values, cells) for name, values in differences.items()}
-    needed = LEAD_OF_FITTING if any(arm.needs_fit for arm in arms) else LEAD
+    needed = LEAD if fitting is None else LEAD_OF_FITTING
+    if not spec.objective.linear:
+        needed = LEAD_OF_OTHERS
     lead = {name: d.sum() + needed * errors[name] for name, d in differences.items()}
     best = min(lead, key=lambda name: lead[name])
     return {

@@ -40,14 +40,15 @@ def default_space(
     linear : bool
         Whether the objective is that mean, or one with fixed weights. The best loss for another function of
         the classes' errors, such as the largest, may be nats away from the start, so that the prior on
-        each class's deviation is four times as wide; over groups that was measured not to help.
+        each class's deviation is four times as wide; over groups that was measured not to help. Delta is left
+        out then: learned beside such deviations it made worst classes worse.
     gamma : float or None
         Start of the exponent of delta, of data without groups; None leaves delta out.
     """
     if np.ndim(counts) == 1:
         tau = 0.0 if over == "group" else 1.0
         sigma = 0.5 if linear or over != "class" else 2.0
-        learned = ("additive",) if gamma is None else ("additive", "multiplicative")
+        learned = ("additive", "multiplicative") if linear and gamma is not None else ("additive",)
         return HierarchicalSpace(
             counts,
             learn=learned,
