@@ -189,7 +189,7 @@ def test_an_arm_for_networks_that_fit_is_the_favourite_there() -> None:
 
 def test_objectives_that_are_no_mean_need_a_longer_lead() -> None:
     first = trial(0.2, 0.3, 0.2, 0.3, training_error=0.0)
-    clear, far = trial(0.1, 0.2, 0.15, 0.3), trial(0.1, 0.2, 0.1, 0.2)
+    clear, far = trial(0.1, 0.2, 0.25, 0.28), trial(0.1, 0.2, 0.1, 0.2)
     for objective, taken in ((BalancedError(), "cosine"), (WorstError(), "plain")):
         arms = [AS_IT_IS, COSINE]
         assert judged(arms, objective=objective, plain=first, cosine=clear) == taken

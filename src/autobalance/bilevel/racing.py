@@ -52,8 +52,8 @@ SHARE = 0.5
 FITTED = 0.01
 """Mean error over the classes, on training rows, up to which a network counts as fitting them."""
 LEAD, LEAD_OF_FITTING, LEAD_OF_OTHERS = 0.5, 2.0, 3.0
-"""Standard errors by which an arm must lead the favourite to be taken: the first arm, one that needs a fit, and
-the first where the objective is no mean over the classes, of which the criterion says less."""
+"""Standard errors by which an arm must lead the favourite to be taken: the first arm, one that needs a fit,
+and the first where the objective is no mean over the classes, of which the criterion says less."""
 _LOG_TEMPERATURES = (-3.0, 5.0)
 
 
