@@ -56,7 +56,7 @@ def _table(title: str, actions: list[argparse.Action]) -> Iterator[str]:
     yield from ("   * - option", "     - default", "     - meaning")
     for action in actions:
         names = ", ".join(f"``{n}``" for n in _names(action))
-        what = " ".join((action.help or "").split()).replace("*", r"\*")
+        what = " ".join((action.help or "").split()).replace("*", r"\*").replace("_", r"\_")
         values = _choices(action)
         yield f"   * - {names}"
         yield f"     - {_default(action)}"
