@@ -49,6 +49,7 @@ from autobalance.objectives.base import Objective
 from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.costs import CostMatrix
 from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
+from autobalance.objectives.iou import MeanIoU
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 from autobalance.spaces.attribute_space import AttributeSpace
 from autobalance.spaces.base import PARTS, DesignSpace
@@ -109,6 +110,7 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
         lambda: CostMatrix(costs=torch.arange(16.0).view(4, 4)),
         lambda: CostMatrix(costs=1.0 - torch.eye(4), surrogate=SmoothError(temperature=0.5)),
     ],
+    MeanIoU: [MeanIoU, lambda: MeanIoU(surrogate=SmoothError(temperature=0.5))],
     WorstError: [lambda: WorstError(over="group", softness=0.2, surrogate=SmoothError(1.0))],
     CVaRError: [
         lambda: CVaRError(fraction=0.6, surrogate=SmoothError(1.0)),

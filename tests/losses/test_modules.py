@@ -410,7 +410,7 @@ def test_counts_refused(build: str, counts: Any, message: str) -> None:
     ("logits", "target", "message"),
     [
         (torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), "3 classes, but .* width 4"),
-        (torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.long), r"logits of shape \(n, k\)"),
+        (torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.long), r"shape \(2, 1\), got \(2,\)"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), r"shape \(2,\), got \(3,\)"),
         (torch.zeros(2, 3), torch.zeros(2), r"dtype int64; got torch.float32.*target.long\(\)"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), r"target must lie in 0..2 or be -100 \(Target 3"),

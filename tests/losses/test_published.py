@@ -214,7 +214,7 @@ def test_the_record_holds_what_builds_the_loss_again(build: Any) -> None:
 @pytest.mark.parametrize(
     ("logits", "target", "message"),
     [
-        (torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.long), r"logits of shape \(n, k\)"),
+        (torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.long), r"shape \(2, 1\), got \(2,\)"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), r"shape \(2,\), got \(3,\)"),
         (torch.zeros(2, 3), torch.zeros(2), r"dtype int64; got torch.float32.*target.long\(\)"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), r"target must lie in 0..2 or be -100"),

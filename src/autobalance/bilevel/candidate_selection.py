@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError
 from autobalance.bilevel.held_out import Splits, undefined_objective
-from autobalance.bilevel.prediction import predict_logits
+from autobalance.bilevel.image_bootstrap import compare_by_image
+from autobalance.bilevel.prediction import predict_classes
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
@@ -56,7 +57,7 @@ def train_candidates(
                 spec.model_factory, train, loss, recipe=spec.recipe, augment=augments.get(name),
                 seed=spec.seed + fold, device=spec.device, precision=spec.precision,
             )  # fmt: skip
-            done.append(predict_logits(model, held.inputs).argmax(dim=1))
+            done.append(predict_classes(model, held))
             after_each()
             if progress:
                 finished = sum(len(runs) for runs in outcomes.values())
@@ -71,6 +72,7 @@ def compare(
     objective: Objective,
     seed: int,
     weight: Tensor | None = None,
+    images: Tensor | None = None,
 ) -> list[Candidate]:
     """Each candidate's objective on all folds' held-out examples, and its difference to the start.
 
@@ -82,7 +84,8 @@ def compare(
     `cells` is ``group * k + class`` of every held-out example, fold after fold, shape ``(n,)``, of
     ``shape`` (groups, classes); `seed` is that of the draws. `weight` ``(n,)`` has the held-out
     examples' weights; the standard error is that of a cell's effective number of examples, see
-    `ArrayData.effective_counts`.
+    `ArrayData.effective_counts`. Of dense data the examples are pixels, `images` ``(n,)`` says of which
+    image each is, and the standard error is that of the images' sampling, see `compare_by_image`.
     """
     count = shape[0] * shape[1]
     target = cells.numpy() % shape[1]
@@ -99,16 +102,23 @@ def compare(
         sums = np.bincount(cells.numpy(), own, count)
         independent = np.divide(effective, sums, out=independent, where=sums > 0)
         effective = effective.reshape(shape).tolist()
+    if images is not None:
+        present = np.unique(images.numpy() * count + cells.numpy()) % count
+        effective = np.bincount(present, minlength=count).reshape(shape).tolist()
     for name, loss in losses.items():
         pairs = np.zeros((count, 2, 2))
         np.add.at(pairs, (cells.numpy(), wrong[name].astype(int), wrong[START].astype(int)), own)
         sizes = pairs.sum(axis=(1, 2))
         seen = pairs * independent[:, None, None]
-        error = 0.0 if name == START else _standard_error(objective, seen, shape, seed, sizes)
-        errors = np.stack([pairs[:, 1, :].sum(axis=1), pairs[:, :, 1].sum(axis=1)])
-        exact = np.divide(errors, sizes, out=np.zeros((2, count)), where=sizes > 0)
-        value, base = _aggregate(objective, exact, sizes, shape)
-        if isinstance(objective, CostMatrix):
+        if images is not None or objective.by_decision:
+            runs = torch.cat(outcomes[name]).cpu(), torch.cat(outcomes[START]).cpu()
+            value, base, error = compare_by_image(objective, runs, cells, images, shape, seed, own)
+        else:
+            error = 0.0 if name == START else _standard_error(objective, seen, shape, seed, sizes)
+            errors = np.stack([pairs[:, 1, :].sum(axis=1), pairs[:, :, 1].sum(axis=1)])
+            exact = np.divide(errors, sizes, out=np.zeros((2, count)), where=sizes > 0)
+            value, base = _aggregate(objective, exact, sizes, shape)
+        if isinstance(objective, CostMatrix) and images is None:
             value, base, error = _compare_costs(costs[name], costs[START], own)
         folds = np.cumsum([len(run) for run in outcomes[name]])[:-1]
         by_fold = zip(np.split(wrong[name], folds), np.split(target, folds), strict=True)
@@ -172,6 +182,7 @@ def choose(
     objective: Objective,
     seed: int,
     weights: Sequence[Tensor | None] | None = None,
+    images: Tensor | None = None,
 ) -> tuple[list[Candidate], str]:
     """The candidates and the name of the best; without all folds' outcomes none, and "designed".
 
@@ -183,7 +194,7 @@ def choose(
     given = [w for w in weights or [] if w is not None]
     candidates = compare(
         losses, outcomes, torch.cat(list(cells)).cpu(), shape, objective, seed,
-        torch.cat(given) if given else None,
+        torch.cat(given) if given else None, images,
     )  # fmt: skip
     return candidates, best(candidates, NOISE if len(cells) == 1 else 0.0).name
 

@@ -34,12 +34,14 @@ class LowerProblem(Protocol):
 
     So many lower steps as `steps_per_run` cost as much as one training run. `cells` is for each fold
     ``group * k + class`` of its held-out examples, `sample_weights` their weights or None, `shape` the
-    numbers of groups and of classes.
+    numbers of groups and of classes. Of dense data the examples are pixels, and `images` has the image of
+    each, over all folds.
     """
 
     steps_per_run: int
     cells: list[Tensor]
     sample_weights: list[Tensor | None]
+    images: Tensor | None
     shape: tuple[int, int]
 
     def step(self, loss: LossSnapshot) -> None:
@@ -244,7 +246,7 @@ class BilevelSearch(Generic[P, U]):
         cells, shape = self.problem.cells, self.problem.shape
         candidates, choice = choose(
             losses, self.outcomes, cells, shape, self.objective, self.spec.seed,
-            self.problem.sample_weights,
+            self.problem.sample_weights, self.problem.images,
         )  # fmt: skip
         folds = len(self.problem.cells)
         kind = type(space.inner if isinstance(space, WithUnknownGroup) else space)

@@ -15,7 +15,7 @@ from autobalance._validation import InputError
 from autobalance.calibration import class_masses, fit_temperature, subsample_stride
 from autobalance.data import ArrayData, concatenated, stratified_folds
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.objectives import Objective, group_class_sums
+from autobalance.objectives import Objective, group_class_sums, per_pixel
 from autobalance.records import (
     Calibration,
     HeldOut,
@@ -106,7 +106,8 @@ def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
     predicted, on the CPU.
     """
     totals = []
-    for (_, held), predicted in zip(splits, predictions, strict=True):
+    for (_, whole), predicted in zip(splits, predictions, strict=True):
+        held = whole.pixels()
         target = held.target.cpu()
         wrong = (predicted != target).double()
         groups = None if held.groups is None else held.groups.cpu()
@@ -123,21 +124,44 @@ def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:
 def evaluate_held_out(splits: Splits, predictions: Sequence[Tensor]) -> HeldOut:
     """Errors, examples and predictions on all folds' held-out data; as for `count_errors`."""
     wrong, n, by_class = as_counts(count_errors(splits, predictions).numpy())
+    effective = image_counts(splits)
+    splits = [(train, held.pixels()) for train, held in splits]
     target = torch.cat([held.target.cpu() for _, held in splits])
-    weight, effective = None, None
+    weight = None
     weights = [held.sample_weight for _, held in splits if held.sample_weight is not None]
     if weights:
         weight = torch.cat(weights).cpu().double().numpy()
         cells = torch.cat([held.cells() for _, held in splits]).cpu().numpy()
-        effective = effective_counts(cells, weight, n.size).reshape(n.shape).tolist()
+        if effective is None:
+            effective = effective_counts(cells, weight, n.size).reshape(n.shape)
     predicted = torch.cat([*predictions])
     confused = confused_pairs(target, predicted, n.shape[1], sample_weight=weight)
-    return HeldOut(n.tolist(), wrong.tolist(), by_class.tolist(), confused, effective)
+    known = None if effective is None else effective.tolist()
+    return HeldOut(n.tolist(), wrong.tolist(), by_class.tolist(), confused, known)
+
+
+def image_counts(splits: Splits) -> np.ndarray | None:
+    """Of dense held-out data how many images have each cell, ``(g, k)``, as `effective_counts`; else None."""
+    if not splits[0][1].dense:
+        return None
+    return np.sum([np.atleast_2d(held.effective_counts()) for _, held in splits], axis=0)
+
+
+def images_of(splits: Splits) -> Tensor | None:
+    """Of dense held-out data the image of each pixel that counts, over all folds; else None."""
+    if not splits[0][1].dense:
+        return None
+    images, first = [], 0
+    for _, held in splits:
+        numbers = torch.arange(first, first + len(held), device=held.target.device)
+        images.append(held.rows_of(per_pixel(numbers, held.target)).cpu())
+        first += len(held)
+    return torch.cat(images)
 
 
 def calibration_stride(splits: Splits) -> int:
     """Every how manyth held-out example's logits `calibrate` looks at."""
-    return subsample_stride(sum(held.target.numel() * held.num_classes for _, held in splits))
+    return subsample_stride(sum(len(held.pixels()) * held.num_classes for _, held in splits))
 
 
 def calibrate(
@@ -153,7 +177,8 @@ def calibrate(
     if not np.atleast_2d(masses).sum(axis=0).all():
         return None
     step = calibration_stride(splits)
-    labels = [(held.target, held.groups, held.sample_weight) for _, held in splits]
+    parts = [held.pixels() for _, held in splits]
+    labels = [(held.target, held.groups, held.sample_weight) for held in parts]
     target, groups, weight = (
         None if parts[0] is None else torch.cat([part[::step].cpu() for part in parts])
         for parts in zip(*labels, strict=True)

@@ -16,10 +16,11 @@ from torch.optim import Optimizer
 from autobalance._validation import InputError, array_of_numbers, instance, one_of, positive, shown
 from autobalance.augment import AugmentationPolicy
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
-from autobalance.data import Batch, as_batch, as_batches
+from autobalance.data import Batch, as_batch, as_batches, count_by_image
 from autobalance.functional import Derivative, Processes, first_process, trainable
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
-from autobalance.objectives import Objective, RunningRisks, as_objective
+from autobalance.losses import describe_outside
+from autobalance.objectives import IGNORED, Objective, RunningRisks, as_objective
 from autobalance.spaces import TunableCrossEntropy, prior_strength
 
 DEFAULT_SOLVER = SingleLoop()
@@ -214,7 +215,7 @@ class LossTuner:
                 "network; in a LightningModule that is self.trainer.strategy.model.",
                 stacklevel=2,
             )
-        _check_held(batch, self.loss.space.num_classes)
+        _check_held(batch, self.loss.space.num_classes, self.loss.options["ignore_index"])
         result = self.hypergradient(model, train_batch, batch)
         upper = self.update([result], processes.labels(batch))
         if upper.skipped and self.skipped == 1:
@@ -335,7 +336,9 @@ class LossTuner:
         if val_batch is None:
             raise InputError("Without validation_counts, update needs the validation batch.")
         return self.objective.effective_size(
-            _effective_counts(val_batch, self.loss.space.num_classes)
+            _effective_counts(
+                val_batch, self.loss.space.num_classes, self.loss.options["ignore_index"]
+            )
         )
 
 
@@ -347,13 +350,24 @@ def _follow(optimizer: Optimizer) -> None:
                 state[name] = value.to(p)
 
 
-def _effective_counts(batch: Batch, classes: int) -> Tensor:
-    """Kish's effective number of examples of each cell, ``(g, k)``; without weights their number."""
-    cells = batch.target
-    if batch.groups is not None:
-        cells = batch.groups * classes + cells
-    cells = cells.cpu()
-    weight = None if batch.sample_weight is None else batch.sample_weight.cpu().double()
+def _effective_counts(batch: Batch, classes: int, ignore_index: int) -> Tensor:
+    """Kish's effective number of examples of each cell, ``(g, k)``; without weights their number.
+
+    Of dense targets it is that of the images that have the class, as of `ArrayData.effective_counts`.
+    """
+    target, groups, weight = (
+        None if v is None else v.cpu() for v in (batch.target, batch.groups, batch.sample_weight)
+    )
+    assert target is not None
+    if target.ndim > 1:
+        known = target.where(target != ignore_index, IGNORED)
+        image, target = count_by_image(known, classes).nonzero(as_tuple=True)
+        groups, weight = (
+            None if v is None else v.flatten(1)[:, 0][image] if v.ndim > 1 else v[image]
+            for v in (groups, weight)
+        )
+    cells = target if groups is None else groups * classes + target
+    weight = None if weight is None else weight.double()
     tables = []
     for power in [None] if weight is None else [weight, weight.square()]:
         sums = torch.bincount(cells, power, minlength=classes)
@@ -372,24 +386,35 @@ def _check_sizes(name: str, counts: Any, classes: int) -> None:
         )
 
 
-def _check_held(batch: Batch, classes: int) -> None:
+def _check_held(batch: Batch, classes: int, ignore_index: int) -> None:
     """Refuse targets that are no class indices; a GPU's values are not looked at."""
     target = batch.target
-    if target.ndim != 1 or target.dtype != torch.int64 or len(target) == 0:
+    if target.ndim == 0 or target.dtype != torch.int64 or len(target) == 0:
         raise InputError(
-            "The validation batch needs class indices of dtype int64, shape (n,), n at least 1; got "
-            f"{target.dtype} of shape {tuple(target.shape)}."
+            "The validation batch needs class indices of dtype int64, shape (n,) or dense (n, d1, ...), n at "
+            f"least 1; got {target.dtype} of shape {tuple(target.shape)}."
         )
     inputs = batch.inputs
-    if isinstance(inputs, Tensor) and inputs.shape[:1] != target.shape:
+    if isinstance(inputs, Tensor) and inputs.shape[:1] != target.shape[:1]:
         raise InputError(
             f"The validation batch needs one class index per example: inputs {tuple(inputs.shape)}, "
             f"target {tuple(target.shape)}."
         )
-    if target.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
+    if target.device.type != "cpu":
+        return
+    if target.ndim > 1:
+        kept = target != ignore_index
+        if not bool(kept.any()):
+            raise InputError(
+                f"Every pixel of the validation batch is {ignore_index}, which is ignored: it says nothing "
+                "of the objective. Draw batches of images that have labelled pixels."
+            )
+        target = torch.where(kept, target, 0)
+    outside = describe_outside(target, classes)
+    if outside:
         raise InputError(
             f"The validation batch's target must lie in 0..{classes - 1}; got "
-            f"{int(target.min())} to {int(target.max())}."
+            f"{int(target.min())} to {int(target.max())}: {outside}."
         )
 
 

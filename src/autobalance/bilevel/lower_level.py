@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, TrainingDiverged, one_of
 from autobalance.augment import augment_batch
 from autobalance.bilevel.execution import check_interval
-from autobalance.bilevel.held_out import Splits, calibration_stride
+from autobalance.bilevel.held_out import Splits, calibration_stride, images_of
 from autobalance.bilevel.initialisation import init_bias_offset, make_network, make_optimizer
-from autobalance.bilevel.prediction import predict_logits
+from autobalance.bilevel.prediction import check_logits, iterate_logits
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import ModelFactory, Sampling, ScheduledLoss, TrainingLoss
 from autobalance.bilevel.upper_level import StochasticUpperLevel
@@ -90,6 +90,11 @@ class LowerLevel:
         shifted = None
         if recipe.absorb > 0 and additive is not None:
             shifted = init_bias_offset(module, recipe.absorb * additive, data.masses())
+        if augment is not None and data.dense:
+            raise InputError(
+                "An augmentation changes the inputs alone, but dense targets must move with them. Leave "
+                "augment out, and give a Dataset whose transforms change both."
+            )
         self.module, self.data, self.augment = module, data, augment
         self.recipe, self.fabric = recipe, fabric
         self.total, self.done = recipe.steps(len(data)), 0
@@ -147,7 +152,7 @@ class LowerLevel:
                 raise
             raise refused from None
         if self.done == 0:
-            _check_logits(logits, batch, self.data.num_classes)
+            check_logits(logits, batch.target.shape, self.data.num_classes)
             warn_if_probabilities(logits)
         sizes = self.processes.sizes(len(self.batches.latest[1]))
         whole = self.processes.labels(batch, sizes)
@@ -276,8 +281,10 @@ class NetworkFolds:
             self.folds[0].lower.total = spec.recipe.steps(len(spec.data))
         self.steps_per_run = self.folds[0].lower.total
         self.search_steps = max(1, round((spec.release or 1.0) * self.steps_per_run))
-        self.cells = [held.cells() for _, held in splits]
-        self.sample_weights = [held.sample_weight for _, held in splits]
+        labels = [held.pixels() for _, held in splits]
+        self.cells = [held.cells() for held in labels]
+        self.sample_weights = [held.sample_weight for held in labels]
+        self.images = images_of(splits)
         held = splits[0][1]
         self.shape = (held.num_groups or 1, held.num_classes)
         self._losses: list[Tensor] = []
@@ -313,26 +320,33 @@ class NetworkFolds:
 
     def predict_held_out(self) -> list[Tensor]:
         """For each fold, the classes that its network predicts of the examples held out, now."""
-        return [logits.argmax(dim=1) for logits in self._held_out_logits()]
+        return [
+            torch.cat([rows.argmax(dim=1) for rows in parts]) for parts in self._held_out_logits()
+        ]
 
     def predict_for_calibration(self) -> tuple[list[Tensor], list[Tensor]]:
         """As `predict_held_out`, and with it the logits that `held_out.calibrate` takes."""
         stride = calibration_stride(self.splits)
         predictions, logits = [], []
-        for rows in self._held_out_logits():
-            predictions.append(rows.argmax(dim=1))
-            logits.append(rows[::stride].clone())
+        for parts in self._held_out_logits():
+            classes, some, first = [], [], 0
+            for rows in parts:
+                classes.append(rows.argmax(dim=1))
+                some.append(rows[-first % stride :: stride].clone())
+                first += len(rows)
+            predictions.append(torch.cat(classes))
+            logits.append(torch.cat(some))
         return predictions, logits
 
     def networks(self) -> Iterator[nn.Module]:
         """For each fold, the network in training."""
         return (fold.lower.module for fold in self.folds)
 
-    def _held_out_logits(self) -> Iterator[Tensor]:
-        """Fold by fold, for with many classes they are large."""
+    def _held_out_logits(self) -> Iterator[Iterator[Tensor]]:
+        """Fold by fold, and of dense data part by part, for with many classes they are large."""
         for fold in self.folds:
             fold.lower.processes.broadcast_buffers(fold.lower.module)
-            yield predict_logits(fold.lower.module, fold.validation.inputs)
+            yield iterate_logits(fold.lower.module, fold.validation)
 
     def restart(self, total: int) -> None:
         """Go on from the present weights for so many steps, under the learning rate's schedule anew."""
@@ -393,18 +407,3 @@ def _other_dtype(inputs: Any, weights: Sequence[Tensor], error: RuntimeError) ->
         f"{str(error).splitlines()[0]}. Convert them, inputs.float(), or let the network do it first; "
         "autobalance.networks.FromBytes does for images of bytes."
     )
-
-
-def _check_logits(logits: Any, batch: Batch, num_classes: int) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch.target):
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"The network must return logits of shape ({len(batch.target)}, {num_classes}) for a batch "
-            f"of {len(batch.target)}; got {came}."
-        )
-    if logits.shape[1] != num_classes:
-        raise InputError(
-            f"The network returns {logits.shape[1]} logits for each example, but the data has "
-            f"{num_classes} classes. Both must be the same: change the network's last layer, or give the "
-            "data the number of classes, num_classes=, or other labels."
-        )

@@ -396,6 +396,7 @@ def _counts_by_row(data: ArrayData) -> list[Any]:
     counts = data.counts()
     if data.unknown:
         cells = data.cells()
-        unknown = torch.bincount(data.target[cells < 0].cpu(), minlength=data.num_classes)
+        labels = data.subset(torch.nonzero(cells < 0).squeeze(1)).pixels()
+        unknown = torch.bincount(labels.target.cpu(), minlength=data.num_classes)
         counts = np.concatenate([counts, unknown.numpy()[None]])
     return counts.tolist()

@@ -403,13 +403,14 @@ def baselines(
         train_candidates(spec, splits, losses, {}, outcomes, progress=progress)
     except KeyboardInterrupt:
         raise Interrupted(None) from None
+    labels = [held.pixels() for _, held in splits]
     target, groups = (
         torch.cat([t for t in parts if t is not None])
-        for parts in zip(*((held.target, held.groups) for _, held in splits), strict=True)
+        for parts in zip(*((held.target, held.groups) for held in labels), strict=True)
     )
     weight = None
     if data.sample_weight is not None:
-        weight = torch.cat([held.row_weights() for _, held in splits])
+        weight = torch.cat([held.row_weights() for held in labels])
     results = []
     for title, predicted in outcomes.items():
         wrong = (torch.cat(predicted) != target.cpu()).to(target.device).double()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from autobalance.data import as_inputs, moved
+from autobalance._validation import InputError
+from autobalance.data import ArrayData, as_inputs, moved
 from autobalance.functional import compute_logits, evaluation_mode
+
+MOST_LOGITS = 2**25
+"""Dense logits that are made at once, 128 MiB: those of all held-out images seldom fit into memory."""
 
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, inputs: Any, batch_size: int = 1024) -> Tensor:
-    """Raw logits in evaluation mode, shape ``(n, k)``, on the CPU; the network's mode comes back.
+    """Raw logits in evaluation mode, ``(n, k, ...)``, on the CPU; the network's mode comes back.
 
     Parameters
     ----------
@@ -37,3 +43,43 @@ def predict_logits(model: nn.Module, inputs: Any, batch_size: int = 1024) -> Ten
                 for part in as_inputs(inputs).split(batch_size)
             ]
         )
+
+
+def iterate_logits(model: nn.Module, data: ArrayData) -> Iterator[Tensor]:
+    """`predict_logits` of labelled data, part by part: rows ``(m, k)``, of dense ones those that count."""
+    if not data.dense:
+        yield predict_logits(model, data.inputs)
+        return
+    each = data.num_classes * math.prod(data.target.shape[1:])
+    size = max(1, min(1024, MOST_LOGITS // each))
+    for first in range(0, len(data), size):
+        part = data.subset(torch.arange(first, min(first + size, len(data))))
+        logits = predict_logits(model, part.inputs)
+        check_logits(logits, part.target.shape, data.num_classes)
+        yield part.rows_of(logits)
+
+
+def predict_classes(model: nn.Module, data: ArrayData) -> Tensor:
+    """The classes predicted in evaluation mode, ``(n,)``, of dense data those of `ArrayData.pixels`."""
+    return torch.cat([rows.argmax(dim=1) for rows in iterate_logits(model, data)])
+
+
+def check_logits(logits: Any, target: torch.Size, num_classes: int) -> None:
+    """Refuse what is no logits for targets of this shape, ``(n,)`` or ``(n, d1, ...)``."""
+    expected = (target[0], num_classes, *target[1:])
+    came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if came == expected:
+        return
+    if isinstance(logits, Tensor) and came[:1] + came[2:] == tuple(target):
+        raise InputError(
+            f"The network returns {logits.shape[1]} logits for each example, but the data has "
+            f"{num_classes} classes. Both must be the same: change the network's last layer, or give the "
+            "data the number of classes, num_classes=, or other labels."
+        )
+    remedy = ""
+    if len(target) > 1:
+        remedy = " One class per pixel is asked for: upsample the logits, or resize the targets."
+    raise InputError(
+        f"The network must return logits of shape {expected} for a batch of {target[0]}; got {came}."
+        f"{remedy}"
+    )

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.bilevel.prediction import predict_logits
+from autobalance.bilevel.prediction import predict_classes
 from autobalance.data import ArrayData
-from autobalance.objectives import Objective, group_class_sums
+from autobalance.objectives import Objective
 
 LOOKS = 40
 """About so often over a search, for each look costs a pass over the test data."""
@@ -51,9 +51,11 @@ class ObjectiveMonitor:
                 "out."
             )
         known = replace(test, num_classes=data.num_classes).with_known_groups()
-        self.inputs, self.target = known.inputs, known.target.cpu()
-        self.groups = None if known.groups is None else known.groups.cpu()
-        self.weight = None if known.sample_weight is None else known.sample_weight.cpu()
+        self.data = known
+        labels = known.pixels()
+        self.target = labels.target.cpu()
+        self.groups = None if labels.groups is None else labels.groups.cpu()
+        self.weight = None if labels.sample_weight is None else labels.sample_weight.cpu()
         self.num_classes, self.objective = data.num_classes, objective
 
     @torch.no_grad()
@@ -61,10 +63,12 @@ class ObjectiveMonitor:
         """The objective over all networks' predictions together; they come back as they were."""
         totals = []
         for network in networks:
-            predicted = predict_logits(network, self.inputs).argmax(dim=1)
-            losses = self.objective.decision_losses(predicted, self.target)
-            tables = group_class_sums(
-                losses, self.target, self.groups, self.num_classes, self.weight
+            tables = self.objective.decision_sums(
+                predict_classes(network, self.data),
+                self.target,
+                self.num_classes,
+                self.groups,
+                self.weight,
             )
             totals.append(torch.stack(tables))
         total, mass = torch.stack(totals).sum(dim=0)

@@ -293,6 +293,7 @@ def class_masses(data: ArrayData) -> np.ndarray:
 
     Examples of unknown group are in a last row of their own, as in the loss of a search.
     """
+    data = data.pixels()
     weight = data.row_weights().cpu()
     target, k = data.target.cpu(), data.num_classes
     if data.groups is None:

@@ -10,6 +10,7 @@ from autobalance.data.batches import Batch, BatchSource, as_batch, as_batches, m
 from autobalance.data.columns import Table, as_table
 from autobalance.data.dataset_data import DatasetData, as_data, as_inputs, is_dataset
 from autobalance.data.dataset_reader import ExampleError
+from autobalance.data.dense import count_by_image
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
 from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
 from autobalance.data.labels import (
@@ -61,6 +62,7 @@ __all__ = [
     "class_labels",
     "column",
     "concatenated",
+    "count_by_image",
     "finite",
     "group_names",
     "indices",

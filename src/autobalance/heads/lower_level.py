@@ -80,6 +80,7 @@ class HeadFolds:
             for b in (fold.held for fold in self.folds)
         ]
         self.sample_weights = [fold.held.sample_weight for fold in self.folds]
+        self.images: Tensor | None = None
         self.statistics = {"newton_steps": 0, "products": 0, "largest_relative_gradient": 0.0}
 
     def step(self, loss: LossSnapshot) -> None:

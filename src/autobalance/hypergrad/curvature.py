@@ -9,6 +9,9 @@ Gauss-Newton system and the mixed product are
     \frac{\partial^2 L}{\partial \alpha \, \partial \theta} q
     = \frac{\partial}{\partial \alpha} \left\langle \frac{\partial L}{\partial f}, J q \right\rangle .
 
+Of dense logits ``(n, k, d1, ...)`` the loss is a sum over pixels, so that d2L/df2 has one block of k x k
+for each pixel; nothing here needs to know.
+
 alpha enters after the logits, so once u = J q is known (one forward-mode pass) the mixed product
 costs a derivative of the size of the logits. With several batches A and the mixed product are
 means over them, and only one batch's graph is in memory at a time.
@@ -52,7 +55,7 @@ class TrainingSystem:
     model : nn.Module or FunctionalModel
         In the mode in which it is trained; a `FunctionalModel` brings its own processes.
     batches : sequence of (inputs, loss)
-        Each batch's inputs, and its loss as a function of logits ``(n, k)`` alone, differentiable
+        Each batch's inputs, and its loss as a function of logits ``(n, k, ...)`` alone, differentiable
         twice. With several processes the inputs are this one's and the loss is of the logits of all.
     alpha : sequence of Tensor
         What the loss is to be differentiated by, beside the logits.
@@ -97,7 +100,7 @@ class TrainingSystem:
         return self.batches[0].point.derivative
 
     def tangent(self, vector: Tensor) -> Tensor:
-        """J v, the logits' change along v, shape ``(n, k)`` over all batches."""
+        """J v, the logits' change along v, in their shape over all batches, ``(n, k, ...)``."""
         return torch.cat([batch.tangent(vector) for batch in self.batches])
 
     def product(self, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +217,7 @@ class _BatchSystem:
 
     def slopes(self, tangent: Tensor) -> Tensor:
         """<dL/df, u> example by example, ``(n,)``."""
-        return (self._at()[1] * tangent).sum(dim=1).detach()
+        return (self._at()[1] * tangent).flatten(1).sum(dim=1).detach()
 
     def pull(self, tangent: Tensor) -> Tensor:
         """J' (d2L/df2) u, flat."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ from autobalance.functional import (
 from autobalance.hypergrad.curvature import LogitLoss, TrainingSystem
 from autobalance.hypergrad.solvers import Solution, Solver, SolverState
 from autobalance.losses import check_width
-from autobalance.objectives import Objective, RunningRisks
+from autobalance.objectives import IGNORED, Objective, RunningRisks
 from autobalance.spaces import TunableCrossEntropy
 
 WHOLE = 1 << 24
@@ -192,13 +192,13 @@ def _validation_gradient(
         if is_new:
             warn_if_probabilities(own)
         sizes = processes.sizes_of(own)
-        batch = processes.labels(batch, sizes)
+        batch = _ignoring(processes.labels(batch, sizes), loss.options["ignore_index"])
         logits = processes.all_gather_rows(own, sizes)
         given = {"groups": batch.groups, "sample_weight": batch.sample_weight}
         value = objective(logits, batch.target, **given)
         hard = objective.hard_value(logits.detach(), batch.target, **given)
         classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
-        predicted = classes.index_fill(0, logits.detach().argmax(dim=1), 1.0).sum()
+        predicted = classes.index_fill(0, logits.detach().argmax(dim=1).flatten(), 1.0).sum()
         [pull] = torch.autograd.grad(value, [own])
         pulls = zip(points, pull.split([len(row) for row in rows]), strict=True)
         b = torch.zeros(sum(p.numel() for p in leaves), dtype=leaves[0].dtype, device=pull.device)
@@ -207,6 +207,13 @@ def _validation_gradient(
             b = pulled if len(points) == 1 else b + pulled
     numbers = torch.stack([t.detach().double() for t in (value, hard, predicted)])
     return processes.all_reduce(b), numbers
+
+
+def _ignoring(batch: Batch, ignore_index: int) -> Batch:
+    """The batch with the pixels that the training loss ignores named as objectives know them."""
+    if batch.target.ndim == 1 or ignore_index == IGNORED:
+        return batch
+    return replace(batch, target=batch.target.where(batch.target != ignore_index, IGNORED))
 
 
 def _evaluation_of(network: FunctionalModel, inputs: Any) -> Evaluation:

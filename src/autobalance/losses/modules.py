@@ -191,18 +191,19 @@ class ParametricCrossEntropy(nn.Module):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """Loss of raw logits ``(n, k)`` against class indices ``(n,)``.
+        """Loss of raw logits ``(n, k, ...)`` against class indices ``(n, ...)``.
 
         Parameters
         ----------
         input : Tensor
-            Raw logits, shape ``(n, k)``.
+            Raw logits, shape ``(n, k)``, or dense ``(n, k, d1, ...)``, as torch's own takes them.
         target : Tensor
-            Class indices, shape ``(n,)``.
+            Class indices, shape ``(n,)`` or ``(n, d1, ...)``.
         groups : Tensor, optional
-            Group indices, shape ``(n,)``; needed where parameters have one row per group.
+            Group indices, shape ``(n,)`` or that of the target; needed where parameters have one row per
+            group.
         sample_weight : Tensor, optional
-            Non-negative weights of the examples, shape ``(n,)``.
+            Non-negative weights of the examples ``(n,)``, or of the pixels, in the shape of the target.
         """
         check_width(input, self.num_classes)
         if groups is None and self.num_groups is not None:

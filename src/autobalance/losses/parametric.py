@@ -1,4 +1,9 @@
-"""The parametric cross-entropy as pure functions: one value per example, the caller reduces."""
+"""The parametric cross-entropy as pure functions: one value per example, the caller reduces.
+
+Logits are ``(n, k)`` or dense ``(n, k, d1, ...)``, as torch's own cross-entropy takes them: the classes lie
+in dimension 1, and a target ``(n, d1, ...)`` has one class index per pixel. Dense logits are never copied
+into rows, which would cost their memory once more; what belongs to a class is broadcast along the pixels.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from autobalance._validation import InputError
+from autobalance.objectives import per_pixel
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -37,20 +43,26 @@ class LossParameters(NamedTuple):
         return LossParameters(*(None if p is None else p.detach() for p in self))
 
 
-def _rows(parameter: Tensor, groups: Tensor | None) -> Tensor:
-    """Rows of a parameter for a batch: ``(k,)`` as it is, ``(g, k)`` picked by group."""
+def _rows(parameter: Tensor, groups: Tensor | None, ndim: int = 2) -> Tensor:
+    """Rows of a parameter for a batch: ``(k,)`` as it is, ``(g, k)`` picked by group.
+
+    For dense logits, of `ndim` dimensions, they have further dimensions of size 1 for the pixels.
+    """
     if parameter.ndim == 1:
-        return parameter
+        return parameter if ndim == 2 else parameter.view(-1, *[1] * (ndim - 2))
     if groups is None:
         raise ValueError("These loss parameters have one row per group: pass groups=.")
-    return parameter[groups]
+    rows = parameter[groups].movedim(-1, 1)
+    return rows.view(*rows.shape, *[1] * (ndim - rows.ndim))
 
 
-def _at_target(rows: Tensor, target: Tensor) -> Tensor:
-    """Entry of each example's own class, from ``(k,)`` or ``(n, k)`` rows."""
-    if rows.ndim == 1:
-        return rows[target]
-    return rows.gather(1, target[:, None]).squeeze(1)
+def _at_target(parameter: Tensor, target: Tensor, groups: Tensor | None) -> Tensor:
+    """Entry of each example's (or pixel's) own class, in the shape of the target."""
+    if parameter.ndim == 1:
+        return parameter[target]
+    if target.ndim == 1 or groups is None:  # without groups `_rows` says what is missing
+        return _rows(parameter, groups).gather(1, target[:, None]).squeeze(1)
+    return parameter[per_pixel(groups, target), target]
 
 
 def adjusted_logits(
@@ -60,7 +72,7 @@ def adjusted_logits(
     multiplicative: Tensor | None = None,
     groups: Tensor | None = None,
 ) -> Tensor:
-    """Return z = delta * f + l, of shape ``(n, k)``, in float32 at least.
+    """Return z = delta * f + l, in the shape of the logits, ``(n, k, ...)``, in float32 at least.
 
     Half precision is raised to float32 first: adjustments of tail classes are differences of
     large numbers, and bfloat16 keeps only 8 bits of them.
@@ -68,17 +80,17 @@ def adjusted_logits(
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if multiplicative is not None:
-        logits = logits * _rows(multiplicative.to(logits.dtype), groups)
+        logits = logits * _rows(multiplicative.to(logits.dtype), groups, logits.ndim)
     if additive is not None:
-        logits = logits + _rows(additive.to(logits.dtype), groups)
+        logits = logits + _rows(additive.to(logits.dtype), groups, logits.ndim)
     return logits
 
 
 def target_weight(
     target: Tensor, weight: Tensor | None, groups: Tensor | None = None
 ) -> Tensor | None:
-    """Return w_y for each example, shape ``(n,)``, or None where there are no weights."""
-    return None if weight is None else _at_target(_rows(weight, groups), target)
+    """Return w_y in the shape of the target, or None where there are no weights."""
+    return None if weight is None else _at_target(weight, target, groups)
 
 
 def parametric_cross_entropy(
@@ -91,20 +103,20 @@ def parametric_cross_entropy(
     groups: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    r"""Cross-entropy of adjusted logits, one value per example.
+    r"""Cross-entropy of adjusted logits, one value per example, or of dense logits per pixel.
 
     .. math:: \ell(y, f) = -w_y \log \mathrm{softmax}(\delta \odot f + l)_y
 
     Parameters
     ----------
     logits : Tensor
-        Raw logits f, shape ``(n, k)``.
+        Raw logits f, shape ``(n, k)``, or dense ``(n, k, d1, ...)``.
     target : Tensor
-        Class indices in ``0..k-1``, shape ``(n,)``, int64.
+        Class indices in ``0..k-1``, shape ``(n,)`` or ``(n, d1, ...)``, int64.
     weight, additive, multiplicative : Tensor, optional
         See `LossParameters`. With shape ``(g, k)`` the example's group picks the row.
     groups : Tensor, optional
-        Group indices in ``0..g-1``, shape ``(n,)``, int64.
+        Group indices in ``0..g-1``, shape ``(n,)`` or that of the target, int64.
     label_smoothing : float
         As in `torch.nn.functional.cross_entropy`: the smoothed part weighs every class's term
         with that class's own weight.
@@ -112,7 +124,7 @@ def parametric_cross_entropy(
     Returns
     -------
     Tensor
-        Shape ``(n,)``, not averaged.
+        In the shape of the target, not averaged.
 
     References
     ----------
@@ -121,10 +133,11 @@ def parametric_cross_entropy(
     z = adjusted_logits(logits, additive=additive, multiplicative=multiplicative, groups=groups)
     # torch's fused loss equals -log_softmax(z)[y] and is faster than log_softmax with gather.
     loss = F.cross_entropy(z, target, reduction="none")
-    rows = None if weight is None else _rows(weight.to(loss.dtype), groups)
-    if rows is not None:
-        loss = loss * _at_target(rows, target)
+    weight = None if weight is None else weight.to(loss.dtype)
+    if weight is not None:
+        loss = loss * _at_target(weight, target, groups)
     if label_smoothing:
+        rows = None if weight is None else _rows(weight, groups, z.ndim)
         log_p = F.log_softmax(z, dim=1)
         everywhere = -(log_p if rows is None else log_p * rows).sum(dim=1)
         loss = (1.0 - label_smoothing) * loss + label_smoothing / z.shape[1] * everywhere
@@ -150,19 +163,25 @@ def reduced_loss(
 
     The mean divides by the sum of w_y (times the sample weight) over the batch, as
     `torch.nn.CrossEntropyLoss` does, so that the scale of w does not act as a learning rate; w's
-    gradient sees the division. Examples whose target is `ignore_index` count for nothing, and a
-    batch of nothing else gives 0.
+    gradient sees the division. Examples (or pixels) whose target is `ignore_index` count for nothing,
+    and a batch of nothing else gives 0. Groups and sample weights are of the images, or of the pixels.
 
     It is twice differentiable by the logits and the parameters. With `fused` it may take the form of
     `fused_cross_entropy`, the same to rounding and cheaper to train with where classes are many.
     """
     check_batch(logits, target, groups, sample_weight)
-    if logits.ndim != 2:
-        raise InputError(f"The loss needs logits of shape (n, k); got {tuple(logits.shape)}.")
-    if target.shape != logits.shape[:1]:
+    if logits.ndim < 2:
         raise InputError(
-            f"The loss needs one class index per row of logits: expected target of shape "
-            f"({logits.shape[0]},), got {tuple(target.shape)}."
+            f"The loss needs logits of shape (n, k) or (n, k, d1, ...); got {tuple(logits.shape)}."
+        )
+    expected = (logits.shape[0], *logits.shape[2:])
+    if target.shape != expected:
+        each = "row of logits" if logits.ndim == 2 else f"pixel of logits {tuple(logits.shape)}"
+        soft = target.shape == logits.shape and target.is_floating_point()
+        remedy = " Soft targets are not supported: give target.argmax(dim=1)." if soft else ""
+        raise InputError(
+            f"The loss needs one class index per {each}: expected target of shape {expected}, got "
+            f"{tuple(target.shape)}.{remedy}"
         )
     for name, values in (("target", target), ("groups", groups)):
         if values is not None and values.dtype != torch.int64:
@@ -187,7 +206,8 @@ def reduced_loss(
         upto = f"target must lie in 0..{logits.shape[1] - 1} or be {ignore_index}" + (
             "" if rows is None else f", groups in 0..{rows - 1}"
         )
-        raise InputError(f"An index is out of range: {upto} ({error}).") from None
+        outside = describe_outside(safe, logits.shape[1]) if logits.ndim > 2 else None
+        raise InputError(f"An index is out of range: {upto} ({outside or error}).") from None
     # `where` rather than a product alone: an ignored row may hold a non-finite loss.
     loss = torch.where(kept, loss, 0.0) * scale
     if reduction != "mean":
@@ -198,14 +218,30 @@ def reduced_loss(
 def apply_ignore_index(
     target: Tensor, sample_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which examples count, targets with 0 where one does not, and what each counts for; ``(n,)``."""
+    """Which examples count, targets with 0 where one does not, and what each counts for.
+
+    All are in the shape of the target.
+    """
     kept = target != ignore_index
-    scale = kept.to(dtype) if sample_weight is None else kept * sample_weight.to(dtype)
+    weight = None if sample_weight is None else per_pixel(sample_weight, target).to(dtype)
+    scale = kept.to(dtype) if weight is None else kept * weight
     return kept, torch.where(kept, target, 0), scale
 
 
+def describe_outside(target: Tensor, num_classes: int) -> str | None:
+    """How many class indices are outside ``0..num_classes-1``, and the first of them; None without any."""
+    places = ((target < 0) | (target >= num_classes)).nonzero()
+    if not len(places):
+        return None
+    first = places[0].tolist()
+    place = f"[{', '.join(map(str, first))}]"
+    return (
+        f"{len(places)} of {target.numel()} targets, such as {int(target[tuple(first)])} at {place}"
+    )
+
+
 def reduced(loss: Tensor, scale: Tensor, reduction: Reduction) -> Tensor:
-    """Losses ``(n,)`` that are scaled already, reduced; the mean divides by the sum of scales."""
+    """Losses that are scaled already, reduced; the mean divides by the sum of scales."""
     if reduction == "none":
         return loss
     return loss.sum() if reduction == "sum" else loss.sum() / _at_least_tiny(scale.sum())
@@ -223,7 +259,7 @@ def check_batch(logits: Any, target: Any, groups: Any = None, sample_weight: Any
         raise InputError(f"The loss needs logits of a floating-point dtype; got {logits.dtype}.")
     for name in ("groups", "sample_weight"):
         value = given[name]
-        if value is not None and value.shape != target.shape:
+        if value is not None and value.shape not in (target.shape, target.shape[:1]):
             raise InputError(
                 f"The loss needs {name} of the shape of target, {tuple(target.shape)}; got "
                 f"{tuple(value.shape)}."
@@ -232,7 +268,7 @@ def check_batch(logits: Any, target: Any, groups: Any = None, sample_weight: Any
 
 def _check_rows(groups: Tensor) -> None:
     """Refuse groups below -1, which would count rows from the end. -1 is the last row: unknown."""
-    if groups.device.type == "cpu" and len(groups) and not torch.compiler.is_compiling():
+    if groups.device.type == "cpu" and groups.numel() and not torch.compiler.is_compiling():
         lowest = int(groups.min())
         if lowest < -1:
             raise InputError(f"An index is out of range: groups has {lowest}, they count from 0.")
@@ -254,7 +290,7 @@ def check_width(logits: Tensor, num_classes: int | None) -> None:
     """Refuse logits whose width is not the number of classes."""
     if not isinstance(logits, Tensor):
         raise InputError(f"The loss needs logits as a torch.Tensor; got {type(logits).__name__}.")
-    if num_classes is not None and logits.ndim == 2 and logits.shape[1] != num_classes:
+    if num_classes is not None and logits.ndim >= 2 and logits.shape[1] != num_classes:
         raise InputError(
             f"The loss has parameters for {num_classes} classes, but the network returned logits of "
             f"width {logits.shape[1]}. Give the network's last layer {num_classes} outputs."
@@ -280,6 +316,7 @@ def should_use_fused(logits: Tensor, *others: Tensor | None) -> bool:
     given = [logits, *(t for t in others if t is not None)]
     return (
         not torch.compiler.is_compiling()
+        and logits.ndim == 2
         and logits.shape[1] >= LEAST_CLASSES
         and logits.numel() >= LEAST_LOGITS
         and logits.device.type == "cpu"

@@ -39,6 +39,7 @@ from autobalance.losses.parametric import (
     reduced_loss,
     target_weight,
 )
+from autobalance.objectives import per_pixel
 
 _FORMAT = "autobalance-published-loss"
 
@@ -149,7 +150,7 @@ class FocalLoss(_PublishedLoss):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """Loss of raw logits ``(n, k)`` against class indices ``(n,)``; `groups` have no part."""
+        """Loss of raw logits ``(n, k, ...)`` against class indices ``(n, ...)``; `groups` have no part."""
         check_batch(input, target, groups, sample_weight)
         check_width(input, None if self.weight is None else len(self.weight))
         loss = reduced_loss(
@@ -247,13 +248,19 @@ class LDAMLoss(_PublishedLoss):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """Loss of logits ``(n, k)`` against class indices ``(n,)``; `groups` have no part."""
+        """Loss of logits ``(n, k, ...)`` against class indices ``(n, ...)``; `groups` have no part."""
         check_batch(input, target, groups, sample_weight)
         check_width(input, len(self.margins))
         logits = adjusted_logits(input)  # half precision raised to float32
-        if logits.ndim == 2 and target.shape == logits.shape[:1]:  # else refused just below
-            own = target[:, None] == torch.arange(len(self.margins), device=target.device)
-            logits = self.scale * (logits - own * self.margins.to(logits.dtype))
+        if logits.ndim > 1 and target.shape == logits[:, 0].shape:  # else refused just below
+            each = (
+                -1,
+                *[1] * (logits.ndim - 2),
+            )  # a class's number and margin are the same for all pixels
+            own = target[:, None] == torch.arange(len(self.margins), device=target.device).view(
+                each
+            )
+            logits = self.scale * (logits - own * self.margins.to(logits.dtype).view(each))
         return reduced_loss(
             logits,
             target,
@@ -433,7 +440,7 @@ class DeferredLoss(_PublishedLoss):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """The present stage's loss of raw logits ``(n, k)`` against class indices ``(n,)``."""
+        """The present stage's loss of raw logits ``(n, k, ...)`` against class indices ``(n, ...)``."""
         loss = self.then if self.started else self.first
         return loss(input, target, groups=groups, sample_weight=sample_weight)
 
@@ -528,23 +535,24 @@ class GroupDROLoss(_PublishedLoss):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """Loss of raw logits ``(n, k)`` against class indices ``(n,)``.
+        """Loss of raw logits ``(n, k, ...)`` against class indices ``(n, ...)``.
 
         Parameters
         ----------
         input : Tensor
-            Raw logits, shape ``(n, k)``.
+            Raw logits, shape ``(n, k)``, or dense ``(n, k, d1, ...)``.
         target : Tensor
-            Class indices, shape ``(n,)``.
+            Class indices, shape ``(n,)`` or ``(n, d1, ...)``.
         groups : Tensor, optional
-            Group indices, shape ``(n,)``; needed with ``over="group"``, else without a part.
+            Group indices, shape ``(n,)`` or that of the target; needed with ``over="group"``, else without
+            a part.
         sample_weight : Tensor, optional
-            Non-negative weights of the examples in their group's mean, shape ``(n,)``.
+            Non-negative weights in their group's mean, in one of these shapes.
         """
         check_batch(input, target, None, sample_weight)
         if self.over == "class":
             check_width(input, self.num_groups)
-        elif not isinstance(groups, Tensor) or groups.shape != target.shape:
+        elif not isinstance(groups, Tensor) or groups.shape not in (target.shape, target.shape[:1]):
             tensor = isinstance(groups, Tensor)
             came = f"shape {tuple(groups.shape)}" if tensor else "none"
             raise InputError(
@@ -561,7 +569,9 @@ class GroupDROLoss(_PublishedLoss):
         )
         _, index, scale = apply_ignore_index(target, sample_weight, self.ignore_index, loss.dtype)
         if groups is not None and self.over != "class":
+            groups = per_pixel(groups, target)
             index = groups if self.over == "group" else groups * input.shape[1] + index
+        loss, index, scale = loss.flatten(), index.flatten(), scale.flatten()
         share = self._members(index) * scale[:, None]
         # `where`: an infinite loss must not reach the other groups as 0 * inf.
         sums = torch.where(share > 0, share * loss[:, None], 0.0).sum(dim=0)

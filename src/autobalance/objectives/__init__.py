@@ -19,16 +19,27 @@ from autobalance.objectives.aggregates import (
     WeightedError,
     WorstError,
 )
-from autobalance.objectives.base import CellObjective, Objective, Over, cells_of, group_class_sums
+from autobalance.objectives.base import (
+    IGNORED,
+    CellObjective,
+    Labels,
+    Objective,
+    Over,
+    cells_of,
+    group_class_sums,
+    per_pixel,
+)
 from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.costs import CostMatrix, cost_matrix
 from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
+from autobalance.objectives.iou import MeanIoU
 from autobalance.objectives.registry import GAPS, NAMED, as_objective
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 
 __all__ = [
     "GAPS",
+    "IGNORED",
     "NAMED",
     "BalancedError",
     "Blend",
@@ -39,6 +50,8 @@ __all__ = [
     "CrossEntropyRisk",
     "ErrorDeviation",
     "Gap",
+    "Labels",
+    "MeanIoU",
     "Objective",
     "OddsGap",
     "OpportunityGap",
@@ -54,4 +67,5 @@ __all__ = [
     "cells_of",
     "cost_matrix",
     "group_class_sums",
+    "per_pixel",
 ]

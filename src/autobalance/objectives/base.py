@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from autobalance.records import PlainSettings
 Over = Literal["class", "group", "class_and_group"]
 """What an objective's cells are."""
 
+IGNORED = -100
+"""Target of a pixel that counts for nothing, as torch's losses have it by default."""
+
 
 def group_class_sums(
     loss: Tensor,
@@ -28,17 +31,22 @@ def group_class_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sums of the loss and of the examples' weights per group and class, each of shape ``(g, k)``.
 
-    Without groups g = 1; with them g is one more than the largest index in the batch, for which a GPU
-    is waited unless `rows` says it. Examples of group -1, not known, are left out.
+    All are of the examples ``(n,)``, or of the pixels of dense targets, then in one shape. Without groups
+    g = 1; with them g is one more than the largest index in the batch, for which a GPU is waited unless
+    `rows` says it. Examples of group -1, not known, are left out.
     """
-    num_groups, cell = 1, target
-    weight = torch.ones_like(loss) if sample_weight is None else sample_weight.to(loss.dtype)
+    loss, cell = loss.flatten(), target.flatten()
+    groups = None if groups is None else groups.flatten()
+    num_groups = 1
+    weight = torch.ones_like(loss)
+    if sample_weight is not None:
+        weight = sample_weight.flatten().to(loss.dtype)
     if groups is not None and len(groups):
         lowest, highest = -1, (rows or 1) - 1
         if rows is None:
             lowest, highest = torch.stack(torch.aminmax(groups)).tolist()
         num_groups = max(1, highest + 1)
-        cell = groups * num_classes + target
+        cell = groups * num_classes + cell
         if lowest < 0:
             known = groups >= 0
             loss, weight, cell = (torch.where(known, t, 0) for t in (loss, weight, cell))
@@ -46,6 +54,43 @@ def group_class_sums(
     total = empty.index_add(0, cell, loss * weight)
     mass = empty.index_add(0, cell, weight)
     return total.view(num_groups, -1), mass.view(num_groups, -1)
+
+
+def per_pixel(values: Tensor, target: Tensor) -> Tensor:
+    """Values of the images ``(n,)`` in the shape of a dense target; others as they are."""
+    if values.ndim == target.ndim:
+        return values
+    return values.view(-1, *[1] * (target.ndim - 1)).expand_as(target)
+
+
+class Labels(NamedTuple):
+    """Targets, groups and weights as the sums of an objective take them, in the shape of the target."""
+
+    target: Tensor
+    groups: Tensor | None = None
+    sample_weight: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, like: Tensor, target: Tensor, groups: Tensor | None, sample_weight: Tensor | None
+    ) -> Labels:
+        """Labels ``(n,)`` as they are; of dense targets, in the shape of `like`, those of each pixel.
+
+        A pixel that is `IGNORED` gets class 0 and weight 0: to leave it out, the logits would have to be
+        copied.
+        """
+        if like.ndim == 1 and target.ndim == 1:
+            return cls(target, groups, sample_weight)
+        if like.shape != target.shape:
+            raise InputError(
+                "The objective needs one class index per pixel: expected target of shape "
+                f"{tuple(like.shape)}, got {tuple(target.shape)}."
+            )
+        groups = None if groups is None else per_pixel(groups, target)
+        weight = None if sample_weight is None else per_pixel(sample_weight, target)
+        kept = target != IGNORED
+        weight = kept.float() if weight is None else kept * weight
+        return cls(torch.where(kept, target, 0), groups, weight)
 
 
 def cells_of(table: Tensor, over: Over) -> Tensor:
@@ -97,6 +142,11 @@ class Objective(PlainSettings, ABC):
         """Whether it is a mean of the risks with fixed weights."""
         return False
 
+    @property
+    def by_decision(self) -> bool:
+        """Whether its sums are by the class decided for and the class, ``(k, k)``, in place of ``(g, k)``."""
+        return False
+
     def decision_losses(self, predicted: Tensor, target: Tensor) -> Tensor:
         """What each decision ``(n,)`` counts for in the hard objective: the 0-1 error, float64."""
         return (predicted != target).to(torch.float64)
@@ -120,7 +170,11 @@ class Objective(PlainSettings, ABC):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> Tensor:
-        """Differentiable value on raw logits ``(n, k)``, targets ``(n,)`` and groups ``(n,)``."""
+        """Differentiable value on raw logits ``(n, k)``, targets ``(n,)`` and groups ``(n,)``.
+
+        Logits may be dense, ``(n, k, d1, ...)``, with targets ``(n, d1, ...)``; a target of -100 is
+        ignored then. Groups and weights are of the images ``(n,)``, or in the shape of the target.
+        """
         return self.value(*self.sums(logits, target, groups, sample_weight), smoothly=True)
 
     def sums(
@@ -132,10 +186,29 @@ class Objective(PlainSettings, ABC):
     ) -> tuple[Tensor, Tensor]:
         """`group_class_sums` of the surrogate."""
         self._check_groups(groups)
+        labels = Labels.of(logits[:, 0], target, groups, sample_weight)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        scaled = sample_weight is not None and isinstance(self.surrogate, SmoothError)
-        loss = self.surrogate(logits, target, *((sample_weight,) if scaled else ()))
-        return group_class_sums(loss, target, groups, logits.shape[1], sample_weight)
+        scaled = labels.sample_weight is not None and isinstance(self.surrogate, SmoothError)
+        loss = self.surrogate(logits, labels.target, *((labels.sample_weight,) if scaled else ()))
+        return group_class_sums(
+            loss, labels.target, labels.groups, logits.shape[1], labels.sample_weight
+        )
+
+    @torch.no_grad()
+    def decision_sums(
+        self,
+        predicted: Tensor,
+        target: Tensor,
+        num_classes: int,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`group_class_sums` of what the decisions, in the shape of the target, count for, in float64."""
+        labels = Labels.of(predicted, target, groups, sample_weight)
+        losses = self.decision_losses(predicted, labels.target)
+        return group_class_sums(
+            losses, labels.target, labels.groups, num_classes, labels.sample_weight
+        )
 
     def hard(
         self,
@@ -159,8 +232,8 @@ class Objective(PlainSettings, ABC):
     ) -> Tensor:
         """As `hard`, float64 on the device: to be read together with other numbers."""
         self._check_groups(groups)
-        wrong = self.decision_losses(logits.argmax(dim=1), target)
-        return self.value(*group_class_sums(wrong, target, groups, logits.shape[1], sample_weight))
+        decided, k = logits.argmax(dim=1), logits.shape[1]
+        return self.value(*self.decision_sums(decided, target, k, groups, sample_weight))
 
     def _check_groups(self, groups: Tensor | None) -> None:
         if self.over != "class" and groups is None:

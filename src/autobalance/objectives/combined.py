@@ -52,6 +52,10 @@ class Blend(Objective):
                     "Costs are of decisions, other parts are of errors: a cost matrix stands alone. Put what "
                     "else counts into the costs."
                 )
+            if part.by_decision:
+                raise InputError(
+                    "MeanIoU is of the classes decided for, other parts are of errors: it stands alone."
+                )
             if isinstance(part, BoundedGap):
                 raise InputError(
                     "A bound holds for a whole objective, not for a part of a blend. Put the blend under "
@@ -130,7 +134,8 @@ class BoundedGap(Objective):
     def __post_init__(self) -> None:
         for name in ("main", "gap"):
             part = getattr(self, name)
-            if not isinstance(part, Objective) or isinstance(part, (BoundedGap, CostMatrix)):
+            alone = isinstance(part, (BoundedGap, CostMatrix))
+            if not isinstance(part, Objective) or alone or part.by_decision:
                 raise InputError(
                     f"{name} must be an objective over errors, without a bound of its own; got {part!r}."
                 )

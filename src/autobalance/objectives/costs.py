@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autobalance._validation import InputError, array_of_numbers
-from autobalance.objectives.base import Objective, Over, group_class_sums
+from autobalance.objectives.base import Labels, Objective, Over, group_class_sums
 from autobalance.objectives.surrogates import SmoothError
 
 
@@ -91,6 +91,7 @@ class CostMatrix(Objective):
     ) -> tuple[Tensor, Tensor]:
         """`group_class_sums` of the smooth costs."""
         self.check_classes(logits.shape[1])
+        target, groups, sample_weight = Labels.of(logits[:, 0], target, groups, sample_weight)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         assert isinstance(self.surrogate, SmoothError)
         scale = self.surrogate.temperature
@@ -101,7 +102,8 @@ class CostMatrix(Objective):
             mean = (size * share).sum() / share.sum().clamp(min=1e-30)
             scale = self.surrogate.relative * torch.where(mean > 0, mean, 1.0)
         decided = torch.softmax(logits / scale, dim=1)
-        loss = (decided * self._shares(logits.device).to(logits.dtype)[target]).sum(dim=1)
+        costs = self._shares(logits.device).to(logits.dtype)[target].movedim(-1, 1)
+        loss = (decided * costs).sum(dim=1)
         return group_class_sums(loss, target, groups, logits.shape[1], sample_weight)
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:

@@ -15,6 +15,7 @@ from autobalance.objectives.aggregates import (
 from autobalance.objectives.base import Objective
 from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
+from autobalance.objectives.iou import MeanIoU
 from autobalance.objectives.surrogates import SmoothError
 
 # The error of a group's examples is mostly that of its frequent classes. A wide surrogate, nearly
@@ -42,6 +43,9 @@ GAPS = {
 }
 """By name too, but only as parts of a blend or under a bound."""
 
+DENSE: dict[str, Objective] = {"mean_iou": MeanIoU()}
+"""By name alone, for dense data: neither blended nor bounded, and of no table of errors by class."""
+
 _BLEND = "A blend is written as weight * name + weight * name"
 _BOUND = re.compile(r"\s*(?P<main>.+?)\s+where\s+(?P<gap>\w+)\s*<=\s*(?P<bound>\S+)\s*")
 _PARAMETER = re.compile(r"(?P<name>cvar_error|quantile_error)\((?P<value>[\d.]+)\)")
@@ -50,7 +54,7 @@ _PARAMETER = re.compile(r"(?P<name>cvar_error|quantile_error)\((?P<value>[\d.]+)
 def as_objective(objective: str | Objective) -> Objective:
     """An objective by its name, or as it is.
 
-    Beside the names of `NAMED`: "cvar_error(0.1)" and "quantile_error(0.9)" with a parameter; a
+    Beside the names of `NAMED` and `DENSE`: "cvar_error(0.1)" and "quantile_error(0.9)" with a parameter; a
     blend such as "0.7 * balanced_error + 0.3 * deo" of these and of `GAPS`; and a bound such as
     "balanced_error where deo <= 0.05", all in the units of the objectives, from 0.
 
@@ -104,7 +108,7 @@ def _parse(text: str) -> Objective:
         if with_value["name"] == "cvar_error":
             return CVaRError(fraction=value)
         return QuantileError(q=value)
-    known = NAMED | GAPS
+    known = NAMED | DENSE | GAPS
     return known[one_of("objective", text, known)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autobalance._validation import InputError, number, positive
-from autobalance.objectives.base import Objective, group_class_sums
+from autobalance.objectives.base import Labels, Objective, group_class_sums
 from autobalance.objectives.combined import BoundedGap
 
 
@@ -92,10 +92,7 @@ class RunningRisks:
                 return value
             estimate = self._estimate(total.detach(), mass, smoothly=True)
             return estimate + (value - value.detach())
-        wrong = (logits.argmax(dim=1) != target).to(total.dtype)
-        hard = group_class_sums(
-            wrong, target, groups, logits.shape[1], sample_weight, rows=len(total)
-        )
+        hard = self._hard_sums(logits, target, groups, sample_weight, total)
         finite = total.detach().isfinite()  # of a network that diverged nothing stays
         self._smooth.add(*(torch.where(finite, t, 0.0) for t in (total.detach(), mass)))
         self._hard.add(*(torch.where(finite, t, 0.0) for t in hard))
@@ -140,8 +137,8 @@ class RunningRisks:
         if self.counts is not None and not self.objective.linear:
             total, mass = (t.double() for t in self._hard.sums())
             return self._estimate(total, mass)
-        wrong = self.objective.decision_losses(logits.argmax(dim=1), target)
-        total, mass = group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
+        decided, k = logits.argmax(dim=1), logits.shape[1]
+        total, mass = self.objective.decision_sums(decided, target, k, groups, sample_weight)
         if len(total) == 1 or self.counts is None:
             return self.objective.value(total, mass)
         return self._estimate(total, mass)
@@ -161,6 +158,27 @@ class RunningRisks:
         if isinstance(self.objective, BoundedGap):
             self.objective = replace(self.objective, multiplier=state["multiplier"])
 
+    def _hard_sums(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        groups: Tensor | None,
+        sample_weight: Tensor | None,
+        like: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The sums of the 0-1 error in the shape and dtype of those of the surrogate."""
+        if self.objective.by_decision:
+            decided = logits.argmax(dim=1)
+            tables = self.objective.decision_sums(
+                decided, target, logits.shape[1], groups, sample_weight
+            )
+            return tables[0].to(like), tables[1].to(like)
+        target, groups, sample_weight = Labels.of(logits[:, 0], target, groups, sample_weight)
+        wrong = (logits.argmax(dim=1) != target).to(like.dtype)
+        return group_class_sums(
+            wrong, target, groups, logits.shape[1], sample_weight, rows=len(like)
+        )
+
     def _shrink(self, risks: Tensor, sizes: Tensor) -> Tensor:
         """Sums of so many examples as there are in validation, their risks shrunk."""
         mean = risks[self._present].mean()
@@ -179,13 +197,16 @@ class RunningRisks:
 
     def _sizes(self, mass: Tensor, grouped: bool) -> Tensor:
         """Validation examples per group and class, 0 where none was seen."""
-        if self.counts is None or (grouped and len(self.counts) == 1):
+        by_decision = self.objective.by_decision
+        if self.counts is None or (grouped and len(self.counts) == 1 and not by_decision):
             return mass  # counts per class say nothing of groups
         if self._table is None:  # a GPU waits for what comes from the host
             self._table = torch.as_tensor(self.counts)
         table = self._table = self._table.to(mass)
-        if not grouped:
+        if by_decision or not grouped:
             table = table.sum(dim=0, keepdim=True)
+        if by_decision:
+            table = table.expand_as(mass)
         return torch.where(mass > 0, _rows(table, len(mass))[: len(mass)], 0.0)
 
 
