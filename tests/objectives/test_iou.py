@@ -27,7 +27,9 @@ K = 4
 def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits, targets with ignored pixels, and groups and weights of the images."""
     generator = torch.Generator().manual_seed(seed)
-    target = torch.multinomial(torch.tensor([0.6, 0.25, 0.1, 0.05]), 6 * 20, True, generator=generator)
+    target = torch.multinomial(
+        torch.tensor([0.6, 0.25, 0.1, 0.05]), 6 * 20, True, generator=generator
+    )
     target = target.view(6, 4, 5)
     logits = torch.randn(6, K, 4, 5, generator=generator, dtype=torch.float64)
     logits += 2 * torch.nn.functional.one_hot(target, K).movedim(-1, 1)
@@ -171,9 +173,9 @@ def test_equals_its_value_pixel_by_pixel(objective: Objective, weighted: bool) -
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{type(o).__name__}-{o.over}")
 def test_ignored_pixels_have_no_gradient(objective: Objective) -> None:
     logits, target, groups, _ = example()
-    slope = torch.autograd.grad(
-        objective(logits.requires_grad_(), target, groups=groups), logits
-    )[0]
+    slope = torch.autograd.grad(objective(logits.requires_grad_(), target, groups=groups), logits)[
+        0
+    ]
     assert slope.any()
     assert not slope.movedim(1, -1)[target == -100].any()
 

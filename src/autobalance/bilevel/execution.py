@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from autobalance._validation import InputError, instance, one_of, seed_number, shown
+from autobalance.data import ArrayData
 from autobalance.functional import processes_started
 from autobalance.records import Precision, Recipe, SearchSettings
 
@@ -118,4 +119,13 @@ def warn_of_min_steps(recipe: Recipe, examples: int) -> None:
             f"{passes:.0f} passes over these {examples} examples. For {recipe.epochs:g} passes set "
             "min_steps=1; to keep it so without this warning, set min_steps yourself.",
             stacklevel=3,
+        )
+
+
+def check_augmentable(data: ArrayData, augment: Any) -> None:
+    """Refuse an augmentation of data whose targets would have to move with the inputs."""
+    if augment is not None and data.dense:
+        raise InputError(
+            "An augmentation changes the inputs alone, but dense targets must move with them. Leave augment "
+            "out, and give a Dataset whose transforms change both."
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autobalance._validation import InputError, TrainingDiverged, one_of
 from autobalance.augment import augment_batch
-from autobalance.bilevel.execution import check_interval
+from autobalance.bilevel.execution import check_augmentable, check_interval
 from autobalance.bilevel.held_out import Splits, calibration_stride, images_of
 from autobalance.bilevel.initialisation import init_bias_offset, make_network, make_optimizer
 from autobalance.bilevel.prediction import check_logits, iterate_logits
@@ -90,11 +90,7 @@ class LowerLevel:
         shifted = None
         if recipe.absorb > 0 and additive is not None:
             shifted = init_bias_offset(module, recipe.absorb * additive, data.masses())
-        if augment is not None and data.dense:
-            raise InputError(
-                "An augmentation changes the inputs alone, but dense targets must move with them. Leave "
-                "augment out, and give a Dataset whose transforms change both."
-            )
+        check_augmentable(data, augment)
         self.module, self.data, self.augment = module, data, augment
         self.recipe, self.fabric = recipe, fabric
         self.total, self.done = recipe.steps(len(data)), 0

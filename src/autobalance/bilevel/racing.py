@@ -141,6 +141,11 @@ def race(
     UserWarning
         For each arm that cannot race, or diverges.
     """
+    if spec.data.dense:
+        raise InputError(
+            "A race judges networks example by example, and does not take a class for each pixel. Leave arms "
+            "out."
+        )
     splits = splits_of(spec.data, spec.validation, spec.settings, spec.seed)
     weights = _criterion_weights(spec, [held for _, held in splits])
     trials: dict[str, Trial] = {}

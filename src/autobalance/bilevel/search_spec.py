@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autobalance._validation import InputError, instance
 from autobalance.augment import AugmentChoice
+from autobalance.bilevel.execution import check_augmentable
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.types import ModelFactory
 from autobalance.data import ArrayData
@@ -57,6 +58,7 @@ class SearchSpec:
     def __post_init__(self) -> None:
         instance("solver", self.solver, Solver)
         instance("objective", self.objective, Objective)
+        check_augmentable(self.data, self.augment)
         judged = self.data if self.validation is None else self.validation
         if self.objective.over != "class" and judged.groups is None:
             raise InputError(

@@ -42,6 +42,7 @@ from autobalance._validation import (
 )
 from autobalance.data import ArrayData, as_tensor, indices
 from autobalance.losses import ParametricCrossEntropy, adjusted_logits
+from autobalance.objectives import per_pixel
 from autobalance.records import (
     Calibration,
     classification_report,
@@ -72,7 +73,7 @@ def corrected_probabilities(
     Parameters
     ----------
     logits : Tensor or array-like
-        Raw logits, shape ``(n, k)``.
+        Raw logits, shape ``(n, k)``, or dense ``(n, k, d1, ...)``.
     loss : ParametricCrossEntropy
         What the network was trained with.
     class_counts : array-like
@@ -90,7 +91,7 @@ def corrected_probabilities(
     Returns
     -------
     Tensor
-        Shape ``(n, k)``, float64.
+        In the shape of the logits, float64.
 
     Raises
     ------
@@ -101,8 +102,22 @@ def corrected_probabilities(
     positive("temperature", temperature)
     instance("loss", loss, ParametricCrossEntropy)
     f = as_tensor("logits", logits).detach().double()
+    if f.ndim > 2:
+        if groups is not None:
+            same_length(logits=f, groups=groups)
+            groups = per_pixel(indices("groups", groups), f[:, 0]).flatten()
+        flat = f.movedim(1, -1)
+        p = corrected_probabilities(
+            flat.flatten(0, -2),
+            loss,
+            class_counts,
+            prior=prior,
+            groups=groups,
+            temperature=temperature,
+        )
+        return p.view(flat.shape).movedim(-1, 1)
     if f.ndim != 2:
-        raise InputError(f"logits must have shape (n, k); got {tuple(f.shape)}.")
+        raise InputError(f"logits must have shape (n, k) or (n, k, d1, ...); got {tuple(f.shape)}.")
     counts = _counts(class_counts, loss, f.shape[1])
     rows = None if groups is None else indices("groups", groups)
     if rows is not None and loss.num_groups is None:
@@ -147,9 +162,10 @@ def fit_temperature(
     Parameters
     ----------
     logits : Tensor or array-like
-        Raw logits, shape ``(n, k)``, on examples that the network was not trained on.
+        Raw logits, shape ``(n, k)``, or dense ``(n, k, d1, ...)``, on examples that the network was not
+        trained on.
     target : Tensor or array-like
-        Their classes, shape ``(n,)``.
+        Their classes, shape ``(n,)``, or dense ``(n, d1, ...)``, where pixels of -100 are ignored.
     loss, class_counts, groups
         As for `corrected_probabilities`.
     sample_weight : Tensor or array-like, optional
@@ -168,6 +184,15 @@ def fit_temperature(
     f = as_tensor("logits", logits).detach()
     if len(f) == 0:
         raise InputError("There is no example to fit a temperature on.")
+    if f.ndim > 2:
+        data = ArrayData.of(f, target, groups=groups, sample_weight=sample_weight, dense=True)
+        if data.target.shape[1:] != f.shape[2:]:
+            raise InputError(
+                f"logits and target must agree in pixels; got {tuple(f.shape)} and "
+                f"{tuple(data.target.shape)}."
+            )
+        labels, f = data.pixels(), data.rows_of(data.in_memory())
+        target, groups, sample_weight = labels.target, labels.groups, labels.sample_weight
     y = indices("target", target)
     if f.ndim != 2 or not bool(torch.isfinite(f).all()):
         raise InputError(f"logits must be finite, of shape (n, k); got {tuple(f.shape)}.")

@@ -279,6 +279,9 @@ class ArrayData:
         if isinstance(self.inputs, Tensor):
             return lambda: self.batch(index)
         device = self.target.device
+        pair = self.inputs.request_labelled(index, seed, training=training) if self.dense else None
+        if pair is not None:
+            return lambda: self._labelled_batch(moved(pair(), device), moved(index, device))
         read = self.inputs.request(index, seed, training=training)
         return lambda: Batch(moved(read(), device), **self._batch_labels(moved(index, device)))
 
@@ -302,6 +305,11 @@ class ArrayData:
     def _batch_labels(self, index: Tensor) -> dict[str, Any]:
         labels = self._labels(index)
         return {**labels, "target": labels["target"].long()}
+
+    def _labelled_batch(self, pair: Any, index: Tensor) -> Batch:
+        """A batch whose targets were read, and transformed, with its inputs."""
+        inputs, target = pair
+        return Batch(inputs, **{**self._batch_labels(index), "target": target})
 
     def in_memory(self) -> Tensor:
         """The inputs where they are a tensor.

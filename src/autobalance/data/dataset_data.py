@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,16 @@ from autobalance._validation import InputError, whole
 from autobalance.data.array_data import ArrayData, MissingGroups
 from autobalance.data.arrays import as_tensor, indices
 from autobalance.data.batches import Read, tensors_in
-from autobalance.data.dataset_reader import ExampleReader, Request, WorkerPool
+from autobalance.data.dataset_reader import DenseLabels, ExampleReader, Request, WorkerPool
 from autobalance.data.lazy_inputs import LazyInputs, sampled
+from autobalance.objectives import IGNORED
 
 _ATTRIBUTES = ("targets", "labels", "y")
 _COLUMNS = ("label", "labels")
 _MOST_VALUES = 2**22
 """Most input values of a batch in a pass over all examples: 16 MB in float32."""
+_TARGETS = 16
+"""Examples whose dense targets are read at once."""
 
 
 class DatasetInputs(LazyInputs):
@@ -52,13 +57,14 @@ class DatasetInputs(LazyInputs):
         *,
         evaluation: Any = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        dense: DenseLabels | None = None,
         **workers: Any,
     ) -> DatasetInputs:
         """Those of all examples; see `DatasetData.of`, which has the parameters and errors."""
         n = _length(dataset)
         labels = None if target is None else target.cpu().numpy()
         view = _evaluation_view(dataset, evaluation, n)
-        examples = ExampleReader(dataset, view, collate_fn, labels)
+        examples = ExampleReader(dataset, view, collate_fn, labels, dense)
         _check_examples(examples, n, told=evaluation is not None)
         return cls(WorkerPool(examples, **workers), np.arange(n))
 
@@ -77,8 +83,38 @@ class DatasetInputs(LazyInputs):
 
     def request(self, index: Tensor, seed: int, *, training: bool) -> Read:
         """Begin to read the examples of these numbers ``(m,)``; what is returned waits for them."""
+        if (pair := self.request_labelled(index, seed, training=training)) is not None:
+            return lambda: pair().inputs
         rows = self.rows[index.cpu().numpy()].tolist()
         return self.pool.request(Request(rows, seed, training))
+
+    def request_labelled(self, index: Tensor, seed: int, *, training: bool) -> Read | None:
+        """Same as in `LazyInputs`; there are targets where these are dense."""
+        if self.pool.examples.dense is None:
+            return None
+        rows = self.rows[index.cpu().numpy()].tolist()
+        return self.pool.request(Request(rows, seed, training))
+
+    def read_targets(self) -> Tensor:
+        """Dense targets of all examples, as for evaluation, in one pass: int16 or int32, -100 if ignored."""
+        parts: list[Tensor] = []
+        requested: deque[Read] = deque()
+        with self.reading():
+            for index in torch.arange(len(self)).split(_TARGETS):
+                read = self.request_labelled(index, 0, training=False)
+                assert read is not None
+                requested.append(read)
+                while len(requested) > (self.read_ahead if index[-1] + 1 < len(self) else 0):
+                    target = requested.popleft()().target
+                    kind = torch.int16 if int(target.max()) < 2**15 else torch.int32
+                    parts.append(target.to(kind))
+        shapes = {tuple(part.shape[1:]) for part in parts}
+        if len(shapes) > 1:
+            raise InputError(
+                f"Held-out targets must have one shape; the examples' are {sorted(shapes)[:3]}. Give "
+                "evaluation= transforms that resize or crop both the inputs and the target."
+            )
+        return torch.cat(parts)
 
     def split(self, size: int) -> Iterator[Any]:
         """All inputs in order, as for evaluation, at most `size` examples at a time."""
@@ -100,6 +136,7 @@ class DatasetInputs(LazyInputs):
             ConcatDataset([first.evaluation, second.evaluation]),
             first.collate_fn,
             np.concatenate(targets) if len(targets) == 2 else None,
+            first.dense,
         )
         pool = WorkerPool(
             examples, self.pool.num_workers, self.pool.pin_memory, self.pool.multiprocessing_context
@@ -158,6 +195,8 @@ class DatasetData(ArrayData):
         num_classes: int | None = None,
         num_groups: int | None = None,
         missing_groups: MissingGroups = "refused",
+        dense: bool | None = None,
+        ignore_index: int = IGNORED,
     ) -> DatasetData:
         """Find the labels of a Dataset, look at some of its examples, and wrap it.
 
@@ -195,6 +234,13 @@ class DatasetData(ArrayData):
             "forkserver", for which the Dataset must be picklable.
         num_classes, num_groups, missing_groups
             As for `ArrayData.of`.
+        dense : bool, optional
+            Whether an item's target has a class for each pixel, ``(d1, ...)``; by default so where the
+            targets found have three dimensions or more. Training takes it from the item, transformed with
+            the inputs; those for evaluation are read once, at the start, and held in memory, at two bytes a
+            pixel. Classes are counted on these.
+        ignore_index : int
+            Value of pixels that count for nothing.
 
         Raises
         ------
@@ -210,29 +256,44 @@ class DatasetData(ArrayData):
             If held-out examples would be augmented, or transforms cannot be seeded.
         """
         n = _length(dataset)
-        labels = indices("target", _labels(dataset, "target", target))
-        if len(labels) != n:
-            raise InputError(
-                f"target has {len(labels)} labels, but the Dataset has {n} examples. Give one for each."
+        found = find_labels(dataset) if target is None and dense is None else None
+        if dense or getattr(found, "ndim", 1) > 2:
+            if target is not None:
+                raise InputError(
+                    "Dense targets are read from the Dataset's items: leave target out."
+                )
+            labels, masks = None, DenseLabels(ignore_index, num_classes)
+        else:
+            labels = indices(
+                "target", _labels(dataset, "target", target if found is None else found)
             )
+            masks = None
+            if len(labels) != n:
+                raise InputError(
+                    f"target has {len(labels)} labels, but the Dataset has {n} examples. Give one for each."
+                )
         inputs = DatasetInputs.of(
             dataset,
             labels,
             evaluation=evaluation,
             collate_fn=collate_fn,
+            dense=masks,
             num_workers=whole("num_workers", num_workers, least=0),
             pin_memory=pin_memory,
             multiprocessing_context=multiprocessing_context,
         )
         data = ArrayData.of(
             inputs,
-            labels,
+            inputs.read_targets() if labels is None else labels,
             groups=_labels(dataset, "groups", groups),
             sample_weight=_labels(dataset, "sample_weight", sample_weight),
             num_classes=num_classes,
             num_groups=num_groups,
             missing_groups=missing_groups,
+            dense=labels is None,
         )
+        if masks is not None:  # known from here on, so that training's targets are checked by it
+            inputs.pool.examples.dense = replace(masks, num_classes=data.num_classes)
         return cls(**vars(data))
 
 
@@ -386,6 +447,12 @@ def _check_examples(examples: ExampleReader, n: int, *, told: bool) -> None:
             stacklevel=5,
         )
     elif not told and any(not _same(read(0, False), read(seed, False)) for seed in (1, 2, 3)):
+        if examples.dense is not None:
+            raise InputError(
+                "The Dataset's transforms are random, so that held-out targets would not belong to their "
+                "inputs. Give DatasetData.of(dataset, evaluation=...) a Dataset of the same examples with "
+                "fixed transforms."
+            )
         warnings.warn(
             "The Dataset's transforms are random, so held-out examples are augmented as well, and "
             "objectives measured on augmented examples. Give DatasetData.of(dataset, evaluation=...) the "

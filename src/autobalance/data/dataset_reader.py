@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from autobalance._validation import InputError, shown
 from autobalance.data.batches import map_tensors, tensors_in
+from autobalance.objectives import IGNORED
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _EXTRA_KEYS = ("groups", "sample_weight")
@@ -51,6 +53,49 @@ class Request(NamedTuple):
     rows: Sequence[int]
     seed: int
     training: bool
+
+
+class Labelled(NamedTuple):
+    """Inputs of a batch, and its dense targets, which transforms change alike."""
+
+    inputs: Any
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class DenseLabels:
+    """How the items' dense targets are read: which pixels are ignored, and how many classes there are."""
+
+    ignore_index: int = IGNORED
+    num_classes: int | None = None
+
+    def read(self, labels: Any, rows: Sequence[int]) -> Tensor:
+        """The targets of a batch ``(n, d1, ...)`` as int64, refused where they are none."""
+        if not isinstance(labels, Tensor) or labels.ndim < 2 or len(labels) != len(rows):
+            came = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+            raise InputError(
+                f"A dense target has one class per pixel; the batch that begins with example {rows[0]} has "
+                f"{came}. Let the Dataset return pairs (inputs, target) of tensors, the target (d1, ...)."
+            )
+        if labels.is_floating_point():
+            raise InputError(
+                f"A dense target must hold whole numbers, one class per pixel; example {rows[0]} has "
+                f"{labels.dtype}. Soft targets are not supported: give their argmax."
+            )
+        labels = labels.long()
+        labels = labels.where(labels != self.ignore_index, IGNORED)
+        bad = (labels < 0) & (labels != IGNORED)
+        if self.num_classes is not None:
+            bad |= labels >= self.num_classes
+        if bool(bad.any()):
+            first, *place = bad.nonzero()[0].tolist()
+            upto = "" if self.num_classes is None else f"{self.num_classes - 1}"
+            raise InputError(
+                f"{int(bad.sum())} pixels of a batch have no class in 0..{upto}, such as "
+                f"{int(labels[bad][0])} at {place} of example {rows[first]}. Where that marks pixels to "
+                "ignore, give ignore_index=."
+            )
+        return labels
 
 
 class _Failure(NamedTuple):
@@ -82,7 +127,8 @@ class ExampleReader(Dataset[Any]):
     """From a `Request` to the inputs of its batch; what a `DataLoader` and its workers call.
 
     `training` and `evaluation` are the same examples through different transforms. The items' own labels
-    must agree with the class indices `target` ``(n,)``, where these are given.
+    must agree with the class indices `target` ``(n,)``, where these are given. With `dense` the items' labels
+    are the targets, and come with the inputs.
     """
 
     def __init__(
@@ -91,9 +137,10 @@ class ExampleReader(Dataset[Any]):
         evaluation: Any,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         target: np.ndarray | None = None,
+        dense: DenseLabels | None = None,
     ) -> None:
         self.training, self.evaluation = training, evaluation
-        self.collate_fn, self.target = collate_fn, target
+        self.collate_fn, self.target, self.dense = collate_fn, target, dense
         # Each worker's process and the example it is at, shape (w, 2), in memory shared with them: of a
         # worker that dies nothing else remains.
         self.places: Tensor | None = None
@@ -102,11 +149,14 @@ class ExampleReader(Dataset[Any]):
     def example_shape(self) -> torch.Size:
         """Shape of each example's inputs for evaluation, where they are one stacked tensor, else ()."""
         inputs = self.read(Request([0], 0, training=False))
+        inputs = inputs.inputs if isinstance(inputs, Labelled) else inputs
         stacked = isinstance(inputs, Tensor) and self.collate_fn is None
         return inputs.shape[1:] if stacked else torch.Size()
 
     def read(self, request: Request) -> Any:
         """The inputs of these examples: a tensor, a tuple of arguments or a mapping of them.
+
+        With `dense` they are `Labelled`.
 
         Raises
         ------
@@ -120,13 +170,18 @@ class ExampleReader(Dataset[Any]):
         with seeded_transforms(request.seed):
             items = self._items(dataset, request.rows)
             batch = self._collated(items, request.rows)
-        inputs, labels = _inputs_and_labels(batch, request.rows, labelled=self.target is not None)
+        labelled = self.target is not None or self.dense is not None
+        inputs, labels = _inputs_and_labels(batch, request.rows, labelled=labelled)
         if self.target is not None:
             self._check_labels(labels, request.rows)
         inputs = map_tensors(inputs, lambda t: t.float() if t.dtype == torch.float64 else t)
         for tensor in tensors_in(inputs):
             _check_finite(tensor, request.rows)
-        return inputs
+        return (
+            inputs
+            if self.dense is None
+            else Labelled(inputs, self.dense.read(labels, request.rows))
+        )
 
     def __getitem__(self, request: Request) -> Any:
         """As `read`, with a failure returned where one would be raised."""
@@ -172,7 +227,8 @@ class ExampleReader(Dataset[Any]):
 
     def _check_item(self, item: Any, row: int) -> None:
         pair = isinstance(item, (tuple, list)) and len(item) >= 2
-        alone = isinstance(item, Tensor) and self.target is None  # enough to predict for
+        unlabelled = self.target is None and self.dense is None
+        alone = isinstance(item, Tensor) and unlabelled  # enough to predict for
         if not (pair or alone or isinstance(item, Mapping)):
             raise InputError(
                 "Each item of the Dataset must be a pair (inputs, target) or a mapping such as "

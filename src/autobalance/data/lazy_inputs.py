@@ -41,6 +41,10 @@ class LazyInputs(ABC):
         those for training or those for evaluation.
         """
 
+    def request_labelled(self, index: Tensor, seed: int, *, training: bool) -> Read | None:
+        """As `request`, of inputs with the targets that belong to them, as `Labelled`; None without any."""
+        return None
+
     @abstractmethod
     def subset(self, index: Any, /) -> Self:
         """These examples ``(m,)`` alone; nothing is read."""
