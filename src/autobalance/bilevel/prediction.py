@@ -67,15 +67,16 @@ def predict_classes(model: nn.Module, data: ArrayData) -> Tensor:
 def check_logits(logits: Any, target: torch.Size, num_classes: int) -> None:
     """Refuse what is no logits for targets of this shape, ``(n,)`` or ``(n, d1, ...)``."""
     expected = (target[0], num_classes, *target[1:])
-    came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if came == expected:
+    shape = logits.shape if isinstance(logits, Tensor) else torch.Size()
+    if shape == expected:
         return
-    if isinstance(logits, Tensor) and came[:1] + came[2:] == tuple(target):
+    if len(shape) > 1 and (shape[0], *shape[2:]) == tuple(target):
         raise InputError(
-            f"The network returns {logits.shape[1]} logits for each example, but the data has "
+            f"The network returns {shape[1]} logits for each example, but the data has "
             f"{num_classes} classes. Both must be the same: change the network's last layer, or give the "
             "data the number of classes, num_classes=, or other labels."
         )
+    came = tuple(shape) if isinstance(logits, Tensor) else type(logits).__name__
     remedy = ""
     if len(target) > 1:
         remedy = " One class per pixel is asked for: upsample the logits, or resize the targets."

@@ -138,14 +138,13 @@ class ArrayData:
         """
         if not self.dense:
             return self
-        labels = {
-            name: None if value is None else self.rows_of(per_pixel(value, self.target))
-            for name in _LABELS
-            for value in [getattr(self, name)]
-        }
-        labels["target"] = self.rows_of(self.target).long()
+        groups, weight = (
+            None if value is None else self.rows_of(per_pixel(value, self.target))
+            for value in (self.groups, self.sample_weight)
+        )
+        target = self.rows_of(self.target).long()
         return ArrayData(
-            torch.empty(0), num_classes=self.num_classes, num_groups=self.num_groups, **labels
+            torch.empty(0), target, self.num_classes, groups, self.num_groups, weight
         )
 
     def rows_of(self, values: Tensor, first: int = 0) -> Tensor:
