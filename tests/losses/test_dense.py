@@ -183,3 +183,37 @@ def test_logits_of_another_width_are_refused() -> None:
     _, target, _ = example()
     with pytest.raises(InputError, match=r"4 classes, but .* width 5"):
         ParametricCrossEntropy(**PARAMETERS)(torch.zeros(3, 5, 3, 4), target)
+
+
+# In parts, value and gradient in one go -------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["parametric", "by group", "by group, weight alone"])
+def test_the_fused_form_is_the_plain_one(
+    name: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, target, groups = example((7, 5))
+    logits[0, target[0].clamp(min=0)[0, 0], 0, 0] -= 2000.0  # a probability of 0
+    weight = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+    loss = LOSSES[name]().double()
+    leaves = [logits.clone(memory_format=layout).requires_grad_() for _ in range(2)]
+    results = []
+    for least, leaf in zip((2**20, 1), leaves, strict=True):
+        monkeypatch.setattr("autobalance.losses.parametric.LEAST_LOGITS", least)
+        monkeypatch.setattr("autobalance.losses.parametric.CHUNK", 8 * K)  # parts within an image
+        value = loss(leaf, target, groups=groups, sample_weight=weight)
+        assert ("_Fused" in repr(value.grad_fn.next_functions)) == (least == 1)
+        results.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
+    (plain, slope), (fused, fused_slope) = results
+    torch.testing.assert_close(fused, plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(fused_slope, slope, rtol=1e-11, atol=1e-15)
+
+
+def test_the_fused_form_is_twice_differentiable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autobalance.losses.parametric.LEAST_LOGITS", 1)
+    logits, target, _ = example((2, 2))
+    loss = LOSSES["parametric"]().double()
+    leaf = logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: loss(f, target), leaf)
+    assert torch.autograd.gradgradcheck(lambda f: loss(f, target), leaf)

@@ -143,9 +143,7 @@ class ArrayData:
             for value in (self.groups, self.sample_weight)
         )
         target = self.rows_of(self.target).long()
-        return ArrayData(
-            torch.empty(0), target, self.num_classes, groups, self.num_groups, weight
-        )
+        return ArrayData(torch.empty(0), target, self.num_classes, groups, self.num_groups, weight)
 
     def rows_of(self, values: Tensor, first: int = 0) -> Tensor:
         """Of values of pixels ``(m, d1, ...)`` those that count, flat; of examples all, as they are.

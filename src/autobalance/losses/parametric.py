@@ -7,6 +7,7 @@ into rows, which would cost their memory once more; what belongs to a class is b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -195,7 +196,8 @@ def reduced_loss(
     kept, safe, scale = apply_ignore_index(target, sample_weight, ignore_index, dtype)
     given: dict[str, Any] = {"groups": groups, "label_smoothing": label_smoothing}
     try:
-        if fused and should_use_fused(logits, *parameters, sample_weight):
+        of_images = groups is None or groups.ndim == 1
+        if fused and of_images and should_use_fused(logits, *parameters, sample_weight):
             if reduction == "mean":  # divided before, so that the gradient is not gone over again
                 scale = scale / _mass(scale, safe, parameters, groups)
             loss = fused_cross_entropy(logits, safe, parameters, scale=scale, kept=kept, **given)
@@ -304,20 +306,20 @@ CHUNK = 2**18
 
 LEAST_CLASSES = 256
 LEAST_LOGITS = 2**20
-"""With fewer classes, or fewer numbers in the logits, the plain form is as fast."""
+"""With fewer classes, or fewer numbers in the logits, the plain form is as fast; dense logits need no
+classes, for in parts they stay in the caches, and no further table of their size is made."""
 
 
 def should_use_fused(logits: Tensor, *others: Tensor | None) -> bool:
     """Whether `fused_cross_entropy` can serve, for a gradient by the logits alone, and is worth it.
 
-    It is faster on a CPU, with many classes. A compiler fuses the plain form by itself. `others` are
-    whatever else the loss depends on.
+    It is faster on a CPU, with many classes or many pixels. A compiler fuses the plain form by itself.
+    `others` are whatever else the loss depends on.
     """
     given = [logits, *(t for t in others if t is not None)]
     return (
         not torch.compiler.is_compiling()
-        and logits.ndim == 2
-        and logits.shape[1] >= LEAST_CLASSES
+        and (logits.ndim > 2 or logits.shape[1] >= LEAST_CLASSES)
         and logits.numel() >= LEAST_LOGITS
         and logits.device.type == "cpu"
         and torch.is_grad_enabled()
@@ -339,10 +341,10 @@ def fused_cross_entropy(
     groups: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`parametric_cross_entropy` times `scale` ``(n,)``, and 0 for the rows that are not `kept`.
+    """`parametric_cross_entropy` times `scale` ``(n, ...)``, and 0 for what is not `kept`.
 
     Differentiable by the logits alone, any number of times. The gradient is formed along with the value, a
-    few rows at a time, so that of all the tables ``(n, k)`` on the way only it is ever whole in memory.
+    few rows or pixels at a time, so that of all the tables on the way only it is ever whole in memory.
     """
     rest = _Rest(target, parameters.detach(), scale.detach(), kept, groups, label_smoothing)
     return _Fused.apply(logits, rest)
@@ -400,51 +402,94 @@ class _Fused(torch.autograd.Function):
 
 @torch.no_grad()
 def _value_and_gradient(logits: Tensor, rest: _Rest) -> tuple[Tensor, Tensor]:
-    """The scaled losses ``(n,)`` and each one's gradient by its row ``(n, k)``, in float32 at least."""
-    n, k = logits.shape
-    if n and not 0 <= int(rest.target.min()) <= int(rest.target.max()) < k:
+    """The scaled losses ``(n, ...)`` and each one's gradient ``(n, k, ...)``, in float32 at least."""
+    k = logits.shape[1]
+    if rest.target.numel() and not 0 <= int(rest.target.min()) <= int(rest.target.max()) < k:
         raise IndexError(f"a target lies outside 0..{k - 1}")
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    weight, additive, delta = (None if p is None else p.to(dtype) for p in rest.parameters)
+    parameters = LossParameters(*(None if p is None else p.to(dtype) for p in rest.parameters))
     own, scale, groups = rest.target[:, None], rest.scale.to(dtype)[:, None], rest.groups
-    w_y = target_weight(rest.target, weight, groups)
+    w_y = target_weight(rest.target, parameters.weight, groups)
     hard = (1.0 - rest.smoothing) * (scale if w_y is None else scale * w_y[:, None])
     soft = rest.smoothing / k * scale
 
-    gradient = logits.new_empty(n, k, dtype=dtype)
+    gradient = torch.empty_like(logits, dtype=dtype)
     p_own, everywhere = (torch.zeros_like(hard) for _ in range(2))
-    size = max(1, CHUNK * torch.get_num_threads() // k)
-    work = logits.new_empty(min(n, size), k, dtype=dtype)
-    for first in range(0, n, size):
-        part = slice(first, first + size)
-        out, y, factor = gradient[part], own[part], hard[part]
-        which = None if groups is None else groups[part]
-        z = _adjusted(logits[part], _of(additive, which), _of(delta, which), work[: len(out)])
-        torch.softmax(z, 1, out=out)
-        torch.gather(out, 1, y, out=p_own[part])
-        if rest.smoothing:
-            w = torch.ones_like(z) if weight is None else _of(weight, which).expand_as(z)
-            mass = w.sum(dim=1, keepdim=True)
-            everywhere[part] = -(torch.log_softmax(z, 1) * w).sum(dim=1, keepdim=True)
-            out *= factor + soft[part] * mass
-            out -= soft[part] * w
-        else:
-            out *= factor
-        out.scatter_add_(1, y, -factor)
-        if delta is not None:
-            out *= _of(delta, which)
+    tables = (logits, gradient, own, hard, soft, p_own, everywhere)
+    if logits.ndim == 2:
+        _fill_rows(tables, parameters, groups, rest.smoothing)
+    else:
+        _fill_images(tables, parameters, groups, rest.smoothing)
     log_p = p_own.log()
     lost = (p_own < torch.finfo(dtype).tiny).squeeze(1)
     if bool(lost.any()):  # the own class's probability is below what the dtype can hold
-        which = None if groups is None else groups[lost]
-        some = logits[lost].to(dtype)
+        which = None if groups is None else per_pixel(groups, rest.target)[lost]
+        some = logits.movedim(1, -1)[lost].to(dtype)
+        _, additive, delta = parameters
         z = _adjusted(some, _of(additive, which), _of(delta, which), torch.empty_like(some))
-        log_p[lost] = -F.cross_entropy(z, rest.target[lost], reduction="none")[:, None]
+        log_p.squeeze(1)[lost] = -F.cross_entropy(z, rest.target[lost], reduction="none")
     loss = (soft * everywhere - hard * log_p).squeeze(1)
     if not bool(rest.kept.all()):
         loss = torch.where(rest.kept, loss, 0.0)
-        gradient[~rest.kept] = 0.0
+        gradient.movedim(1, -1)[~rest.kept] = 0.0
     return loss, gradient
+
+
+_Tables = tuple[Tensor, ...]
+"""Logits, gradient, own class, hard and soft factor, p of the own class, and the smoothed part."""
+
+
+def _fill_rows(
+    tables: _Tables, parameters: LossParameters, groups: Tensor | None, smoothing: float
+) -> None:
+    """Gradient, p and smoothed part of logits ``(n, k)``, some rows at a time."""
+    n, k = tables[0].shape
+    size = max(1, CHUNK * torch.get_num_threads() // k)
+    work = tables[1].new_empty(min(n, size), k)
+    for first in range(0, n, size):
+        part = slice(first, first + size)
+        which = None if groups is None else groups[part]
+        rows = [_of(p, which) for p in parameters]
+        some = [table[part] for table in tables]
+        _fill(some, rows, work[: len(some[0])], smoothing, dim=1)
+
+
+def _fill_images(
+    tables: _Tables, parameters: LossParameters, groups: Tensor | None, smoothing: float
+) -> None:
+    """The same of dense logits ``(n, k, d1, ...)``, some pixels of an image at a time."""
+    n, k = tables[0].shape[:2]
+    flat = [table.flatten(2) for table in tables]
+    size = max(1, CHUNK * torch.get_num_threads() // k)
+    work = tables[1].new_empty(k, min(flat[0].shape[2], size))
+    for image in range(n):
+        which = None if groups is None else groups[image : image + 1]
+        columns = [None if p is None else _of(p, which).view(-1, 1) for p in parameters]
+        for first in range(0, flat[0].shape[2], size):
+            some = [table[image, :, first : first + size] for table in flat]
+            _fill(some, columns, work[:, : some[0].shape[1]], smoothing, dim=0)
+
+
+def _fill(
+    tables: Sequence[Tensor], rows: Sequence[Any], work: Tensor, smoothing: float, dim: int
+) -> None:
+    """One part of the tables, with the classes in dimension `dim`; `rows` are its w, l and delta."""
+    logits, out, y, factor, soft, p_own, everywhere = tables
+    weight, additive, delta = rows
+    z = _adjusted(logits, additive, delta, work)
+    torch.softmax(z, dim, out=out)
+    torch.gather(out, dim, y, out=p_own)
+    if smoothing:
+        w = torch.ones_like(z) if weight is None else weight.expand_as(z)
+        mass = w.sum(dim=dim, keepdim=True)
+        everywhere.copy_(-(torch.log_softmax(z, dim) * w).sum(dim=dim, keepdim=True))
+        out *= factor + soft * mass
+        out -= soft * w
+    else:
+        out *= factor
+    out.scatter_add_(dim, y, -factor)
+    if delta is not None:
+        out *= delta
 
 
 def _of(parameter: Tensor | None, groups: Tensor | None) -> Any:

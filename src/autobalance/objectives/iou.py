@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from autobalance._validation import InputError
 from autobalance.objectives.base import Labels, Objective, Over
@@ -69,23 +70,33 @@ class MeanIoU(Objective):
     ) -> tuple[Tensor, Tensor]:
         """The smooth C ``(k, k)``, and n_j in each of its rows; groups have no part."""
         labels = Labels.of(logits[:, 0], target, None, sample_weight)
+        k = logits.shape[1]
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         assert isinstance(self.surrogate, SmoothError)
         weight = labels.sample_weight
         scale = self.surrogate.temperature
         if scale is None:
-            highest = logits.topk(2, dim=1).values
+            first = logits.detach().argmax(dim=1, keepdim=True)
+            second = logits.detach().scatter(1, first, -torch.inf).argmax(dim=1, keepdim=True)
+            highest = logits.gather(1, torch.cat([first, second], dim=1))
+            del first, second
             size = highest[:, 0] - highest[:, 1]
             share = torch.ones_like(size) if weight is None else weight.to(size)
             mean = (size * share).sum() / share.sum().clamp(min=1e-30)
             scale = self.surrogate.relative * torch.where(mean > 0, mean, 1.0)
-        decided = torch.softmax(logits / scale, dim=1)
-        if weight is not None:
-            decided = decided * weight[:, None].to(decided)
-        rows = decided.movedim(1, 0).flatten(1)
-        own = labels.target.flatten()
-        total = rows.new_zeros(len(rows), len(rows)).index_add(1, own, rows)
-        return total, self._masses(own, weight, total)
+        scale = torch.as_tensor(scale, dtype=logits.dtype, device=logits.device)
+        shares = torch.ones_like(logits[:, 0]) if weight is None else weight.to(logits)
+        if target.ndim == 1:
+            total = _confusion(logits.T, scale, target, shares)
+        else:  # image by image, and computed again for the gradient: tables of the logits' size add up
+            total = logits.new_zeros(k, k)
+            for part in zip(logits.unbind(), labels.target, shares, strict=True):
+                image, own, share = (t.flatten(-len(part[1].shape)) for t in part)
+                total = total + checkpoint(
+                    _confusion, image, scale, own, share, use_reentrant=False,
+                    preserve_rng_state=False,
+                )  # fmt: skip
+        return total, self._masses(labels.target.flatten(), weight, total)
 
     @torch.no_grad()
     def decision_sums(
@@ -130,3 +141,9 @@ class MeanIoU(Objective):
         each = torch.ones_like(own, dtype=like.dtype) if weight is None else weight.flatten()
         sizes = like.new_zeros(like.shape[1]).index_add(0, own, each.to(like))
         return sizes.expand_as(like)
+
+
+def _confusion(logits: Tensor, scale: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Sums over pixels of softmax(f / T) by class, ``(k, k)``, of logits ``(k, m)`` and targets ``(m,)``."""
+    decided = torch.softmax(logits / scale, dim=0) * weight
+    return logits.new_zeros(len(logits), len(logits)).index_add(1, target, decided)

@@ -41,8 +41,12 @@ class SmoothError(PlainSettings):
     def __call__(
         self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
     ) -> Tensor:
-        own = logits.gather(1, target[:, None]).squeeze(1)
-        others = logits.scatter(1, target[:, None], -torch.inf).amax(dim=1)
+        if logits.ndim == 2:
+            own = logits.gather(1, target[:, None]).squeeze(1)
+            others = logits.scatter(1, target[:, None], -torch.inf).amax(dim=1)
+        else:  # without a graph through a table of the logits' size; of equal logits one has the gradient
+            rivals = logits.detach().scatter(1, target[:, None], -torch.inf).argmax(dim=1)
+            own, others = logits.gather(1, torch.stack([target, rivals], dim=1)).unbind(dim=1)
         margin = own - others
         scale = self.temperature
         if scale is None:
