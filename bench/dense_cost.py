@@ -29,7 +29,9 @@ REPEATS = 9
 def designed() -> ParametricCrossEntropy:
     """A loss with w, l and delta."""
     la = ParametricCrossEntropy.logit_adjusted(COUNTS)
-    return ParametricCrossEntropy(torch.linspace(0.5, 2, 20), la.additive, torch.linspace(0.5, 1, 20))
+    return ParametricCrossEntropy(
+        torch.linspace(0.5, 2, 20), la.additive, torch.linspace(0.5, 1, 20)
+    )
 
 
 CASES: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -491,7 +492,7 @@ def test_a_tensor_dataset_of_masks_needs_no_option() -> None:
 
 
 def test_bad_datasets() -> None:
-    with pytest.raises(InputError, match="transforms are random.*evaluation="):
+    with pytest.raises(InputError, match=r"transforms are random.*evaluation="):
         DatasetData.of(Masks(flips=True), dense=True, ignore_index=255)
     with pytest.raises(InputError, match=r"no class in 0..2, such as 255 at \[0, 0\] of example 0"):
         DatasetData.of(Masks(), dense=True, num_classes=3)
@@ -503,3 +504,10 @@ def test_bad_datasets() -> None:
     soft = torch.utils.data.TensorDataset(torch.zeros(4, 2), torch.rand(4, 3, 3))
     with pytest.raises(InputError, match=r"Soft targets are not supported"):
         DatasetData.of(soft)
+
+
+def test_the_page_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs/segmentation.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
+    exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": "page"})
+    assert "torch.Size([30, 3, 16, 16])" in capsys.readouterr().out

@@ -188,16 +188,21 @@ def test_logits_of_another_width_are_refused() -> None:
 # In parts, value and gradient in one go -------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed"])
 @pytest.mark.parametrize("name", ["parametric", "by group", "by group, weight alone"])
 def test_the_fused_form_is_the_plain_one(
-    name: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    name: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits, target, groups = example((7, 5))
     logits[0, target[0].clamp(min=0)[0, 0], 0, 0] -= 2000.0  # a probability of 0
     weight = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     loss = LOSSES[name]().double()
-    leaves = [logits.clone(memory_format=layout).requires_grad_() for _ in range(2)]
+    if layout == "channels last":
+        logits = logits.contiguous(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        logits = logits.transpose(2, 3).contiguous().transpose(2, 3)
+        target = target.transpose(1, 2).contiguous().transpose(1, 2)
+    leaves = [logits.clone().requires_grad_() for _ in range(2)]
     results = []
     for least, leaf in zip((2**20, 1), leaves, strict=True):
         monkeypatch.setattr("autobalance.losses.parametric.LEAST_LOGITS", least)

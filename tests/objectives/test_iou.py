@@ -98,6 +98,18 @@ def test_gradient_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda f: MeanIoU()(f, target[:2], **given), leaf)
 
 
+def test_the_layout_of_the_logits_means_nothing() -> None:
+    logits, target, _, _ = example()
+    results = []
+    for order in ("nkhw", "nhwk", "nkwh"):
+        places = ["nkhw".index(axis) for axis in order]
+        back = [order.index(axis) for axis in "nkhw"]
+        leaf = logits.permute(places).contiguous().permute(back).requires_grad_()
+        results.append(torch.autograd.grad(MeanIoU()(leaf, target), leaf)[0])
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
 def test_by_name_and_as_a_record() -> None:
     assert as_objective("mean_iou") == MeanIoU()
     again = Objective.from_dict(MeanIoU().to_dict())

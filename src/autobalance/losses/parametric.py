@@ -413,8 +413,11 @@ def _value_and_gradient(logits: Tensor, rest: _Rest) -> tuple[Tensor, Tensor]:
     hard = (1.0 - rest.smoothing) * (scale if w_y is None else scale * w_y[:, None])
     soft = rest.smoothing / k * scale
 
-    gradient = torch.empty_like(logits, dtype=dtype)
-    p_own, everywhere = (torch.zeros_like(hard) for _ in range(2))
+    # What is written to part by part must have pixels that lie in one line, as contiguous tensors do.
+    lasting = logits.ndim == 4 and logits.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if lasting else torch.contiguous_format
+    gradient = torch.empty_like(logits, dtype=dtype, memory_format=layout)
+    p_own, everywhere = (hard.new_zeros(hard.shape) for _ in range(2))
     tables = (logits, gradient, own, hard, soft, p_own, everywhere)
     if logits.ndim == 2:
         _fill_rows(tables, parameters, groups, rest.smoothing)

@@ -33,11 +33,12 @@ from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.costs import CostMatrix, cost_matrix
 from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.iou import MeanIoU
-from autobalance.objectives.registry import GAPS, NAMED, as_objective
+from autobalance.objectives.registry import DENSE, GAPS, NAMED, as_objective
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 
 __all__ = [
+    "DENSE",
     "GAPS",
     "IGNORED",
     "NAMED",

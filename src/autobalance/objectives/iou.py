@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from autobalance._validation import InputError
 from autobalance.objectives.base import Labels, Objective, Over
@@ -70,7 +71,6 @@ class MeanIoU(Objective):
     ) -> tuple[Tensor, Tensor]:
         """The smooth C ``(k, k)``, and n_j in each of its rows; groups have no part."""
         labels = Labels.of(logits[:, 0], target, None, sample_weight)
-        k = logits.shape[1]
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         assert isinstance(self.surrogate, SmoothError)
         weight = labels.sample_weight
@@ -86,16 +86,7 @@ class MeanIoU(Objective):
             scale = self.surrogate.relative * torch.where(mean > 0, mean, 1.0)
         scale = torch.as_tensor(scale, dtype=logits.dtype, device=logits.device)
         shares = torch.ones_like(logits[:, 0]) if weight is None else weight.to(logits)
-        if target.ndim == 1:
-            total = _confusion(logits.T, scale, target, shares)
-        else:  # image by image, and computed again for the gradient: tables of the logits' size add up
-            total = logits.new_zeros(k, k)
-            for part in zip(logits.unbind(), labels.target, shares, strict=True):
-                image, own, share = (t.flatten(-len(part[1].shape)) for t in part)
-                total = total + checkpoint(
-                    _confusion, image, scale, own, share, use_reentrant=False,
-                    preserve_rng_state=False,
-                )  # fmt: skip
+        total = cast(Tensor, _Confusion.apply(logits, scale, labels.target, shares))
         return total, self._masses(labels.target.flatten(), weight, total)
 
     @torch.no_grad()
@@ -143,7 +134,43 @@ class MeanIoU(Objective):
         return sizes.expand_as(like)
 
 
-def _confusion(logits: Tensor, scale: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Sums over pixels of softmax(f / T) by class, ``(k, k)``, of logits ``(k, m)`` and targets ``(m,)``."""
-    decided = torch.softmax(logits / scale, dim=0) * weight
-    return logits.new_zeros(len(logits), len(logits)).index_add(1, target, decided)
+class _Confusion(torch.autograd.Function):
+    """Sums of softmax(f / T) by class, ``(k, k)``; targets and weights are of the shape ``(n, ...)``.
+
+    Image by image, forwards and backwards, for of dense logits tables of their size would add up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor) -> Tensor:
+        """The sums; logits, T, targets and weights are kept."""
+        logits, scale, *labels = given
+        ctx.save_for_backward(*given)
+        total = logits.new_zeros(logits.shape[1], logits.shape[1])
+        for image, target, weight in _images(logits, *labels):
+            total.index_add_(1, target, torch.softmax(image / scale, dim=0) * weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The gradient by logits and T, from that by the sums."""
+        logits, scale, *labels = ctx.saved_tensors
+        # Contiguous, so that the images' rows are views to write to.
+        gradient, by_scale = logits.new_empty(logits.shape), torch.zeros_like(scale)
+        parts = zip(_images(logits, *labels), _images(gradient, *labels), strict=True)
+        for (image, target, weight), (out, _, _) in parts:
+            p = torch.softmax(image / scale, dim=0)
+            along = slopes[0].index_select(1, target) * weight
+            along = p * (along - (p * along).sum(dim=0)) / scale
+            out.copy_(along)
+            by_scale -= (along * image).sum() / scale
+        return gradient, by_scale, None, None
+
+
+def _images(logits: Tensor, target: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of each image, logits ``(k, m)`` and labels ``(m,)``; examples are one image together."""
+    if logits.ndim == 2:
+        yield logits.T, target, weight
+        return
+    for image in range(len(logits)):
+        yield logits[image].flatten(1), target[image].flatten(), weight[image].flatten()
