@@ -152,7 +152,7 @@ class _Confusion(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """The gradient by logits and T, from that by the sums."""
         logits, scale, *labels = ctx.saved_tensors
         # Contiguous, so that the images' rows are views to write to.
@@ -160,7 +160,7 @@ class _Confusion(torch.autograd.Function):
         parts = zip(_images(logits, *labels), _images(gradient, *labels), strict=True)
         for (image, target, weight), (out, _, _) in parts:
             p = torch.softmax(image / scale, dim=0)
-            along = slopes[0].index_select(1, target) * weight
+            along = grad_outputs[0].index_select(1, target) * weight
             along = p * (along - (p * along).sum(dim=0)) / scale
             out.copy_(along)
             by_scale -= (along * image).sum() / scale
