@@ -43,6 +43,7 @@ from autobalance.bilevel.types import (
     listen_to_part,
 )
 from autobalance.data import ArrayData, concatenated
+from autobalance.functional import Processes
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.records import RacedArm, Recipe
 from autobalance.spaces import TunableCrossEntropy
@@ -393,7 +394,10 @@ def _open_checkpoint(spec: SearchSpec, arms: Sequence[Arm], trials: dict[str, Tr
         }
 
     checkpoint = Checkpoint(
-        path, identity, lambda: {name: asdict(trial) for name, trial in trials.items()}
+        path,
+        identity,
+        lambda: {name: asdict(trial) for name, trial in trials.items()},
+        Processes.all(),
     )
     saved = checkpoint.load()
     trials |= {name: Trial(**trial) for name, trial in (saved or {}).items()}
