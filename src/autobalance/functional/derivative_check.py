@@ -9,6 +9,7 @@ and a central difference where training uses a surrogate gradient.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -304,7 +305,8 @@ def _rounding(unit: float, pulled: list[Tensor], at: list[Tensor], v: list[Tenso
     size.
     """
     lengths = [max(float(p.detach().norm()), 1e-30) for p in at]
-    if any(float(g.norm()) * n > unit for g, n in zip(pulled, lengths, strict=True)):
+    sizes = [float(g.norm()) * n for g, n in zip(pulled, lengths, strict=True)]
+    if not math.isfinite(unit) or any(size > unit for size in sizes):
         return 0.0
     return unit * sum(float(t.norm()) / n for t, n in zip(v, lengths, strict=True))
 
