@@ -22,7 +22,7 @@ from autobalance.posthoc.decision_program import (
     generate_columns,
     select_draw,
 )
-from autobalance.posthoc.decision_rule import uniform_of_rows
+from autobalance.posthoc.decision_rule import numbers_of, uniform_of_rows
 
 POINTS = 10
 """Bounds from no bound to 0 whose decisions a bound may draw on, beside its own."""
@@ -67,7 +67,10 @@ class CellRule:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> CellRule:
         """Inverse of `to_dict`."""
-        return cls(np.array(record["weights"]), np.array(record["shares"]))
+        weights, shares = numbers_of(record["weights"], 3), numbers_of(record["shares"], 1)
+        if len(weights) != len(shares):
+            raise ValueError("its arrays do not belong together")
+        return cls(weights, shares)
 
 
 def design_cell_rule(
