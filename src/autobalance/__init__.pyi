@@ -27,10 +27,13 @@ from .export import export_model
 from .heads import extract_features, retrain_head, search_head
 from .hypergrad import ConjugateGradient, Exact, Identity, Neumann, Nystrom, SingleLoop
 from .losses import (
+    AsymmetricLoss,
     DeferredLoss,
+    DistributionBalancedLoss,
     FocalLoss,
     GroupDROLoss,
     LDAMLoss,
+    ParametricBinaryCrossEntropy,
     ParametricCrossEntropy,
     with_normalized_head,
 )
@@ -73,6 +76,7 @@ __all__ = [
     "Adjustment",
     "Arm",
     "ArrayData",
+    "AsymmetricLoss",
     "AttributeSpace",
     "Augmentation",
     "AugmentationPolicy",
@@ -90,6 +94,7 @@ __all__ = [
     "DatasetData",
     "DeferredLoss",
     "DesignSpace",
+    "DistributionBalancedLoss",
     "ErrorDeviation",
     "Exact",
     "ExampleError",
@@ -110,6 +115,7 @@ __all__ = [
     "Objective",
     "OddsGap",
     "OpportunityGap",
+    "ParametricBinaryCrossEntropy",
     "ParametricCrossEntropy",
     "ParityGap",
     "QuantileError",

@@ -159,6 +159,11 @@ def reduced_loss(
     check_batch(logits, target, groups, sample_weight)
     if logits.ndim != 2:
         raise InputError(f"The loss needs logits of shape (n, k); got {tuple(logits.shape)}.")
+    if target.shape == logits.shape:
+        raise InputError(
+            "The loss needs one class index per row of logits; got a target of the shape of the logits, "
+            f"{tuple(target.shape)}. Where an example has several labels take ParametricBinaryCrossEntropy."
+        )
     if target.shape != logits.shape[:1]:
         raise InputError(
             f"The loss needs one class index per row of logits: expected target of shape "
@@ -277,17 +282,21 @@ def should_use_fused(logits: Tensor, *others: Tensor | None) -> bool:
     It is faster on a CPU, with many classes. A compiler fuses the plain form by itself. `others` are
     whatever else the loss depends on.
     """
+    many = logits.shape[1] >= LEAST_CLASSES and logits.numel() >= LEAST_LOGITS
+    return many and can_fuse(logits, *others)
+
+
+def can_fuse(logits: Tensor, *others: Tensor | None) -> bool:
+    """Whether a gradient by the logits alone, formed along with the value on a CPU, is all that is asked."""
     given = [logits, *(t for t in others if t is not None)]
     return (
         not torch.compiler.is_compiling()
-        and logits.shape[1] >= LEAST_CLASSES
-        and logits.numel() >= LEAST_LOGITS
         and logits.device.type == "cpu"
         and torch.is_grad_enabled()
         and logits.requires_grad
         and not any(t.requires_grad for t in given[1:])
         and type(logits) in (Tensor, nn.Parameter)
-        and not _is_transformed(logits)
+        and not is_transformed(logits)
         and all(forward_ad.unpack_dual(t).tangent is None for t in given)
     )
 
@@ -347,7 +356,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         """The gradient that was kept, or where derivatives of it are wanted that of the plain form."""
         (slope,) = grad_outputs
-        if torch.is_grad_enabled() or _is_transformed(slope):  # create_graph, is_grads_batched
+        if torch.is_grad_enabled() or is_transformed(slope):  # create_graph, is_grads_batched
             (logits,) = ctx.saved_tensors
             again = torch.is_grad_enabled()
             with torch.enable_grad():
@@ -424,7 +433,7 @@ def _adjusted(logits: Tensor, additive: Tensor | None, delta: Tensor | None, out
     return logits if delta is None else torch.mul(logits, delta, out=out)
 
 
-def _is_transformed(tensor: Tensor) -> bool:
+def is_transformed(tensor: Tensor) -> bool:
     """Whether inside a transform of `torch.func`, or part of several gradients taken at once.
 
     torch has no public way to ask. Where its private names are gone the answer is yes, which costs time but
