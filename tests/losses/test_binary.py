@@ -232,7 +232,7 @@ def test_distribution_balanced_loss_is_the_papers_formula() -> None:
         expected[i, j] = factor * (
             np.log1p(np.exp(-z)) if y[i, j] else np.log1p(np.exp(2.0 * z)) / 2.0
         )
-    np.testing.assert_allclose(own, expected, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(own, expected, rtol=1e-7, atol=1e-14)  # margins of float32
 
 
 # Records and refusals -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autobalance._validation import InputError
-from autobalance.bilevel.held_out import Splits, undefined_objective
+from autobalance.bilevel.held_out import Splits, judge, undefined_objective
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.retraining import retrain
@@ -56,7 +56,7 @@ def train_candidates(
                 spec.model_factory, train, loss, recipe=spec.recipe, augment=augments.get(name),
                 seed=spec.seed + fold, device=spec.device, precision=spec.precision,
             )  # fmt: skip
-            done.append(predict_logits(model, held.inputs).argmax(dim=1))
+            done.append(judge(predict_logits(model, held.inputs), held))
             after_each()
             if progress:
                 finished = sum(len(runs) for runs in outcomes.values())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, TrainingDiverged, one_of
 from autobalance.augment import augment_batch
 from autobalance.bilevel.execution import check_interval
-from autobalance.bilevel.held_out import Splits, calibration_stride
+from autobalance.bilevel.held_out import Splits, calibration_stride, judge, table_shape
 from autobalance.bilevel.initialisation import init_bias_offset, make_network, make_optimizer
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.bilevel.search_spec import SearchSpec
@@ -88,7 +88,8 @@ class LowerLevel:
         recipe = options.recipe
         module = make_network(model_factory)
         shifted = None
-        if recipe.absorb > 0 and additive is not None:
+        # Of several labels l is their log odds, at which predictions best begin.
+        if recipe.absorb > 0 and additive is not None and not data.has_labels:
             shifted = init_bias_offset(module, recipe.absorb * additive, data.masses())
         self.module, self.data, self.augment = module, data, augment
         self.recipe, self.fabric = recipe, fabric
@@ -114,7 +115,7 @@ class LowerLevel:
         data, size, seed = self.data, options.recipe.batch_size, options.seed
         generator = torch.Generator().manual_seed(seed)
         if one_of("sampling", options.sampling, ("shuffled", "balanced")) == "balanced":
-            stream = ResampledBatches(data.cells(), size, generator, data.sample_weight)
+            stream = ResampledBatches(data.strata(), size, generator, data.sample_weight)
             data = replace(data, sample_weight=None)  # They have decided what is drawn.
         else:
             place = data.inputs.device if isinstance(data.inputs, Tensor) else "cpu"
@@ -277,9 +278,8 @@ class NetworkFolds:
         self.steps_per_run = self.folds[0].lower.total
         self.search_steps = max(1, round((spec.release or 1.0) * self.steps_per_run))
         self.cells = [held.cells() for _, held in splits]
-        self.sample_weights = [held.sample_weight for _, held in splits]
-        held = splits[0][1]
-        self.shape = (held.num_groups or 1, held.num_classes)
+        self.sample_weights = [held.cell_sample_weight() for _, held in splits]
+        self.shape = table_shape(splits[0][1])
         self._losses: list[Tensor] = []
 
     def step(self, loss: LossSnapshot) -> None:
@@ -312,15 +312,16 @@ class NetworkFolds:
         return results
 
     def predict_held_out(self) -> list[Tensor]:
-        """For each fold, the classes that its network predicts of the examples held out, now."""
-        return [logits.argmax(dim=1) for logits in self._held_out_logits()]
+        """For each fold, what its network decides of the examples held out, now, see `judge`."""
+        pairs = zip(self.folds, self._held_out_logits(), strict=True)
+        return [judge(logits, fold.validation) for fold, logits in pairs]
 
     def predict_for_calibration(self) -> tuple[list[Tensor], list[Tensor]]:
         """As `predict_held_out`, and with it the logits that `held_out.calibrate` takes."""
         stride = calibration_stride(self.splits)
         predictions, logits = [], []
-        for rows in self._held_out_logits():
-            predictions.append(rows.argmax(dim=1))
+        for fold, rows in zip(self.folds, self._held_out_logits(), strict=True):
+            predictions.append(judge(rows, fold.validation))
             logits.append(rows[::stride].clone())
         return predictions, logits
 
@@ -375,7 +376,7 @@ def _build_fold(
     )
     generator = torch.Generator().manual_seed(seed)
     size, weight = spec.settings.validation_batch_size, held.sample_weight
-    draws = BalancedBatches(held.cells(), size, generator, weight)
+    draws = BalancedBatches(held.strata(), size, generator, weight)
     held, processes = held.to(fabric.device), lower.processes
     # Weights that have decided what is drawn are not applied again.
     drawn = held if draws.everything is not None else replace(held, sample_weight=None)

@@ -14,7 +14,11 @@ from torch import nn
 from autobalance._validation import InputError
 from autobalance.augment import describe_augmentation, restore_augmentation
 from autobalance.bilevel.arms import Arm
-from autobalance.losses import ParametricCrossEntropy
+from autobalance.losses import (
+    BINARY_FORMAT,
+    ParametricBinaryCrossEntropy,
+    ParametricCrossEntropy,
+)
 from autobalance.objectives import NAMED
 from autobalance.records import (
     Calibration,
@@ -242,12 +246,12 @@ class SearchResult:
         check_format(record, _FORMAT, _WHAT, "result")
         try:
             return cls(
-                loss=ParametricCrossEntropy.from_dict(record["loss"]),
-                start=ParametricCrossEntropy.from_dict(record["start"]),
+                loss=_loss_from_dict(record["loss"]),
+                start=_loss_from_dict(record["start"]),
                 history=[UpperRecord(**_with_nan(entry)) for entry in record["history"]],
                 path=[PathPoint(**point) for point in record["path"]],
                 candidates=[
-                    Candidate(**{**entry, "loss": ParametricCrossEntropy.from_dict(entry["loss"])})
+                    Candidate(**{**entry, "loss": _loss_from_dict(entry["loss"])})
                     for entry in record["candidates"]
                 ],
                 augment=restore_augmentation(record.get("augment")),
@@ -272,6 +276,12 @@ class SearchResult:
     def from_json(cls, text: str) -> SearchResult:
         """Inverse of `to_json`; see `from_dict`."""
         return cls.from_dict(parsed_record(text, _WHAT))
+
+
+def _loss_from_dict(record: dict[str, Any]) -> Any:
+    """The loss of a record, of classes or of several labels."""
+    binary = record.get("format") == BINARY_FORMAT
+    return (ParametricBinaryCrossEntropy if binary else ParametricCrossEntropy).from_dict(record)
 
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:

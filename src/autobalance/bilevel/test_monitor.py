@@ -11,7 +11,7 @@ from torch import nn
 from autobalance._validation import InputError
 from autobalance.bilevel.prediction import predict_logits
 from autobalance.data import ArrayData
-from autobalance.objectives import Objective, group_class_sums
+from autobalance.objectives import Objective
 
 LOOKS = 40
 """About so often over a search, for each look costs a pass over the test data."""
@@ -40,12 +40,17 @@ class ObjectiveMonitor:
                 "Training and test inputs must have the same shape per example; got "
                 f"{tuple(data.inputs.shape[1:])} and {tuple(test.inputs.shape[1:])}."
             )
+        if test.target.shape[1:] != data.target.shape[1:]:
+            raise InputError(
+                "Training and test data must have the same labels; got targets of shape "
+                f"{tuple(data.target.shape)} and {tuple(test.target.shape)}."
+            )
         if int(test.target.max()) >= data.num_classes:
             raise InputError(
                 f"Test data has class {int(test.target.max())}, but training data is numbered 0 to "
                 f"{data.num_classes - 1}. Number both alike."
             )
-        if objective.over != "class" and test.groups is None:
+        if objective.over not in ("class", "label") and test.groups is None:
             raise InputError(
                 "The objective is over groups, but the test data has none. Give its groups, or leave it "
                 "out."
@@ -54,18 +59,15 @@ class ObjectiveMonitor:
         self.inputs, self.target = known.inputs, known.target.cpu()
         self.groups = None if known.groups is None else known.groups.cpu()
         self.weight = None if known.sample_weight is None else known.sample_weight.cpu()
-        self.num_classes, self.objective = data.num_classes, objective
+        self.objective = objective
 
     @torch.no_grad()
     def evaluate(self, networks: Iterable[nn.Module]) -> float:
         """The objective over all networks' predictions together; they come back as they were."""
         totals = []
         for network in networks:
-            predicted = predict_logits(network, self.inputs).argmax(dim=1)
-            losses = self.objective.decision_losses(predicted, self.target)
-            tables = group_class_sums(
-                losses, self.target, self.groups, self.num_classes, self.weight
-            )
+            logits = predict_logits(network, self.inputs)
+            tables = self.objective.decision_sums(logits, self.target, self.groups, self.weight)
             totals.append(torch.stack(tables))
         total, mass = torch.stack(totals).sum(dim=0)
         return float(self.objective.value(total, mass))

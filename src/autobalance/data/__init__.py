@@ -12,6 +12,7 @@ from autobalance.data.dataset_data import DatasetData, as_data, as_inputs, is_da
 from autobalance.data.dataset_reader import ExampleError
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
 from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
+from autobalance.data.label_matrix import label_matrix, labelled_entries, labels_without_both
 from autobalance.data.labels import (
     NO_GROUP,
     class_labels,
@@ -65,6 +66,9 @@ __all__ = [
     "group_names",
     "indices",
     "is_dataset",
+    "label_matrix",
+    "labelled_entries",
+    "labels_without_both",
     "long_tailed_sample",
     "moved",
     "number_groups",

@@ -14,6 +14,7 @@ from torch import Tensor
 from autobalance._validation import InputError, one_of, same_length, whole
 from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
 from autobalance.data.batches import Batch, Read, moved
+from autobalance.data.label_matrix import label_matrix, labelled_entries, rarest_labels
 from autobalance.data.lazy_inputs import LazyInputs
 from autobalance.records import effective_counts
 
@@ -32,9 +33,10 @@ class ArrayData:
     inputs : Tensor or LazyInputs
         Shape ``(n, ...)``. Lazy inputs are read batch by batch, and stay where they are on any device.
     target : Tensor
-        Class indices in ``0..num_classes-1``, shape ``(n,)``.
+        Class indices in ``0..num_classes-1``, shape ``(n,)``; of several labels a matrix ``(n, k)`` of 0, 1
+        and -1 where not labelled, int8.
     num_classes : int
-        Number of classes k.
+        Number of classes or labels k.
     groups : Tensor or None
         Group indices in ``0..num_groups-1``, or -1 where a group is not known, shape ``(n,)``.
     num_groups : int or None
@@ -64,6 +66,8 @@ class ArrayData:
     ) -> ArrayData:
         """Check arrays or tensors and hold them as tensors; `LazyInputs` are taken as they are.
 
+        A target of two dimensions is of several labels, see `label_matrix`; with it there are no groups.
+
         With ``missing_groups="unknown"`` an example's group may be -1, not known. Such examples
         train the network; no objective counts them. An example of weight 0 is left out, as if it had
         not been given; the number of classes is still that of all labels.
@@ -82,7 +86,10 @@ class ArrayData:
         )
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
-        y = indices("target", target)
+        several = _dimensions(target) == 2
+        y = label_matrix("target", target, num_classes) if several else indices("target", target)
+        if several and groups is not None:
+            raise InputError("Data of several labels takes no groups. Leave groups out.")
         one_of("missing_groups", missing_groups, ("refused", "unknown"))
         least = UNKNOWN if missing_groups == "unknown" else 0
         g = None if groups is None else indices("groups", groups, least)
@@ -93,18 +100,23 @@ class ArrayData:
                 raise InputError(
                     "sample_weight must be one-dimensional, never negative and not all zero."
                 )
-        num_classes = _check_count("target", "classes", y, num_classes)
+        k = y.shape[1] if several else _check_count("target", "classes", y, num_classes)
         if g is not None:
             if int(g.max()) == UNKNOWN:
                 raise InputError("No example's group is known. Leave groups out.")
             num_groups = _check_count("groups", "groups", g, num_groups)
-        data = cls(x, y, num_classes, g, num_groups, w)
+        data = cls(x, y, k, g, num_groups, w)
         if w is None or bool((w > 0).all()):
             return data
         return data.subset(torch.nonzero(w).squeeze(1))
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether an example has several labels, each 0 or 1, in place of one class."""
+        return self.target.ndim == 2
 
     @property
     def unknown(self) -> int:
@@ -122,7 +134,10 @@ class ArrayData:
         return replace(self, groups=None, num_groups=None)
 
     def counts(self) -> np.ndarray:
-        """Examples per class ``(k,)``, or per known group and class ``(g, k)``; see `masses`."""
+        """Examples per class ``(k,)``, or per known group and class ``(g, k)``; see `masses`.
+
+        Of several labels negatives and positives of each, ``(2, k)``.
+        """
         return self._sums_by_cell(None)
 
     def masses(self) -> np.ndarray:
@@ -130,7 +145,7 @@ class ArrayData:
 
         Class priors, and whatever starts from them, are shares of these.
         """
-        return self._sums_by_cell(None if self.sample_weight is None else self.row_weights())
+        return self._sums_by_cell(None if self.sample_weight is None else self._cell_weights())
 
     def effective_counts(self) -> np.ndarray:
         """Kish's effective number of examples of each cell, in the shape of `counts`.
@@ -141,7 +156,7 @@ class ArrayData:
         counts = self.counts()
         if self.sample_weight is None:
             return counts
-        cells, weight = self.cells().cpu().numpy(), self.row_weights().cpu().numpy()
+        cells, weight = self.cells().cpu().numpy(), self._cell_weights().cpu().numpy()
         return effective_counts(cells, weight, counts.size).reshape(counts.shape)
 
     def row_weights(self) -> Tensor:
@@ -160,15 +175,38 @@ class ArrayData:
         cells = self.cells()
         known = cells >= 0
         values = None if values is None else values[known]
-        size = (self.num_groups or 1) * self.num_classes
-        table = torch.bincount(cells[known], values, minlength=size).cpu().numpy()
-        return table if self.groups is None else table.reshape(-1, self.num_classes)
+        rows = 2 if self.has_labels else self.num_groups or 1
+        table = torch.bincount(cells[known], values, minlength=rows * self.num_classes)
+        table = table.cpu().numpy()
+        by_row = self.groups is not None or self.has_labels
+        return table.reshape(-1, self.num_classes) if by_row else table
+
+    def _cell_weights(self) -> Tensor:
+        """The `row_weights` of each of the `cells`."""
+        weight = self.row_weights()
+        return weight[labelled_entries(self.target)[0]] if self.has_labels else weight
 
     def cells(self) -> Tensor:
-        """Class, or ``group * k + class``, of each example; negative where the group is unknown."""
+        """Class, or ``group * k + class``, of each example; negative where the group is unknown.
+
+        Of several labels ``sign * k + label`` of each labelled entry, row after row.
+        """
+        if self.has_labels:
+            return labelled_entries(self.target)[1]
         if self.groups is None:
             return self.target
         return self.groups * self.num_classes + self.target
+
+    def cell_sample_weight(self) -> Tensor | None:
+        """The `sample_weight` of each of the `cells`; None without weights."""
+        weight = self.sample_weight
+        if weight is None or not self.has_labels:
+            return weight
+        return weight[labelled_entries(self.target)[0]]
+
+    def strata(self) -> Tensor:
+        """What examples are split and drawn by ``(n,)``: the `cells`, or of several labels the rarest one."""
+        return rarest_labels(self.target) if self.has_labels else self.cells()
 
     @property
     def read_ahead(self) -> int:
@@ -240,6 +278,12 @@ class ArrayData:
         return replace(self, **tensors)
 
 
+def _dimensions(values: Any) -> int:
+    """Of a target as it is given: a tensor, an array, a table or nested lists."""
+    own = getattr(values, "ndim", None)
+    return np.ndim(values) if own is None else int(own)
+
+
 def _check_count(name: str, what: str, indices: Tensor, count: int | None) -> int:
     """The number of classes or groups: the one given, or the largest index and one."""
     largest = int(indices.max())
@@ -269,6 +313,13 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
             "Training and validation inputs must have the same shape per example; got "
             f"{tuple(first.inputs.shape[1:])} and {tuple(second.inputs.shape[1:])}."
         )
+    if first.has_labels or second.has_labels:
+        if first.target.shape[1:] != second.target.shape[1:]:
+            raise InputError(
+                "Training and validation data must have the same labels; got targets of shape "
+                f"{tuple(first.target.shape)} and {tuple(second.target.shape)}."
+            )
+        return _joined(first, second)
     for name, numbers, known in (
         ("class", second.target, first.num_classes),
         ("group", second.groups, first.num_groups),
@@ -278,6 +329,10 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
                 f"Validation data has {name} {int(numbers.max())}, but training data is numbered "
                 f"0 to {known - 1}. Number both alike."
             )
+    return _joined(first, second)
+
+
+def _joined(first: ArrayData, second: ArrayData) -> ArrayData:
     labels = {
         name: None if value is None else torch.cat([value, getattr(second, name)])
         for name in _LABELS

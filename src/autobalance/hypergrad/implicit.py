@@ -197,8 +197,7 @@ def _validation_gradient(
         given = {"groups": batch.groups, "sample_weight": batch.sample_weight}
         value = objective(logits, batch.target, **given)
         hard = objective.hard_value(logits.detach(), batch.target, **given)
-        classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
-        predicted = classes.index_fill(0, logits.detach().argmax(dim=1), 1.0).sum()
+        predicted = _count_predicted(logits.detach(), labels=batch.target.ndim == 2)
         [pull] = torch.autograd.grad(value, [own])
         pulls = zip(points, pull.split([len(row) for row in rows]), strict=True)
         b = torch.zeros(sum(p.numel() for p in leaves), dtype=leaves[0].dtype, device=pull.device)
@@ -207,6 +206,14 @@ def _validation_gradient(
             b = pulled if len(points) == 1 else b + pulled
     numbers = torch.stack([t.detach().double() for t in (value, hard, predicted)])
     return processes.all_reduce(b), numbers
+
+
+def _count_predicted(logits: Tensor, *, labels: bool) -> Tensor:
+    """How many classes are predicted of some example, float64; of several labels how many of these."""
+    if labels:
+        return (logits > 0).any(dim=0).sum().double()
+    classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
+    return classes.index_fill(0, logits.argmax(dim=1), 1.0).sum()
 
 
 def _evaluation_of(network: FunctionalModel, inputs: Any) -> Evaluation:

@@ -1,6 +1,7 @@
 """Training losses: per-example formulas, and modules that hold their parameters."""
 
 from autobalance.losses.binary import (
+    check_label_values,
     check_labels,
     is_known,
     parametric_binary_cross_entropy,
@@ -50,6 +51,7 @@ __all__ = [
     "ParametricCrossEntropy",
     "Reduction",
     "adjusted_logits",
+    "check_label_values",
     "check_labels",
     "check_width",
     "effective_number_weights",

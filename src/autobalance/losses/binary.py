@@ -146,6 +146,11 @@ def check_labels(logits: Any, target: Any, sample_weight: Any = None) -> None:
         )
 
 
+def check_label_values(target: Tensor) -> None:
+    """Refuse a target of which an entry is none of 0, 1, -1 and NaN; a GPU is waited for."""
+    _checked(target, is_known(target))
+
+
 def _checked(target: Tensor, known: Tensor) -> Tensor | None:
     """Which entries are labelled, None where all are; refused where one is no label at all."""
     if bool(known.all()):

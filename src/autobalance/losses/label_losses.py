@@ -347,6 +347,7 @@ class DistributionBalancedLoss(_PublishedLoss):
 
     ARGUMENTS = ("counts", "alpha", "beta", "mu", "lambda_neg", "kappa", "reduction")
     counts: Tensor
+    margin: Tensor
 
     def __init__(
         self,
@@ -367,6 +368,7 @@ class DistributionBalancedLoss(_PublishedLoss):
         self.mu = float(finite_number("mu", mu))
         self.lambda_neg = float(positive("lambda_neg", lambda_neg))
         self.kappa = float(not_negative("kappa", kappa))
+        self.register_buffer("margin", self.kappa * (table[0] / table[1]).log())
         one_of("reduction", reduction, ("mean", "sum", "none"))
         self.reduction: Reduction = reduction
 
@@ -392,8 +394,7 @@ class DistributionBalancedLoss(_PublishedLoss):
 
     def _parameters_of(self, dtype: torch.dtype) -> LossParameters:
         """The rest of the loss as w, l and delta by sign."""
-        negatives, positives = self.counts.to(dtype)
-        margin = self.kappa * (negatives / positives).log()
+        margin = self.margin.to(dtype)
         ones, slope = torch.ones_like(margin), torch.full_like(margin, self.lambda_neg)
         return LossParameters(
             torch.stack([1.0 / slope, ones]),

@@ -23,13 +23,16 @@ from autobalance.objectives.base import CellObjective, Objective, Over, cells_of
 from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.costs import CostMatrix, cost_matrix
 from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
-from autobalance.objectives.registry import GAPS, NAMED, as_objective
+from autobalance.objectives.label_objectives import MacroF1Error, over_labels
+from autobalance.objectives.labels import sign_label_sums, wrong_labels
+from autobalance.objectives.registry import GAPS, NAMED, OF_LABELS, as_objective
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 
 __all__ = [
     "GAPS",
     "NAMED",
+    "OF_LABELS",
     "BalancedError",
     "Blend",
     "BoundedGap",
@@ -39,6 +42,7 @@ __all__ = [
     "CrossEntropyRisk",
     "ErrorDeviation",
     "Gap",
+    "MacroF1Error",
     "Objective",
     "OddsGap",
     "OpportunityGap",
@@ -54,4 +58,7 @@ __all__ = [
     "cells_of",
     "cost_matrix",
     "group_class_sums",
+    "over_labels",
+    "sign_label_sums",
+    "wrong_labels",
 ]

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from autobalance._validation import InputError, one_of
+from autobalance.objectives.labels import (
+    label_effective_size,
+    label_risks,
+    sign_label_sums,
+    surrogate_losses,
+    wrong_labels,
+)
 from autobalance.objectives.surrogates import SmoothError, Surrogate
 from autobalance.records import PlainSettings
 
-Over = Literal["class", "group", "class_and_group"]
-"""What an objective's cells are."""
+Over = Literal["class", "group", "class_and_group", "label"]
+"""What an objective's cells are; with several labels tables have rows of signs, see `labels`."""
 
 
 def group_class_sums(
@@ -66,17 +73,19 @@ class Objective(PlainSettings, ABC):
 
     Parameters
     ----------
-    over : {"class", "group", "class_and_group"}
-        What a cell is.
+    over : {"class", "group", "class_and_group", "label"}
+        What a cell is; "label" where examples have several labels, targets ``(n, k)`` of 0 and 1.
     surrogate : SmoothError or CrossEntropyRisk
         The loss within a cell.
     """
 
     over: Over = "class"
     surrogate: Surrogate = field(default_factory=SmoothError)
+    start_tau: ClassVar[float] = 1.0
+    """Of several labels: the tau from which a loss for this objective is searched."""
 
     def __post_init__(self) -> None:
-        one_of("over", self.over, ("class", "group", "class_and_group"))
+        one_of("over", self.over, ("class", "group", "class_and_group", "label"))
         if not callable(self.surrogate) or isinstance(self.surrogate, Objective):
             raise InputError(
                 "surrogate must be a SmoothError or a CrossEntropyRisk; got "
@@ -132,7 +141,11 @@ class Objective(PlainSettings, ABC):
     ) -> tuple[Tensor, Tensor]:
         """`group_class_sums` of the surrogate."""
         self._check_groups(groups)
+        self._check_target(target)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        if self.over == "label":
+            loss = surrogate_losses(self.surrogate, logits, target, sample_weight)
+            return sign_label_sums(loss, target, sample_weight)
         scaled = sample_weight is not None and isinstance(self.surrogate, SmoothError)
         loss = self.surrogate(logits, target, *((sample_weight,) if scaled else ()))
         return group_class_sums(loss, target, groups, logits.shape[1], sample_weight)
@@ -159,11 +172,32 @@ class Objective(PlainSettings, ABC):
     ) -> Tensor:
         """As `hard`, float64 on the device: to be read together with other numbers."""
         self._check_groups(groups)
+        return self.value(*self.decision_sums(logits, target, groups, sample_weight))
+
+    def decision_sums(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        groups: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `sums`, of what the decisions by these logits count for in the hard objective, float64."""
+        self._check_target(target)
+        if self.over == "label":
+            return sign_label_sums(wrong_labels(logits, target).double(), target, sample_weight)
         wrong = self.decision_losses(logits.argmax(dim=1), target)
-        return self.value(*group_class_sums(wrong, target, groups, logits.shape[1], sample_weight))
+        return group_class_sums(wrong, target, groups, logits.shape[1], sample_weight)
+
+    def _check_target(self, target: Tensor) -> None:
+        if target.ndim != (2 if self.over == "label" else 1):
+            raise InputError(
+                f"An objective over {self.over!r} needs "
+                + ("0 and 1, shape (n, k)" if self.over == "label" else "class indices, shape (n,)")
+                + f"; got a target of shape {tuple(target.shape)}. See autobalance.objectives.over_labels."
+            )
 
     def _check_groups(self, groups: Tensor | None) -> None:
-        if self.over != "class" and groups is None:
+        if self.over not in ("class", "label") and groups is None:
             raise InputError(
                 f"An objective over {self.over!r} needs groups=, one index per example."
             )
@@ -198,12 +232,17 @@ class CellObjective(Objective):
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         """The aggregate of each cell's mean risk; cells without mass are left out."""
-        total, mass = cells_of(total, self.over), cells_of(mass, self.over)
-        risks = total / torch.where(mass > 0, mass, 1.0)
-        return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, mass > 0)
+        if self.over == "label":
+            risks, present = label_risks(total, mass)
+        else:
+            total, mass = cells_of(total, self.over), cells_of(mass, self.over)
+            risks, present = total / torch.where(mass > 0, mass, 1.0), mass > 0
+        return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, present)
 
     def effective_size(self, counts: Any) -> float:
         """1 / sum_c omega_c^2 / n_c, of the shares omega."""
+        if self.over == "label":
+            return label_effective_size(counts, self.shares)
         table = np.atleast_2d(np.asarray(counts, dtype=np.float64))
         by_cell = {
             "class": table.sum(axis=0),
