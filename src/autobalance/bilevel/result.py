@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import platform
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import nn
 from autobalance._validation import InputError
 from autobalance.augment import describe_augmentation, restore_augmentation
 from autobalance.bilevel.arms import Arm
+from autobalance.bilevel.label_summary import summarise_labels
 from autobalance.losses import (
     BINARY_FORMAT,
     ParametricBinaryCrossEntropy,
@@ -98,7 +100,7 @@ class SearchResult:
 
     Attributes
     ----------
-    loss : ParametricCrossEntropy
+    loss : ParametricCrossEntropy or ParametricBinaryCrossEntropy
         The designed loss, or the candidate chosen in its place; frozen, it needs nothing else to
         be used elsewhere.
     start : ParametricCrossEntropy
@@ -165,6 +167,11 @@ class SearchResult:
         """Whether the network searched with ended up predicting one class for everyone."""
         return self.held_out is not None and self.held_out.collapsed
 
+    @property
+    def of_labels(self) -> bool:
+        """Whether the loss is of several labels."""
+        return isinstance(self.start, ParametricBinaryCrossEntropy)
+
     def summary(
         self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
     ) -> str:
@@ -175,12 +182,16 @@ class SearchResult:
         class_names, group_names : sequence, optional
             In the order of their indices; by default "class 0" and so on.
         """
+        if self.of_labels:
+            return summarise_labels(self, class_names)
         from autobalance.report import as_text, explanation
 
         return as_text(explanation(self._run(class_names, group_names)))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
+        if self.of_labels:
+            return f"<pre>{html.escape(self.summary())}</pre>"
         from autobalance.report import as_html
 
         return as_html(self._run(None, None))
@@ -194,7 +205,18 @@ class SearchResult:
     def record(
         self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
     ) -> dict[str, Any]:
-        """As the ``result.json`` of a RUN folder holds it; names as for `summary`."""
+        """As the ``result.json`` of a RUN folder holds it; names as for `summary`.
+
+        Raises
+        ------
+        InputError
+            If the search was over several labels, for which there are no reports.
+        """
+        if self.of_labels:
+            raise InputError(
+                "RUN folders and reports are for one class per example. Of several labels keep the result by "
+                "to_json(), and read summary()."
+            )
         from autobalance.report import setting_text
 
         objective = self.settings.get("objective", "objective given")

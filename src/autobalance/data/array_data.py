@@ -86,8 +86,8 @@ class ArrayData:
         )
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
-        several = _dimensions(target) == 2
-        y = label_matrix("target", target, num_classes) if several else indices("target", target)
+        y = as_target(target, num_classes)
+        several = y.ndim == 2
         if several and groups is not None:
             raise InputError("Data of several labels takes no groups. Leave groups out.")
         one_of("missing_groups", missing_groups, ("refused", "unknown"))
@@ -278,10 +278,12 @@ class ArrayData:
         return replace(self, **tensors)
 
 
-def _dimensions(values: Any) -> int:
-    """Of a target as it is given: a tensor, an array, a table or nested lists."""
-    own = getattr(values, "ndim", None)
-    return np.ndim(values) if own is None else int(own)
+def as_target(values: Any, num_labels: int | None = None) -> Tensor:
+    """Class indices ``(n,)``, or of two dimensions a `label_matrix`; refused where they are neither."""
+    dimensions = getattr(values, "ndim", None)  # of a tensor, an array or a table
+    if (np.ndim(values) if dimensions is None else dimensions) == 2:
+        return label_matrix("target", values, num_labels)
+    return indices("target", values)
 
 
 def _check_count(name: str, what: str, indices: Tensor, count: int | None) -> int:

@@ -22,8 +22,8 @@ from torch.utils.data import (
 )
 
 from autobalance._validation import InputError, whole
-from autobalance.data.array_data import ArrayData, MissingGroups
-from autobalance.data.arrays import as_tensor, indices
+from autobalance.data.array_data import ArrayData, MissingGroups, as_target
+from autobalance.data.arrays import as_tensor
 from autobalance.data.batches import Read, tensors_in
 from autobalance.data.dataset_reader import ExampleReader, Request, WorkerPool
 from autobalance.data.lazy_inputs import LazyInputs, sampled
@@ -173,10 +173,11 @@ class DatasetData(ArrayData):
             or y, or is missing; a single further entry is the network's argument, several are its
             keyword arguments. Inputs in float64 become float32.
         target : array-like, str or callable, optional
-            Class of each example ``(n,)``; the name of an attribute or column that holds them; or a
-            function from the Dataset to them. By default `targets`, `labels` or `y`, or the column
-            "label" or "labels", also within `Subset`, `ConcatDataset` and `TensorDataset` (its last
-            tensor). Integer labels in the items must agree with them.
+            Class of each example ``(n,)``, or 0 and 1 of several labels ``(n, k)``; the name of an
+            attribute or column that holds them; or a function from the Dataset to them. By default
+            `targets`, `labels` or `y`, or the column "label" or "labels", also within `Subset`,
+            `ConcatDataset` and `TensorDataset` (its last tensor). Integer labels in the items must agree
+            with them.
         groups, sample_weight : array-like, str or callable, optional
             Given as `target` is.
         evaluation : callable or Dataset, optional
@@ -210,7 +211,7 @@ class DatasetData(ArrayData):
             If held-out examples would be augmented, or transforms cannot be seeded.
         """
         n = _length(dataset)
-        labels = indices("target", _labels(dataset, "target", target))
+        labels = as_target(_labels(dataset, "target", target))
         if len(labels) != n:
             raise InputError(
                 f"target has {len(labels)} labels, but the Dataset has {n} examples. Give one for each."

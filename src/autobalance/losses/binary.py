@@ -230,7 +230,7 @@ def _value_and_gradient(
     if known is not None or sample_weight is not None:
         share = 1.0 / _mass(logits, known, sample_weight)
     weight, additive, delta = (None if p is None else p.to(dtype) for p in parameters)
-    weight = share if weight is None else weight * share
+    scaled = share if weight is None else weight * share
     total = logits.new_zeros((), dtype=dtype)
     for first in range(0, n, size):
         part = slice(first, first + size)
@@ -250,7 +250,7 @@ def _value_and_gradient(
         torch.abs(out, out=loss).neg_().log1p_()
         if not bool(loss.amin() > SURELY_WRONG):
             loss = -F.binary_cross_entropy_with_logits(f, y, reduction="none")
-        scale = weight if isinstance(weight, float) else _interpolate(weight, y, own)
+        scale = _interpolate(scaled, y, own) if isinstance(scaled, Tensor) else scaled
         if known is not None:
             scale = torch.where(known[part], scale, 0.0)
         if sample_weight is not None:

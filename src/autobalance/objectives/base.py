@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -81,8 +81,6 @@ class Objective(PlainSettings, ABC):
 
     over: Over = "class"
     surrogate: Surrogate = field(default_factory=SmoothError)
-    start_tau: ClassVar[float] = 1.0
-    """Of several labels: the tau from which a loss for this objective is searched."""
 
     def __post_init__(self) -> None:
         one_of("over", self.over, ("class", "group", "class_and_group", "label"))
@@ -100,6 +98,11 @@ class Objective(PlainSettings, ABC):
     def importance_of(self, counts: np.ndarray) -> tuple[float, ...] | None:
         """The same where it depends on the training examples per class ``(k,)``."""
         return self.importance
+
+    @property
+    def start_tau(self) -> float:
+        """The tau from which a loss of several labels is searched for it: 1, for their balanced errors."""
+        return 1.0
 
     @property
     def linear(self) -> bool:

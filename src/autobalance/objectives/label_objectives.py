@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ class MacroF1Error(Objective):
     """
 
     over: Over = field(default="label", init=False)
-    start_tau: ClassVar[float] = 0.5
-    """The best threshold for F1 is half the best F1, between those of the balanced and the plain error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,6 +35,11 @@ class MacroF1Error(Objective):
                 "MacroF1Error counts errors, for which a SmoothError can stand; got "
                 f"{type(self.surrogate).__name__}."
             )
+
+    @property
+    def start_tau(self) -> float:
+        """0.5: F1's best threshold is half the best F1, between those of the balanced and the plain error."""
+        return 0.5
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         """The mean over labels that have a positive of (FN + FP) / (2 n - FN + FP)."""
