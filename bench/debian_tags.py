@@ -68,8 +68,8 @@ class Problem:
     def __init__(self, folder: Path, seed: int) -> None:
         texts, sources, tags = read_packages(folder)
         part = split_by_source(sources, np.random.default_rng(seed))
-        words = TfidfVectorizer(sublinear_tf=True, min_df=3, max_features=30_000, dtype=np.float32)
-        counted = words.fit_transform(np.array(texts)[part < 2])
+        words = TfidfVectorizer(sublinear_tf=True, min_df=3, max_features=30_000)
+        counted = words.fit_transform([text for text, p in zip(texts, part, strict=True) if p < 2])
         svd = TruncatedSVD(FEATURES, random_state=seed).fit(counted)
         reduced = svd.transform(words.transform(texts))
         inputs = torch.tensor(reduced / reduced[part < 2].std(axis=0), dtype=torch.float32)
@@ -231,7 +231,7 @@ def print_table(results: dict[tuple[str, int], dict[str, Any]]) -> None:
 
 def main() -> None:
     """Read the options; run what the file lacks, or print its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Losses for several labels, on Debian packages.")
     parser.add_argument("--data", type=Path, default=os.environ.get("AUTOBALANCE_DATA"))
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)

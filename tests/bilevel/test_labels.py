@@ -332,7 +332,7 @@ def with_column(value: float) -> Tensor:
     ("call", "message"),
     [
         (lambda: ArrayData.of(X, LABELS * 3), "got 3 in row .* label .* in all"),
-        (lambda: ArrayData.of(X, LABELS[:, :1]), "single label is a class"),
+        (lambda: ArrayData.of(X, LABELS[:, :1]), r"shape \(n,\); got"),
         (lambda: ArrayData.of(X, LABELS, groups=[0, 1] * 40), "takes no groups"),
         (lambda: ArrayData.of(X, LABELS, num_classes=9), "has 4 labels; expected 9"),
         (lambda: search(mlp, ArrayData.of(X, with_column(0.0))), "Label 3 has no positive"),

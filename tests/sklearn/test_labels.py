@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,3 +169,12 @@ def test_scikit_learns_own_checks(check: Callable[..., None]) -> None:
 def test_what_cannot_be_is_refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_the_page_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs/multi_label.md").read_text("utf-8")
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "multi_label.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "A loss designed for 3 labels" in printed
+    assert "second" in printed

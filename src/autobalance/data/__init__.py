@@ -12,7 +12,7 @@ from autobalance.data.dataset_data import DatasetData, as_data, as_inputs, is_da
 from autobalance.data.dataset_reader import ExampleError
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
 from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
-from autobalance.data.label_matrix import label_matrix, labelled_entries, labels_without_both
+from autobalance.data.label_matrix import as_label_matrix, labelled_entries, labels_without_both
 from autobalance.data.labels import (
     NO_GROUP,
     class_labels,
@@ -55,6 +55,7 @@ __all__ = [
     "as_data",
     "as_image_set",
     "as_inputs",
+    "as_label_matrix",
     "as_table",
     "as_tensor",
     "assign_folds",
@@ -66,7 +67,6 @@ __all__ = [
     "group_names",
     "indices",
     "is_dataset",
-    "label_matrix",
     "labelled_entries",
     "labels_without_both",
     "long_tailed_sample",

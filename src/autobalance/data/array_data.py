@@ -14,7 +14,7 @@ from torch import Tensor
 from autobalance._validation import InputError, one_of, same_length, whole
 from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
 from autobalance.data.batches import Batch, Read, moved
-from autobalance.data.label_matrix import label_matrix, labelled_entries, rarest_labels
+from autobalance.data.label_matrix import as_label_matrix, labelled_entries, rarest_labels
 from autobalance.data.lazy_inputs import LazyInputs
 from autobalance.records import effective_counts
 
@@ -66,7 +66,7 @@ class ArrayData:
     ) -> ArrayData:
         """Check arrays or tensors and hold them as tensors; `LazyInputs` are taken as they are.
 
-        A target of two dimensions is of several labels, see `label_matrix`; with it there are no groups.
+        A target of two dimensions is of several labels, see `as_label_matrix`; with it there are no groups.
 
         With ``missing_groups="unknown"`` an example's group may be -1, not known. Such examples
         train the network; no objective counts them. An example of weight 0 is left out, as if it had
@@ -279,10 +279,13 @@ class ArrayData:
 
 
 def as_target(values: Any, num_labels: int | None = None) -> Tensor:
-    """Class indices ``(n,)``, or of two dimensions a `label_matrix`; refused where they are neither."""
-    dimensions = getattr(values, "ndim", None)  # of a tensor, an array or a table
-    if (np.ndim(values) if dimensions is None else dimensions) == 2:
-        return label_matrix("target", values, num_labels)
+    """Class indices ``(n,)``, or of several columns a `as_label_matrix`; refused where they are neither."""
+    try:
+        shape = tuple(values.shape) if hasattr(values, "shape") else np.shape(values)
+    except ValueError:  # rows of different lengths, which are refused below
+        shape = ()
+    if len(shape) == 2 and shape[1] > 1:
+        return as_label_matrix("target", values, num_labels)
     return indices("target", values)
 
 

@@ -14,7 +14,7 @@ NOT_LABELLED = -1
 MOST_SHOWN = 5
 
 
-def label_matrix(name: str, values: Any, num_labels: int | None = None) -> Tensor:
+def as_label_matrix(name: str, values: Any, num_labels: int | None = None) -> Tensor:
     """The values as a matrix ``(n, k)`` of int8: 0, 1, and -1 where they are -1 or NaN.
 
     Raises
@@ -26,7 +26,7 @@ def label_matrix(name: str, values: Any, num_labels: int | None = None) -> Tenso
     if matrix.ndim != 2 or matrix.shape[1] < 2:
         raise InputError(
             f"{name} of several labels needs a 0 or 1 for each example and label, shape (n, k) with k at "
-            f"least 2; got {tuple(matrix.shape)}. A single label is a class: give it as shape (n,)."
+            f"least 2; got {tuple(matrix.shape)}."
         )
     if num_labels is not None and matrix.shape[1] != num_labels:
         raise InputError(f"{name} has {matrix.shape[1]} labels; expected {num_labels}.")

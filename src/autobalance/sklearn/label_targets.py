@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from autobalance._validation import InputError, same_length
-from autobalance.data import ArrayData, as_tensor, class_labels, label_matrix
+from autobalance.data import ArrayData, as_label_matrix, as_tensor, class_labels
 
 
 def read_target(y: Any) -> np.ndarray:
@@ -34,7 +34,7 @@ def read_target(y: Any) -> np.ndarray:
         raise InputError(
             "y of several columns has a 0 or 1 for each label. Give one column of classes, or numbers."
         ) from None
-    return label_matrix("y", values).numpy(force=True)
+    return as_label_matrix("y", values).numpy(force=True)
 
 
 def label_arrays(inputs: Any, target: np.ndarray, groups: Any, sample_weight: Any) -> ArrayData:
@@ -69,6 +69,6 @@ def held_out_labels(
         inputs, target = read_inputs(given[0]), read_target(given[1])
     else:
         raise InputError(f"{what} must be (X, y) where y has several labels.")
-    target = label_matrix(f"y of {what}", as_tensor("y", target), data.num_classes)
+    target = as_label_matrix(f"y of {what}", as_tensor("y", target), data.num_classes)
     weight = None if data.sample_weight is None else np.ones(len(target), dtype=np.float32)
     return ArrayData.of(inputs, target, sample_weight=weight)
