@@ -185,6 +185,19 @@ def test_the_fused_form_keeps_to_the_plain_one_where_a_label_is_surely_wrong() -
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-12)
 
 
+def test_rounding_of_probabilities_shows_by_a_thousandth_of_a_labels_loss_at_most() -> None:
+    """In float32, where losses are computed from probabilities: every label is about as wrong as may be."""
+    logits = torch.linspace(10.5, 11.9, LEAST_FUSED).view(8, -1).requires_grad_()
+    target = torch.zeros_like(logits)
+    plain, fused = (
+        reduced_binary_loss(logits, target, LossParameters(), fused=fused)
+        for fused in (False, True)
+    )
+    torch.testing.assert_close(fused, plain, rtol=1e-3, atol=0.0)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (plain, fused)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=0.0)
+
+
 def test_second_derivatives_go_through_the_fused_form() -> None:
     logits, target = batch(70, LEAST_FUSED // 64)
     logits.requires_grad_()
