@@ -12,7 +12,12 @@ from autobalance.data.dataset_data import DatasetData, as_data, as_inputs, is_da
 from autobalance.data.dataset_reader import ExampleError
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
 from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
-from autobalance.data.label_matrix import as_label_matrix, labelled_entries, labels_without_both
+from autobalance.data.label_matrix import (
+    as_label_matrix,
+    labelled_entries,
+    labels_without_both,
+    shape_of,
+)
 from autobalance.data.labels import (
     NO_GROUP,
     class_labels,
@@ -77,6 +82,7 @@ __all__ = [
     "read_table",
     "reading",
     "sampled",
+    "shape_of",
     "shortened",
     "stratified_folds",
     "warn_of",

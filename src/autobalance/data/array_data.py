@@ -14,7 +14,7 @@ from torch import Tensor
 from autobalance._validation import InputError, one_of, same_length, whole
 from autobalance.data.arrays import UNKNOWN, as_tensor, finite, indices
 from autobalance.data.batches import Batch, Read, moved
-from autobalance.data.label_matrix import as_label_matrix, labelled_entries, rarest_labels
+from autobalance.data.label_matrix import as_label_matrix, labelled_entries, rarest_labels, shape_of
 from autobalance.data.lazy_inputs import LazyInputs
 from autobalance.records import effective_counts
 
@@ -280,10 +280,7 @@ class ArrayData:
 
 def as_target(values: Any, num_labels: int | None = None) -> Tensor:
     """Class indices ``(n,)``, or of several columns a `as_label_matrix`; refused where they are neither."""
-    try:
-        shape = tuple(values.shape) if hasattr(values, "shape") else np.shape(values)
-    except ValueError:  # rows of different lengths, which are refused below
-        shape = ()
+    shape = shape_of(values)
     if len(shape) == 2 and shape[1] > 1:
         return as_label_matrix("target", values, num_labels)
     return indices("target", values)

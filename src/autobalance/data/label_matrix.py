@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,16 @@ from autobalance.data.arrays import as_tensor
 
 NOT_LABELLED = -1
 MOST_SHOWN = 5
+
+
+def shape_of(values: Any) -> tuple[int, ...]:
+    """The shape of a tensor, an array, a table or nested lists; empty where it is not known."""
+    if hasattr(values, "shape"):
+        return tuple(values.shape)
+    try:
+        return np.shape(values) if isinstance(values, (list, tuple)) else ()
+    except ValueError:  # rows of different lengths
+        return ()
 
 
 def as_label_matrix(name: str, values: Any, num_labels: int | None = None) -> Tensor:

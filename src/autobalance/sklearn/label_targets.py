@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from autobalance._validation import InputError, same_length
-from autobalance.data import ArrayData, as_label_matrix, as_tensor, class_labels
+from autobalance.data import ArrayData, as_label_matrix, as_tensor, class_labels, shape_of
 
 
 def read_target(y: Any) -> np.ndarray:
@@ -20,12 +20,7 @@ def read_target(y: Any) -> np.ndarray:
     InputError
         If they are neither; -1 and NaN stand for entries that are not labelled.
     """
-    columns = getattr(y, "shape", None)
-    if columns is None:
-        try:
-            columns = np.shape(y)
-        except ValueError:  # rows of different lengths, which are refused as labels
-            columns = ()
+    columns = shape_of(y)
     if len(columns) != 2 or columns[1] < 2:
         return class_labels(y)
     try:
