@@ -28,7 +28,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import TunedThresholdClassifierCV
 
 from autobalance import design_adjustment
-from measuring import prepare, write_json
+from measuring import kept_options, run_unless_summary, write_json
 from out_of_fold import FOLDS, TABLES, TWO_CLASS, VARIANTS, Scores, load_scores
 
 METHODS = ("none", "post_hoc", "tuned_tau", "designed", "designed_worst", "tuned_threshold")
@@ -262,24 +262,16 @@ def _show_worst_case(cells: list[Cell]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the datasets' files")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the finished runs")
+    parser = kept_options(__doc__, "folder for the finished runs")
     parser.add_argument("--tables", default=",".join(TABLES), help="names with commas between")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
-    parser.add_argument("--summary", action="store_true", help="only read FOLDER")
-    parser.add_argument("--json", type=Path, help="also write means and standard errors here")
     options = parser.parse_args(arguments)
-    prepare(1)
-    if not options.summary:
-        if options.data is None:
-            parser.error("--data is needed, the folder of the datasets' files")
-        run_all(options)
+    run_unless_summary(parser, options, run_all)
     cells = read_cells(options.out / "cells.jsonl")
     if not cells:
         parser.error(f"{options.out} has no finished runs; run without --summary first")
     show(cells)
-    write_json(options.json, numbers_of(cells))  # type: ignore[arg-type]
+    write_json(options.json, numbers_of(cells))
 
 
 if __name__ == "__main__":

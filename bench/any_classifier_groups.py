@@ -32,7 +32,7 @@ from autobalance.records import ErrorTable
 from autobalance_bench.fairness.baselines import exponentiated_gradient
 from autobalance_bench.fairness.hypervolume import hypervolume
 from groups import EPSILONS, REFERENCE, Split, append, load, mean_and_error, read
-from measuring import prepare, write_json
+from measuring import kept_options, run_unless_summary, write_json
 
 SETS = ("adult_sex", "adult_race", "census_sex", "compas_race")
 BOUNDS = (2.0, 0.25, 0.2, 0.15, 0.12, 0.09, 0.06, 0.04, 0.02, 0.0)
@@ -138,19 +138,11 @@ def show(numbers: dict[str, dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the datasets' files")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the finished runs")
+    parser = kept_options(__doc__, "folder for the finished runs")
     parser.add_argument("--sets", default=",".join(SETS), help="names with commas between")
     parser.add_argument("--splits", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--summary", action="store_true", help="only read FOLDER")
-    parser.add_argument("--json", type=Path, help="also write the hypervolumes here")
     options = parser.parse_args(arguments)
-    prepare(1)
-    if not options.summary:
-        if options.data is None:
-            parser.error("--data is needed, the folder of the datasets' files")
-        run_all(options)
+    run_unless_summary(parser, options, run_all)
     lines = read(options.out)
     if not lines:
         parser.error(f"{options.out} has no finished runs; run without --summary first")

@@ -35,14 +35,14 @@ from autobalance.bilevel.result import used_versions
 from autobalance.data.array_data import ArrayData
 from autobalance.records.metrics import classification_report
 from autobalance.records.settings import SearchSettings
-from autobalance.spaces import HierarchicalSpace, build_space
+from autobalance.spaces import HierarchicalSpace
 from autobalance_bench.comparison.configuration import read_configuration
 from autobalance_bench.comparison.dataset_definitions import DatasetDefinition, definition_of
 from autobalance_bench.comparison.datasets import Problem, load_problem
-from autobalance_bench.comparison.methods import Task
+from autobalance_bench.comparison.methods import Task, space_without_delta
 from autobalance_bench.comparison.statistics import compare_pairs, holm, summary
 from autobalance_bench.comparison.store import Store
-from measuring import prepare, write_json
+from measuring import kept_options, run_unless_summary, write_json
 
 SUITE = Path(__file__).parent / "suite.yaml"
 SETS = (
@@ -97,8 +97,7 @@ class Case:
 
     @cached_property
     def designed(self) -> ParametricCrossEntropy:
-        objective = self.task.objective
-        return self.searched(space=lambda counts: build_space(None, counts, objective, gamma=None))
+        return self.searched(space=space_without_delta(self.task.objective))
 
     def searched(self, **options: Any) -> ParametricCrossEntropy:
         task = self.task
@@ -317,22 +316,14 @@ def _difference(row: dict[str, Any] | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the datasets' files")
-    parser.add_argument("--out", type=Path, required=True, help="file for the finished runs")
+    parser = kept_options(__doc__, "file for the finished runs")
     parser.add_argument("--sets", default=",".join(SETS), help="names with commas between")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
     parser.add_argument("--leaf", type=int, default=20, help="least examples in a leaf")
     parser.add_argument("--max-step", type=float, default=0.0, help="max_delta_step; 0: none")
     parser.add_argument("--quick", action="store_true", help="few trees, short searches")
-    parser.add_argument("--summary", action="store_true", help="only read FILE")
-    parser.add_argument("--json", type=Path, help="also write every number here")
     options = parser.parse_args(arguments)
-    prepare(1)
-    if not options.summary:
-        if options.data is None:
-            parser.error("--data is needed, the folder of the datasets' files")
-        run_all(options)
+    run_unless_summary(parser, options, run_all)
     numbers = numbers_of(Store(options.out).cells(required=True))
     show(numbers)
     write_json(options.json, numbers)

@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -42,13 +42,36 @@ def options_of(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def kept_options(doc: str | None, out: str) -> argparse.ArgumentParser:
+    """The options of benchmarks that keep finished runs, `out` being the help of where."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of the datasets' files")
+    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--summary", action="store_true", help="run nothing, only read --out")
+    parser.add_argument("--json", type=Path, help="also write every number here")
+    return parser
+
+
+def run_unless_summary(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    run_all: Callable[[argparse.Namespace], None],
+) -> None:
+    """Run what is not finished yet; with --summary nothing."""
+    prepare(1)
+    if not options.summary:
+        if options.data is None:
+            parser.error("--data is needed, the folder of the datasets' files")
+        run_all(options)
+
+
 def prepare(threads: int) -> None:
     torch.set_num_threads(threads)
     # torch's own, on the first use of forward-mode differentiation
     warnings.filterwarnings("ignore", "`torch.jit.script` is", DeprecationWarning)
 
 
-def write_json(path: Path | None, numbers: dict[str, Any]) -> None:
+def write_json(path: Path | None, numbers: Mapping[str, Any]) -> None:
     if path is not None:
         path.write_text(json.dumps(numbers, indent=2) + "\n")
 

@@ -55,13 +55,13 @@ class _SumOfRows(torch.autograd.Function):
         ctx.save_for_forward(index, factor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         index, factor = ctx.saved_tensors
-        return _SumOfExamples.apply(gradient, index, factor, ctx.size), None, None
+        return _SumOfExamples.apply(grad_outputs[0], index, factor, ctx.size), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
-        return _SumOfRows.apply(tangent, *ctx.saved_tensors)
+    def jvp(ctx: Any, *grad_inputs: Any) -> Any:
+        return _SumOfRows.apply(grad_inputs[0], *ctx.saved_tensors)
 
 
 class _SumOfExamples(torch.autograd.Function):
@@ -85,12 +85,12 @@ class _SumOfExamples(torch.autograd.Function):
         ctx.save_for_forward(index, factor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _SumOfRows.apply(gradient, *ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return _SumOfRows.apply(grad_outputs[0], *ctx.saved_tensors), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
-        return _SumOfExamples.apply(tangent, *ctx.saved_tensors, ctx.size)
+    def jvp(ctx: Any, *grad_inputs: Any) -> Any:
+        return _SumOfExamples.apply(grad_inputs[0], *ctx.saved_tensors, ctx.size)
 
 
 class CategoryLinear(nn.Module):

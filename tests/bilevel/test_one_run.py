@@ -20,7 +20,7 @@ from autobalance.bilevel import Interrupted, Progress, SearchResult, TrainedSear
 from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.held_out import split_rows
 from autobalance.bilevel.network_search import SearchOptions, search
-from autobalance.bilevel.one_run import search_and_train, training_file
+from autobalance.bilevel.one_run import search_and_train
 from autobalance.bilevel.retraining import retrain
 from autobalance.records.settings import Recipe, SearchSettings
 from helpers import blobs, linear_factory
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, phase: str, step
     again = trained(checkpoint=path)
     assert torch.equal(flat(again.network), flat(whole.network))
     assert again.result.loss.to_json() == whole.result.loss.to_json()
-    assert training_file(path).exists()
+    assert (tmp_path / "c.training").exists()
     # Finished, it is read and not trained again; another release is another run.
     assert torch.equal(flat(trained(checkpoint=path).network), flat(whole.network))
     with pytest.raises(OtherRun, match="release"):

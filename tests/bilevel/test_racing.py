@@ -19,9 +19,10 @@ from autobalance._validation import InputError, TrainingDiverged
 from autobalance.bilevel import racing
 from autobalance.bilevel.arms import AS_IT_IS, DEFAULT_ARMS, Arm, as_arms
 from autobalance.bilevel.checkpoints import OtherRun
+from autobalance.bilevel.held_out import splits_of
 from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_logits
-from autobalance.bilevel.racing import Trial, race, race_file, shortened, with_arm
+from autobalance.bilevel.racing import Trial, race, shortened, with_arm
 from autobalance.bilevel.result import SearchResult
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
@@ -71,7 +72,8 @@ def judged(arms: list[Arm], *, objective: Any = None, **trials: Trial) -> str:
         validation=data.subset(torch.tensor([0, 1, 6, 7])),
         objective=objective or BalancedError(),
     )
-    records = racing._judge(arms, trials, spec)
+    held = [held for _, held in splits_of(spec.data, spec.validation, spec.settings, spec.seed)]
+    records = racing._judge(arms, trials, spec, held)
     [taken] = [name for name, record in records.items() if record.outcome == "taken"]
     return taken
 
@@ -318,7 +320,7 @@ def test_a_killed_race_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert records == whole
     with pytest.raises(OtherRun, match="seed"):
         race(asked(checkpoint=tmp_path / "run", seed=1), [AS_IT_IS, COSINE])
-    assert race_file(tmp_path / "run").is_file()
+    assert (tmp_path / "run.race").is_file()
 
 
 # Search and retraining --------------------------------------------------------------------------

@@ -335,6 +335,8 @@ def sentence(index: int) -> dict[str, Any]:
     return {"input_ids": ids, "labels": int(index % 3 == 0)}
 
 
+# Threads that other tests left, of joblib for example, are no matter here.
+@pytest.mark.filterwarnings("ignore:Workers are forked")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_variable_lengths_and_keyword_arguments_through_a_collate_fn(workers: int) -> None:
     items = Items(sentence, [int(i % 3 == 0) for i in range(40)])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autobalance.functional.derivative_check import TOLERANCES, choose_derivative
 from autobalance.functional.model import FunctionalModel
+from autobalance.losses.published import with_normalized_head
 
 
 def deep_network(depth: int) -> nn.Module:
@@ -73,3 +74,32 @@ def test_float64_says_nothing_of_a_fault_of_float32() -> None:
     network = FunctionalModel(WrongInFloat32())
     with pytest.warns(UserWarning, match="not that of the gradient that trains it"):
         assert choose_derivative(network, torch.randn(6, 8)) == "double backward"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_that_is_rounding_alone_is_no_disagreement(dtype: torch.dtype) -> None:
+    """A normalised head on one feature gives the feature's sign: its derivative is 0."""
+    torch.manual_seed(0)
+    network = FunctionalModel(with_normalized_head(nn.Linear(1, 3), scale=16.0).to(dtype))
+    assert choose_derivative(network, torch.randn(20, 1, dtype=dtype)) == "forward"
+
+
+class Blocked(nn.Module):
+    """Has a derivative in forward mode that training does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            z = self.hidden(x)
+        return z + 0.0 * self.hidden(x)
+
+
+def test_a_gradient_of_zeros_excuses_no_derivative() -> None:
+    torch.manual_seed(0)
+    network = FunctionalModel(Blocked())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert choose_derivative(network, torch.randn(8, 3)) != "forward"

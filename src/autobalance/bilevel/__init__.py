@@ -14,7 +14,6 @@ from autobalance.bilevel.one_run import (
     Retraining,
     TrainedSearch,
     search_and_train,
-    training_file,
 )
 from autobalance.bilevel.pareto_frontier import (
     MIXES,
@@ -25,7 +24,7 @@ from autobalance.bilevel.pareto_frontier import (
     frontier,
 )
 from autobalance.bilevel.prediction import predict_logits
-from autobalance.bilevel.racing import Train, race, race_file, with_arm
+from autobalance.bilevel.racing import Train, race, with_arm
 from autobalance.bilevel.result import SearchResult, used_versions
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
@@ -74,14 +73,12 @@ __all__ = [
     "make_fabric",
     "predict_logits",
     "race",
-    "race_file",
     "retrain",
     "search",
     "search_and_train",
     "seed_random_state",
     "split_rows",
     "splits_of",
-    "training_file",
     "used_versions",
     "with_arm",
 ]

@@ -19,7 +19,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,8 +42,10 @@ from autobalance.bilevel.types import (
     listen_to_part,
 )
 from autobalance.data import ArrayData, concatenated
+from autobalance.functional import Processes
 from autobalance.losses import ParametricCrossEntropy
-from autobalance.records import RacedArm, Recipe
+from autobalance.objectives import BalancedError
+from autobalance.records import RacedArm, Recipe, phase_file
 from autobalance.spaces import TunableCrossEntropy
 
 SHARE = 0.5
@@ -142,7 +143,8 @@ def race(
         For each arm that cannot race, or diverges.
     """
     splits = splits_of(spec.data, spec.validation, spec.settings, spec.seed)
-    weights = _criterion_weights(spec, [held for _, held in splits])
+    held_out = [held for _, held in splits]
+    weights = _criterion_weights(spec, held_out)
     trials: dict[str, Trial] = {}
     lost: dict[str, RacedArm] = {}
     kept = _open_checkpoint(spec, arms, trials)
@@ -176,7 +178,7 @@ def race(
             raise stopped
         reasons = " ".join(f"{record.name}: {record.reason}." for record in lost.values())
         raise InputError(f"No arm can race. {reasons}")
-    raced = _judge([arm for arm in arms if arm.name in trials], trials, spec)
+    raced = _judge([arm for arm in arms if arm.name in trials], trials, spec, held_out)
     records = [lost.get(arm.name) or raced[arm.name] for arm in arms]
     taken = next(record.name for record in records if record.outcome == "taken")
     return next(arm for arm in arms if arm.name == taken), records
@@ -191,12 +193,6 @@ def with_arm(spec: SearchSpec, arm: Arm) -> SearchSpec:
         recipe=arm.recipe(spec.recipe),
         space=arm.space(spec.space, spec.objective),
     )
-
-
-def race_file(checkpoint: str | Path) -> Path:
-    """Where a race keeps its trials, beside the checkpoint of its search."""
-    path = Path(checkpoint)
-    return path.with_name(f"{path.name}.race")
 
 
 def _hindrance(arm: Arm, spec: SearchSpec, trials: Mapping[str, Trial]) -> str | None:
@@ -229,7 +225,7 @@ def _run_trial(
         cells = _criterion_cells(own, held)
         scaled = _scaled(logits[-1], loss.multiplicative, held)
         surprise += _surprise(scaled, held.target.cpu(), weights[fold], cells).tolist()
-        fit.append(_class_mean_error(predict_logits(model, train.inputs), train))
+        fit.append(BalancedError().hard(predict_logits(model, train.inputs), train.target.cpu()))
         steps += taken
     labels = [(held.target, held.groups, held.sample_weight) for _, held in splits]
     target, groups, weight = (
@@ -288,15 +284,6 @@ def _best_temperature(logits: Tensor, target: Tensor, weight: Tensor) -> float:
     return float(np.exp(best.x))
 
 
-def _class_mean_error(logits: Tensor, data: ArrayData) -> float:
-    """Mean over the classes of the share of examples predicted wrongly."""
-    target = data.target.cpu()
-    wrong = (logits.argmax(dim=1) != target).double()
-    n = torch.bincount(target, minlength=data.num_classes)
-    errors = torch.bincount(target, wrong, minlength=data.num_classes)
-    return float((errors / n)[n > 0].mean())
-
-
 def _criterion_cells(spec: SearchSpec, held: ArrayData) -> Tensor:
     """The cell of the objective that each held-out example is in, shape ``(n,)``."""
     over = spec.objective.over
@@ -325,11 +312,13 @@ def _criterion_weights(spec: SearchSpec, held: Sequence[ArrayData]) -> list[Tens
 
 
 def _judge(
-    arms: Sequence[Arm], trials: Mapping[str, Trial], spec: SearchSpec
+    arms: Sequence[Arm],
+    trials: Mapping[str, Trial],
+    spec: SearchSpec,
+    held_out: Sequence[ArrayData],
 ) -> dict[str, RacedArm]:
     """The records of the arms that raced, one of them taken."""
-    held = [held for _, held in splits_of(spec.data, spec.validation, spec.settings, spec.seed)]
-    cells = torch.cat([_criterion_cells(spec, part) for part in held]).numpy()
+    cells = torch.cat([_criterion_cells(spec, part) for part in held_out]).numpy()
     # What helps networks that fit their training rows was worth more than a few held-out examples show.
     fitting = next((arm.name for arm in arms if arm.needs_fit and spec.objective.linear), None)
     favourite = fitting or arms[0].name
@@ -374,7 +363,7 @@ def _standard_error(values: np.ndarray, cells: np.ndarray) -> float:
 
 def _open_checkpoint(spec: SearchSpec, arms: Sequence[Arm], trials: dict[str, Trial]) -> Checkpoint:
     """Where the trials are kept; those of an earlier run are put into `trials`."""
-    path = None if spec.checkpoint is None else race_file(spec.checkpoint)
+    path = None if spec.checkpoint is None else phase_file(spec.checkpoint, "race")
     data = spec.data if spec.validation is None else concatenated(spec.data, spec.validation)
 
     def identity() -> dict[str, Any]:
@@ -393,7 +382,10 @@ def _open_checkpoint(spec: SearchSpec, arms: Sequence[Arm], trials: dict[str, Tr
         }
 
     checkpoint = Checkpoint(
-        path, identity, lambda: {name: asdict(trial) for name, trial in trials.items()}
+        path,
+        identity,
+        lambda: {name: asdict(trial) for name, trial in trials.items()},
+        Processes.all(),
     )
     saved = checkpoint.load()
     trials |= {name: Trial(**trial) for name, trial in (saved or {}).items()}

@@ -201,6 +201,8 @@ def load_adjusted(folder: Path, description: Mapping[str, Any]) -> AdjustedModel
     """
     classes, groups, entry = (description[key] for key in ("classes", "groups", "scorer"))
     adjustment = Adjustment.from_dict(read_json(folder / ADJUSTMENT))
+    if not isinstance(description["target"], str):
+        raise ValueError("the target is no name")
     if len(adjustment.class_counts) != len(classes):
         raise ValueError("adjustment and classes differ in number")
     if "columns" in entry:

@@ -28,6 +28,7 @@ from autobalance.cli.fit import (
 )
 from autobalance.cli.options import DONE, complain, training_options
 from autobalance.cli.run_folder import save_adjusted
+from autobalance.cli.terminal import print_table_warnings
 from autobalance.data import (
     TableWarning,
     assign_folds,
@@ -70,7 +71,8 @@ def fit_model(options: Namespace, command: str) -> int:
     if options.model in BOOSTERS:
         record["versions"][options.model] = import_module(options.model).__version__
     if test is not None:
-        record |= evaluate_test(model, test, Path(str(options.test)).name)
+        with print_table_warnings():
+            record |= evaluate_test(model, test, Path(str(options.test)).name)
     remove_checkpoints(out)  # of a run that --overwrite gives up
     save_adjusted(out, model, record, target=options.target)
     print_adjusted(out)

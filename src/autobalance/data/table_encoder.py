@@ -270,6 +270,9 @@ class TableEncoder:
         if not len(encoder.numeric) == len(encoder._mean) == len(encoder._scale):
             raise InputError("This table encoder is altered: means and columns differ in number.")
         kinds = sorted([*encoder.numeric, *encoder.categories])
+        texts = [text for known in encoder.categories.values() for text in known]
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError("This table encoder is altered: a category is no text.")
         if not set(encoder.missing) <= set(encoder.numeric) or sorted(encoder.columns) != kinds:
             raise InputError(
                 "This table encoder is altered: its columns are of no kind, or of two."

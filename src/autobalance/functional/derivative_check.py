@@ -9,6 +9,7 @@ and a central difference where training uses a surrogate gradient.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -41,6 +42,9 @@ in 4 of 100 cases, which then count as disagreements."""
 SMALLEST_SHARE = {torch.float64: 1e-5}
 """Parameters whose gradient is below this share of the largest count as if they had this share. Otherwise
 the rounding of gradients that are 0, such as a bias's before BatchNorm, would decide."""
+
+ROUNDING = 100.0
+"""So many units in the last place, relative to the logits, a derivative may be and count as rounding."""
 
 
 def choose_derivative(network: FunctionalModel, inputs: Any) -> Derivative:
@@ -101,12 +105,16 @@ _DESCRIPTIONS = {
 
 
 class _Products(NamedTuple):
-    """<u, J v>, <J^T u, v>, how large the latter is expected to be, and the lengths of v."""
+    """<u, J v>, <J^T u, v>, how large the latter is expected to be, and the lengths of v.
+
+    `rounding` is how large both may be where the whole gradient is nothing but rounding, else 0.
+    """
 
     forward: float
     reverse: float
     size: float
     scales: list[float]
+    rounding: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -212,7 +220,7 @@ class _DerivativeCheck:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return f"Part of the network has no {_NAMES[derivative]}", f"({lines[0]})"
         difference, size = products.difference, products.size
-        if difference <= self._tolerance(derivative) * size:  # False for NaN
+        if difference <= self._tolerance(derivative) * size + products.rounding:  # False for NaN
             return None
         if self._is_rounding(derivative, at, products):
             return None
@@ -241,7 +249,11 @@ class _DerivativeCheck:
         pairs = list(zip(pulled, v, strict=True))
         reverse = sum(float((g.double() * t.double()).sum()) for g, t in pairs)
         size = sum((s * float(g.norm())) ** 2 for g, s in zip(pulled, scales, strict=True)) ** 0.5
-        return _Products(forward, reverse, size, scales)
+        lengths = torch.stack([t.detach().double().square().sum() for t in (u, point.value)])
+        eps = torch.finfo(point.value.dtype).eps
+        unit = ROUNDING * eps * float(processes.all_reduce(lengths).prod().sqrt())
+        rounding = _rounding(unit, pulled, list(fresh.values()), v)
+        return _Products(forward, reverse, size, scales, rounding)
 
     def _scales(
         self, derivative: Derivative, pulled: list[Tensor], at: list[Tensor]
@@ -283,6 +295,20 @@ class _DerivativeCheck:
             like.shape, generator=generator or self._generator, dtype=torch.float64
         )
         return numbers.to(like.device, like.dtype)
+
+
+def _rounding(unit: float, pulled: list[Tensor], at: list[Tensor], v: list[Tensor]) -> float:
+    """How large products can be by rounding alone, where J^T u is nothing else; 0 where it is more.
+
+    A head that normalises one feature gives its sign, for example, and has no derivative at all. `unit` is
+    the rounding of u times the logits; a gradient is held against it as if its parameter moved by its own
+    size.
+    """
+    lengths = [max(float(p.detach().norm()), 1e-30) for p in at]
+    sizes = [float(g.norm()) * n for g, n in zip(pulled, lengths, strict=True)]
+    if not math.isfinite(unit) or any(size > unit for size in sizes):
+        return 0.0
+    return unit * sum(float(t.norm()) / n for t, n in zip(v, lengths, strict=True))
 
 
 _NAMES = {

@@ -93,13 +93,11 @@ class CostMatrix(Objective):
         self.check_classes(logits.shape[1])
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         assert isinstance(self.surrogate, SmoothError)
-        scale = self.surrogate.temperature
+        scale: Tensor | float | None = self.surrogate.temperature
         if scale is None:
             highest = logits.topk(2, dim=1).values
-            size = highest[:, 0] - highest[:, 1]
-            share = torch.ones_like(size) if sample_weight is None else sample_weight.to(size)
-            mean = (size * share).sum() / share.sum().clamp(min=1e-30)
-            scale = self.surrogate.relative * torch.where(mean > 0, mean, 1.0)
+            weight = None if sample_weight is None else sample_weight.to(logits.dtype)
+            scale = self.surrogate.scale_of(highest[:, 0] - highest[:, 1], weight)
         decided = torch.softmax(logits / scale, dim=1)
         loss = (decided * self._shares(logits.device).to(logits.dtype)[target]).sum(dim=1)
         return group_class_sums(loss, target, groups, logits.shape[1], sample_weight)

@@ -44,15 +44,17 @@ class SmoothError(PlainSettings):
         own = logits.gather(1, target[:, None]).squeeze(1)
         others = logits.scatter(1, target[:, None], -torch.inf).amax(dim=1)
         margin = own - others
-        scale = self.temperature
-        if scale is None:
-            size = margin.abs()
-            mean = size.mean()
-            if sample_weight is not None:
-                mean = (size * sample_weight).sum() / sample_weight.sum().clamp(min=1e-30)
-            # All margins are 0 where the head is initialised at 0.
-            scale = self.relative * torch.where(mean > 0, mean, 1.0)
-        return torch.sigmoid(-margin / scale)
+        return torch.sigmoid(-margin / self.scale_of(margin.abs(), sample_weight))
+
+    def scale_of(self, margins: Tensor, sample_weight: Tensor | None = None) -> Tensor | float:
+        """T for examples with these absolute margins, shape ``(n,)``."""
+        if self.temperature is not None:
+            return self.temperature
+        mean = margins.mean()
+        if sample_weight is not None:
+            mean = (margins * sample_weight).sum() / sample_weight.sum().clamp(min=1e-30)
+        # All margins are 0 where the head is initialised at 0.
+        return self.relative * torch.where(mean > 0, mean, 1.0)
 
 
 @dataclass(frozen=True)

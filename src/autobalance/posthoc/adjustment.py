@@ -32,7 +32,7 @@ from autobalance.posthoc.adjustment_choice import (
 )
 from autobalance.posthoc.adjustment_intervals import bootstrap_intervals
 from autobalance.posthoc.cell_rule import CellRule, design_cell_rule
-from autobalance.posthoc.decision_rule import DecisionRule
+from autobalance.posthoc.decision_rule import DecisionRule, numbers_of
 from autobalance.posthoc.rival_scores import RivalScores
 from autobalance.posthoc.score_input import ScoreKind, log_scores
 from autobalance.records import ErrorTable
@@ -210,8 +210,14 @@ class Adjustment:
         try:
             rules = {rule.__name__: rule for rule in (DecisionRule, CellRule)}
             calibration, standard = record["calibration"], record["standardisation"]
+            rule = rules[record["rule"]["kind"]].from_dict(record["rule"])
+            k = len(numbers_of(record["class_counts"], 1))
+            width = (rule.additive if isinstance(rule, DecisionRule) else rule.weights).shape[-1]
+            shift, offset = numbers_of(standard["shift"], 1), numbers_of(calibration["additive"], 1)
+            if {width, len(shift), len(offset)} != {k}:
+                raise ValueError("its arrays are of other numbers of classes")
             return cls(
-                rule=rules[record["rule"]["kind"]].from_dict(record["rule"]),
+                rule=rule,
                 objective=Objective.from_dict(record["objective"]),
                 chosen=record["chosen"],
                 candidates=tuple(JudgedCandidate(**each) for each in record["candidates"]),
@@ -221,8 +227,8 @@ class Adjustment:
                 errors=np.array(record["errors"], dtype=float),
                 class_counts=np.array(record["class_counts"], dtype=float),
                 kind=record["kind"],
-                standardisation=(np.array(standard["shift"]), float(standard["scale"])),
-                calibration=(np.array(calibration["additive"]), float(calibration["scale"])),
+                standardisation=(shift, float(standard["scale"])),
+                calibration=(offset, float(calibration["scale"])),
                 intervals={name: np.array(each) for name, each in record["intervals"].items()},
                 by_cell={name: np.array(each) for name, each in record["by_cell"].items()},
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from autobalance.objectives import (
     BalancedError,
@@ -17,7 +16,7 @@ from autobalance.objectives import (
     WeightedError,
     WorstError,
 )
-from autobalance.posthoc.adjustment_choice import Maker
+from autobalance.posthoc.adjustment_choice import Maker, importance_of_cells
 from autobalance.posthoc.adjustment_fit import (
     AdjustmentFit,
     AdjustmentPrior,
@@ -25,8 +24,8 @@ from autobalance.posthoc.adjustment_fit import (
     tune_tau,
 )
 from autobalance.posthoc.decision_program import (
-    DecisionColumn,
     DecisionGoal,
+    constant_columns,
     generate_columns,
     select_draw,
 )
@@ -132,10 +131,7 @@ def shrink_small_classes(goal: Objective, rows: RivalScores) -> Objective:
     """A mean of the classes' errors with the shares of small classes shrunk; others as they are."""
     if goal.over != "class":
         return goal
-    mass = rows.mass()
-    total = torch.zeros_like(mass).requires_grad_()
-    (slopes,) = torch.autograd.grad(goal.value(total, mass), total)
-    share = (slopes * mass).sum(dim=0).numpy()
+    share = importance_of_cells(goal, rows.mass()).sum(dim=0).numpy()
     n = np.bincount(rows.target.numpy(), minlength=len(share))
     return WeightedError(weights=tuple((share * n / (n + SHRINKAGE)).tolist()))
 
@@ -166,8 +162,7 @@ def solve_for_worst(
         total = np.bincount(rows.target.numpy(), rows.weight.numpy() * wrong, k)[None]
         return np.divide(total, mass, out=np.zeros_like(mass), where=present)
 
-    constant = [np.eye(k)[[j]] for j in np.flatnonzero(present)]
-    first = [DecisionColumn(weights, errors_of(weights)) for weights in constant]
+    first = constant_columns(errors_of, (1, k), np.flatnonzero(present[0]))
     columns = [*first, *generate_columns(errors_of, mass, program, first)]
     weights, shares, _ = select_draw(columns, program, randomised=randomised)
     return DecisionRule(np.stack([_additive(a[0]) for a in weights]), shares)

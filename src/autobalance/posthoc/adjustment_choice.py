@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from autobalance.data import assign_folds
 from autobalance.objectives import Objective, cells_of
@@ -95,15 +96,10 @@ def judge(
     rows: RivalScores, wrong: Mapping[str, np.ndarray], start: str, goal: Objective, seed: int
 ) -> list[JudgedCandidate]:
     """Every candidate's objective, and its difference to the start, from what `cross_fit` gave."""
-    mass = rows.mass()
-
-    def value(losses: np.ndarray) -> float:
-        return float(goal.value(rows.sums(torch.from_numpy(losses)), mass))
-
-    base = value(wrong[start])
+    base = rows.objective(goal, wrong[start])
     judged = []
     for name, losses in wrong.items():
-        own = value(losses)
+        own = rows.objective(goal, losses)
         if name == start:
             error = 0.0
         elif goal.linear:
@@ -120,12 +116,17 @@ def choose(judged: list[JudgedCandidate], start: str) -> str:
     return best.name if best.difference < -LEAD * best.standard_error else start
 
 
-def _linear_standard_error(rows: RivalScores, difference: np.ndarray, goal: Objective) -> float:
-    """Of sum_c omega_c mean_c(difference), cell by cell."""
-    mass = rows.mass().requires_grad_(False)
+def importance_of_cells(goal: Objective, mass: Tensor) -> Tensor:
+    """What the mean loss of each cell adds to a linear objective, shape ``(g, k)``."""
     total = torch.zeros_like(mass).requires_grad_()
     (slopes,) = torch.autograd.grad(goal.value(total, mass), total)
-    omega = (slopes * mass).flatten().numpy()  # what a cell's mean adds to the objective
+    return slopes * mass
+
+
+def _linear_standard_error(rows: RivalScores, difference: np.ndarray, goal: Objective) -> float:
+    """Of sum_c omega_c mean_c(difference), cell by cell."""
+    mass = rows.mass()
+    omega = importance_of_cells(goal, mass).flatten().numpy()
     cells, counts = rows.cells.numpy(), rows.counts()
     weight = rows.weight.numpy() / np.maximum(mass.flatten().numpy(), 1e-30)[cells]
     mean = np.bincount(cells, weight * difference, len(counts))

@@ -119,11 +119,7 @@ def fit_adjustment(
 
 def tune_tau(rows: RivalScores, prior: AdjustmentPrior, goal: Objective) -> AdjustmentFit:
     """Tau alone, of `TUNED_TAUS` the one with the lowest objective of the 0-1 error."""
-    mass = rows.mass()
-    values = []
-    for tau in TUNED_TAUS:
-        wrong = torch.from_numpy(rows.wrong(prior.additive(tau)))
-        values.append(float(goal.value(rows.sums(wrong), mass)))
+    values = [rows.objective(goal, rows.wrong(prior.additive(tau))) for tau in TUNED_TAUS]
     tau = float(TUNED_TAUS[int(np.argmin(values))])
     return AdjustmentFit(prior.additive(tau), tau)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from autobalance.objectives import Objective
 from autobalance.posthoc.adjustment_choice import Maker, thin
@@ -64,10 +63,10 @@ def bootstrap_intervals(
         taus.append(np.nan if redesigned.tau is None else redesigned.tau)
         additives.append(redesigned.additive[int(redesigned.shares.argmax())])
         gains.append(
-            _value(goal, sample, before[some[drawn]]) - _value(goal, sample, after[some[drawn]])
+            sample.objective(goal, before[some[drawn]]) - sample.objective(goal, after[some[drawn]])
         )
     own = rule.additive[int(rule.shares.argmax())]
-    gain = _value(goal, rows, before) - _value(goal, rows, after)
+    gain = rows.objective(goal, before) - rows.objective(goal, after)
     found = {
         "l": _interval(own, np.array(additives), shrink),
         "gain": _interval(np.array(gain), np.array(gains), shrink),
@@ -75,10 +74,6 @@ def bootstrap_intervals(
     if rule.tau is not None:
         found["tau"] = _interval(np.array(rule.tau), np.array(taus), shrink)
     return found
-
-
-def _value(goal: Objective, rows: RivalScores, losses: np.ndarray) -> float:
-    return float(goal.value(rows.sums(torch.from_numpy(losses)), rows.mass()))
 
 
 def _interval(centre: np.ndarray, draws: np.ndarray, shrink: float) -> np.ndarray:

@@ -17,15 +17,12 @@ from autobalance.objectives import (
     WorstError,
 )
 from autobalance.posthoc.decision_program import (
-    DecisionColumn,
     DecisionGoal,
+    constant_columns,
     generate_columns,
     select_draw,
 )
-from autobalance.posthoc.decision_rule import uniform_of_rows
-
-POINTS = 10
-"""Bounds from no bound to 0 whose decisions a bound may draw on, beside its own."""
+from autobalance.posthoc.decision_rule import numbers_of, uniform_of_rows
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,10 @@ class CellRule:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> CellRule:
         """Inverse of `to_dict`."""
-        return cls(np.array(record["weights"]), np.array(record["shares"]))
+        weights, shares = numbers_of(record["weights"], 3), numbers_of(record["shares"], 1)
+        if len(weights) != len(shares):
+            raise ValueError("its arrays do not belong together")
+        return cls(weights, shares)
 
 
 def design_cell_rule(
@@ -101,8 +101,7 @@ def design_cell_rule(
         total = np.bincount(index, weight * wrong, g * k).reshape(g, k)
         return np.divide(total, mass, out=np.zeros_like(mass), where=mass > 0)
 
-    constant = [np.eye(k)[j] * np.ones((g, 1)) for j in range(k)]
-    first = [DecisionColumn(weights, errors_of(weights)) for weights in constant]
+    first = constant_columns(errors_of, (g, k))
     goals = program_goals(goal, mass)
     columns = list(first)
     for each in goals:

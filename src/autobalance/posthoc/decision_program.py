@@ -13,7 +13,7 @@ and with it the next prices are found, until none improves the program (Dantzig 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -141,6 +141,17 @@ def _constraints(
     costs = np.r_[np.zeros(2 * k), EXCESS]
     signs = np.r_[np.ones(r), -np.ones(r)]
     return signs, np.r_[parts, parts], auxiliary, costs, np.r_[np.zeros(2 * r), goal.gap]
+
+
+def constant_columns(
+    errors_of: Callable[[np.ndarray], np.ndarray],
+    shape: tuple[int, int],
+    classes: Iterable[int] | None = None,
+) -> list[DecisionColumn]:
+    """Deciding for one class always, for each of these or all: so every bound is possible."""
+    g, k = shape
+    constant = [np.tile(np.eye(k)[j], (g, 1)) for j in (range(k) if classes is None else classes)]
+    return [DecisionColumn(weights, errors_of(weights)) for weights in constant]
 
 
 def generate_columns(

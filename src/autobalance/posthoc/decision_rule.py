@@ -88,11 +88,22 @@ class DecisionRule:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> DecisionRule:
         """Inverse of `to_dict`."""
-        costs = record["costs"]
-        return cls(
-            np.array(record["additive"]), np.array(record["shares"]), record["scale"], record["tau"],
-            None if costs is None else np.array(costs),
-        )  # fmt: skip
+        shares = numbers_of(record["shares"], 1)
+        additive = numbers_of(record["additive"], 2)
+        k = additive.shape[1]
+        costs = None if record["costs"] is None else numbers_of(record["costs"], 2)
+        if len(additive) != len(shares) or (costs is not None and costs.shape != (k, k)):
+            raise ValueError("its arrays do not belong together")
+        tau = None if record["tau"] is None else float(record["tau"])
+        return cls(additive, shares, float(record["scale"]), tau, costs)
+
+
+def numbers_of(entry: Any, ndim: int) -> np.ndarray:
+    """A list of finite numbers, nested `ndim` deep, as an array; a ValueError for anything else."""
+    array = np.array(entry, dtype=np.float64)
+    if array.ndim != ndim or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"expected finite numbers in {ndim} dimensions")
+    return array
 
 
 def uniform_of_rows(scores: np.ndarray) -> np.ndarray:

@@ -45,6 +45,7 @@ from autobalance.networks import with_new_head
 from autobalance.posthoc.decision_program import (
     DecisionColumn,
     DecisionGoal,
+    constant_columns,
     generate_columns,
     select_draw,
 )
@@ -310,8 +311,7 @@ class CellPosterior:
         """The constant decisions, so that every bound can be kept, and those of each bound."""
         _, g, k = self.held_out.shape
         mass = self._mass()
-        constant = [np.eye(k)[j] * np.ones((g, 1)) for j in range(k)]
-        columns = [DecisionColumn(weights, self._errors(weights, mass)) for weights in constant]
+        columns = constant_columns(lambda weights: self._errors(weights, mass), (g, k))
         for gap in gaps:
             if gap not in self._columns_of:
                 self._columns_of[gap] = self._generate_columns(gap, columns[:k])

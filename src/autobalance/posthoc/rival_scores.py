@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autobalance.objectives import Objective
+
 MOST_RIVALS = 64
 """Up to so many classes all are kept; of more, those that can win, see `RivalScores.of`."""
 PER_TAU = 16
@@ -110,6 +112,10 @@ class RivalScores:
         """Weighted sum of the examples' losses in each cell, shape ``(g, k)``, float64."""
         empty = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.float64)
         return empty.index_add_(0, self.cells, losses.double() * self.weight).view(self.shape)
+
+    def objective(self, goal: Objective, losses: np.ndarray) -> float:
+        """The objective of the examples' losses ``(n,)``."""
+        return float(goal.value(self.sums(torch.from_numpy(losses)), self.mass()))
 
     def margins(self, l: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
         """z_y - l_y - max_{j != y} (z_j - l_j) and the class of that j, each ``(n,)``."""

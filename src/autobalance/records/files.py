@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from autobalance._validation import InputError, instance, path_of
 
@@ -28,12 +28,20 @@ def output_folder(path: str | Path, *, overwrite: bool) -> Path:
     return path
 
 
+def phase_file(checkpoint: str | Path, phase: Literal["race", "training"]) -> Path:
+    """Where the race before a search, or the training after it, keeps its state: beside the search's."""
+    path = Path(checkpoint)
+    return path.with_name(f"{path.name}.{phase}")
+
+
 def checkpoint_files(folder: str | Path) -> dict[str, Path]:
     """Where a fit keeps the state of its search, of the race before it and of the training after it."""
     search = Path(folder) / "search.checkpoint"
-    # So `autobalance.bilevel.race_file` and `training_file` name them.
-    others = {phase: search.with_name(f"{search.name}.{phase}") for phase in ("race", "training")}
-    return {"search": search, **others}
+    return {
+        "search": search,
+        "race": phase_file(search, "race"),
+        "training": phase_file(search, "training"),
+    }
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

@@ -113,8 +113,8 @@ def describe_class_changes(run: Run) -> list[str]:
         after, before = (in_sentence(m.title) for m in (evidence.after, evidence.before))
         lead = f"{where}, {after} against {before}"
         return [_changes(run, evidence.before, evidence.after, lead)]
-    # A frontier has no final choice, with however many folds.
-    return [] if run.kind == "frontier" else [phrase("explain.unknown_changes")]
+    # A frontier has no final choice, with however many folds; decisions that stayed changed nothing.
+    return [] if run.kind == "frontier" or run.adjusted else [phrase("explain.unknown_changes")]
 
 
 def _changes(run: Run, before: Method, after: Method, lead: str) -> str:

@@ -162,7 +162,9 @@ def methods_table(run: Run) -> Table | None:
     methods = run.methods
     if not methods:
         return None
-    columns: list[tuple[str, list[Any]]] = [("Training loss", [m.title for m in methods])]
+    columns: list[tuple[str, list[Any]]] = [
+        ("Decisions" if run.adjusted else "Training loss", [m.title for m in methods])
+    ]
     reasons, intervals = set(), False
     for key, title in SCORE_TITLES.items():
         lowest = min((m.scores[key] for m in methods if key in m.scores), default=None)
@@ -316,7 +318,7 @@ def calibration_table(run: Run) -> Table | None:
     if tested:
         caption = phrase("table.tested_calibration", data=run.data)
         columns = [
-            ("Training loss", [m.title for m in tested]),
+            ("Decisions" if run.adjusted else "Training loss", [m.title for m in tested]),
             (raw_title, [rate_cell(m.reliability["raw"].error) for m in tested]),
             ("Corrected", [rate_cell(m.reliability["corrected"].error) for m in tested]),
         ]

@@ -53,6 +53,7 @@ from autobalance.spaces import (
     ClusterSpace,
     DesignSpace,
     HierarchicalSpace,
+    SpaceFactory,
     TunableCrossEntropy,
     build_space,
     class_attributes,
@@ -395,6 +396,15 @@ def _tuned(
 # Designed -------------------------------------------------------------------------------------
 
 
+def space_without_delta(objective: Objective) -> SpaceFactory:
+    """The default space without multiplicative adjustments, as in version 0.1."""
+
+    def build(counts: np.ndarray) -> DesignSpace:
+        return build_space(None, counts, objective, gamma=None)
+
+    return build
+
+
 def _designed(
     space: Callable[[np.ndarray], DesignSpace] | None = None,
     augment: AugmentChoice = None,
@@ -411,7 +421,7 @@ def _designed(
     def run(task: Task) -> Trained:
         own = space
         if own is None and not delta:
-            own = lambda counts: build_space(None, counts, task.objective, gamma=None)  # noqa: E731
+            own = space_without_delta(task.objective)
         settings = replace(task.settings, **changes)
         return _search_and_retrain(
             task,
@@ -517,7 +527,7 @@ def _published(settings: SearchSettings, hessian: bool, **space: Any) -> Callabl
 def _start_alone(task: Task) -> Trained:
     """What a search would begin with, trained without one."""
     goal = task.objective
-    space = build_space(None, task.data.counts(), goal, gamma=None)
+    space = space_without_delta(goal)(task.data.counts())
     return Trained(task.train(TunableCrossEntropy(space).frozen(), recipe=task.recipe))
 
 
