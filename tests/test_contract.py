@@ -28,6 +28,11 @@ from autobalance.hypergrad.solvers import (
     SingleLoop,
     Solver,
 )
+from autobalance.losses.label_losses import (
+    AsymmetricLoss,
+    DistributionBalancedLoss,
+    ParametricBinaryCrossEntropy,
+)
 from autobalance.losses.modules import ParametricCrossEntropy
 from autobalance.losses.parametric import LossParameters
 from autobalance.losses.published import (
@@ -50,16 +55,20 @@ from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.costs import CostMatrix
 from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.iou import MeanIoU
+from autobalance.objectives.label_objectives import MacroF1Error
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 from autobalance.spaces.attribute_space import AttributeSpace
 from autobalance.spaces.base import PARTS, DesignSpace
 from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
 from autobalance.spaces.hierarchical_space import HierarchicalSpace
+from autobalance.spaces.label_space import HierarchicalLabelSpace
+from autobalance.spaces.tunable_labels import TunableBinaryCrossEntropy
 from autobalance.spaces.tunable_loss import TunableCrossEntropy
 from helpers import images
 
 COUNTS = [12, 6, 3, 2]
+BY_SIGN = [[40, 50, 55, 58], [20, 10, 5, 2]]
 BY_GROUP = [[8, 3, 2, 0], [4, 3, 1, 2]]
 
 # One example or more of each class, none in its default state where that would hide something.
@@ -70,6 +79,15 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
         lambda: ParametricCrossEntropy.vector_scaling(COUNTS, reduction="sum"),
         lambda: ParametricCrossEntropy(additive=torch.randn(2, 4), reduction="none"),
     ],
+    ParametricBinaryCrossEntropy: [
+        ParametricBinaryCrossEntropy.cross_entropy,
+        lambda: ParametricBinaryCrossEntropy.logit_adjusted(BY_SIGN, reduction="none"),
+        lambda: ParametricBinaryCrossEntropy(
+            torch.rand(2, 4) + 0.5, torch.randn(4), torch.rand(2, 4) + 0.5, reduction="sum"
+        ),
+    ],
+    AsymmetricLoss: [AsymmetricLoss, lambda: AsymmetricLoss(2.0, 0.5, 0.0, reduction="sum")],
+    DistributionBalancedLoss: [lambda: DistributionBalancedLoss(BY_SIGN, lambda_neg=3.0)],
     FocalLoss: [
         lambda: FocalLoss(0.5),
         lambda: FocalLoss.class_balanced(COUNTS, reduction="sum"),
@@ -88,6 +106,12 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
         lambda: TunableCrossEntropy(moved(HierarchicalSpace(COUNTS, learn=PARTS))),
         lambda: TunableCrossEntropy(moved(GroupSpace(BY_GROUP, learn=PARTS)), reduction="sum"),
     ],
+    TunableBinaryCrossEntropy: [
+        lambda: TunableBinaryCrossEntropy(moved(HierarchicalLabelSpace(BY_SIGN, learn=PARTS))),
+    ],
+    HierarchicalLabelSpace: [
+        lambda: within_bounds(moved(HierarchicalLabelSpace(BY_SIGN, learn=PARTS, tau=0.5))),
+    ],
     HierarchicalSpace: [
         lambda: within_bounds(moved(HierarchicalSpace(COUNTS, learn=PARTS, tau=0.5))),
     ],
@@ -102,7 +126,9 @@ EXAMPLES: dict[type, list[Callable[[], Any]]] = {
     BalancedError: [
         lambda: BalancedError(surrogate=SmoothError(temperature=2.0)),
         lambda: BalancedError(over="class_and_group", surrogate=CrossEntropyRisk()),
+        lambda: BalancedError(over="label", surrogate=SmoothError(temperature=2.0)),
     ],
+    MacroF1Error: [lambda: MacroF1Error(surrogate=SmoothError(temperature=1.0))],
     WeightedError: [
         lambda: WeightedError(weights=(1.0, 2.0, 0.0, 3.0), surrogate=CrossEntropyRisk())
     ],
@@ -178,7 +204,7 @@ def moved(space: Space) -> Space:
     return space
 
 
-def within_bounds(space: HierarchicalSpace) -> HierarchicalSpace:
+def within_bounds(space: Any) -> Any:
     """With gamma where it acts: beyond its bound a step has no effect, and so no derivative."""
     with torch.no_grad():
         assert isinstance(space.gamma, Tensor)
@@ -231,6 +257,12 @@ def test_no_public_name_is_that_of_a_module() -> None:
 
 
 # Losses as modules, called on logits and targets.
+OF_LABELS = (
+    ParametricBinaryCrossEntropy,
+    AsymmetricLoss,
+    DistributionBalancedLoss,
+    TunableBinaryCrossEntropy,
+)
 LOSSES = tuple(
     kind for kind in EXAMPLES if issubclass(kind, nn.Module) and not issubclass(kind, DesignSpace)
 )
@@ -251,6 +283,10 @@ def use(thing: Any, dtype: torch.dtype = torch.float32, logits: Tensor | None = 
     f = own if logits is None else logits
     if isinstance(thing, ParityGap):  # of two classes
         f, target = f[:, :2], target % 2
+    if isinstance(thing, OF_LABELS) or getattr(thing, "over", None) == "label":
+        labels = (torch.arange(36).view(9, 4) % 5 == 0).long()
+        labels[0, 0] = -1
+        return thing(f, labels).reshape(-1)
     if isinstance(thing, (*LOSSES, Objective)):
         return thing(f, target, groups=groups).reshape(-1)
     if isinstance(thing, (SmoothError, CrossEntropyRisk)):

@@ -19,7 +19,7 @@ from autobalance.bilevel.held_out import images_of, splits_of
 from autobalance.bilevel.image_bootstrap import compare_by_image
 from autobalance.bilevel.loss_tuner import LossTuner
 from autobalance.bilevel.network_search import search
-from autobalance.bilevel.prediction import predict_classes, predict_logits
+from autobalance.bilevel.prediction import predict_decisions, predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.calibration.temperature import corrected_probabilities, fit_temperature
 from autobalance.data.array_data import ArrayData, concatenated
@@ -116,15 +116,18 @@ def test_predictions_are_of_the_pixels_that_count() -> None:
     logits = predict_logits(model, data)
     assert logits.shape == (24, K, 16, 16)
     expected = data.rows_of(logits.argmax(dim=1))
-    assert torch.equal(predict_classes(model, data), expected)
+    assert torch.equal(predict_decisions(model, data), expected)
     assert torch.equal(data.rows_of(logits).argmax(dim=1), expected)
 
 
 def test_a_target_of_one_dimension_of_pixels_is_asked_for() -> None:
-    target = torch.tensor([[0, 1, 1], [1, 0, 0]])
-    with pytest.raises(InputError, match=r"shape \(n,\)"):
+    target = torch.tensor([[0, 2, 1], [1, 0, 0]])
+    with pytest.raises(InputError, match=r"shape \(n,\); .* dense=True"):
         ArrayData.of(torch.zeros(2, 4, 3), target)
-    assert ArrayData.of(torch.zeros(2, 4, 3), target, dense=True).counts().tolist() == [3, 3]
+    data = ArrayData.of(torch.zeros(2, 4, 3), target, dense=True)
+    assert data.dense
+    assert data.counts().tolist() == [3, 2, 1]
+    assert ArrayData.of(torch.zeros(2, 4, 3), target.clamp(max=1)).has_labels
 
 
 def test_an_image_of_ignored_pixels_alone_is_left_out_with_a_warning() -> None:
@@ -161,7 +164,7 @@ def test_validation_of_another_size_is_refused() -> None:
     inputs, target = made()
     small = ArrayData.of(inputs, target[:, :8], ignore_index=255)
     with pytest.raises(
-        InputError, match=r"targets must have the same shape .* \(16, 16\) and \(8, 16\)"
+        InputError, match=r"targets must have the same labels or pixels .* \(16, 16\) and \(8, 16\)"
     ):
         concatenated(made_data(), small)
     flat = ArrayData.of(inputs, torch.arange(24) % 3)
@@ -340,7 +343,7 @@ def test_search_and_retrain(objective: str) -> None:
     assert "class 2" in result.summary()
     model = retrain(network, data, result, recipe=RECIPE, device="cpu")
     pixels = test.pixels()
-    wrong = predict_classes(model, test) != pixels.target
+    wrong = predict_decisions(model, test) != pixels.target
     errors = [float(wrong[pixels.target == c].float().mean()) for c in range(K)]
     assert np.mean(errors) < 0.45  # by chance 0.67
     again = search(
@@ -462,7 +465,7 @@ def test_a_dataset_is_as_its_arrays(workers: int) -> None:
     assert data.counts().tolist() == arrays.counts().tolist()
     assert torch.equal(data.cells(), arrays.cells())
     model = network()
-    assert torch.equal(predict_classes(model, data), predict_classes(model, arrays))
+    assert torch.equal(predict_decisions(model, data), predict_decisions(model, arrays))
     losses = [
         search(
             network, d, recipe=RECIPE, settings=SearchSettings(every=8), device="cpu"

@@ -190,7 +190,7 @@ def test_what_an_augmentation_adds() -> None:
 def test_what_is_read_of_a_preconditioner_and_of_a_batch_that_stands_for_the_whole_set() -> None:
     solver = SingleLoop(preconditioned=True)
     found = upper_waits("balanced_error", solver, False, steps=3, counts=False, optimizer="adamw")
-    size = {"_effective_counts: cpu": 1, "_effective_counts: bincount": 1}
+    size = {"_effective_counts.<locals>.<genexpr>: cpu": 1, "_effective_counts: bincount": 1}
     assert found == {**HYPERGRADIENT, **NORMS, **size}  # counted on the CPU
 
 

@@ -24,7 +24,8 @@ from autobalance.objectives.base import Objective
 from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.costs import cost_matrix
 from autobalance.objectives.gaps import OddsGap, OpportunityGap, ParityGap
-from autobalance.objectives.registry import GAPS, NAMED
+from autobalance.objectives.label_objectives import over_labels
+from autobalance.objectives.registry import DENSE, GAPS, NAMED, OF_LABELS
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError
 from autobalance.records.plain_settings import PlainSettings
 from autobalance.spaces.attribute_space import AttributeSpace
@@ -32,12 +33,16 @@ from autobalance.spaces.base import DesignSpace
 from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
 from autobalance.spaces.hierarchical_space import HierarchicalSpace
+from autobalance.spaces.label_space import HierarchicalLabelSpace
 
 COUNTS = [50, 20, 5, 1]
 TABLE = [[50, 20, 5], [9, 0, 3]]
 OBJECTIVES = [
     *NAMED.values(),
     *GAPS.values(),
+    *DENSE.values(),
+    *OF_LABELS.values(),
+    over_labels(CVaRError(fraction=0.3)),
     WeightedError(weights=(1.0, 2.0, 0.0), surrogate=CrossEntropyRisk()),
     CVaRError(fraction=0.3, over="group"),
     QuantileError(q=0.5, softness=0.1),
@@ -55,6 +60,7 @@ SOLVERS = [
 ]
 SPACES = [
     HierarchicalSpace(COUNTS, learn=("weight", "additive", "multiplicative"), tau=0.5),
+    HierarchicalLabelSpace([[50, 20, 5], [9, 2, 3]], tau=0.5),
     HierarchicalSpace(COUNTS, importance=[1, 0, 2, 3], sigma_rho=None, deviations=False),
     ClassSpace(COUNTS, sigmoid=True, sigma=0.5),
     ClassSpace(TABLE, learn=("weight",)),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autobalance._validation import InputError
 from autobalance.bilevel.held_out import Splits, undefined_objective
 from autobalance.bilevel.image_bootstrap import compare_by_image
-from autobalance.bilevel.prediction import predict_classes
+from autobalance.bilevel.prediction import predict_decisions
 from autobalance.bilevel.result import Candidate
 from autobalance.bilevel.retraining import retrain
 from autobalance.bilevel.search_spec import SearchSpec
@@ -57,7 +57,7 @@ def train_candidates(
                 spec.model_factory, train, loss, recipe=spec.recipe, augment=augments.get(name),
                 seed=spec.seed + fold, device=spec.device, precision=spec.precision,
             )  # fmt: skip
-            done.append(predict_classes(model, held))
+            done.append(predict_decisions(model, held))
             after_each()
             if progress:
                 finished = sum(len(runs) for runs in outcomes.values())

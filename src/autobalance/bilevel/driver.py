@@ -302,9 +302,9 @@ class BilevelSearch(Generic[P, U]):
 
     def _candidates(self, designed: DesignSpace) -> dict[str, ParametricCrossEntropy]:
         """The losses of the final choice, by name."""
-        losses = {"designed": TunableCrossEntropy(designed).frozen().cpu(), "start": self.start}
+        losses = {"designed": type(self.loss)(designed).frozen().cpu(), "start": self.start}
         if len(self.problem.cells) > 1:
-            losses["cross_entropy"] = ParametricCrossEntropy.cross_entropy()
+            losses["cross_entropy"] = type(self.start).cross_entropy()
         return losses
 
     def _candidate_augments(self, designed: nn.Module | None) -> dict[str, nn.Module | None]:

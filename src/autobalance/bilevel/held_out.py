@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from autobalance._validation import InputError
 from autobalance.calibration import class_masses, fit_temperature, subsample_stride
-from autobalance.data import ArrayData, concatenated, stratified_folds
+from autobalance.data import ArrayData, concatenated, labels_without_both, stratified_folds
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, group_class_sums, per_pixel
 from autobalance.records import (
@@ -57,7 +58,7 @@ def splits_of(
 def split_rows(data: ArrayData, settings: SearchSettings, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Indices of each fold's training and validation examples; errors as for `splits_of`."""
     generator = torch.Generator().manual_seed(seed)
-    cells = data.cells().cpu()
+    cells = data.strata().cpu()
     known = torch.nonzero(cells >= 0).squeeze(1)
     folds = stratified_folds(cells[known], settings.validation_fraction, settings.folds, generator)
     unknown = torch.nonzero(cells < 0).squeeze(1)
@@ -96,6 +97,40 @@ def undefined_objective(objective: Objective, counts: Sequence[Any] | np.ndarray
     if objective.over != "class_and_group" or objective.linear:
         return None
     return absent_cells(counts)
+
+
+def table_shape(held: ArrayData) -> tuple[int, int]:
+    """Rows and columns of the table of `ArrayData.cells`: groups, or of several labels signs, and classes."""
+    return (2 if held.has_labels else held.num_groups or 1, held.num_classes)
+
+
+def evaluate_held_out_labels(splits: Splits, wrong: Sequence[Tensor]) -> HeldOut:
+    """As `evaluate_held_out`, of what `decide` says of labels; ``(2, k)``, negatives in the first row."""
+    cells = torch.cat([held.cells().cpu() for _, held in splits]).numpy()
+    weights = [held.cell_sample_weight() for _, held in splits]
+    given = [w.cpu().double() for w in weights if w is not None]
+    weight = torch.cat(given).numpy() if given else np.ones(len(cells))
+    shape = table_shape(splits[0][1])
+    size = shape[0] * shape[1]
+    n = np.bincount(cells, weight, size).reshape(shape)
+    errors = np.bincount(cells, weight * torch.cat([*wrong]).numpy(), size).reshape(shape)
+    predicted = n - errors + errors[::-1]
+    effective = None
+    if given:
+        effective = effective_counts(cells, weight, size).reshape(shape).tolist()
+    n, errors, predicted = (as_counts(table).tolist() for table in (n, errors, predicted))
+    return HeldOut(n, errors, predicted, [], effective)
+
+
+def warn_of_absent_labels(counts: Any) -> None:
+    """Warn where labels lack positives or negatives among held-out examples ``(2, k)``."""
+    absent = labels_without_both(counts)
+    if absent:
+        warnings.warn(
+            f"Validation says nothing of some labels: {absent}. The objective leaves them out, and their "
+            "loss follows the shared strengths alone. Give more examples, or leave these labels out.",
+            stacklevel=4,
+        )
 
 
 def count_errors(splits: Splits, predictions: Sequence[Tensor]) -> Tensor:

@@ -19,9 +19,16 @@ from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.data import Batch, as_batch, as_batches, count_by_image
 from autobalance.functional import Derivative, Processes, first_process, trainable
 from autobalance.hypergrad import Hypergradient, SingleLoop, Solver, hypergradient
-from autobalance.losses import describe_outside
-from autobalance.objectives import IGNORED, Objective, RunningRisks, as_objective
-from autobalance.spaces import TunableCrossEntropy, prior_strength
+from autobalance.losses import check_label_values, describe_outside
+from autobalance.objectives import (
+    IGNORED,
+    Objective,
+    RunningRisks,
+    as_objective,
+    over_labels,
+    sign_label_sums,
+)
+from autobalance.spaces import TunableBinaryCrossEntropy, TunableCrossEntropy, prior_strength
 
 DEFAULT_SOLVER = SingleLoop()
 
@@ -168,6 +175,8 @@ class LossTuner:
                 "data."
             )
         self.loss, self.objective = loss, as_objective(objective)
+        if isinstance(loss, TunableBinaryCrossEntropy):
+            self.objective = over_labels(self.objective)
         self.optimizer, self.solver = optimizer, solver
         self.validation_counts, self.effective_counts = validation_counts, effective_counts
         self.augment, self.adapter = augment, adapter
@@ -215,7 +224,10 @@ class LossTuner:
                 "network; in a LightningModule that is self.trainer.strategy.model.",
                 stacklevel=2,
             )
-        _check_held(batch, self.loss.space.num_classes, self.loss.options["ignore_index"])
+        if isinstance(self.loss, TunableBinaryCrossEntropy):
+            _check_held_labels(batch, self.loss.space.num_classes)
+        else:
+            _check_held(batch, self.loss.space.num_classes, self.loss.options["ignore_index"])
         result = self.hypergradient(model, train_batch, batch)
         upper = self.update([result], processes.labels(batch))
         if upper.skipped and self.skipped == 1:
@@ -335,10 +347,11 @@ class LossTuner:
             return self.objective.effective_size(self.effective_counts)
         if val_batch is None:
             raise InputError("Without validation_counts, update needs the validation batch.")
+        if isinstance(self.loss, TunableBinaryCrossEntropy):
+            return self.objective.effective_size(_effective_label_counts(val_batch))
+        ignored = self.loss.options["ignore_index"]
         return self.objective.effective_size(
-            _effective_counts(
-                val_batch, self.loss.space.num_classes, self.loss.options["ignore_index"]
-            )
+            _effective_counts(val_batch, self.loss.space.num_classes, ignored)
         )
 
 
@@ -373,6 +386,17 @@ def _effective_counts(batch: Batch, classes: int, ignore_index: int) -> Tensor:
         sums = torch.bincount(cells, power, minlength=classes)
         tables.append(nn.functional.pad(sums, (0, -len(sums) % classes)).reshape(-1, classes))
     return tables[0] if weight is None else tables[0].square() / tables[1].clamp(min=1e-300)
+
+
+def _effective_label_counts(batch: Batch) -> Tensor:
+    """As `_effective_counts`, of several labels ``(2, k)``."""
+    target, weight = batch.target.cpu(), batch.sample_weight
+    ones = torch.ones(target.shape, dtype=torch.float64)
+    if weight is None:
+        return sign_label_sums(ones, target)[1]
+    weight = weight.cpu().double()
+    sums, squares = (sign_label_sums(ones, target, w)[1] for w in (weight, weight.square()))
+    return sums.square() / squares.clamp(min=1e-300)
 
 
 def _check_sizes(name: str, counts: Any, classes: int) -> None:
@@ -410,12 +434,23 @@ def _check_held(batch: Batch, classes: int, ignore_index: int) -> None:
                 "of the objective. Draw batches of images that have labelled pixels."
             )
         target = torch.where(kept, target, 0)
-    outside = describe_outside(target, classes)
-    if outside:
+    if not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise InputError(
             f"The validation batch's target must lie in 0..{classes - 1}; got "
-            f"{int(target.min())} to {int(target.max())}: {outside}."
+            f"{int(target.min())} to {int(target.max())}: {describe_outside(target, classes)}."
         )
+
+
+def _check_held_labels(batch: Batch, labels: int) -> None:
+    """Refuse targets that are no labels; a GPU's values are not looked at."""
+    target = batch.target
+    if target.ndim != 2 or target.shape[1] != labels or len(target) == 0:
+        raise InputError(
+            f"The validation batch needs a 0 or 1 for each of {labels} labels, shape (n, {labels}), n at "
+            f"least 1; got shape {tuple(target.shape)}."
+        )
+    if target.device.type == "cpu":
+        check_label_values(target)
 
 
 def gradients_of(value: Tensor, free: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, TrainingDiverged, one_of
 from autobalance.augment import augment_batch
 from autobalance.bilevel.execution import check_augmentable, check_interval
-from autobalance.bilevel.held_out import Splits, calibration_stride, images_of
+from autobalance.bilevel.held_out import Splits, calibration_stride, images_of, table_shape
 from autobalance.bilevel.initialisation import init_bias_offset, make_network, make_optimizer
-from autobalance.bilevel.prediction import check_logits, iterate_logits
+from autobalance.bilevel.prediction import check_logits, decide, iterate_logits
 from autobalance.bilevel.search_spec import SearchSpec
 from autobalance.bilevel.types import ModelFactory, Sampling, ScheduledLoss, TrainingLoss
 from autobalance.bilevel.upper_level import StochasticUpperLevel
@@ -88,7 +88,8 @@ class LowerLevel:
         recipe = options.recipe
         module = make_network(model_factory)
         shifted = None
-        if recipe.absorb > 0 and additive is not None:
+        # Of several labels l is their log odds, at which predictions best begin.
+        if recipe.absorb > 0 and additive is not None and not data.has_labels:
             shifted = init_bias_offset(module, recipe.absorb * additive, data.masses())
         check_augmentable(data, augment)
         self.module, self.data, self.augment = module, data, augment
@@ -115,7 +116,7 @@ class LowerLevel:
         data, size, seed = self.data, options.recipe.batch_size, options.seed
         generator = torch.Generator().manual_seed(seed)
         if one_of("sampling", options.sampling, ("shuffled", "balanced")) == "balanced":
-            stream = ResampledBatches(data.cells(), size, generator, data.sample_weight)
+            stream = ResampledBatches(data.strata(), size, generator, data.sample_weight)
             data = replace(data, sample_weight=None)  # They have decided what is drawn.
         else:
             place = data.inputs.device if isinstance(data.inputs, Tensor) else "cpu"
@@ -148,7 +149,8 @@ class LowerLevel:
                 raise
             raise refused from None
         if self.done == 0:
-            check_logits(logits, batch.target.shape, self.data.num_classes)
+            target = batch.target[:, 0] if self.data.has_labels else batch.target
+            check_logits(logits, target.shape, self.data.num_classes)
             warn_if_probabilities(logits)
         sizes = self.processes.sizes(len(self.batches.latest[1]))
         whole = self.processes.labels(batch, sizes)
@@ -277,12 +279,10 @@ class NetworkFolds:
             self.folds[0].lower.total = spec.recipe.steps(len(spec.data))
         self.steps_per_run = self.folds[0].lower.total
         self.search_steps = max(1, round((spec.release or 1.0) * self.steps_per_run))
-        labels = [held.pixels() for _, held in splits]
-        self.cells = [held.cells() for held in labels]
-        self.sample_weights = [held.sample_weight for held in labels]
+        self.cells = [held.pixels().cells() for _, held in splits]
+        self.sample_weights = [held.pixels().cell_sample_weight() for _, held in splits]
         self.images = images_of(splits)
-        held = splits[0][1]
-        self.shape = (held.num_groups or 1, held.num_classes)
+        self.shape = table_shape(splits[0][1])
         self._losses: list[Tensor] = []
 
     def step(self, loss: LossSnapshot) -> None:
@@ -315,22 +315,23 @@ class NetworkFolds:
         return results
 
     def predict_held_out(self) -> list[Tensor]:
-        """For each fold, the classes that its network predicts of the examples held out, now."""
+        """For each fold, what its network decides of the examples held out, now, see `decide`."""
+        pairs = zip(self.folds, self._held_out_logits(), strict=True)
         return [
-            torch.cat([rows.argmax(dim=1) for rows in parts]) for parts in self._held_out_logits()
+            torch.cat([decide(rows, fold.validation) for rows in parts]) for fold, parts in pairs
         ]
 
     def predict_for_calibration(self) -> tuple[list[Tensor], list[Tensor]]:
         """As `predict_held_out`, and with it the logits that `held_out.calibrate` takes."""
         stride = calibration_stride(self.splits)
         predictions, logits = [], []
-        for parts in self._held_out_logits():
-            classes, some, first = [], [], 0
+        for fold, parts in zip(self.folds, self._held_out_logits(), strict=True):
+            decisions, some, first = [], [], 0
             for rows in parts:
-                classes.append(rows.argmax(dim=1))
+                decisions.append(decide(rows, fold.validation))
                 some.append(rows[-first % stride :: stride].clone())
                 first += len(rows)
-            predictions.append(torch.cat(classes))
+            predictions.append(torch.cat(decisions))
             logits.append(torch.cat(some))
         return predictions, logits
 
@@ -385,7 +386,7 @@ def _build_fold(
     )
     generator = torch.Generator().manual_seed(seed)
     size, weight = spec.settings.validation_batch_size, held.sample_weight
-    draws = BalancedBatches(held.cells(), size, generator, weight)
+    draws = BalancedBatches(held.strata(), size, generator, weight)
     held, processes = held.to(fabric.device), lower.processes
     # Weights that have decided what is drawn are not applied again.
     drawn = held if draws.everything is not None else replace(held, sample_weight=None)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from autobalance._validation import TrainingDiverged
+from autobalance._validation import InputError, TrainingDiverged
 from autobalance.augment import AugmentChoice, as_augmentation, describe_augmentation, from_bytes
 from autobalance.bilevel.arms import Arm, as_arms
 from autobalance.bilevel.candidate_selection import train_candidates
@@ -29,8 +29,10 @@ from autobalance.bilevel.execution import (
 from autobalance.bilevel.held_out import (
     calibrate,
     evaluate_held_out,
+    evaluate_held_out_labels,
     splits_of,
     undefined_objective,
+    warn_of_absent_labels,
 )
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger
 from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
@@ -46,7 +48,7 @@ from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.records import Precision, RacedArm, Recipe, SearchSettings
-from autobalance.spaces import SpaceFactory, TunableCrossEntropy
+from autobalance.spaces import SpaceFactory, build_tunable_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -217,6 +219,10 @@ def run_search(
     logger: MetricLogger | None,
 ) -> tuple[NetworkSearch, SearchResult]:
     """The race, the search of its winner, and what the held-out data say; with the random state seeded."""
+    if arms and spec.data.has_labels:
+        raise InputError(
+            "A race of arms is for one class per example; this data has several labels. Leave arms out."
+        )
     arm, raced = _race(spec, arms, progress) if arms else (None, [])
     if arm is not None:
         spec = with_arm(spec, arm)
@@ -230,11 +236,16 @@ def run_search(
             "case may be larger than it says: merge small groups, or add data.",
             stacklevel=3,
         )
+    if spec.data.has_labels:
+        warn_of_absent_labels(run.settings["validation_counts"])
     log = LoggerAdapter(logger, writes=run.problem.processes.rank == 0)
     with log.open():
         result = run.complete(progress, log)
     designed = next((c.loss for c in result.candidates if c.name == "designed"), result.loss)
     predictions, logits = run.problem.predict_for_calibration()
+    if spec.data.has_labels:
+        held_out = evaluate_held_out_labels(run.problem.splits, predictions)
+        return run, replace(result, held_out=held_out)
     result = replace(
         result,
         held_out=evaluate_held_out(run.problem.splits, predictions),
@@ -325,7 +336,7 @@ def build_network_search(spec: SearchSpec) -> NetworkSearch:
     data, settings = spec.data, spec.settings
     monitor = None if spec.test is None else ObjectiveMonitor(spec.test, data, spec.objective)
     fabric = make_fabric(spec.device, spec.precision)
-    loss = TunableCrossEntropy(spec.build_space(data)).to(fabric.device)
+    loss = build_tunable_loss(spec.build_space(data), labels=data.has_labels).to(fabric.device)
     augment = None
     if spec.augment is not None:
         examples = _augmentation_examples(data)

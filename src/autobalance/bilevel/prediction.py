@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autobalance._validation import InputError
 from autobalance.data import ArrayData, as_inputs, moved
 from autobalance.functional import compute_logits, evaluation_mode
+from autobalance.objectives import wrong_labels
 
 MOST_LOGITS = 2**25
 """Dense logits that are made at once, 128 MiB: those of all held-out images seldom fit into memory."""
@@ -59,9 +60,21 @@ def iterate_logits(model: nn.Module, data: ArrayData) -> Iterator[Tensor]:
         yield part.rows_of(logits)
 
 
-def predict_classes(model: nn.Module, data: ArrayData) -> Tensor:
-    """The classes predicted in evaluation mode, ``(n,)``, of dense data those of `ArrayData.pixels`."""
-    return torch.cat([rows.argmax(dim=1) for rows in iterate_logits(model, data)])
+def decide(logits: Tensor, data: ArrayData) -> Tensor:
+    """What these logits decide of labelled data, or of a part of their pixels: a class for each row ``(m,)``.
+
+    Of several labels, whose logits come in one part, whether the decision on each labelled entry is wrong,
+    in the order of `ArrayData.cells`.
+    """
+    if not data.has_labels:
+        return logits.argmax(dim=1)
+    target = data.target.cpu()
+    return wrong_labels(logits, target)[target >= 0]
+
+
+def predict_decisions(model: nn.Module, data: ArrayData) -> Tensor:
+    """What is decided in evaluation mode, see `decide`; of dense data of `ArrayData.pixels`."""
+    return torch.cat([decide(rows, data) for rows in iterate_logits(model, data)])
 
 
 def check_logits(logits: Any, target: torch.Size, num_classes: int) -> None:

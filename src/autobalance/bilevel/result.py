@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import platform
 from collections.abc import Sequence
@@ -14,7 +15,12 @@ from torch import nn
 from autobalance._validation import InputError
 from autobalance.augment import describe_augmentation, restore_augmentation
 from autobalance.bilevel.arms import Arm
-from autobalance.losses import ParametricCrossEntropy
+from autobalance.bilevel.label_summary import summarise_labels
+from autobalance.losses import (
+    BINARY_FORMAT,
+    ParametricBinaryCrossEntropy,
+    ParametricCrossEntropy,
+)
 from autobalance.objectives import NAMED
 from autobalance.records import (
     Calibration,
@@ -94,7 +100,7 @@ class SearchResult:
 
     Attributes
     ----------
-    loss : ParametricCrossEntropy
+    loss : ParametricCrossEntropy or ParametricBinaryCrossEntropy
         The designed loss, or the candidate chosen in its place; frozen, it needs nothing else to
         be used elsewhere.
     start : ParametricCrossEntropy
@@ -161,6 +167,11 @@ class SearchResult:
         """Whether the network searched with ended up predicting one class for everyone."""
         return self.held_out is not None and self.held_out.collapsed
 
+    @property
+    def of_labels(self) -> bool:
+        """Whether the loss is of several labels."""
+        return isinstance(self.start, ParametricBinaryCrossEntropy)
+
     def summary(
         self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
     ) -> str:
@@ -171,12 +182,16 @@ class SearchResult:
         class_names, group_names : sequence, optional
             In the order of their indices; by default "class 0" and so on.
         """
+        if self.of_labels:
+            return summarise_labels(self, class_names)
         from autobalance.report import as_text, explanation
 
         return as_text(explanation(self._run(class_names, group_names)))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
+        if self.of_labels:
+            return f"<pre>{html.escape(self.summary())}</pre>"
         from autobalance.report import as_html
 
         return as_html(self._run(None, None))
@@ -190,7 +205,18 @@ class SearchResult:
     def record(
         self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
     ) -> dict[str, Any]:
-        """As the ``result.json`` of a RUN folder holds it; names as for `summary`."""
+        """As the ``result.json`` of a RUN folder holds it; names as for `summary`.
+
+        Raises
+        ------
+        InputError
+            If the search was over several labels, for which there are no reports.
+        """
+        if self.of_labels:
+            raise InputError(
+                "RUN folders and reports are for one class per example. Of several labels keep the result by "
+                "to_json(), and read summary()."
+            )
         from autobalance.report import setting_text
 
         objective = self.settings.get("objective", "objective given")
@@ -242,12 +268,12 @@ class SearchResult:
         check_format(record, _FORMAT, _WHAT, "result")
         try:
             return cls(
-                loss=ParametricCrossEntropy.from_dict(record["loss"]),
-                start=ParametricCrossEntropy.from_dict(record["start"]),
+                loss=_loss_from_dict(record["loss"]),
+                start=_loss_from_dict(record["start"]),
                 history=[UpperRecord(**_with_nan(entry)) for entry in record["history"]],
                 path=[PathPoint(**point) for point in record["path"]],
                 candidates=[
-                    Candidate(**{**entry, "loss": ParametricCrossEntropy.from_dict(entry["loss"])})
+                    Candidate(**{**entry, "loss": _loss_from_dict(entry["loss"])})
                     for entry in record["candidates"]
                 ],
                 augment=restore_augmentation(record.get("augment")),
@@ -272,6 +298,12 @@ class SearchResult:
     def from_json(cls, text: str) -> SearchResult:
         """Inverse of `to_json`; see `from_dict`."""
         return cls.from_dict(parsed_record(text, _WHAT))
+
+
+def _loss_from_dict(record: dict[str, Any]) -> Any:
+    """The loss of a record, of classes or of several labels."""
+    binary = record.get("format") == BINARY_FORMAT
+    return (ParametricBinaryCrossEntropy if binary else ParametricCrossEntropy).from_dict(record)
 
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:

@@ -228,7 +228,8 @@ class PlainLoss(nn.Module):
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """The mean loss of the batch; `groups` are left out."""
-        value = self.loss(input, target)
+        # Of several labels torch's losses take numbers of the logits' dtype.
+        value = self.loss(input, target.to(input.dtype) if target.ndim == 2 else target)
         if not isinstance(value, Tensor) or value.ndim > 0:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
@@ -270,6 +271,11 @@ def as_fixed_loss(loss: Callable[..., Any], data: ArrayData) -> FixedLoss:
         raise InputError(
             f"The data has sample weights, but {type(loss).__name__} takes none. Use a loss of "
             "autobalance.losses, such as ParametricCrossEntropy.cross_entropy(), or leave them out."
+        )
+    if data.has_labels and bool((data.target < 0).any()):
+        raise InputError(
+            f"Some entries of y are not labelled, which {type(loss).__name__} cannot leave out. Use a loss "
+            "of autobalance.losses, such as ParametricBinaryCrossEntropy(pos_weight) or AsymmetricLoss()."
         )
     return PlainLoss(loss)
 

@@ -12,7 +12,7 @@ from autobalance.bilevel.loss_tuner import DEFAULT_SOLVER
 from autobalance.bilevel.types import ModelFactory
 from autobalance.data import ArrayData
 from autobalance.hypergrad import Solver
-from autobalance.objectives import BalancedError, Objective
+from autobalance.objectives import BalancedError, Objective, over_labels
 from autobalance.records import Precision, Recipe, SearchSettings
 from autobalance.spaces import DesignSpace, SpaceFactory, WithUnknownGroup, build_space
 
@@ -59,9 +59,29 @@ class SearchSpec:
         instance("solver", self.solver, Solver)
         instance("objective", self.objective, Objective)
         check_augmentable(self.data, self.augment)
+        self._check_labels()
         judged = self.data if self.validation is None else self.validation
-        if self.objective.over != "class" and judged.groups is None:
+        if self.objective.over not in ("class", "label") and judged.groups is None:
             raise InputError(
                 "The objective is over groups, but the data has none. Pass groups (groups= of "
                 "ArrayData.of, sensitive_features, --groups), or choose an objective over classes."
             )
+
+    def _check_labels(self) -> None:
+        """Put several labels in the place of the objective's classes, and refuse what is not for them."""
+        if not self.data.has_labels:
+            if self.objective.over == "label":
+                raise InputError(
+                    f"{type(self.objective).__name__} over labels needs several of them for each example, a "
+                    "target of shape (n, k); this data has one class per example."
+                )
+            return
+        object.__setattr__(self, "objective", over_labels(self.objective))
+        for what, given in (
+            ("augment", self.augment is not None),
+            ("search_head", self.model_factory is None),
+        ):
+            if given:
+                raise InputError(
+                    f"{what} is for one class per example; this data has several labels, y of shape (n, k)."
+                )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autobalance._validation import InputError
-from autobalance.bilevel.prediction import predict_classes
+from autobalance.bilevel.prediction import iterate_logits
 from autobalance.data import ArrayData
 from autobalance.objectives import Objective
 
@@ -40,12 +40,17 @@ class ObjectiveMonitor:
                 "Training and test inputs must have the same shape per example; got "
                 f"{tuple(data.inputs.shape[1:])} and {tuple(test.inputs.shape[1:])}."
             )
+        if test.target.shape[1:] != data.target.shape[1:]:
+            raise InputError(
+                "Training and test data must have the same labels; got targets of shape "
+                f"{tuple(data.target.shape)} and {tuple(test.target.shape)}."
+            )
         if int(test.target.max()) >= data.num_classes:
             raise InputError(
                 f"Test data has class {int(test.target.max())}, but training data is numbered 0 to "
                 f"{data.num_classes - 1}. Number both alike."
             )
-        if objective.over != "class" and test.groups is None:
+        if objective.over not in ("class", "label") and test.groups is None:
             raise InputError(
                 "The objective is over groups, but the test data has none. Give its groups, or leave it "
                 "out."
@@ -63,12 +68,11 @@ class ObjectiveMonitor:
         """The objective over all networks' predictions together; they come back as they were."""
         totals = []
         for network in networks:
+            predicted = torch.cat(
+                [self.objective.decide(rows) for rows in iterate_logits(network, self.data)]
+            )
             tables = self.objective.decision_sums(
-                predict_classes(network, self.data),
-                self.target,
-                self.num_classes,
-                self.groups,
-                self.weight,
+                predicted, self.target, self.num_classes, self.groups, self.weight
             )
             totals.append(torch.stack(tables))
         total, mass = torch.stack(totals).sum(dim=0)

@@ -1,5 +1,6 @@
 """Calibrated probabilities: one temperature and the correction to a prior."""
 
+from autobalance.calibration.label_probabilities import label_probabilities
 from autobalance.calibration.temperature import (
     Prior,
     class_masses,
@@ -15,5 +16,6 @@ __all__ = [
     "corrected_probabilities",
     "evaluate_logits",
     "fit_temperature",
+    "label_probabilities",
     "subsample_stride",
 ]

@@ -316,8 +316,11 @@ def subsample_stride(numbers: int) -> int:
 def class_masses(data: ArrayData) -> np.ndarray:
     """Sum of the examples' weights, as ``class_counts``: per class, or per group and class.
 
-    Examples of unknown group are in a last row of their own, as in the loss of a search.
+    Of several labels per sign and label. Examples of unknown group are in a last row of their own, as in
+    the loss of a search.
     """
+    if data.has_labels:
+        return data.masses()
     data = data.pixels()
     weight = data.row_weights().cpu()
     target, k = data.target.cpu(), data.num_classes

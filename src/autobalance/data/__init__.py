@@ -13,6 +13,12 @@ from autobalance.data.dataset_reader import ExampleError
 from autobalance.data.dense import count_by_image
 from autobalance.data.fashion import CLASSES, ImageSet, as_image_set, long_tailed_sample
 from autobalance.data.index_streams import BalancedBatches, ResampledBatches, ShuffledBatches
+from autobalance.data.label_matrix import (
+    as_label_matrix,
+    labelled_entries,
+    labels_without_both,
+    shape_of,
+)
 from autobalance.data.labels import (
     NO_GROUP,
     class_labels,
@@ -55,6 +61,7 @@ __all__ = [
     "as_data",
     "as_image_set",
     "as_inputs",
+    "as_label_matrix",
     "as_table",
     "as_tensor",
     "assign_folds",
@@ -67,6 +74,8 @@ __all__ = [
     "group_names",
     "indices",
     "is_dataset",
+    "labelled_entries",
+    "labels_without_both",
     "long_tailed_sample",
     "moved",
     "number_groups",
@@ -75,6 +84,7 @@ __all__ = [
     "read_table",
     "reading",
     "sampled",
+    "shape_of",
     "shortened",
     "stratified_folds",
     "warn_of",

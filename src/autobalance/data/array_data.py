@@ -21,6 +21,7 @@ from autobalance.data.dense import (
     labelled_images,
     rarest_present,
 )
+from autobalance.data.label_matrix import as_label_matrix, labelled_entries, rarest_labels, shape_of
 from autobalance.data.lazy_inputs import LazyInputs
 from autobalance.objectives import IGNORED, per_pixel
 from autobalance.records import effective_counts
@@ -41,9 +42,10 @@ class ArrayData:
         Shape ``(n, ...)``. Lazy inputs are read batch by batch, and stay where they are on any device.
     target : Tensor
         Class indices in ``0..num_classes-1``, shape ``(n,)``; dense ones, of each pixel, ``(n, d1, ...)``
-        in int16, with -100 for a pixel that counts for nothing.
+        in int16, with -100 for a pixel that counts for nothing; of several labels a matrix ``(n, k)`` of
+        0, 1 and -1 where not labelled, int8.
     num_classes : int
-        Number of classes k.
+        Number of classes or labels k.
     groups : Tensor or None
         Group indices in ``0..num_groups-1``, or -1 where a group is not known, shape ``(n,)``.
     num_groups : int or None
@@ -75,10 +77,10 @@ class ArrayData:
     ) -> ArrayData:
         """Check arrays or tensors and hold them as tensors; `LazyInputs` are taken as they are.
 
-        A target of three dimensions or more has a class for each pixel, as in segmentation; one of two,
-        ``(n, d1)``, has so with ``dense=True``, for it may have been meant otherwise. A pixel of
-        `ignore_index` counts for nothing, and an image of no other pixels is left out, with a warning.
-        Groups and weights are of the images.
+        A target of three dimensions or more has a class for each pixel, as in segmentation; one of two is
+        of several labels, see `as_label_matrix`, and with ``dense=True`` a class for each element,
+        ``(n, d1)``. A pixel of `ignore_index` counts for nothing, and an image of no other pixels is left
+        out, with a warning. Groups and weights are of the images; with several labels there are no groups.
 
         With ``missing_groups="unknown"`` an example's group may be -1, not known. Such examples
         train the network; no objective counts them. An example of weight 0 is left out, as if it had
@@ -98,8 +100,10 @@ class ArrayData:
         )
         if len(x) == 0:
             raise InputError("There is no example: the inputs are empty.")
-        is_dense = np.ndim(target) > 2 if dense is None else dense
-        y = dense_indices(target, ignore_index) if is_dense else indices("target", target)
+        y = as_target(target, num_classes, dense=dense, ignore_index=ignore_index)
+        several = _is_label_matrix(y)
+        if several and groups is not None:
+            raise InputError("Data of several labels takes no groups. Leave groups out.")
         one_of("missing_groups", missing_groups, ("refused", "unknown"))
         least = UNKNOWN if missing_groups == "unknown" else 0
         g = None if groups is None else indices("groups", groups, least)
@@ -110,15 +114,15 @@ class ArrayData:
                 raise InputError(
                     "sample_weight must be one-dimensional, never negative and not all zero."
                 )
-        num_classes = _check_count("target", "classes", y, num_classes)
+        k = y.shape[1] if several else _check_count("target", "classes", y, num_classes)
         if g is not None:
             if int(g.max()) == UNKNOWN:
                 raise InputError("No example's group is known. Leave groups out.")
             num_groups = _check_count("groups", "groups", g, num_groups)
-        data = cls(x, y, num_classes, g, num_groups, w)
+        data = cls(x, y, k, g, num_groups, w)
         if w is not None and not bool((w > 0).all()):
             data = data.subset(torch.nonzero(w).squeeze(1))
-        if not is_dense:
+        if not data.dense:
             return data
         labelled = labelled_images(data.target)
         return data if len(labelled) == len(data) else data.subset(labelled)
@@ -129,7 +133,12 @@ class ArrayData:
     @property
     def dense(self) -> bool:
         """Whether the target has a class for each pixel."""
-        return self.target.ndim > 1
+        return self.target.ndim > 1 and not self.has_labels
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether an example has several labels, each 0 or 1, in place of one class."""
+        return _is_label_matrix(self.target)
 
     def pixels(self) -> ArrayData:
         """The labels of all pixels that count, as those of so many examples, in the order of `rows_of`.
@@ -174,7 +183,7 @@ class ArrayData:
     def counts(self) -> np.ndarray:
         """Examples per class ``(k,)``, or per known group and class ``(g, k)``; see `masses`.
 
-        Of dense targets they are pixels.
+        Of dense targets they are pixels; of several labels negatives and positives of each, ``(2, k)``.
         """
         return self._sums_by_cell(None)
 
@@ -183,7 +192,7 @@ class ArrayData:
 
         Class priors, and whatever starts from them, are shares of these.
         """
-        return self._sums_by_cell(None if self.sample_weight is None else self.row_weights())
+        return self._sums_by_cell(None if self.sample_weight is None else self._cell_weights())
 
     def effective_counts(self) -> np.ndarray:
         """Kish's effective number of examples of each cell, in the shape of `counts`.
@@ -205,7 +214,7 @@ class ArrayData:
         counts = self.counts()
         if self.sample_weight is None:
             return counts
-        cells, weight = self.cells().cpu().numpy(), self.row_weights().cpu().numpy()
+        cells, weight = self.cells().cpu().numpy(), self._cell_weights().cpu().numpy()
         return effective_counts(cells, weight, counts.size).reshape(counts.shape)
 
     def row_weights(self) -> Tensor:
@@ -234,22 +243,43 @@ class ArrayData:
         cells = self.cells()
         known = cells >= 0
         values = None if values is None else values[known]
-        size = (self.num_groups or 1) * self.num_classes
-        table = torch.bincount(cells[known], values, minlength=size).cpu().numpy()
-        return table if self.groups is None else table.reshape(-1, self.num_classes)
+        rows = 2 if self.has_labels else self.num_groups or 1
+        table = torch.bincount(cells[known], values, minlength=rows * self.num_classes)
+        table = table.cpu().numpy()
+        by_row = self.groups is not None or self.has_labels
+        return table.reshape(-1, self.num_classes) if by_row else table
+
+    def _cell_weights(self) -> Tensor:
+        """The `row_weights` of each of the `cells`."""
+        weight = self.row_weights()
+        return weight[labelled_entries(self.target)[0]] if self.has_labels else weight
 
     def cells(self) -> Tensor:
         """Class, or ``group * k + class``, of each example; negative where the group is unknown.
 
         An image with a dense target has the class of its rarest pixels, see `dense.rarest_present`:
-        splits hold out whole images.
+        splits hold out whole images. Of several labels ``sign * k + label`` of each labelled entry, row
+        after row.
         """
+        if self.has_labels:
+            return labelled_entries(self.target)[1]
         target = self.target
         if self.dense:
             target = rarest_present(count_by_image(target, self.num_classes))
         if self.groups is None:
             return target
         return self.groups * self.num_classes + target
+
+    def cell_sample_weight(self) -> Tensor | None:
+        """The `sample_weight` of each of the `cells`; None without weights."""
+        weight = self.sample_weight
+        if weight is None or not self.has_labels:
+            return weight
+        return weight[labelled_entries(self.target)[0]]
+
+    def strata(self) -> Tensor:
+        """What examples are split and drawn by ``(n,)``: the `cells`, or of several labels the rarest one."""
+        return rarest_labels(self.target) if self.has_labels else self.cells()
 
     @property
     def read_ahead(self) -> int:
@@ -333,6 +363,27 @@ class ArrayData:
         return replace(self, **tensors)
 
 
+def as_target(
+    values: Any,
+    num_labels: int | None = None,
+    *,
+    dense: bool | None = None,
+    ignore_index: int = IGNORED,
+) -> Tensor:
+    """Class indices, ``(n,)`` or of pixels, or of several columns `as_label_matrix`; see `ArrayData.of`."""
+    shape = shape_of(values)
+    if dense or (dense is None and len(shape) > 2):
+        return dense_indices(values, ignore_index)
+    if len(shape) == 2 and shape[1] > 1:
+        return as_label_matrix("target", values, num_labels)
+    return indices("target", values)
+
+
+def _is_label_matrix(target: Tensor) -> bool:
+    """Whether a checked target is of several labels; one of pixels is of two bytes an entry or more."""
+    return target.ndim == 2 and target.dtype == torch.int8
+
+
 def _check_count(name: str, what: str, indices: Tensor, count: int | None) -> int:
     """The number of classes or groups: the one given, or the largest index and one."""
     largest = int(indices.max())
@@ -359,9 +410,10 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
                 "Training and validation data must both have weights, or neither; and where training "
                 "data has groups, validation data needs them too."
             )
-    if first.dense != second.dense or first.target.shape[1:] != second.target.shape[1:]:
+    several = first.has_labels, second.has_labels
+    if several[0] != several[1] or first.target.shape[1:] != second.target.shape[1:]:
         raise InputError(
-            "Training and validation targets must have the same shape per example; got "
+            "Training and validation targets must have the same labels or pixels per example, in shape; got "
             f"{tuple(first.target.shape[1:])} and {tuple(second.target.shape[1:])}."
         )
     if first.inputs.shape[1:] != second.inputs.shape[1:]:
@@ -369,6 +421,8 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
             "Training and validation inputs must have the same shape per example; got "
             f"{tuple(first.inputs.shape[1:])} and {tuple(second.inputs.shape[1:])}."
         )
+    if first.has_labels:
+        return _joined(first, second)
     for name, numbers, known in (
         ("class", second.target, first.num_classes),
         ("group", second.groups, first.num_groups),
@@ -378,6 +432,10 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
                 f"Validation data has {name} {int(numbers.max())}, but training data is numbered "
                 f"0 to {known - 1}. Number both alike."
             )
+    return _joined(first, second)
+
+
+def _joined(first: ArrayData, second: ArrayData) -> ArrayData:
     labels = {
         name: None if value is None else torch.cat([value, getattr(second, name)])
         for name in _LABELS

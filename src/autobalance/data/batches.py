@@ -32,7 +32,7 @@ class Batch:
         What the network takes: a tensor ``(n, ...)``, a tuple of arguments, or a mapping of keyword
         arguments.
     target : Tensor
-        Class indices, shape ``(n,)``, int64.
+        Class indices, shape ``(n,)``, int64; of several labels 0, 1 and -1, shape ``(n, k)``.
     groups : Tensor or None
         Group indices, shape ``(n,)``, int64.
     sample_weight : Tensor or None

@@ -24,10 +24,11 @@ from torch.utils.data import (
 )
 
 from autobalance._validation import InputError, whole
-from autobalance.data.array_data import ArrayData, MissingGroups
-from autobalance.data.arrays import as_tensor, indices
+from autobalance.data.array_data import ArrayData, MissingGroups, as_target
+from autobalance.data.arrays import as_tensor
 from autobalance.data.batches import Read, tensors_in
 from autobalance.data.dataset_reader import DenseLabels, ExampleReader, Request, WorkerPool
+from autobalance.data.label_matrix import shape_of
 from autobalance.data.lazy_inputs import LazyInputs, sampled
 from autobalance.objectives import IGNORED
 
@@ -212,10 +213,11 @@ class DatasetData(ArrayData):
             or y, or is missing; a single further entry is the network's argument, several are its
             keyword arguments. Inputs in float64 become float32.
         target : array-like, str or callable, optional
-            Class of each example ``(n,)``; the name of an attribute or column that holds them; or a
-            function from the Dataset to them. By default `targets`, `labels` or `y`, or the column
-            "label" or "labels", also within `Subset`, `ConcatDataset` and `TensorDataset` (its last
-            tensor). Integer labels in the items must agree with them.
+            Class of each example ``(n,)``, or 0 and 1 of several labels ``(n, k)``; the name of an
+            attribute or column that holds them; or a function from the Dataset to them. By default
+            `targets`, `labels` or `y`, or the column "label" or "labels", also within `Subset`,
+            `ConcatDataset` and `TensorDataset` (its last tensor). Integer labels in the items must agree
+            with them.
         groups, sample_weight : array-like, str or callable, optional
             Given as `target` is.
         evaluation : callable or Dataset, optional
@@ -257,17 +259,15 @@ class DatasetData(ArrayData):
         """
         n = _length(dataset)
         found = find_labels(dataset) if target is None and dense is None else None
-        if dense or getattr(found, "ndim", 1) > 2:
+        if dense or len(shape_of(found)) > 2:
             if target is not None:
                 raise InputError(
                     "Dense targets are read from the Dataset's items: leave target out."
                 )
             labels, masks = None, DenseLabels(ignore_index, num_classes)
         else:
-            labels = indices(
-                "target", _labels(dataset, "target", target if found is None else found)
-            )
             masks = None
+            labels = as_target(_labels(dataset, "target", target if found is None else found))
             if len(labels) != n:
                 raise InputError(
                     f"target has {len(labels)} labels, but the Dataset has {n} examples. Give one for each."

@@ -192,13 +192,12 @@ def _validation_gradient(
         if is_new:
             warn_if_probabilities(own)
         sizes = processes.sizes_of(own)
-        batch = _ignoring(processes.labels(batch, sizes), loss.options["ignore_index"])
+        batch = _ignoring(processes.labels(batch, sizes), loss.options.get("ignore_index", IGNORED))
         logits = processes.all_gather_rows(own, sizes)
         given = {"groups": batch.groups, "sample_weight": batch.sample_weight}
         value = objective(logits, batch.target, **given)
         hard = objective.hard_value(logits.detach(), batch.target, **given)
-        classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
-        predicted = classes.index_fill(0, logits.detach().argmax(dim=1).flatten(), 1.0).sum()
+        predicted = _count_predicted(logits.detach(), batch.target)
         [pull] = torch.autograd.grad(value, [own])
         pulls = zip(points, pull.split([len(row) for row in rows]), strict=True)
         b = torch.zeros(sum(p.numel() for p in leaves), dtype=leaves[0].dtype, device=pull.device)
@@ -214,6 +213,14 @@ def _ignoring(batch: Batch, ignore_index: int) -> Batch:
     if batch.target.ndim == 1 or ignore_index == IGNORED:
         return batch
     return replace(batch, target=batch.target.where(batch.target != ignore_index, IGNORED))
+
+
+def _count_predicted(logits: Tensor, target: Tensor) -> Tensor:
+    """How many classes are predicted of some example, float64; of several labels how many of these."""
+    if target.shape == logits.shape:
+        return (logits > 0).any(dim=0).sum().double()
+    classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
+    return classes.index_fill(0, logits.argmax(dim=1).flatten(), 1.0).sum()
 
 
 def _evaluation_of(network: FunctionalModel, inputs: Any) -> Evaluation:

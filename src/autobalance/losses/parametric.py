@@ -178,8 +178,11 @@ def reduced_loss(
     expected = (logits.shape[0], *logits.shape[2:])
     if target.shape != expected:
         each = "row of logits" if logits.ndim == 2 else f"pixel of logits {tuple(logits.shape)}"
-        soft = target.shape == logits.shape and target.is_floating_point()
-        remedy = " Soft targets are not supported: give target.argmax(dim=1)." if soft else ""
+        remedy = ""
+        if target.shape == logits.shape:
+            remedy = " Soft targets are not supported: give target.argmax(dim=1)."
+            if logits.ndim == 2:
+                remedy += " Where an example has several labels take ParametricBinaryCrossEntropy."
         raise InputError(
             f"The loss needs one class index per {each}: expected target of shape {expected}, got "
             f"{tuple(target.shape)}.{remedy}"
@@ -316,17 +319,21 @@ def should_use_fused(logits: Tensor, *others: Tensor | None) -> bool:
     It is faster on a CPU, with many classes or many pixels. A compiler fuses the plain form by itself.
     `others` are whatever else the loss depends on.
     """
+    many = (logits.ndim > 2 or logits.shape[1] >= LEAST_CLASSES) and logits.numel() >= LEAST_LOGITS
+    return many and can_fuse(logits, *others)
+
+
+def can_fuse(logits: Tensor, *others: Tensor | None) -> bool:
+    """Whether a gradient by the logits alone, formed along with the value on a CPU, is all that is asked."""
     given = [logits, *(t for t in others if t is not None)]
     return (
         not torch.compiler.is_compiling()
-        and (logits.ndim > 2 or logits.shape[1] >= LEAST_CLASSES)
-        and logits.numel() >= LEAST_LOGITS
         and logits.device.type == "cpu"
         and torch.is_grad_enabled()
         and logits.requires_grad
         and not any(t.requires_grad for t in given[1:])
         and type(logits) in (Tensor, nn.Parameter)
-        and not _is_transformed(logits)
+        and not is_transformed(logits)
         and all(forward_ad.unpack_dual(t).tangent is None for t in given)
     )
 
@@ -386,7 +393,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         """The gradient that was kept, or where derivatives of it are wanted that of the plain form."""
         (slope,) = grad_outputs
-        if torch.is_grad_enabled() or _is_transformed(slope):  # create_graph, is_grads_batched
+        if torch.is_grad_enabled() or is_transformed(slope):  # create_graph, is_grads_batched
             (logits,) = ctx.saved_tensors
             again = torch.is_grad_enabled()
             with torch.enable_grad():
@@ -509,7 +516,7 @@ def _adjusted(logits: Tensor, additive: Tensor | None, delta: Tensor | None, out
     return logits if delta is None else torch.mul(logits, delta, out=out)
 
 
-def _is_transformed(tensor: Tensor) -> bool:
+def is_transformed(tensor: Tensor) -> bool:
     """Whether inside a transform of `torch.func`, or part of several gradients taken at once.
 
     torch has no public way to ask. Where its private names are gone the answer is yes, which costs time but

@@ -33,7 +33,9 @@ from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.costs import CostMatrix, cost_matrix
 from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.iou import MeanIoU
-from autobalance.objectives.registry import DENSE, GAPS, NAMED, as_objective
+from autobalance.objectives.label_objectives import MacroF1Error, over_labels
+from autobalance.objectives.labels import sign_label_sums, wrong_labels
+from autobalance.objectives.registry import DENSE, GAPS, NAMED, OF_LABELS, as_objective
 from autobalance.objectives.running_risks import RunningRisks
 from autobalance.objectives.surrogates import CrossEntropyRisk, SmoothError, Surrogate
 
@@ -42,6 +44,7 @@ __all__ = [
     "GAPS",
     "IGNORED",
     "NAMED",
+    "OF_LABELS",
     "BalancedError",
     "Blend",
     "BoundedGap",
@@ -52,6 +55,7 @@ __all__ = [
     "ErrorDeviation",
     "Gap",
     "Labels",
+    "MacroF1Error",
     "MeanIoU",
     "Objective",
     "OddsGap",
@@ -68,5 +72,8 @@ __all__ = [
     "cells_of",
     "cost_matrix",
     "group_class_sums",
+    "over_labels",
     "per_pixel",
+    "sign_label_sums",
+    "wrong_labels",
 ]

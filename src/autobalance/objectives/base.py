@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 
 from autobalance._validation import InputError, one_of
+from autobalance.objectives.labels import (
+    label_effective_size,
+    label_risks,
+    sign_label_sums,
+    surrogate_losses,
+)
 from autobalance.objectives.surrogates import SmoothError, Surrogate
 from autobalance.records import PlainSettings
 
-Over = Literal["class", "group", "class_and_group"]
-"""What an objective's cells are."""
+Over = Literal["class", "group", "class_and_group", "label"]
+"""What an objective's cells are; with several labels tables have rows of signs, see `labels`."""
 
 IGNORED = -100
 """Target of a pixel that counts for nothing, as torch's losses have it by default."""
@@ -111,8 +117,8 @@ class Objective(PlainSettings, ABC):
 
     Parameters
     ----------
-    over : {"class", "group", "class_and_group"}
-        What a cell is.
+    over : {"class", "group", "class_and_group", "label"}
+        What a cell is; "label" where examples have several labels, targets ``(n, k)`` of 0 and 1.
     surrogate : SmoothError or CrossEntropyRisk
         The loss within a cell.
     """
@@ -121,7 +127,7 @@ class Objective(PlainSettings, ABC):
     surrogate: Surrogate = field(default_factory=SmoothError)
 
     def __post_init__(self) -> None:
-        one_of("over", self.over, ("class", "group", "class_and_group"))
+        one_of("over", self.over, ("class", "group", "class_and_group", "label"))
         if not callable(self.surrogate) or isinstance(self.surrogate, Objective):
             raise InputError(
                 "surrogate must be a SmoothError or a CrossEntropyRisk; got "
@@ -136,6 +142,11 @@ class Objective(PlainSettings, ABC):
     def importance_of(self, counts: np.ndarray) -> tuple[float, ...] | None:
         """The same where it depends on the training examples per class ``(k,)``."""
         return self.importance
+
+    @property
+    def start_tau(self) -> float:
+        """The tau from which a loss of several labels is searched for it: 1, for their balanced errors."""
+        return 1.0
 
     @property
     def linear(self) -> bool:
@@ -186,13 +197,21 @@ class Objective(PlainSettings, ABC):
     ) -> tuple[Tensor, Tensor]:
         """`group_class_sums` of the surrogate."""
         self._check_groups(groups)
-        labels = Labels.of(logits[:, 0], target, groups, sample_weight)
+        self._check_target(logits, target)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        if self.over == "label":
+            loss = surrogate_losses(self.surrogate, logits, target, sample_weight)
+            return sign_label_sums(loss, target, sample_weight)
+        labels = Labels.of(logits[:, 0], target, groups, sample_weight)
         scaled = labels.sample_weight is not None and isinstance(self.surrogate, SmoothError)
         loss = self.surrogate(logits, labels.target, *((labels.sample_weight,) if scaled else ()))
         return group_class_sums(
             loss, labels.target, labels.groups, logits.shape[1], labels.sample_weight
         )
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """The class of the largest logit, in the shape of the target; of several labels those with f > 0."""
+        return (logits > 0).long() if self.over == "label" else logits.argmax(dim=1)
 
     @torch.no_grad()
     def decision_sums(
@@ -203,7 +222,9 @@ class Objective(PlainSettings, ABC):
         groups: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`group_class_sums` of what the decisions, in the shape of the target, count for, in float64."""
+        """As `sums`, of what the decisions, in the shape of the target, count for, in float64."""
+        if self.over == "label":
+            return sign_label_sums((predicted != target).double(), target, sample_weight)
         labels = Labels.of(predicted, target, groups, sample_weight)
         losses = self.decision_losses(predicted, labels.target)
         return group_class_sums(
@@ -232,11 +253,25 @@ class Objective(PlainSettings, ABC):
     ) -> Tensor:
         """As `hard`, float64 on the device: to be read together with other numbers."""
         self._check_groups(groups)
-        decided, k = logits.argmax(dim=1), logits.shape[1]
+        self._check_target(logits, target)
+        decided, k = self.decide(logits), logits.shape[1]
         return self.value(*self.decision_sums(decided, target, k, groups, sample_weight))
 
+    def _check_target(self, logits: Tensor, target: Tensor) -> None:
+        if self.over == "label":
+            fits, expected = target.ndim == 2, "0 and 1, shape (n, k)"
+        else:
+            fits, expected = target.ndim == logits.ndim - 1, "class indices, shape (n,)"
+            if logits.ndim > 2:
+                expected = "class indices, shape (n, d1, ...)"
+        if not fits:
+            raise InputError(
+                f"An objective over {self.over!r} needs {expected}; got a target of shape "
+                f"{tuple(target.shape)}. For several labels see autobalance.objectives.over_labels."
+            )
+
     def _check_groups(self, groups: Tensor | None) -> None:
-        if self.over != "class" and groups is None:
+        if self.over not in ("class", "label") and groups is None:
             raise InputError(
                 f"An objective over {self.over!r} needs groups=, one index per example."
             )
@@ -271,12 +306,17 @@ class CellObjective(Objective):
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         """The aggregate of each cell's mean risk; cells without mass are left out."""
-        total, mass = cells_of(total, self.over), cells_of(mass, self.over)
-        risks = total / torch.where(mass > 0, mass, 1.0)
-        return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, mass > 0)
+        if self.over == "label":
+            risks, present = label_risks(total, mass)
+        else:
+            total, mass = cells_of(total, self.over), cells_of(mass, self.over)
+            risks, present = total / torch.where(mass > 0, mass, 1.0), mass > 0
+        return (self.aggregate_smoothly if smoothly else self.aggregate)(risks, present)
 
     def effective_size(self, counts: Any) -> float:
         """1 / sum_c omega_c^2 / n_c, of the shares omega."""
+        if self.over == "label":
+            return label_effective_size(counts, self.shares)
         table = np.atleast_2d(np.asarray(counts, dtype=np.float64))
         by_cell = {
             "class": table.sum(axis=0),

@@ -152,7 +152,7 @@ class _Confusion(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradient by logits and T, from that by the sums."""
         logits, scale, *labels = ctx.saved_tensors
         # Contiguous, so that the images' rows are views to write to.

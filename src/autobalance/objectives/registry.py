@@ -16,6 +16,7 @@ from autobalance.objectives.base import Objective
 from autobalance.objectives.combined import Blend, BoundedGap
 from autobalance.objectives.gaps import Gap, OddsGap, OpportunityGap, ParityGap
 from autobalance.objectives.iou import MeanIoU
+from autobalance.objectives.label_objectives import MacroF1Error
 from autobalance.objectives.surrogates import SmoothError
 
 # The error of a group's examples is mostly that of its frequent classes. A wide surrogate, nearly
@@ -34,6 +35,9 @@ NAMED = {
 }
 """Objectives by their names."""
 
+
+OF_LABELS = {"macro_f1": MacroF1Error()}
+"""By name too, for data of several labels."""
 
 GAPS = {
     "deo": OddsGap(),
@@ -54,8 +58,8 @@ _PARAMETER = re.compile(r"(?P<name>cvar_error|quantile_error)\((?P<value>[\d.]+)
 def as_objective(objective: str | Objective) -> Objective:
     """An objective by its name, or as it is.
 
-    Beside the names of `NAMED` and `DENSE`: "cvar_error(0.1)" and "quantile_error(0.9)" with a parameter; a
-    blend such as "0.7 * balanced_error + 0.3 * deo" of these and of `GAPS`; and a bound such as
+    Beside the names of `NAMED`, `DENSE` and `OF_LABELS`: "cvar_error(0.1)" and "quantile_error(0.9)" with a
+    parameter; a blend such as "0.7 * balanced_error + 0.3 * deo" of these and of `GAPS`; and a bound such as
     "balanced_error where deo <= 0.05", all in the units of the objectives, from 0.
 
     Raises
@@ -108,7 +112,7 @@ def _parse(text: str) -> Objective:
         if with_value["name"] == "cvar_error":
             return CVaRError(fraction=value)
         return QuantileError(q=value)
-    known = NAMED | DENSE | GAPS
+    known = NAMED | DENSE | GAPS | OF_LABELS
     return known[one_of("objective", text, known)]
 
 

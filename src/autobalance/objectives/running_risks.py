@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from autobalance._validation import InputError, number, positive
 from autobalance.objectives.base import Labels, Objective, group_class_sums
 from autobalance.objectives.combined import BoundedGap
+from autobalance.objectives.labels import sign_label_sums, wrong_labels
 
 
 class RunningRisks:
@@ -92,11 +93,12 @@ class RunningRisks:
                 return value
             estimate = self._estimate(total.detach(), mass, smoothly=True)
             return estimate + (value - value.detach())
-        hard = self._hard_sums(logits, target, groups, sample_weight, total)
+        hard = self._error_sums(logits, target, groups, sample_weight, like=total)
         finite = total.detach().isfinite()  # of a network that diverged nothing stays
         self._smooth.add(*(torch.where(finite, t, 0.0) for t in (total.detach(), mass)))
         self._hard.add(*(torch.where(finite, t, 0.0) for t in hard))
-        self._cells = sizes = self._sizes(self._smooth.sums()[1], groups is not None)
+        by_row = groups is not None or self.objective.over == "label"
+        self._cells = sizes = self._sizes(self._smooth.sums()[1], by_row)
         self._present = (sizes > 0).nonzero(
             as_tuple=True
         )  # a mask would wait for a GPU in each use
@@ -109,6 +111,31 @@ class RunningRisks:
         if self.counts is not None:
             estimate = self._estimate(*self._smooth.sums(), smoothly=True)
         return estimate + (slopes[: len(total)] * (risks - risks.detach())).sum()
+
+    def _error_sums(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        groups: Tensor | None,
+        sample_weight: Tensor | None,
+        *,
+        like: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of the 0-1 error in the dtype and the shape of those of the surrogate."""
+        if self.objective.over == "label":
+            wrong = wrong_labels(logits, target).to(like.dtype)
+            return sign_label_sums(wrong, target, sample_weight)
+        if self.objective.by_decision:
+            decided = logits.argmax(dim=1)
+            tables = self.objective.decision_sums(
+                decided, target, logits.shape[1], groups, sample_weight
+            )
+            return tables[0].to(like), tables[1].to(like)
+        target, groups, sample_weight = Labels.of(logits[:, 0], target, groups, sample_weight)
+        wrong = (logits.argmax(dim=1) != target).to(like.dtype)
+        return group_class_sums(
+            wrong, target, groups, logits.shape[1], sample_weight, rows=len(like)
+        )
 
     def end_step(self) -> None:
         """The upper step is done: what adapts to the risks does, and the sums fade."""
@@ -137,7 +164,7 @@ class RunningRisks:
         if self.counts is not None and not self.objective.linear:
             total, mass = (t.double() for t in self._hard.sums())
             return self._estimate(total, mass)
-        decided, k = logits.argmax(dim=1), logits.shape[1]
+        decided, k = self.objective.decide(logits), logits.shape[1]
         total, mass = self.objective.decision_sums(decided, target, k, groups, sample_weight)
         if len(total) == 1 or self.counts is None:
             return self.objective.value(total, mass)
@@ -157,27 +184,6 @@ class RunningRisks:
         self._hard.load_state_dict(state["hard"])
         if isinstance(self.objective, BoundedGap):
             self.objective = replace(self.objective, multiplier=state["multiplier"])
-
-    def _hard_sums(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        groups: Tensor | None,
-        sample_weight: Tensor | None,
-        like: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The sums of the 0-1 error in the shape and dtype of those of the surrogate."""
-        if self.objective.by_decision:
-            decided = logits.argmax(dim=1)
-            tables = self.objective.decision_sums(
-                decided, target, logits.shape[1], groups, sample_weight
-            )
-            return tables[0].to(like), tables[1].to(like)
-        target, groups, sample_weight = Labels.of(logits[:, 0], target, groups, sample_weight)
-        wrong = (logits.argmax(dim=1) != target).to(like.dtype)
-        return group_class_sums(
-            wrong, target, groups, logits.shape[1], sample_weight, rows=len(like)
-        )
 
     def _shrink(self, risks: Tensor, sizes: Tensor) -> Tensor:
         """Sums of so many examples as there are in validation, their risks shrunk."""

@@ -25,6 +25,7 @@ from autobalance.records.files import (
     write_atomically,
     write_together,
 )
+from autobalance.records.label_metrics import average_precision_error
 from autobalance.records.metrics import (
     Reliability,
     classification_report,
@@ -60,6 +61,7 @@ __all__ = [
     "SearchSettings",
     "UpperRecord",
     "as_counts",
+    "average_precision_error",
     "check_format",
     "checkpoint_files",
     "class_ranges",

@@ -22,11 +22,12 @@ from autobalance.bilevel import (
     retrain,
 )
 from autobalance.calibration import class_masses
-from autobalance.data import ArrayData, MissingGroups, class_labels
+from autobalance.data import ArrayData, MissingGroups
 from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.records import Recipe, SearchSettings
+from autobalance.sklearn.label_targets import label_arrays, read_target
 from autobalance.sklearn.nested_parameters import NestedParameters
 from autobalance.sklearn.table_input import TableInput, mark
 from autobalance.sklearn.training_data import (
@@ -97,17 +98,23 @@ class ClassifierBase(NestedParameters):
             if sample_weight is not None:
                 sample_weight, X, y, groups = without_zero_weights(sample_weight, X, y, groups)
                 weight = array_of_numbers("sample_weight", sample_weight)
-            labels = class_labels(y)
+            labels = read_target(y)
             self.input_, inputs = TableInput.fit(
                 self,
                 X,
-                labels,
+                labels if labels.ndim == 1 else None,
                 encode=self.encode,
                 own_module=self.module is not None,
                 # Networks of others, and augmentations, take numbers that mean the same in any column.
                 one_hot=self.module is not None or self.augment is not None,
                 weight=weight,
             )
+        self.recipe_ = self.recipe if self.recipe is not None else Recipe()
+        if self.recipe is None and self.module is None:
+            self.recipe_ = Recipe.for_rows(len(labels))
+        if labels.ndim == 2:
+            self.classes_, self.groups_ = np.arange(labels.shape[1]), None
+            return label_arrays(inputs, labels, groups, sample_weight)
         compares = None if gap is None else f"The gap {gap!r}"
         if gap is None and as_objective(self.objective).over != "class":
             compares = f"The objective {self.objective!r}"
@@ -119,9 +126,6 @@ class ClassifierBase(NestedParameters):
             missing_groups=self.missing_groups,
             compares=compares,
         )
-        self.recipe_ = self.recipe if self.recipe is not None else Recipe()
-        if self.recipe is None and self.module is None:
-            self.recipe_ = Recipe.for_rows(len(data))
         return data
 
     def _retrain(self, data: ArrayData, **options: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from autobalance._validation import TrainingDiverged, path_of, same_length
+from autobalance._validation import InputError, TrainingDiverged, path_of, same_length
 from autobalance.augment import AugmentChoice
 from autobalance.bilevel import (
     DEFAULT_SOLVER,
@@ -31,6 +31,7 @@ from autobalance.calibration import (
     corrected_probabilities,
     evaluate_logits,
     fit_temperature,
+    label_probabilities,
 )
 from autobalance.data import (
     ArrayData,
@@ -42,6 +43,7 @@ from autobalance.data import (
     positions,
 )
 from autobalance.hypergrad import Solver
+from autobalance.losses import ParametricBinaryCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.posthoc import CellDecision, ClassLogits
 from autobalance.records import Recipe, SearchSettings, checkpoint_files
@@ -110,7 +112,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
     Attributes
     ----------
     classes_ : ndarray of shape (k,)
-        The labels.
+        The labels; of several for each example their numbers from 0.
     groups_ : list or None
         The groups' names, in the order of the loss's rows; where some are unknown, the row after
         them is for those. None where training data has no groups.
@@ -200,6 +202,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.non_deterministic = False
+        tags.classifier_tags.multi_label = True
         return tags
 
     def fit(
@@ -219,8 +222,9 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         X : DataFrame, array-like or Dataset
             Table ``(n, d)``, array ``(n, ...)`` for a network of your own, or a Dataset (also as a
             `DatasetData`, which has its options) for such a network.
-        y : array-like of shape (n,)
-            Labels of any kind, none missing. A Dataset that has its targets needs none.
+        y : array-like of shape (n,) or (n, k)
+            Labels of any kind, none missing. A Dataset that has its targets needs none. With several labels
+            for each example, a 0 or 1 for each, shape ``(n, k)``, -1 or NaN where not labelled.
         sensitive_features : array-like, Series or DataFrame, optional
             Group of each example; several columns make one group per combination.
         sample_weight : array-like of shape (n,), optional
@@ -281,7 +285,8 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
                 objective=self.objective,
                 space=self.space,
                 augment=self.augment,
-                arms=self.arms,
+                # A race is for one class per example.
+                arms=None if data.has_labels and self.arms == "default" else self.arms,
                 settings=self.settings,
                 solver=self.solver or DEFAULT_SOLVER,
                 checkpoint=files.get("search"),
@@ -317,6 +322,8 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         """Raw logits, shape ``(n, k)``; for two classes their difference, shape ``(n,)``."""
         _warn_of_groups(sensitive_features)
         logits = self._logits(X).numpy()
+        if self._of_labels:
+            return logits
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(
@@ -348,6 +355,12 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         """
         _warn_of_groups(sensitive_features)
         logits = self._logits(X, probabilities=True)
+        if self._of_labels:
+            if prior is None:
+                return torch.sigmoid(logits.double()).numpy()
+            return label_probabilities(
+                logits, cast(Any, self.loss_), self.class_masses_, prior=cast(str, prior)
+            ).numpy()
         if prior is None:
             return torch.softmax(logits.double(), dim=1).numpy()
         return corrected_probabilities(
@@ -366,6 +379,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
             If a label is unknown, or the data cannot be used.
         """
         check_is_fitted(self, "module_")
+        self._refuse_labels("calibrate")
         X, labels, _, weight = labelled_arrays(X, y, None, sample_weight)
         logits = self._logits(X, probabilities=True)
         target = positions(labels, self.classes_.tolist(), "class", "y")
@@ -390,6 +404,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
             If a label is unknown, or the data cannot be used.
         """
         check_is_fitted(self, "module_")
+        self._refuse_labels("evaluate")
         X, labels, features, weight = labelled_arrays(X, y, sensitive_features, sample_weight)
         logits = self._logits(X)
         predicted = logits.argmax(dim=1).numpy()
@@ -413,17 +428,31 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         )
 
     def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
-        """Labels, shape ``(n,)``."""
+        """Labels, shape ``(n,)``; where `fit` was given several for each example 0 and 1, ``(n, k)``."""
         _warn_of_groups(sensitive_features)
+        if self._of_labels:
+            return (self._logits(X) > 0).numpy().astype(np.int64)
         best = self._logits(X).argmax(dim=1).numpy()
         return self.classes_[best]
 
     def score(
         self, X: Any, y: Any = None, sample_weight: Any = None, sensitive_features: Any = None
     ) -> float:
-        """Share of the labels predicted rightly."""
+        """Share of the labels predicted rightly; of several labels share of examples with all right."""
         _warn_of_groups(sensitive_features)
         return super().score(X, read_labels(X, y) if y is None else y, sample_weight)
+
+    @property
+    def _of_labels(self) -> bool:
+        """Whether `fit` was given several labels for each example."""
+        check_is_fitted(self, "module_")
+        return isinstance(self.loss_, ParametricBinaryCrossEntropy)
+
+    def _refuse_labels(self, what: str) -> None:
+        if self._of_labels:
+            raise InputError(
+                f"{what} is for one class per example; this classifier was fitted on several labels."
+            )
 
     def _logits(self, X: Any, *, probabilities: bool = False) -> Tensor:
         """What the network decides by, or what its probabilities are the softmax of."""

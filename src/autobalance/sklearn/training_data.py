@@ -32,6 +32,7 @@ from autobalance.data import (
     positions,
 )
 from autobalance.networks import TableNetwork
+from autobalance.sklearn.label_targets import held_out_labels, read_target
 
 
 def is_data(X: Any) -> bool:
@@ -49,10 +50,10 @@ def read_dataset(
     InputError
         If it has no labels and none are given, or its items' labels are others.
     """
-    labels = None if y is None else class_labels(y)
+    labels = None if y is None else read_target(y)
     if not isinstance(X, ArrayData) and labels is not None:
         # Whole numbers must be those of the items; names cannot be compared with what items hold.
-        comparable = labels.dtype.kind in "iu" and labels.min() >= 0
+        comparable = labels.ndim == 2 or (labels.dtype.kind in "iu" and labels.min() >= 0)
         inputs = DatasetData.of(X, labels).inputs if comparable else as_inputs(X)
         return inputs, labels, groups, sample_weight
     data = as_data(X)
@@ -68,7 +69,7 @@ def read_labels(X: Any, y: Any) -> np.ndarray:
     """Labels as given, or those of a Dataset where none are given."""
     if y is None and is_data(X):
         return as_data(X).target.numpy(force=True)
-    return class_labels(y)
+    return read_target(y)
 
 
 def labelled_arrays(
@@ -211,6 +212,8 @@ def held_out_arrays(
     InputError
         If it cannot be used, or has classes or groups that training lacks.
     """
+    if data.has_labels:
+        return held_out_labels(given, data, read_inputs, what)
     if is_data(given):
         given = (given, None)
     if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):

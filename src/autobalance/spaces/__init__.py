@@ -6,6 +6,8 @@ from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.default_space import SpaceFactory, build_space
 from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
 from autobalance.spaces.hierarchical_space import HierarchicalSpace, gamma_bound
+from autobalance.spaces.label_space import HierarchicalLabelSpace
+from autobalance.spaces.tunable_labels import TunableBinaryCrossEntropy, build_tunable_loss
 from autobalance.spaces.tunable_loss import LossSnapshot, TunableCrossEntropy
 
 __all__ = [
@@ -14,12 +16,15 @@ __all__ = [
     "ClusterSpace",
     "DesignSpace",
     "GroupSpace",
+    "HierarchicalLabelSpace",
     "HierarchicalSpace",
     "LossSnapshot",
     "SpaceFactory",
+    "TunableBinaryCrossEntropy",
     "TunableCrossEntropy",
     "WithUnknownGroup",
     "build_space",
+    "build_tunable_loss",
     "class_attributes",
     "gamma_bound",
     "prior_strength",

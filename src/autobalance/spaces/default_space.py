@@ -11,6 +11,7 @@ from autobalance._validation import InputError
 from autobalance.spaces.base import DesignSpace
 from autobalance.spaces.group_space import GroupSpace
 from autobalance.spaces.hierarchical_space import HierarchicalSpace
+from autobalance.spaces.label_space import HierarchicalLabelSpace
 
 SIGMA_GAMMA = 0.25
 """Standard deviation of the prior on the exponent of delta."""
@@ -25,14 +26,16 @@ def default_space(
     *,
     linear: bool = True,
     gamma: float | None = 0.0,
+    tau: float = 1.0,
 ) -> DesignSpace:
     """The space that starts at a loss consistent for the mean error over these cells.
 
     Parameters
     ----------
     counts : array-like
-        Training examples per class ``(k,)``, or per group and class ``(g, k)``.
-    over : {"class", "group", "class_and_group"}
+        Training examples per class ``(k,)``, or per group and class ``(g, k)``; of several labels
+        negatives and positives ``(2, k)``.
+    over : {"class", "group", "class_and_group", "label"}
         The objective's cells. The error of a group is that of its examples, so over groups the
         start is cross-entropy.
     importance : array-like, optional
@@ -44,7 +47,11 @@ def default_space(
         out then: learned beside such deviations it made worst classes worse.
     gamma : float or None
         Start of the exponent of delta, of data without groups; None leaves delta out.
+    tau : float
+        Start of tau, of data of several labels.
     """
+    if over == "label":
+        return HierarchicalLabelSpace(counts, tau=tau, sigma_eps=0.5 if linear else 2.0)
     if np.ndim(counts) == 1:
         tau = 0.0 if over == "group" else 1.0
         sigma = 0.5 if linear or over != "class" else 2.0
@@ -76,6 +83,11 @@ class Goal(Protocol):
         ...
 
     @property
+    def start_tau(self) -> float:
+        """The tau to start from with several labels."""
+        ...
+
+    @property
     def linear(self) -> bool:
         """Whether it is a mean with fixed weights."""
         ...
@@ -93,8 +105,9 @@ def build_space(
     """
     if factory is None:
         return default_space(
-            counts, goal.over, goal.importance_of(counts), linear=goal.linear, gamma=gamma
-        )
+            counts, goal.over, goal.importance_of(counts), linear=goal.linear, gamma=gamma,
+            tau=goal.start_tau,
+        )  # fmt: skip
     if not callable(factory):
         raise InputError(
             "space must be a function from training counts to a DesignSpace; got "
