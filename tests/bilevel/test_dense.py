@@ -168,7 +168,7 @@ def test_validation_of_another_size_is_refused() -> None:
     ):
         concatenated(made_data(), small)
     flat = ArrayData.of(inputs, torch.arange(24) % 3)
-    with pytest.raises(InputError, match=r"targets must have the same shape"):
+    with pytest.raises(InputError, match=r"targets must have the same labels or pixels"):
         search(network, made_data(), validation=flat, recipe=RECIPE, device="cpu")
 
 

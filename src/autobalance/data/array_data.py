@@ -413,7 +413,7 @@ def concatenated(first: ArrayData, second: ArrayData) -> ArrayData:
     several = first.has_labels, second.has_labels
     if several[0] != several[1] or first.target.shape[1:] != second.target.shape[1:]:
         raise InputError(
-            "Training and validation targets must have the same labels or pixels per example, in shape; got "
+            "Training and validation targets must have the same labels or pixels per example; got shapes "
             f"{tuple(first.target.shape[1:])} and {tuple(second.target.shape[1:])}."
         )
     if first.inputs.shape[1:] != second.inputs.shape[1:]:
