@@ -13,7 +13,7 @@ balanced error over the optimum there, in points.
 
 "decay" itself is checked by minimising the loss plus weight decay of a linear model (one input per
 point, and a bias), and by training that model with stochastic gradient descent and without decay.
-See docs/consistency.md for the derivation.
+See docs/explanation/consistency.md for the derivation.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ is after the warm-up, with the loss moving; "change" is from its first look to i
 fractions: the test error after search and retraining, and tau, by the share held out for validation.
 learned: l minus its start, and delta where it is searched too, by class; over seeds.
 
-Figures go into FOLDER as SVG. See docs/why.md.
+Figures go into FOLDER as SVG. See docs/explanation/why.md.
 """
 
 from __future__ import annotations

@@ -91,12 +91,12 @@ nb_merge_streams = True
 # Pages of the comparison harness that the site shows too. Each has a file here that stands for it in
 # the table of contents; its text is read from where it belongs.
 PAGES_OF_THE_BENCH = {
-    "bench/experiments": "bench/docs/experiments.md",
-    "bench/benchmarks": "bench/docs/benchmarks.md",
-    "bench/datasets": "bench/docs/datasets.md",
-    "bench/suite": "bench/results/BENCHMARKS.md",
-    "bench/suite_objectives": "bench/results/objectives/BENCHMARKS.md",
-    "bench/suite_cosine": "bench/results/cosine/BENCHMARKS.md",
+    "results/experiments": "bench/docs/experiments.md",
+    "results/benchmarks": "bench/docs/benchmarks.md",
+    "results/datasets": "bench/docs/datasets.md",
+    "results/suite": "bench/results/BENCHMARKS.md",
+    "results/suite_objectives": "bench/results/objectives/BENCHMARKS.md",
+    "results/suite_cosine": "bench/results/cosine/BENCHMARKS.md",
 }
 PAGES = {
     **{path.resolve(): path for path in HERE.rglob("*.md")},

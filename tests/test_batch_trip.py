@@ -1,4 +1,4 @@
-"""The trip of one batch that docs/architecture.md describes, made and watched."""
+"""The trip of one batch that docs/explanation/architecture.md describes, made and watched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import autobalance
 from autobalance import Recipe, SearchSettings, search
 from autobalance.bilevel.types import Progress
 
-PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "architecture.md"
 ROOT = Path(autobalance.__file__).parent
 MOST_FILES = 10
 

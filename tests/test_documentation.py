@@ -33,7 +33,7 @@ MARKDOWN = [
 ]
 ENTRIES = [
     name
-    for page in sorted((DOCS / "api").glob("*.rst"))
+    for page in sorted((DOCS / "reference" / "api").glob("*.rst"))
     for block in re.findall(r"^\.\. entries::\n\n((?: {3}\S+\n)+)", page.read_text("utf-8"), re.M)
     for name in block.split()
 ]
@@ -79,7 +79,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_public_name_has_an_entry() -> None:
     missing = {f"autobalance.{name}" for name in autobalance.__all__} - set(ENTRIES)
-    assert not missing, f"give {sorted(missing)} an entry on a page of docs/api"
+    assert not missing, f"give {sorted(missing)} an entry on a page of docs/reference/api"
 
 
 def test_every_entry_is_there_and_stands_once() -> None:
@@ -146,7 +146,7 @@ def test_every_figure_has_its_command_beside_it(page: Path) -> None:
 def test_every_measurement_has_its_command_or_leads_to_it(page: Path) -> None:
     for section in re.split(r"^## ", page.read_text("utf-8"), flags=re.MULTILINE):
         measured = re.search(r"\d (?:\+-|±) \d", section)
-        source = COMMAND.search(section) or re.search(r"\]\(\S*(?:results|why)\.md#", section)
+        source = COMMAND.search(section) or re.search(r"\]\(\S*(?:results/index|why)\.md#", section)
         assert not measured or source, (
             f"say what measures the numbers of: {section.splitlines()[0]}"
         )
@@ -206,5 +206,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         assert not re.search(r"<(?:script|img)[^>]+src=\"(?:https?:)?//", text), page
         assert not re.search(r"<link[^>]+stylesheet[^>]+href=\"(?:https?:)?//", text), page
     assert "balanced error" in (out / "tutorials" / "table.html").read_text("utf-8")
-    assert "--recipe.epochs" in (out / "cli.html").read_text("utf-8")
-    assert "<math" in (out / "method.html").read_text("utf-8")
+    assert "--recipe.epochs" in (out / "reference" / "cli.html").read_text("utf-8")
+    assert "<math" in (out / "explanation" / "method.html").read_text("utf-8")

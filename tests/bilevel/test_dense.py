@@ -511,7 +511,7 @@ def test_bad_datasets() -> None:
 
 
 def test_the_page_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Path(__file__).parents[2] / "docs/segmentation.md"
+    page = Path(__file__).parents[2] / "docs/tutorials/segmentation.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
     exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": "page"})
     assert "torch.Size([30, 3, 16, 16])" in capsys.readouterr().out

@@ -179,7 +179,7 @@ def test_refused(loss: ParametricCrossEntropy, y: Any, groups: Any, message: str
 
 
 def test_the_page_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Path(__file__).parents[2] / "docs/boosting.md"
+    page = Path(__file__).parents[2] / "docs/how_to/boosting.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
     printed = []
     for block in blocks:

@@ -172,7 +172,7 @@ def test_what_cannot_be_is_refused(call: Callable[[], Any], message: str) -> Non
 
 
 def test_the_page_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[2] / "docs/multi_label.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs/tutorials/multi_label.md").read_text("utf-8")
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(block, "multi_label.md", "exec"), {})
     printed = capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Where the numbers of a run go while it runs: any logger of Lightning, or an object of your own.
 
 `search`, `frontier`, `retrain`, `search_head` and `LossTuner` take ``logger=``, an object with
-``log_metrics(metrics, step)``; `docs/logging.md` lists names and steps. The logger is told numbers
+``log_metrics(metrics, step)``; `docs/how_to/logging.md` lists names and steps. The logger is told numbers
 that the run computes anyway, so that a run with a logger and one without are the same bit for bit.
 Of several processes only the first one logs. The run flushes the logger (`save`) when it ends, also
 where it fails, and leaves `finalize` to you, for one logger can serve search and retraining.

@@ -118,7 +118,7 @@ def search(
         Called with a `Progress` at every upper step.
     logger : MetricLogger, optional
         Told the numbers of every upper step: any logger of Lightning or Lightning Fabric, or an object
-        with ``log_metrics(metrics, step)``; see `docs/logging.md`. It changes nothing in the result.
+        with ``log_metrics(metrics, step)``; see `docs/how_to/logging.md`. It changes nothing in the result.
     test : ArrayData, optional
         Test data to watch: `history` then has the objective over the 0-1 error on it, at about 40 of
         the upper steps, of the networks in training. It guides nothing and changes nothing else.

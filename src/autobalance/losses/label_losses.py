@@ -314,8 +314,8 @@ class DistributionBalancedLoss(_PublishedLoss):
             \log(1 + e^{-(f - \nu)}) & y = 1 \\
             \log(1 + e^{\lambda (f - \nu)}) / \lambda & y = 0
         \end{cases}, \qquad
-        \hat r = \alpha + \mathrm{sigmoid}\Big(\beta \Big(
-            \frac{1 / n_j}{\sum_{i: y_i = 1} 1 / n_i} - \mu\Big)\Big), \qquad
+        \hat r = \alpha + \mathrm{sigmoid}\left(\beta \left(
+            \frac{1 / n_j}{\sum_{i: y_i = 1} 1 / n_i} - \mu\right)\right), \qquad
         \nu_j = \kappa \log(N / n_j - 1)
 
     Up to the weight of each example and label it is a `ParametricBinaryCrossEntropy` with parameters by

@@ -10,7 +10,7 @@ adjustment (1 / p(k, g) for the mean error over the cells, of data whose groups 
 Under a bound a_gk also holds the price of an error on class k within group g, and that
 can be negative: then an error there is welcome, because the group is served better than the others.
 No weight and no adjustment of a loss says that, so a search over losses ends at the floor which
-`docs/groups.md` describes; these decisions go below it.
+`docs/how_to/groups.md` describes; these decisions go below it.
 
 One network learns p(class, group | x), by cross-entropy over the cells. The prices are those of a
 linear program over held-out examples: it is solved for the decisions so far, its prices make the
