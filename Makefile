@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-processes test-all lint docs wheel oldest newest audit
+.PHONY: install demo test test-processes test-all lint docs notebooks wheel oldest newest audit
 
 install: .venv/.installed
 
@@ -37,6 +37,10 @@ lint: install
 # The site, with warnings as errors; its tutorials and snippets run.
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# The tutorials as notebooks, for Jupyter or Colab, under docs/_build/notebooks.
+notebooks: install
+	$(BIN)/python docs/make_notebooks.py
 
 # Wheel and sdist of both distributions, checked, and tests against each in an environment of its own.
 wheel: install

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -208,3 +209,17 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "balanced error" in (out / "tutorials" / "table.html").read_text("utf-8")
     assert "--recipe.epochs" in (out / "reference" / "cli.html").read_text("utf-8")
     assert "<math" in (out / "explanation" / "method.html").read_text("utf-8")
+
+
+def test_tutorials_become_notebooks_of_the_same_cells(tmp_path: Path) -> None:
+    """Each has the cells of its page, and the first one installs the wheel."""
+    command = [sys.executable, str(DOCS / "make_notebooks.py"), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    pages = [p for p in (DOCS / "tutorials").glob("*.md") if "mystnb" in p.read_text("utf-8")]
+    assert {p.stem for p in tmp_path.glob("*.ipynb")} == {p.stem for p in pages} != set()
+    for page in pages:
+        cells = json.loads((tmp_path / f"{page.stem}.ipynb").read_text("utf-8"))["cells"]
+        code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        assert f"autobalance-{autobalance.__version__}-py3-none-any.whl" in "".join(code[0])
+        assert len(code) - 1 == page.read_text("utf-8").count("```{code-cell}")
+        assert not any("](../" in "".join(cell["source"]) for cell in cells)
