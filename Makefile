@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-processes test-all lint docs notebooks wheel oldest newest audit
+.PHONY: install demo test test-processes test-all lint docs coverage notebooks wheel oldest newest audit
 
 install: .venv/.installed
 
@@ -37,6 +37,11 @@ lint: install
 # The site, with warnings as errors; its tutorials and snippets run.
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# The tests with their coverage; the README's badges show what it keeps.
+coverage: install
+	$(BIN)/python bench/record_tests.py
+	$(BIN)/python bench/figures.py --write
 
 # The tutorials as notebooks, for Jupyter or Colab, under docs/_build/notebooks.
 notebooks: install
