@@ -17,6 +17,7 @@ average precision. DIR is the data folder of `autobalance compare`, also AUTOBAL
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import lzma
 import os
@@ -38,6 +39,7 @@ from autobalance import (
     BalancedError,
     CVaRError,
     DistributionBalancedLoss,
+    HierarchicalLabelSpace,
     MacroF1Error,
     ParametricBinaryCrossEntropy,
     Recipe,
@@ -175,13 +177,14 @@ def tuned_tau(problem: Problem) -> Tensor:
     return predict_logits(problem.fit(loss), problem.test)
 
 
-def designed(objective: Any) -> Callable[[Problem], Tensor]:
-    """The loss designed for an objective on validation data."""
+def designed(objective: Any, **space: Any) -> Callable[[Problem], Tensor]:
+    """The loss designed for an objective on validation data, in the default space or with such options."""
 
     def run(problem: Problem) -> Tensor:
         result = search(
             problem.network, problem.train, validation=problem.validation, objective=objective,
             recipe=RECIPE, settings=SearchSettings(), seed=problem.seed, device="cpu",
+            space=functools.partial(HierarchicalLabelSpace, **space) if space else None,
         )  # fmt: skip
         print(result.summary(), flush=True)
         return predict_logits(problem.fit(result), problem.test)
@@ -200,6 +203,7 @@ METHODS: dict[str, Callable[[Problem], Tensor]] = {
     "bce_adjusted_afterwards": adjusted_afterwards,
     "tuned_tau": tuned_tau,
     "designed": designed("balanced_error"),
+    "designed_wide": designed("balanced_error", sigma_tau=2.0),
     "designed_worst": designed("worst_class_error"),
     "designed_macro_f1": designed("macro_f1"),
 }
