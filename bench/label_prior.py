@@ -5,9 +5,9 @@
 
 The problems are one label per class of sets of the suite's developing half (Letter, Yeast, Satellite and
 Fashion-MNIST, whose examples have one label each), and mosaics of four images of Fashion-MNIST, which have up
-to four. Each trains logit adjustment, the loss designed under a prior of each width, and logit adjustment with
-the tau of the least balanced error on validation data. FILE keeps one line for each problem, method and seed;
-what it has is not run again. The table has the balanced error averaged over labels, in percent.
+to four. Each trains logit adjustment, the loss designed under a prior of each width, and logit adjustment
+with the tau of the least balanced error on validation data. FILE keeps one line for each problem, method and
+seed; what it has is not run again. The table has the balanced error averaged over labels, in percent.
 """
 
 from __future__ import annotations
