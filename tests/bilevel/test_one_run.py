@@ -97,14 +97,24 @@ def test_it_costs_one_run_and_ends_at_the_same_bits() -> None:
     assert not first.network.training
 
 
-def test_the_loss_is_fixed_at_the_release_and_its_rate_has_fallen_to_0() -> None:
+def test_the_loss_is_fixed_at_the_release_and_its_rate_falls() -> None:
     result = trained(settings=SearchSettings(every=1, warmup=0.1, average=0.01)).result
     places = [np.array(point.additive) for point in result.path]
     moves = [float(np.abs(b - a).max()) for a, b in pairwise(places)]
-    assert result.path[-1].step == 30
-    assert moves[-1] < 0.05 * max(moves)
+    assert 30 - 4 < result.path[-1].step <= 30
+    assert moves[-1] < 0.25 * max(moves)
     assert result.loss.additive is not None
     np.testing.assert_allclose(result.loss.additive.numpy(), places[-1], atol=1e-6)
+
+
+def test_upper_steps_come_further_apart_as_the_rate_falls() -> None:
+    """After 1, 2 and 4 lower steps, where the learning rate is above a half, a quarter, and below it."""
+    settings = SearchSettings(every=1, warmup=0.1, average=0.01)
+    steps = [record.step for record in trained(settings=settings).result.history]
+    assert set(np.diff(steps)) == {1, 2, 4}
+    assert list(np.diff(steps)) == sorted(np.diff(steps))
+    alone = [record.step for record in trained(settings=settings, retrain="anew").result.history]
+    assert set(np.diff(alone)) == {1}
 
 
 @pytest.mark.parametrize(("phase", "step"), [("search", 20), ("retrain", 40)])

@@ -47,6 +47,10 @@ class LowerProblem(Protocol):
     def step(self, loss: LossSnapshot) -> None:
         """Bring the weights of every fold nearer to the minimum of this loss."""
 
+    def interval(self, done: int) -> int:
+        """Lower steps from one upper step to the next, after so many lower steps."""
+        ...
+
     def training_loss(self) -> float:
         """The last training loss, mean over folds."""
         ...
@@ -188,8 +192,8 @@ class BilevelSearch(Generic[P, U]):
         while self.done < self.total and not self.converged:
             self.problem.step(loss)
             self.done += 1
-            upper, since_warmup = None, self.done - self.warmup
-            if since_warmup > 0 and since_warmup % self.spec.settings.every == 0:
+            upper = None
+            if self._is_due(self.done):
                 upper = self.upper.update(self.problem.hypergradients())
                 self._record(upper, log)
                 self.converged = self.upper.has_converged(self.recorder.history)
@@ -222,9 +226,14 @@ class BilevelSearch(Generic[P, U]):
         log.write({f"choose/{c.name}": c.objective for c in result.candidates}, self.done)
         return result
 
+    def _is_due(self, done: int) -> bool:
+        """Whether an upper step comes after so many lower steps."""
+        since_warmup = done - self.warmup
+        return since_warmup > 0 and since_warmup % self.problem.interval(done) == 0
+
     def _record(self, upper: UpperStep, log: LoggerAdapter) -> None:
         test_objective = None
-        expected = (self.total - self.warmup) // self.spec.settings.every
+        expected = sum(map(self._is_due, range(self.total + 1))) if self.monitor else 0
         if self.monitor and is_look_due(len(self.recorder.history) + 1, expected):
             test_objective = self.monitor()
         record = UpperRecord(

@@ -237,6 +237,10 @@ class LowerLevel:
         return module.cpu().eval()
 
 
+MOST_STRETCH = 4
+"""How many times as far apart upper steps may come late in a search that shares its run with the training."""
+
+
 @dataclass
 class Fold:
     """One split: a network in training, what is held out, and the batches of it for upper steps."""
@@ -289,6 +293,21 @@ class NetworkFolds:
         """One step of every fold's optimiser."""
         self._losses = [fold.lower.step(loss) for fold in self.folds]
 
+    def interval(self, done: int) -> int:
+        """Same as in `LowerProblem`; in one run with the training it grows as the learning rate falls.
+
+        There it doubles whenever the rate has halved, up to `MOST_STRETCH` times, and the upper rate is as
+        much larger, so that the loss goes as far by fewer upper steps.
+        """
+        every = self.spec.settings.every
+        if self.spec.release is None:
+            return every
+        share = self.spec.recipe.lr_factor(max(0, done - 1), self.search_steps)
+        stretch = 1
+        while stretch < MOST_STRETCH and 2 * stretch * share <= 1.0:
+            stretch *= 2
+        return every * stretch
+
     def training_loss(self) -> float:
         """The last batches' loss before the step, mean over folds."""
         return float(torch.stack(self._losses).mean())
@@ -310,6 +329,7 @@ class NetworkFolds:
         # at the end of the search also where training goes on.
         done = max(0, self.folds[0].lower.done - 1)
         rate = self.spec.settings.lr * self.spec.recipe.lr_factor(done, self.search_steps)
+        rate *= self.interval(done + 1) / self.spec.settings.every
         for group in self.upper.tuner.upper_optimizer.param_groups:
             group["lr"] = rate
         return results

@@ -98,6 +98,10 @@ class HeadFolds:
             largest = max(self.statistics["largest_relative_gradient"], lower.residual)
             self.statistics["largest_relative_gradient"] = largest
 
+    def interval(self, done: int) -> int:
+        """Same as in `LowerProblem`: one upper step for each minimum."""
+        return 1
+
     def training_loss(self) -> float:
         """Of the minima, mean over folds."""
         return float(np.mean([fold.lower.loss for fold in self.folds if fold.lower]))

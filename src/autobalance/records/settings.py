@@ -128,7 +128,8 @@ class SearchSettings:
     warmup : float
         Share of the lower steps with the starting loss held fixed, in [0, 1).
     every : int
-        Lower steps between two upper steps.
+        Lower steps between two upper steps. In one run with the training (`search_and_train`) they grow up
+        to four times as the learning rate falls, and the upper steps with them.
     lr : float
         Learning rate of the upper level's optimiser.
     optimizer : {"adam", "sgd"}
