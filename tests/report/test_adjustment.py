@@ -95,7 +95,20 @@ def test_the_words_give_the_gain_and_tau(record: dict[str, Any]) -> None:
 def test_a_draw_between_rules_is_told(record: dict[str, Any]) -> None:
     drawn = copy.deepcopy(record)
     drawn["adjustment"] |= {"rules": 3, "tau": None}
-    assert "which of 3 rules decides" in words(as_text(explanation(read_run(drawn))))
+    drawn["rules"] = {"shares": [0.5, 0.3, 0.2], "l": [[0.0, 1.0, 2.0], [0.5, 0, 0], [0, 0, -1.25]]}
+    run = read_run(drawn)
+    told = words(as_text(explanation(run)))
+    assert "rule 1 decides 50.0%, rule 2 decides 30.0%, rule 3 decides 20.0%" in told
+    table = rules_table(run)
+    assert table is not None
+    assert table.columns == ["Class", "Rule 1 (50.0%)", "Rule 2 (30.0%)", "Rule 3 (20.0%)"]
+    by_class = {row[0].text: [cell.value for cell in row[1:]] for row in table.rows}
+    assert by_class[run.classes[2]] == [2.0, 0.0, -1.25]
+    old = copy.deepcopy(drawn)
+    del old["rules"]
+    assert "3 rules share the rows. Which one decides" in words(as_text(explanation(read_run(old))))
+    one = copy.deepcopy(record)
+    assert "One rule decides every row" in words(as_text(explanation(read_run(one))))
     assert "fig-tau-title" in checked(drawn).ids
 
 

@@ -92,6 +92,12 @@ class AdjustedModel:
         """Labels, shape ``(n,)``."""
         return self.classes_[self.adjustment.predict(scores)]
 
+    def rule_indices(self, scores: np.ndarray) -> np.ndarray | None:
+        """Which rule decides each row, counted from 0, shape ``(n,)``; None where there is one alone."""
+        if len(self.adjustment.rule.shares) == 1:
+            return None
+        return self.adjustment.rule_indices(scores)
+
     def predict_proba(self, scores: np.ndarray, *, prior: str | None = None) -> np.ndarray:
         """As `Adjustment.predict_proba` gives them, shape ``(n, k)``."""
         return self.adjustment.predict_proba(scores, prior)
@@ -155,6 +161,14 @@ class AdjustedModel:
                 "intervals": {name: each.tolist() for name, each in found.intervals.items()},
                 "curve": None if self.curve is None else self.curve.tolist(),
                 "model": self.scorer.describe().get("name"),
+            },
+            "rules": {
+                "shares": found.rule.shares.tolist(),
+                **(
+                    {"prices": found.rule.weights.tolist()}
+                    if isinstance(found.rule, CellRule)
+                    else {"l": found.rule.additive.tolist()}
+                ),
             },
             "class_counts": found.class_counts.tolist(),
             "class_names": [str(c) for c in self.classes_],

@@ -27,6 +27,7 @@ from autobalance.sklearn import AutoBalanceClassifier
 _RECORDED_OPTIONS = (
     "table",
     "target",
+    "id",
     "groups",
     "missing_groups",
     "test",
@@ -133,7 +134,7 @@ def read_columns(
 ) -> Columns:
     """Features, labels and groups of the options' table, or of another `path`.
 
-    Labels and groups are not among the features. The columns in `text` are text, whatever they look like.
+    Labels, groups and the column of ``--id`` are not among the features. The columns in `text` are text, whatever they look like.
 
     Raises
     ------
@@ -153,8 +154,13 @@ def read_columns(
         groups = column(table, options.groups, "group", missing_values=unknown, remedy=remedy)
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
-    other = [c for c in (options.target, options.groups) if c is not None]
-    return table.drop(columns=other), target, groups
+    row_id = options.get("id")
+    if row_id is not None and row_id in (options.target, options.groups):
+        raise InputError(f"--id {row_id} is the column of the labels or groups already. Give another.")
+    if row_id is not None and path is None:  # a test table may do without
+        column(table, row_id, "id", missing_values=True)
+    other = {options.target, options.groups, row_id} & set(table.columns)
+    return table.drop(columns=[*other]), target, groups
 
 
 def read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:

@@ -46,7 +46,7 @@ AUTO = ("network", "lightgbm")
 """What ``--model auto`` compares."""
 PARTS = 4
 """Of so many parts of the table one is held out for that."""
-_RECORDED = ("table", "target", "groups", "test", "model")
+_RECORDED = ("table", "target", "id", "groups", "test", "model")
 
 
 def fit_model(options: Namespace, command: str) -> int:

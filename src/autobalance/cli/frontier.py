@@ -160,6 +160,10 @@ def _sweep_decisions(
         run = fit_record(classifier, command, "finished", started, options)
         taken = _point_record(picked, options.main, "bound")
         run |= {"kind": "frontier", "objective": picked.objective}
+        run["rules"] = {
+            "shares": picked.network.shares.tolist(),
+            "prices": picked.network.weights.tolist(),
+        }
         run["frontier"] = {
             **{key: record[key] for key in ("by", "main", "gap", "baselines")},
             "points": sorted([taken, *record["points"]], key=lambda p: -p["bound"]),

@@ -168,6 +168,8 @@ _GROUPS = (
     "Without this option it is an ordinary feature"
 )
 
+_ID = "column that names the rows. It is excluded from the features, and predict copies it"
+
 
 def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> ArgumentParser:
     """The parser of the whole command line.
@@ -199,6 +201,7 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
         "held-out rows"
     )
     _add(fit, "--model", model, default="network")
+    _add_optional(fit, "--id", _ID)
     _add_optional(fit, "--groups", _GROUPS)
     _add_missing_groups(fit)
     objectives = f"what the loss is designed for: {', '.join(OBJECTIVES)}"
@@ -248,6 +251,7 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
         description="Design losses along the trade-off of an error and a gap between groups."
     )
     _add_table(sweep, _TABLE)
+    _add_optional(sweep, "--id", _ID)
     _add(sweep, "--groups", _GROUPS.split(". Without")[0], required=True)
     _add_missing_groups(sweep)
     objectives = f"error to keep small: {', '.join(OBJECTIVES)}"
@@ -276,6 +280,8 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     predict = CommandParser(description="Predict with a RUN.")
     _add(predict, "run", "RUN folder")
     _add(predict, "table", f"{_TABLE} with the features, or the scores")
+    row_id = "column that names the rows; it is copied to the predictions. By default that of the fit"
+    _add_optional(predict, "--id", row_id)
     _add(predict, "--out", "CSV or Parquet file to write", required=True)
     prior = (
         "calibrate the probabilities for classes as frequent as in training, or equally frequent. By "

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autobalance._validation import InputError, array_of_numbers, same_length, whole
+from autobalance._validation import (
+    InputError,
+    array_of_numbers,
+    how_to_install,
+    same_length,
+    whole,
+)
 from autobalance.records.error_table import ErrorTable, as_counts, effective_counts
 
 if TYPE_CHECKING:
@@ -265,7 +271,7 @@ def metric_frame(target: np.ndarray, predicted: np.ndarray, groups: Any) -> Metr
         from fairlearn.metrics import MetricFrame
     except ImportError:
         raise InputError(
-            "metric_frame needs fairlearn. Install it: pip install 'autobalance[fairness]'."
+            f"metric_frame needs fairlearn. {how_to_install('fairlearn')}."
         ) from None
     same_length(target=target, predicted=predicted, groups=groups)
     target, predicted = np.asarray(target), np.asarray(predicted)

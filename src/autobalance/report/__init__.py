@@ -11,7 +11,7 @@ from autobalance.report.multi_run_page import render_runs
 from autobalance.report.record import read_run
 from autobalance.report.run import Run
 from autobalance.report.samples import LARGEST, Sheet, pack_sheet, rows_that_fit
-from autobalance.report.text import GAP_TITLES
+from autobalance.report.text import GAP_TITLES, describe_rules
 from autobalance.report.verdicts import bound_sentences
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "as_svg",
     "as_text",
     "bound_sentences",
+    "describe_rules",
     "evenly_spaced",
     "explanation",
     "few_in_a_cell",

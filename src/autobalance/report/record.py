@@ -102,6 +102,7 @@ def read_run(record: dict[str, Any]) -> Run:
         frontier=_frontier(_mapping(record.get("frontier"))),
         options=_mapping(record.get("options")),
         adjusted=_adjusted(_mapping(record.get("adjustment")), k),
+        rules=_rules(record, k),
         samples=_samples(samples, record),
     )
 
@@ -411,6 +412,30 @@ def _adjusted(entry: dict[str, Any], k: int) -> dict[str, Any]:
         },
         **{key: _number(entry.get(key)) for key in ("tau", "gain")},
     }
+
+
+def _rules(record: dict[str, Any], k: int) -> dict[str, Any]:
+    """The rules of decisions; their number alone where the record is from before they were kept."""
+    entry = _mapping(record.get("rules"))
+    shares = array_of(entry.get("shares"))
+    if shares is not None and shares.ndim == 1 and not np.isnan(shares).any():
+        tables = {key: array_of(entry.get(key)) for key in ("l", "prices")}
+        names = record.get("group_names")
+        names = names if isinstance(names, list) else []
+        shapes = {"l": (len(shares), k), "prices": (len(shares), len(names), k)}
+        fitting = {
+            key: table if table is not None and table.shape == shapes[key] else None
+            for key, table in tables.items()
+        }
+        groups = _names(names, len(names), "group")
+        return {"count": len(shares), "shares": shares.tolist(), "groups": groups, **fitting}
+    points = _mapping(record.get("frontier"))
+    count = _number(_mapping(record.get("adjustment")).get("rules"))
+    if points.get("by") == "bound":
+        count = _number(_mapping(points.get("kept")).get("drawn_from"))
+    if not count:
+        return {}
+    return {"count": int(count), "shares": None, "l": None, "prices": None}
 
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

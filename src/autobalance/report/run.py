@@ -117,6 +117,8 @@ class Run:
     # Of decisions on scores: "chosen", "before", "tau", "gain", "l" (k,), "rules", "intervals", "model",
     # and "curve" (t, 3) of tau, the objective under l = tau log pi, and its standard error.
     adjusted: dict[str, Any]
+    # Of decisions: "count", "shares" (m,) or None, "l" (m, k) or "prices" (m, g, k) of "groups".
+    rules: dict[str, Any]
     samples: dict[str, Any]  # as `autobalance.report.samples` packs them, with their rows' "names"
     place: str = ""  # in front of every identifier, where a page shows several runs
     rows: int = 1000  # most rows of a table

@@ -286,6 +286,27 @@ def adjustment_table(run: Run) -> Table | None:
     return Table.of_columns(f"{run.place}adjustment", caption, columns)
 
 
+def rules_table(run: Run) -> Table | None:
+    """What each rule of decisions multiplies by or takes off; None where one column of ℓ says it all."""
+    prices, offsets = (run.rules.get(key) for key in ("prices", "l"))
+    if prices is None and (offsets is None or len(offsets) < 2):
+        return None
+    rows = [(0, c) for c in run.order.tolist()]
+    if prices is not None:
+        rows = [(g, c) for c in run.order.tolist() for g in range(prices.shape[1])]
+    caption = phrase(f"table.{'offsets' if prices is None else 'prices'}") + _cut(run, len(rows))
+    rows = rows[: run.rows]
+    columns: list[tuple[str, list[Any]]] = [("Class", [run.classes[c] for _, c in rows])]
+    if prices is not None:
+        columns.append(("Group", [run.rules["groups"][g] for g, _ in rows]))
+    for i, share in enumerate(run.rules["shares"]):
+        each = offsets[i][None] if prices is None else prices[i]
+        values = [float(each[at]) for at in rows]
+        cells = [Cell(f"{value:.5g}".replace("-", "−"), value=value) for value in values]
+        columns.append((f"Rule {i + 1} ({percent(share)})", cells))
+    return Table.of_columns(f"{run.place}rules", caption, columns, sortable=False)
+
+
 def errors_tables(run: Run) -> list[Table]:
     """Error per class: on the best data, and where that says nothing of before, also on folds'."""
     return [_errors_table(run, evidence) for evidence in error_evidence(run)]

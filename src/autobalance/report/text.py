@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -107,6 +108,8 @@ def candidate_title(run: Run, name: str) -> str:
 def sentences(run: Run) -> list[str]:
     """What was asked, what was found, and what it brought."""
     texts: list[str | None] = [_describe_request(run), _outcome(run)]
+    if run.rules:
+        texts.append(describe_rules(run.rules["count"], run.rules["shares"]))
     if run.adjusted:
         tested = _on_test_data(run) if _is_measured(run) else None
         return [text for text in [*texts, *adjustment_sentences(run), tested] if text]
@@ -149,16 +152,23 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _about_decision(run: Run, point: dict[str, Any]) -> str:
     main, gap = (percent(point[axis]) for axis in ("main", "gap"))
-    beside, drawn, rules = "", "", point.get("drawn_from") or 1
+    beside = ""
     for other in run.frontier["baselines"][:1]:
         ends = {axis: percent(other[axis]) for axis in ("main", "gap")}
         beside += phrase("story.most_probable", **ends)
     if point.get("worst_cell") is not None:
         beside += phrase("story.worst_cell", worst=percent(point["worst_cell"]))
-    if rules > 1:
-        drawn = phrase("story.drawn", rules=rules)
     name = in_words(run.frontier["main"])
-    return phrase("story.decision", main_name=name, main=main, gap=gap, beside=beside, drawn=drawn)
+    return phrase("story.decision", main_name=name, main=main, gap=gap, beside=beside)
+
+
+def describe_rules(count: int, shares: Sequence[float] | None = None) -> str:
+    """Whether every row is decided by one rule, or which share of them by each of several."""
+    if count == 1:
+        return phrase("story.fixed")
+    each = [f"rule {i} decides {percent(share)}" for i, share in enumerate(shares or [], 1)]
+    told = f": {', '.join(each)} of them" if each else ""
+    return phrase("story.drawn", rules=count, shares=told)
 
 
 def _describe_request(run: Run) -> str:
@@ -183,14 +193,12 @@ def _describe_request(run: Run) -> str:
 
 
 def adjustment_sentences(run: Run) -> list[str]:
-    """tau, whether decisions are drawn, and that the numbers are of examples not designed on."""
+    """The strength tau of the adjustment and its interval, where it has one."""
     found, texts = run.adjusted, []
     if found["tau"] is not None:
         between = found["intervals"].get("tau")
         spread = "" if between is None else f" ({number(between[0])} to {number(between[1])})"
         texts.append(phrase("story.tau", tau=number(found["tau"]), spread=spread))
-    if found["rules"] > 1:
-        texts.append(phrase("story.drawn", rules=found["rules"]).strip())
     return texts
 
 
