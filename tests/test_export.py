@@ -80,7 +80,9 @@ def test_an_exporter_too_old_for_torch_is_no_fault_of_the_network(
         raise ModuleNotFoundError("No module named 'onnx_ir'")
 
     monkeypatch.setattr(torch.onnx, "export", beyond)
-    with pytest.raises(InputError, match=r"too old here: No module named 'onnx_ir'. Update them: pip"):
+    with pytest.raises(
+        InputError, match=r"too old here: No module named 'onnx_ir'. Update them: pip"
+    ):
         export_model(nn.Linear(3, 2), torch.zeros(2, 3), tmp_path / "model.onnx")
 
 

@@ -14,7 +14,7 @@ from autobalance import design_adjustment
 from autobalance.cli.adjusted_run import AdjustedModel, ScoreColumns
 from autobalance.posthoc import measure_taus
 from autobalance.report import as_text, explanation, read_run
-from autobalance.report.tables import adjustment_table, choice_table
+from autobalance.report.tables import adjustment_table, choice_table, rules_table
 from report_records import checked
 
 KINDS = np.array(["often", "rare", "seldom"])

@@ -15,7 +15,7 @@ from autobalance.cli.estimators import TableEstimator
 from autobalance.data import column, group_names, number_groups, positions
 from autobalance.objectives import CostMatrix
 from autobalance.posthoc import Adjustment, CellRule
-from autobalance.records import classification_report, confused_pairs, read_json
+from autobalance.records import ErrorTable, classification_report, confused_pairs, read_json
 
 ADJUSTMENT = "adjustment.json"
 FORMAT = "autobalance-adjusted-run"
@@ -175,6 +175,11 @@ class AdjustedModel:
             "group_names": self.groups_,
             "search": {"candidates": candidates, "choice": found.chosen},
         }
+
+    def held_out_errors(self) -> ErrorTable:
+        """Errors of the decisions on the examples that they were designed on, each held out."""
+        tables = self._tables()
+        return ErrorTable.from_counts(tables["wrong"], tables["mass"])
 
     def _tables(self) -> dict[str, np.ndarray]:
         """Held-out examples and errors before and after, by class or by cell, each ``(g, k)``."""

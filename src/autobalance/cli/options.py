@@ -216,6 +216,12 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     _add(fit, "--retrain", again, Literal["anew", "continue"], default="anew")
     test = "labelled table to watch during the search and to evaluate the network on; no choice depends on it"
     _add_optional(fit, "--test", test)
+    fit.add_argument(
+        "--no_baselines",
+        "--no-baselines",
+        action="store_true",
+        help="do not train twice more, plainly and with class weights, to have something to compare with",
+    )
     log = "write the curves of search and retraining into the folder logs of the RUN"
     _add_optional(fit, "--log", log, Literal["csv", "tensorboard"])
     _add(fit, "--out", "RUN folder to write", required=True)
@@ -280,7 +286,9 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     predict = CommandParser(description="Predict with a RUN.")
     _add(predict, "run", "RUN folder")
     _add(predict, "table", f"{_TABLE} with the features, or the scores")
-    row_id = "column that names the rows; it is copied to the predictions. By default that of the fit"
+    row_id = (
+        "column that names the rows; it is copied to the predictions. By default that of the fit"
+    )
     _add_optional(predict, "--id", row_id)
     _add(predict, "--out", "CSV or Parquet file to write", required=True)
     prior = (

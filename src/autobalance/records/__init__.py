@@ -32,6 +32,7 @@ from autobalance.records.metrics import (
     counts_to_dict,
     expected_calibration_error,
     reliability,
+    report_rates,
 )
 from autobalance.records.plain_settings import PlainSettings, recorded_kind
 from autobalance.records.search_record import (
@@ -80,6 +81,7 @@ __all__ = [
     "recorded_kind",
     "reliability",
     "remove_parts",
+    "report_rates",
     "run_status",
     "to_json",
     "write_atomically",

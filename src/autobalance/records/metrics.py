@@ -270,9 +270,7 @@ def metric_frame(target: np.ndarray, predicted: np.ndarray, groups: Any) -> Metr
     try:
         from fairlearn.metrics import MetricFrame
     except ImportError:
-        raise InputError(
-            f"metric_frame needs fairlearn. {how_to_install('fairlearn')}."
-        ) from None
+        raise InputError(f"metric_frame needs fairlearn. {how_to_install('fairlearn')}.") from None
     same_length(target=target, predicted=predicted, groups=groups)
     target, predicted = np.asarray(target), np.asarray(predicted)
     metrics: dict[str, Callable[..., float]] = {
@@ -356,8 +354,16 @@ def classification_report(
         effective numbers, on which intervals rest; see `autobalance.records.error_table.effective_counts`.
     """
     table = ErrorTable.from_predictions(target, predicted, num_classes, groups, sample_weight)
+    names = group_names
+    if groups is not None and names is None:
+        names = range(len(table.mass))
+    return report_rates(table, None if groups is None else names)
+
+
+def report_rates(table: ErrorTable, group_names: Sequence[Any] | None = None) -> dict[str, Any]:
+    """What `classification_report` says, of a table of errors; by group where the groups have names."""
     per_class = table.class_errors
-    weighted = sample_weight is not None
+    weighted = table.effective is not None
     report: dict[str, Any] = {
         "n": table.mass.sum().item(),
         "error": table.error,
@@ -369,9 +375,9 @@ def classification_report(
         "class_errors": _or_none(per_class),
     }
     measures = ["worst_class_error"]
-    if groups is not None:
+    if group_names is not None:
         present = np.flatnonzero(table.present_groups).tolist()
-        names = {g: g if group_names is None else group_names[g] for g in present}
+        names = {g: group_names[g] for g in present}
         report |= {
             "worst_group_error": table.worst_group_error,
             "group_balanced_error": table.group_balanced_error,

@@ -63,7 +63,9 @@ def view(run: Run) -> dict[str, Any]:
         "parts": {part.key for part in run.parts},
         "sentences": [*bound_sentences(run), *sentences(run)],
         "facts": facts(run),
-        "rules_sentence": describe_rules(run.rules["count"], run.rules["shares"]) if run.rules else "",
+        "rules_sentence": describe_rules(run.rules["count"], run.rules["shares"])
+        if run.rules
+        else "",
         "warning": warning(run),
         "cautions": [*cautions(run), *doubts(run)],
         "errors": tables.errors_tables(run),
@@ -75,6 +77,7 @@ def view(run: Run) -> dict[str, Any]:
     }
     builders = (
         tables.methods_table,
+        tables.baselines_table,
         tables.race_table,
         tables.choice_table,
         tables.adjustment_table,

@@ -87,6 +87,8 @@ class Run:
     order: np.ndarray  # classes from the most to the least frequent, shape (k,)
     methods: list[Method]
     evaluation_data: str | None
+    baselines: list[Method]  # plain training, class weights and the run's result, on held-out rows
+    baselines_data: str  # those rows in words
     parts: list[Part]
     snippet: str | None  # the loss taken as code that stands alone, where that is not long
     curves: dict[str, np.ndarray]  # by the names of `record.CURVES`, each of shape (t,)

@@ -112,12 +112,13 @@ def sentences(run: Run) -> list[str]:
         texts.append(describe_rules(run.rules["count"], run.rules["shares"]))
     if run.adjusted:
         tested = _on_test_data(run) if _is_measured(run) else None
-        return [text for text in [*texts, *adjustment_sentences(run), tested] if text]
+        beside = baselines_sentence(run)
+        return [text for text in [*texts, *adjustment_sentences(run), beside, tested] if text]
     if _is_measured(run):
         texts.append(_on_test_data(run))
     elif not run.candidates and run.search_status != "diverged":
         texts.append(_on_validation(run))
-    texts.append(choice_sentence(run))
+    texts += [choice_sentence(run), baselines_sentence(run)]
     if not (_is_measured(run) and run.before):  # test data of one network alone compare nothing
         texts.append(one_fold_sentence(run))
     return [text for text in texts if text]
@@ -404,11 +405,28 @@ def choice_sentence(run: Run) -> str | None:
     )  # fmt: skip
 
 
+def baselines_sentence(run: Run) -> str | None:
+    """What plain training and class weights gave beside the run's own result, on the same rows."""
+    key, name = _SCORE.get(run.objective, _BALANCED)
+    known = [m for m in run.baselines if key in m.scores]
+    if len(known) < 2:
+        return None
+    each = [f"{percent(m.scores[key])} with {in_sentence(m.title)}" for m in known]
+    errors = f"{', '.join(each[:-1])} and {each[-1]}"
+    return phrase("choice.baselines", data=run.baselines_data, name=name, errors=errors)
+
+
 def one_fold_sentence(run: Run) -> str | None:
     """That nothing says how good the loss is, where that is so because of a single fold."""
     moved = run.search_status == "finished" and run.moved
     # A frontier has no final choice, with however many folds.
-    if run.candidates or not moved or (run.folds or 1) > 1 or run.kind == "frontier":
+    if (
+        run.candidates
+        or run.baselines
+        or not moved
+        or (run.folds or 1) > 1
+        or run.kind == "frontier"
+    ):
         return None
     return phrase("choice.one_fold")
 
