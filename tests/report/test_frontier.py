@@ -48,7 +48,7 @@ def test_the_picture_is_svg_and_repeats() -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "var(" not in text
     words = "".join(root.itertext())
-    for expected in ("always <one> & $class", "0.1", "difference of equal opportunity (DEO)"):
+    for expected in ("always <one> & $class", "0.1", "DEO (gaps in error, all classes added up)"):
         assert expected in words
     assert as_svg(SWEPT) == text
     assert dict(matplotlib.rcParams) == before

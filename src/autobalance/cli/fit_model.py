@@ -97,7 +97,7 @@ def fit_adjusted(
     goal = as_objective(options.objective)
     if goal.over == "class":
         if groups is not None:
-            complain(f"{options.objective} does not look at groups: they are left out")
+            complain(f"{options.objective} does not look at groups, so --groups is not used")
         groups = None
     # Not every library takes labels that are text.
     classes, target = np.unique(class_labels(labels), return_inverse=True)
@@ -153,8 +153,8 @@ def _choose_model(options: Namespace, columns: Columns) -> tuple[str, str]:
     best = min(errors, key=lambda name: errors[name])
     rows = number_of(int(held.sum()), "row")
     return best, (
-        f"--model auto took {best}: on {rows} that neither was fitted to, {options.objective} was "
-        f"{', '.join(told)}; then it was fitted on all rows"
+        f"--model auto took {best}. On {rows} held out from both, {options.objective} was "
+        f"{', '.join(told)}. What was taken is fitted on all rows"
     )
 
 

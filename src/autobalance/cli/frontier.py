@@ -77,7 +77,8 @@ def run_frontier(options: Namespace, command: str) -> int:
             missing_groups=options.missing_groups,
             device=options.device,
             random_state=options.seed,
-            progress=lambda p: live.update("frontier", p),
+            # Only the baselines are trained one beside the other.
+            progress=lambda p: live.update("baselines" if p.phase == "choose" else "frontier", p),
         )
         return run(classifier, data, out, command, started, options, kept)
 

@@ -114,8 +114,8 @@ def run_evaluate(options: Namespace, command: str) -> int:
     )
     if groups is None and classifier.groups_:
         complain(
-            f"without --groups nothing is known of the groups of {options.table}; the "
-            f"report of {options.run} shows this evaluation"
+            f"{options.table} was evaluated without --groups, so the report of {options.run} now has no "
+            "errors by group of it. Add --groups to measure them"
         )
     if options.json:
         print(to_json(report))
@@ -137,15 +137,15 @@ def _warn_of_data(
     trained = (record.get("options") or {}).get("table")
     if isinstance(trained, str) and Path(trained).resolve() == Path(options.table).resolve():
         complain(
-            f"{options.table} is the table that {options.run} was trained on: these are no test "
-            "errors"
+            f"{options.table} is the table that {options.run} was trained on: these are no "
+            "test errors"
         )
     here = set(target.tolist())
     absent = [str(c) for i, c in enumerate(classifier.classes_) if i not in here]
     if absent:
         complain(
             f"{options.table} has no example of {', '.join(absent[:5])}"
-            f"{', ...' if len(absent) > 5 else ''}; means over the classes leave out what is not there"
+            f"{', ...' if len(absent) > 5 else ''}; means over the classes leave it out"
         )
 
 
@@ -154,7 +154,9 @@ def _save(run: str, rates: dict[str, Any], before: dict[str, Any] | None, data: 
     try:
         save_evaluation(run, rates, data, before)
     except OSError as error:
-        complain(f"{run} is left as it is, for {error}")
+        complain(
+            f"the report of {run} stays without this evaluation, which could not be written: {error}"
+        )
         return False
     return True
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autobalance.bilevel import Progress as RunProgress, SearchResult
 
 
-_SUMMARY = (
+_SUMMARY = (  # Measures of a report, in this order.
     "error", "balanced_error", "worst_class_error", "worst_group_error", "group_balanced_error",
     "worst_class_and_group_error", "deo",
 )  # fmt: skip
@@ -153,7 +153,8 @@ def print_race(result: SearchResult) -> None:
         return
     each = ", ".join(f"{r.name} {r.criterion:.3f} ({r.outcome})" for r in raced)
     print(
-        f"Race of {len(raced)} ways to train, held-out cross-entropy of balanced classes: {each}."
+        f"{len(raced)} ways to train, each tried for half the steps: {each}. The numbers are the held-out "
+        "cross-entropy with every class counting the same; lower is better."
     )
 
 
@@ -166,8 +167,8 @@ def print_choice(result: SearchResult) -> None:
     compared = by_name["designed"] if chosen.name == "start" else chosen
     print(
         f"Final choice on held-out data: {CHOICES[chosen.name]}, at {format_percent(chosen.objective)} %. "
-        f"{CHOICES[compared.name].capitalize()} less its start: {100 * compared.difference:+.1f} points "
-        f"(standard error {100 * compared.standard_error:.1f})."
+        f"Against the loss that the search started from, {CHOICES[compared.name]} changes the error by "
+        f"{100 * compared.difference:+.1f} points (standard error {100 * compared.standard_error:.1f})."
     )
     if chosen.undefined is not None:
         print(f"{chosen.undefined} The objective is not defined there: these numbers leave it out.")
@@ -175,11 +176,13 @@ def print_choice(result: SearchResult) -> None:
 
 def print_baselines(beside: dict[str, Any], objective: str) -> None:
     """What plain training, class weights and the run's own result give on the same rows."""
+    from autobalance.report import in_words
+
     methods = beside["methods"].values()
     measures = dict.fromkeys(("balanced_error", "worst_class_error"))
     named = re.findall(r"\b[a-z_]+\b(?!\()", objective)
     measures |= dict.fromkeys(name for name in named if all(name in m for m in methods))
-    header = ("training", *(name.replace("_", " ") for name in measures))
+    header = ("training", *(in_words(name) for name in measures))
     rows = [(m["title"], *(format_percent(m[name]) for name in measures)) for m in methods]
     _print_rows(header, rows, title=f"Error in percent on {beside['data']}")
 
@@ -267,8 +270,10 @@ def _print_with_legend(table: Table, legend: Sequence[str]) -> None:
 
 def print_report(report: dict[str, Any], title: str | None = None) -> None:
     """Error rates: overall, then by class, by group, and by both."""
+    from autobalance.report import measure_name
+
     summary = [
-        (key.replace("_", " "), format_percent(report[key])) for key in _SUMMARY if key in report
+        (measure_name(key), format_percent(report[key])) for key in _SUMMARY if key in report
     ]
     _print_rows(("error in percent", ""), summary, title=title or f"{report['n']:,} examples")
     classes = [plain_text(name) for name in report["classes"]]

@@ -12,7 +12,7 @@ from autobalance.report.pareto import frontier_points
 from autobalance.report.record import read_run
 from autobalance.report.run import Run
 from autobalance.report.samples import LARGEST, Sheet, pack_sheet, rows_that_fit
-from autobalance.report.tables import point_title
+from autobalance.report.tables import measure_name, point_title
 from autobalance.report.text import GAP_TITLES, describe_rules, in_words
 from autobalance.report.verdicts import bound_sentences
 
@@ -35,6 +35,7 @@ __all__ = [
     "few_in_a_cell",
     "frontier_points",
     "in_words",
+    "measure_name",
     "pack_sheet",
     "point_title",
     "read_folder",

@@ -139,6 +139,8 @@ def _lost_while_mean_gained(run: Run) -> str | None:
     """Classes whose error rose by more than noise although the mean over the classes fell."""
     for evidence in all_evidence(run):
         before, after, change = evidence.before, evidence.after, evidence.change
+        if evidence.kind == "baselines":
+            continue  # Against plain training a balanced error always costs the frequent classes.
         if before is None or after is None or change is None:
             continue
         if before.trials is None or after.trials is None or not np.nanmean(change) < 0:
