@@ -35,11 +35,12 @@ def baselines_record(
     tables = {name: (_TITLES[name], table) for name, table in baselines.items()}
     if own is not None:
         tables["autobalance"] = title, own
+    by_group = groups is not None and all(len(table.mass) > 1 for _, table in tables.values())
     n = next(iter(baselines.values())).mass.sum()
     return {
         "data": f"{n:,.0f} {rows}",
         "methods": {
-            name: {"title": label, **report_rates(table, groups)}
+            name: {"title": label, **report_rates(table, groups, by_group=by_group)}
             for name, (label, table) in tables.items()
         },
     }

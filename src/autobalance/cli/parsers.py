@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import HelpFormatter
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -43,7 +44,7 @@ _OBJECTIVE = (
 class _MainParser(CommandParser):
     """The program's own parser, whose help lists the commands by what one wants to do."""
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Description, commands in groups, examples."""
         assert self._subcommands_action is not None
         helps = {a.dest: a.help or "" for a in self._subcommands_action._choices_actions}
@@ -348,5 +349,6 @@ def _add_training(parser: CommandParser) -> None:
         "recipe": "How the network is trained",
         "search": "How the loss is searched for on held-out rows",
     }
+    groups = parser.groups or {}
     for name, title in titles.items():
-        parser.groups[name].title = title
+        groups[name].title = title

@@ -82,7 +82,7 @@ def _id_column(options: Namespace, record: dict[str, Any], table: pd.DataFrame) 
     name = options.id
     if name is None:
         name = (record.get("options") or {}).get("id")
-        if name not in table.columns:
+        if name is None or name not in table.columns:
             return None
     return column(table, name, "id", missing_values=True)
 

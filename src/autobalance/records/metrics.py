@@ -354,14 +354,13 @@ def classification_report(
         effective numbers, on which intervals rest; see `autobalance.records.error_table.effective_counts`.
     """
     table = ErrorTable.from_predictions(target, predicted, num_classes, groups, sample_weight)
-    names = group_names
-    if groups is not None and names is None:
-        names = range(len(table.mass))
-    return report_rates(table, None if groups is None else names)
+    return report_rates(table, group_names, by_group=groups is not None)
 
 
-def report_rates(table: ErrorTable, group_names: Sequence[Any] | None = None) -> dict[str, Any]:
-    """What `classification_report` says, of a table of errors; by group where the groups have names."""
+def report_rates(
+    table: ErrorTable, group_names: Sequence[str] | None = None, *, by_group: bool
+) -> dict[str, Any]:
+    """What `classification_report` says, of a table of errors whose rows may be groups."""
     per_class = table.class_errors
     weighted = table.effective is not None
     report: dict[str, Any] = {
@@ -375,9 +374,9 @@ def report_rates(table: ErrorTable, group_names: Sequence[Any] | None = None) ->
         "class_errors": _or_none(per_class),
     }
     measures = ["worst_class_error"]
-    if group_names is not None:
+    if by_group:
         present = np.flatnonzero(table.present_groups).tolist()
-        names = {g: group_names[g] for g in present}
+        names = {g: g if group_names is None else group_names[g] for g in present}
         report |= {
             "worst_group_error": table.worst_group_error,
             "group_balanced_error": table.group_balanced_error,

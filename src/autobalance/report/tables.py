@@ -303,16 +303,15 @@ def rules_table(run: Run) -> Table | None:
     prices, offsets = (run.rules.get(key) for key in ("prices", "l"))
     if prices is None and (offsets is None or len(offsets) < 2):
         return None
-    rows = [(0, c) for c in run.order.tolist()]
-    if prices is not None:
-        rows = [(g, c) for c in run.order.tolist() for g in range(prices.shape[1])]
+    numbers = offsets[:, None] if prices is None and offsets is not None else prices
+    assert numbers is not None
+    rows = [(g, c) for c in run.order.tolist() for g in range(numbers.shape[1])]
     caption = phrase(f"table.{'offsets' if prices is None else 'prices'}") + _cut(run, len(rows))
     rows = rows[: run.rows]
     columns: list[tuple[str, list[Any]]] = [("Class", [run.classes[c] for _, c in rows])]
     if prices is not None:
         columns.append(("Group", [run.rules["groups"][g] for g, _ in rows]))
-    for i, share in enumerate(run.rules["shares"]):
-        each = offsets[i][None] if prices is None else prices[i]
+    for i, (share, each) in enumerate(zip(run.rules["shares"], numbers, strict=True)):
         values = [float(each[at]) for at in rows]
         cells = [Cell(f"{value:.5g}".replace("-", "−"), value=value) for value in values]
         columns.append((f"Rule {i + 1} ({percent(share)})", cells))
