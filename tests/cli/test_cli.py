@@ -99,7 +99,8 @@ def test_predict_needs_no_groups_and_evaluate_agrees(fitted: Path) -> None:
     assert shown.stderr == (
         "autobalance: column 'size': 100 % of its values are categories that training never saw\n"
     )
-    for text in ("worst class and group error", "group balanced error", "south", "absent"):
+    worst, mean = (f"{what} error over groups and classes" for what in ("worst", "balanced"))
+    for text in (worst, mean, "south", "absent"):
         assert (text in shown.stdout) == (text != "absent")
 
 

@@ -86,7 +86,7 @@ def test_the_words_give_the_gain_and_tau(record: dict[str, Any]) -> None:
     values = {entry["name"]: entry["objective"] for entry in record["search"]["candidates"]}
     assert f"{100 * values['none']:.1f}% before, {100 * values[taken]:.1f}% after" in text
     low, high = (100 * value for value in record["adjustment"]["intervals"]["gain"])
-    assert f"(lower by {low:.1f} to {high:.1f} points)" in text
+    assert f"(a gain of {low:.1f} to {high:.1f} points in nine of ten resamples)" in text
     assert "post hoc logit adjustment" in text
     if record["adjustment"]["tau"] is not None:
         assert "tau = " in text

@@ -214,7 +214,8 @@ def _about_adjustment(run: Run) -> str:
         change = f": {percent(other.objective)} before, {percent(taken.objective)} after"
     gain = found["intervals"].get("gain")
     if other is not None and gain is not None:
-        change += f" (lower by {100 * gain[0]:.1f} to {100 * gain[1]:.1f} points)"
+        low, high = (number(100 * end, 1) for end in gain)
+        change += f" (a gain of {low} to {high} points in nine of ten resamples)"
     return phrase("story.adjusted", model=model, title=title, change=change)
 
 
