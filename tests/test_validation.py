@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from autobalance._validation import (
     TrainingDiverged,
     class_counts,
     fraction,
+    how_to_install,
     number,
     one_of,
     positive,
@@ -69,3 +72,20 @@ def test_diverged_carries_its_step_and_what_was_good() -> None:
     error = TrainingDiverged("bad", step=3, partial="state")
     assert (str(error), error.step, error.partial) == ("bad", 3, "state")
     assert TrainingDiverged("bad", step=1).partial is None
+
+
+def test_no_message_installs_these_distributions_from_an_index() -> None:
+    """They are on none yet; `how_to_install` names the library that is missing itself."""
+    root = Path(__file__).parents[1]
+    told = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for folder in ("src", "bench/src")
+        for path in (root / folder).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"pip install[^\n]*autobalance", line) and "./" not in line
+    ]
+    assert told == []
+    assert how_to_install("lightgbm") == "Install it: pip install lightgbm"
+    assert how_to_install("onnx", "onnxscript", upgrade=True) == (
+        "Update them: pip install --upgrade onnx onnxscript"
+    )

@@ -24,7 +24,7 @@ GROUPS = {
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """The parsers of all commands, by name."""
-    from autobalance.cli.options import command_parser
+    from autobalance.cli.parsers import command_parser
 
     parser = command_parser()
     return dict(parser._subcommands_action.choices)

@@ -52,6 +52,17 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
+def how_to_install(*packages: str, upgrade: bool = False) -> str:
+    """The sentence of a message that names the command for missing packages, without its full stop.
+
+    It names the packages themselves and not an extra of this distribution, so that it works wherever
+    the distribution came from, be it a wheel or a clone.
+    """
+    them = "it" if len(packages) == 1 else "them"
+    verb, option = ("Update", " --upgrade") if upgrade else ("Install", "")
+    return f"{verb} {them}: pip install{option} {' '.join(packages)}"
+
+
 def class_counts(
     counts: object, *, name: str = "class_counts", allow_empty: bool = False
 ) -> np.ndarray:

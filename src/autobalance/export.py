@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance._validation import InputError, instance, path_of
+from autobalance._validation import InputError, how_to_install, instance, path_of
 from autobalance.data import TableLayer, as_tensor
 from autobalance.records import to_json, write_atomically
 from autobalance.sklearn import AutoBalanceClassifier, TableInput, fitted_network, table_input_of
@@ -115,8 +115,8 @@ def _check_ending(path: Path) -> None:
         missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]
         if missing:
             raise InputError(
-                f"Export to ONNX needs {', '.join(missing)}. Install the extra: "
-                "pip install 'autobalance[export]', or export to a .pt2 file."
+                f"Export to ONNX needs {', '.join(missing)}. {how_to_install(*missing)}, or export to a "
+                ".pt2 file."
             )
 
 
@@ -232,8 +232,8 @@ def _try_export(export: Any) -> Any:
             return export()
     except ImportError as error:
         raise InputError(
-            f"torch's exporter needs a package that is missing or too old here: {error}. Update: "
-            "pip install --upgrade 'autobalance[export]'."
+            f"torch's exporter needs a package that is missing or too old here: {error}. "
+            f"{how_to_install('onnx', 'onnxscript', 'onnxruntime', upgrade=True)}."
         ) from error
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -342,7 +342,7 @@ def test_a_client_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setitem(sys.modules, name, None)
     for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
         monkeypatch.setattr(tensorboard, name, False)
-    with pytest.raises(InputError, match=r"pip install 'autobalance\[loggers\]'"):
+    with pytest.raises(InputError, match=r"pip install tensorboard"):
         local_logger("tensorboard", tmp_path)
 
 

@@ -17,7 +17,8 @@ from autobalance.bilevel.arms import Arm
 from autobalance.bilevel.types import Progress
 from autobalance.cli import fit
 from autobalance.cli.fit import fit_record
-from autobalance.cli.options import command_parser, training_options
+from autobalance.cli.options import training_options
+from autobalance.cli.parsers import command_parser
 from autobalance.cli.run_folder import load_run, save_run
 from autobalance.cli.terminal import LiveProgress
 from autobalance.losses.published import NormalizedLinear, last_linear
@@ -71,7 +72,7 @@ def test_a_fit_races_unless_told_not_to(
     )
     assert code == 0
     said = capsys.readouterr().out
-    assert ("Race of 2 ways to train" in said) == (arms == "default")
+    assert ("2 ways to train, each tried" in said) == (arms == "default")
     _, record = load_run(out)
     assert len(record["search"]["race"]) == (3 if arms == "default" else 0)
     assert record["options"]["arms"] == arms

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.numpy
+import torch
 
+from autobalance import AutoBalanceClassifier
 from autobalance.bilevel.pareto_frontier import Frontier
 from autobalance.cli import main
 from autobalance.cli.options import GAP_NAMES, OBJECTIVES
@@ -97,7 +99,8 @@ def test_predict_needs_no_groups_and_evaluate_agrees(fitted: Path) -> None:
     assert shown.stderr == (
         "autobalance: column 'size': 100 % of its values are categories that training never saw\n"
     )
-    for text in ("worst class and group error", "group balanced error", "south", "absent"):
+    worst, mean = (f"{what} error over groups and classes" for what in ("worst", "balanced"))
+    for text in (worst, mean, "south", "absent"):
         assert (text in shown.stdout) == (text != "absent")
 
 
@@ -380,7 +383,7 @@ def test_ctrl_c_after_the_work_is_done_is_ignored(fitted: Path) -> None:
     assert done.returncode == 0
     [table, line] = done.stderr.splitlines()
     assert "is the table that run was trained on" in table
-    assert line.startswith("autobalance: without --groups nothing is known of the groups")
+    assert line.startswith("autobalance: data.csv.gz was evaluated without --groups, so the report")
 
 
 @pytest.mark.parametrize(
@@ -600,13 +603,14 @@ def test_what_would_mislead_is_refused_or_told_of(
     evaluate[2] = "common.csv"
     assert main([*evaluate, "site"]) == 0
     err = capsys.readouterr().err
-    assert "common.csv has no example of rare; means over the classes leave out" in err
+    assert "common.csv has no example of rare; means over the classes leave it out" in err
     assert "trained on" not in err
     # explain knows what was measured since, and still says that nothing was compared.
     assert main(["explain", "run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "examples of common.csv, its balanced error is" in said
-    assert "One fold cannot say by how much the designed loss beat its start" in said
+    assert "held-out rows, the balanced error was" in said
+    assert "with plain training" in said
 
     def denied(path: Path, content: bytes) -> None:
         raise PermissionError(13, "Permission denied", str(path))
@@ -631,8 +635,12 @@ def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("nothing is to be swept again")
+
+
 def test_a_frontier_is_written_shown_and_picked_from(
-    sites: Path, capsys: pytest.CaptureFixture[str]
+    sites: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([*SWEEP, "swept", "--max-gap", "1.5"]) == 0
     out, err = capsys.readouterr()
@@ -648,15 +656,23 @@ def test_a_frontier_is_written_shown_and_picked_from(
         "cross-entropy", "logit adjustment", "logit adjustment by group",
     ]  # fmt: skip
     rows = pd.read_csv("swept/frontier.csv")
-    assert rows.columns.tolist() == ["mix", "balanced_error", "deo", "constant"]
-    assert rows["deo"].tolist() == pytest.approx([p.gap for p in found.points])
-    assert rows["constant"].tolist() == [p.constant for p in found.points]
     picked = found.pick(gap=1.5)
+    assert rows.columns.tolist() == [
+        "mix", "balanced_error", "deo", "constant", "title", "picked",
+    ]  # fmt: skip
+    points = rows.dropna(subset="mix")
+    assert rows[rows["mix"].isna()]["title"].tolist() == [b["title"] for b in record["baselines"]]
+    assert rows[rows["picked"]]["mix"].tolist() == [picked.mix]
+    ends = list(zip(points["balanced_error"], points["deo"], strict=True))
+    assert len(set(ends)) == len(ends)
+    assert {p.mix for p in found.non_dominated()} <= set(points["mix"])
+    unpicked = points[~points["picked"] & ~points["constant"]]
+    assert set(unpicked["mix"]) <= {p.mix for p in found.non_dominated()}
     [line] = [line for line in out.splitlines() if "picked" in line]
     said = " ".join(out.split())
-    assert re.search(r"training loss +balanced error +gap: deo", out)
+    assert re.search(r"training loss +balanced error +gap: DEO", out)
     assert (
-        "Percent of 80 held-out examples, lower is better. Gap between groups: difference of"
+        "Percent of 80 held-out examples, lower is better. Gap between groups: DEO (gaps in error"
         in said
     )
     assert "Mix: the gap's weight in what a loss was designed for" in said
@@ -680,6 +696,20 @@ def test_a_frontier_is_written_shown_and_picked_from(
     assert main(command) == 0
     assert 0.0 <= json.loads(capsys.readouterr().out)["deo"] <= 2.0
 
+    # Another bound is picked from the same sweep; other options are not taken for it.
+    swept = json.loads(Path("swept/frontier.json").read_text())["points"]
+    with monkeypatch.context() as patched:
+        patched.setattr(AutoBalanceClassifier, "frontier", _never)
+        patched.setattr(AutoBalanceClassifier, "baselines", _never)
+        assert main([*SWEEP, "swept", "--max-gap", "1.9"]) == 0
+        assert main([*SWEEP, "swept", "--max-gap", "1.9", "--seed", "1"]) == 2
+    assert "holds a sweep of something else: --seed was 0. " in capsys.readouterr().err
+    record = json.loads(Path("swept/frontier.json").read_text())
+    assert record["points"] == swept
+    assert record["picked"]["mix"] == found.pick(gap=1.9).mix
+    again = json.loads(Path("swept/loss.json").read_text())
+    assert again == found.pick(gap=1.9).loss.to_dict()
+
     # Another frontier in its place leaves nothing of the old network.
     assert main([*SWEEP, "swept"]) == 2
     assert "is not empty. Add --overwrite" in capsys.readouterr().err
@@ -689,7 +719,7 @@ def test_a_frontier_is_written_shown_and_picked_from(
 
 
 def test_decisions_are_swept_kept_and_predict_without_groups(
-    sites: Path, capsys: pytest.CaptureFixture[str]
+    sites: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = SWEEP.index("--mixes")
     sweep = [*SWEEP[:at], "--by", "decisions", *SWEEP[at + 2 :]]
@@ -698,18 +728,20 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     assert err.count("\n") == 1
     assert "The gap was measured on few: " in err
     assert "Leave a margin below the gap you need" in err
-    assert {p.name for p in Path("swept").iterdir()} == SWEPT | RUN
+    # Decisions are no loss: there is none to keep.
+    kept_files = SWEPT | (RUN - {"loss.json"}) | {"posterior.safetensors"}
+    assert {p.name for p in Path("swept").iterdir()} == kept_files
     record = json.loads(Path("swept/frontier.json").read_text())
-    rows = pd.read_csv("swept/frontier.csv")
-    assert rows.columns.tolist() == ["bound", "balanced_error", "deo", "constant"]
+    rows = pd.read_csv("swept/frontier.csv").dropna(subset="bound")
     assert rows["deo"].is_monotonic_decreasing
-    assert rows["deo"].tolist() == pytest.approx([p["gap"] for p in record["points"]])
+    assert rows["balanced_error"].is_monotonic_increasing  # none is dominated
+    assert rows["picked"].sum() == 1
     assert [b["title"] for b in record["baselines"]] == ["Cross-entropy"]
-    [line] = [line for line in out.splitlines() if "picked" in line and "gap at most" in line]
+    [line] = [line for line in out.splitlines() if "picked" in line and "bound" in line]
     said = " ".join(out.split())
     assert "Picked: the lowest error whose gap is at most 10.0." in said
     assert re.search(r"Cross-entropy: the most probable class\.", said)
-    shown = re.findall(r"gap at most +([\d.]+) ", out)
+    shown = re.findall(r"bound +([\d.]+)% ", out)
     assert shown == sorted(shown, key=float, reverse=True)
     result = json.loads(Path("swept/result.json").read_text())
     assert result["objective"] == "balanced_error where deo <= 0.1"
@@ -724,21 +756,52 @@ def test_decisions_are_swept_kept_and_predict_without_groups(
     predicted = pd.read_csv("predicted.csv")
     fresh = pd.read_csv("fresh.csv")
     classifier = load_run("swept")[0]
-    assert (classifier.predict(fresh) == predicted.iloc[:, 0]).all()
-    assert isinstance(classifier.module_, CellDecision)
+    assert (classifier.predict(fresh) == predicted["prediction"]).all()
+    decision = classifier.module_
+    assert isinstance(decision, CellDecision)
+    _follow_the_rules(classifier, fresh, predicted, result["rules"])
     capsys.readouterr()
     assert main(["explain", "swept"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Decisions for the balanced error with a DEO of at most 0.1" in said
-    assert ("which of" in said) == (kept["drawn_from"] > 1)
+    several = kept["drawn_from"] > 1
+    assert ("rules share the rows: rule 1 decides" in said) == several
+    assert ("One rule decides every row" in said) == (not several)
     assert "The gap was measured on few: " in said
     assert f"a balanced error of {100 * kept['main']:.1f}% and a DEO of" in said
     page = Path("swept/report.html").read_text()
     assert "One dot per bound on the gap" in page
     assert "picked, bound" in page
     assert "The loss as code" not in page  # its cross-entropy alone decides nothing
+    assert "The rules of decision" in page
     assert main([*sweep, "swept"]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+    # The same pick from the kept sweep decides alike, and nothing is trained.
+    with monkeypatch.context() as patched:
+        patched.setattr(AutoBalanceClassifier, "cell_posterior", _never)
+        assert main([*sweep, "swept", "--max-gap", "0.1"]) == 0
+        assert main(["predict", "swept", "fresh.csv", "--out", "again.csv"]) == 0
+        assert Path("again.csv").read_bytes() == Path("predicted.csv").read_bytes()
+        Path("swept/posterior.safetensors").write_bytes(b"altered")
+        assert main([*sweep, "swept", "--max-gap", "0.1"]) == 2
+    assert "posterior.safetensors is absent or altered" in capsys.readouterr().err
+
+
+def _follow_the_rules(
+    classifier: Any, fresh: pd.DataFrame, predicted: pd.DataFrame, rules: dict[str, Any]
+) -> None:
+    """What an auditor does: from cell probabilities, prices and the rule of each row to its decision."""
+    inputs = torch.from_numpy(classifier.input_.transform(classifier, fresh))
+    with torch.no_grad():
+        cells = classifier.module_.cells(inputs).numpy()
+    prices = np.array(rules["prices"])
+    rule = predicted["rule"] - 1 if "rule" in predicted else np.zeros(len(fresh), dtype=int)
+    assert ("rule" in predicted) == (len(prices) > 1)
+    sums = (cells * prices[rule]).sum(axis=1)
+    assert (classifier.classes_[sums.argmax(axis=1)] == predicted["prediction"]).all()
+    drawn = np.bincount(rule, minlength=len(prices)) / len(fresh)
+    np.testing.assert_allclose(drawn, rules["shares"], atol=0.12)  # 400 rows
 
 
 def test_decisions_may_count_groups_alike(sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -746,9 +809,9 @@ def test_decisions_may_count_groups_alike(sites: Path, capsys: pytest.CaptureFix
     sweep = [*SWEEP[:at], "--by", "decisions", *SWEEP[at + 2 :]]
     asked = ["swept", "--main", "group_balanced_error", "--max-gap", "0.1"]
     assert main([*sweep, *asked]) == 0
-    assert "group balanced" in capsys.readouterr().out
+    assert "over groups and" in capsys.readouterr().out
     columns = pd.read_csv("swept/frontier.csv").columns.tolist()
-    assert columns == ["bound", "group_balanced_error", "deo", "constant"]
+    assert columns[:4] == ["bound", "group_balanced_error", "deo", "constant"]
     kept = json.loads(Path("swept/result.json").read_text())["frontier"]["kept"]
     assert main(["explain", "swept"]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -112,7 +112,8 @@ def test_evaluate_works_where_nothing_can_be_kept(
     assert main(["evaluate", "tested", "test.csv", "--target", "kind", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["n"] == 60
-    assert "tested is left as it is, for No space left on device" in err
+    assert "the report of tested stays without this evaluation" in err
+    assert "No space left on device" in err
 
 
 @pytest.mark.usefixtures("empty_pictures")

@@ -19,7 +19,7 @@ from autobalance.records.settings import Recipe
 
 pytestmark = pytest.mark.usefixtures("empty_pictures")
 QUICK = ["--recipe.epochs", "2", "--recipe.min_steps", "60", "--device", "cpu"]
-FIT = ["fit", "data.csv", "--target", "kind", "--out", "run", *QUICK]
+FIT = ["fit", "data.csv", "--target", "kind", "--out", "run", "--no-baselines", *QUICK]
 FILES = {"result.json", "loss.json", "model.json", "model.safetensors", "report.html"}
 RACE = "search.checkpoint.race"
 

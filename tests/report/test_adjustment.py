@@ -14,7 +14,7 @@ from autobalance import design_adjustment
 from autobalance.cli.adjusted_run import AdjustedModel, ScoreColumns
 from autobalance.posthoc import measure_taus
 from autobalance.report import as_text, explanation, read_run
-from autobalance.report.tables import adjustment_table, choice_table
+from autobalance.report.tables import adjustment_table, choice_table, rules_table
 from report_records import checked
 
 KINDS = np.array(["often", "rare", "seldom"])
@@ -86,7 +86,7 @@ def test_the_words_give_the_gain_and_tau(record: dict[str, Any]) -> None:
     values = {entry["name"]: entry["objective"] for entry in record["search"]["candidates"]}
     assert f"{100 * values['none']:.1f}% before, {100 * values[taken]:.1f}% after" in text
     low, high = (100 * value for value in record["adjustment"]["intervals"]["gain"])
-    assert f"(lower by {low:.1f} to {high:.1f} points)" in text
+    assert f"(a gain of {low:.1f} to {high:.1f} points in nine of ten resamples)" in text
     assert "post hoc logit adjustment" in text
     if record["adjustment"]["tau"] is not None:
         assert "tau = " in text
@@ -95,7 +95,20 @@ def test_the_words_give_the_gain_and_tau(record: dict[str, Any]) -> None:
 def test_a_draw_between_rules_is_told(record: dict[str, Any]) -> None:
     drawn = copy.deepcopy(record)
     drawn["adjustment"] |= {"rules": 3, "tau": None}
-    assert "which of 3 rules decides" in words(as_text(explanation(read_run(drawn))))
+    drawn["rules"] = {"shares": [0.5, 0.3, 0.2], "l": [[0.0, 1.0, 2.0], [0.5, 0, 0], [0, 0, -1.25]]}
+    run = read_run(drawn)
+    told = words(as_text(explanation(run)))
+    assert "rule 1 decides 50.0%, rule 2 decides 30.0%, rule 3 decides 20.0%" in told
+    table = rules_table(run)
+    assert table is not None
+    assert table.columns == ["Class", "Rule 1 (50.0%)", "Rule 2 (30.0%)", "Rule 3 (20.0%)"]
+    by_class = {row[0].text: [cell.value for cell in row[1:]] for row in table.rows}
+    assert by_class[run.classes[2]] == [2.0, 0.0, -1.25]
+    old = copy.deepcopy(drawn)
+    del old["rules"]
+    assert "3 rules share the rows. Which one decides" in words(as_text(explanation(read_run(old))))
+    one = copy.deepcopy(record)
+    assert "One rule decides every row" in words(as_text(explanation(read_run(one))))
     assert "fig-tau-title" in checked(drawn).ids
 
 

@@ -262,7 +262,7 @@ def test_a_frontier_is_drawn_where_the_record_has_one() -> None:
     record["frontier"]["baselines"] = others
     page = checked(record)
     shown = " ".join(page.text)
-    assert "difference of equal opportunity (DEO)" in shown
+    assert "DEO (gaps in error, all classes added up)" in shown
     for text in ("picked", "a class always wrong", "<b>cross-entropy</b>", "mix 0.9"):
         assert text in shown
     for spoilt in ({}, {"mix": 0.3}, {"main": "x", "gap": "y", "points": [{"mix": "a"}]}, "text"):

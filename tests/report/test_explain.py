@@ -207,7 +207,10 @@ def test_probabilities_are_told_of() -> None:
         "temperature": 1.5, "examples": 130, "raw_error": 0.21, "prior_error": 0.05, "error": 0.03
     }  # fmt: skip
     assert "off by 21.0%" in explanation(read_run(record)).story[-1]
-    assert "are off by 3.0%, with the temperature 1.50" in explanation(read_run(record)).story[-1]
+    assert (
+        "are off by 3.0% there, with the temperature 1.50"
+        in explanation(read_run(record)).story[-1]
+    )
 
 
 def test_the_text_is_wrapped_and_complete() -> None:

@@ -33,12 +33,17 @@ SWEPT = record((0.15, 0.3, False), (0.2, 0.1, False), (0.5, 0.0, True))
 
 def test_csv_has_a_line_per_point() -> None:
     rows = list(csv.reader(io.StringIO(as_csv(SWEPT))))
-    assert rows[0] == ["mix", "balanced_error", "deo", "constant"]
+    assert rows[0] == ["mix", "balanced_error", "deo", "constant", "title", "picked"]
     assert rows[1:] == [
-        ["0.0", "0.15", "0.3", "false"],
-        ["0.1", "0.2", "0.1", "false"],
-        ["0.2", "0.5", "0.0", "true"],
+        ["0.0", "0.15", "0.3", "false", "mix 0", "false"],
+        ["0.1", "0.2", "0.1", "false", "mix 0.1", "false"],
+        ["0.2", "0.5", "0.0", "true", "mix 0.2", "false"],
+        ["", "0.25", "0.4", "false", "cross-entropy", "false"],
+        ["", "0.5", "0.0", "true", "always <one> & $class", "false"],
     ]
+    picked = list(csv.reader(io.StringIO(as_csv(SWEPT | {"picked": SWEPT["points"][1]}))))
+    assert [row[0] for row in picked if row[-1] == "true"] == ["0.1"]
+    assert "picked, mix 0.1" in as_svg(SWEPT | {"picked": SWEPT["points"][1]})
 
 
 def test_the_picture_is_svg_and_repeats() -> None:
@@ -48,7 +53,7 @@ def test_the_picture_is_svg_and_repeats() -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "var(" not in text
     words = "".join(root.itertext())
-    for expected in ("always <one> & $class", "0.1", "difference of equal opportunity (DEO)"):
+    for expected in ("always <one> & $class", "0.1", "DEO (gaps in error, all classes added up)"):
         assert expected in words
     assert as_svg(SWEPT) == text
     assert dict(matplotlib.rcParams) == before

@@ -218,7 +218,7 @@ def _import_kornia(what: str) -> Any:
         import kornia.augmentation.auto
     except ImportError:
         raise InputError(
-            f"{what} need Kornia. Install it: pip install 'autobalance[vision]'."
+            f"{what} need Kornia. Install it: pip install kornia."
         ) from None
     return kornia.augmentation
 

@@ -91,7 +91,7 @@ def test_what_will_fail_is_known_before_it_is_tried(
         monkeypatch.setitem(sys.modules, package, None)
     expected = {
         "Optuna is not installed (pip install optuna)": ["vs_tuned", "cdt_tuned"],
-        "Kornia is not installed (pip install 'autobalance[vision]')": ["autobalance_trivial"],
+        "Kornia is not installed (pip install kornia)": ["autobalance_trivial"],
         "there is no such method": ["smote"],
     }
     assert predict_failures(cells) == expected

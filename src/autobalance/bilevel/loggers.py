@@ -19,7 +19,7 @@ from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-from autobalance._validation import InputError, one_of
+from autobalance._validation import InputError, how_to_install, one_of
 from autobalance.losses import LossParameters
 
 MAX_LOSS_NUMBERS = 100
@@ -131,6 +131,5 @@ def local_logger(kind: Literal["csv", "tensorboard"], folder: str | Path) -> Log
         return TensorBoardLogger(root_dir=str(folder), name=LOGS)
     except ModuleNotFoundError:
         raise InputError(
-            "TensorBoard's logger needs tensorboard. Install it: pip install 'autobalance[loggers]', "
-            "or tensorboard alone."
+            f"TensorBoard's logger needs tensorboard. {how_to_install('tensorboard')}."
         ) from None

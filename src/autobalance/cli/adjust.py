@@ -48,7 +48,9 @@ def run_adjust(options: Namespace, command: str) -> int:
     if members is not None:
         groups = number_groups(group_names(members, "refused"))[1]
         if goal.over == "class":
-            complain(f"{options.objective} does not look at groups: they are for --test only")
+            complain(
+                f"{options.objective} does not look at groups, so --groups serves --test alone"
+            )
     classes, target = np.unique(class_labels(labels), return_inverse=True)
     scorer = ScoreColumns(columns_of_classes(table, options.scores, classes))
     scores = scorer.scores(table)

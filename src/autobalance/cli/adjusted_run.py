@@ -15,7 +15,7 @@ from autobalance.cli.estimators import TableEstimator
 from autobalance.data import column, group_names, number_groups, positions
 from autobalance.objectives import CostMatrix
 from autobalance.posthoc import Adjustment, CellRule
-from autobalance.records import classification_report, confused_pairs, read_json
+from autobalance.records import ErrorTable, classification_report, confused_pairs, read_json
 
 ADJUSTMENT = "adjustment.json"
 FORMAT = "autobalance-adjusted-run"
@@ -92,6 +92,12 @@ class AdjustedModel:
         """Labels, shape ``(n,)``."""
         return self.classes_[self.adjustment.predict(scores)]
 
+    def rule_indices(self, scores: np.ndarray) -> np.ndarray | None:
+        """Which rule decides each row, counted from 0, shape ``(n,)``; None where there is one alone."""
+        if len(self.adjustment.rule.shares) == 1:
+            return None
+        return self.adjustment.rule_indices(scores)
+
     def predict_proba(self, scores: np.ndarray, *, prior: str | None = None) -> np.ndarray:
         """As `Adjustment.predict_proba` gives them, shape ``(n, k)``."""
         return self.adjustment.predict_proba(scores, prior)
@@ -156,11 +162,24 @@ class AdjustedModel:
                 "curve": None if self.curve is None else self.curve.tolist(),
                 "model": self.scorer.describe().get("name"),
             },
+            "rules": {
+                "shares": found.rule.shares.tolist(),
+                **(
+                    {"prices": found.rule.weights.tolist()}
+                    if isinstance(found.rule, CellRule)
+                    else {"l": found.rule.additive.tolist()}
+                ),
+            },
             "class_counts": found.class_counts.tolist(),
             "class_names": [str(c) for c in self.classes_],
             "group_names": self.groups_,
             "search": {"candidates": candidates, "choice": found.chosen},
         }
+
+    def held_out_errors(self) -> ErrorTable:
+        """Errors of the decisions on the examples that they were designed on, each held out."""
+        tables = self._tables()
+        return ErrorTable.from_counts(tables["wrong"], tables["mass"])
 
     def _tables(self) -> dict[str, np.ndarray]:
         """Held-out examples and errors before and after, by class or by cell, each ``(g, k)``."""

@@ -16,10 +16,9 @@ from sklearn.base import BaseEstimator, TransformerMixin, is_classifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from autobalance._validation import InputError
+from autobalance._validation import InputError, how_to_install
 from autobalance.data import TableEncoder
 
-INSTALL = 'Install it: pip install "autobalance[boosting]"'
 _SKOPS = "estimator.skops"
 BOOSTERS = {"lightgbm": "booster.txt", "xgboost": "booster.json", "catboost": "booster.cbm"}
 """Libraries of boosted trees, and the file that each writes."""
@@ -159,7 +158,7 @@ def _import(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        remedy = INSTALL if module in BOOSTERS else "Check the path"
+        remedy = how_to_install(module) if module in BOOSTERS else "Check the path"
         raise InputError(f"{module}.{name} cannot be imported ({error}). {remedy}.") from None
 
 
@@ -219,7 +218,7 @@ def _skops() -> Any:
     except ImportError:
         raise InputError(
             "Models of scikit-learn are kept by skops, as a pickle could run any code when it is read, and "
-            f"skops is not installed. {INSTALL}. The network and boosters need no skops."
+            f"skops is not installed. {how_to_install('skops')}. The network and boosters need no skops."
         ) from None
 
 

@@ -14,19 +14,29 @@ from jsonargparse import Namespace
 
 from autobalance._validation import InputError, TrainingDiverged, path_of, whole
 from autobalance.bilevel import OtherRun, Progress, local_logger
+from autobalance.cli.baselines import baselines_record
 from autobalance.cli.options import DONE, complain, complain_of_stop, training_options
 from autobalance.cli.resume import other_options
 from autobalance.cli.run_folder import save_run
-from autobalance.cli.terminal import LiveProgress, print_choice, print_race, print_table_warnings
+from autobalance.cli.terminal import (
+    CHOICES,
+    LiveProgress,
+    print_baselines,
+    print_choice,
+    print_race,
+    print_table_warnings,
+    print_test,
+)
 from autobalance.data import class_labels, column, read_table
 from autobalance.objectives import as_objective
 from autobalance.records import checkpoint_files, output_folder, run_status
 from autobalance.report import REPORT, explanation, read_run
-from autobalance.sklearn import AutoBalanceClassifier
+from autobalance.sklearn import AutoBalanceClassifier, network_baselines, network_errors
 
 _RECORDED_OPTIONS = (
     "table",
     "target",
+    "id",
     "groups",
     "missing_groups",
     "test",
@@ -36,6 +46,7 @@ _RECORDED_OPTIONS = (
 )
 """Options that the settings of a search do not hold, for its record."""
 
+_LEFT_OUT = "the comparison with plain training and class weights is left out"
 Columns = tuple[pd.DataFrame, Any, Any]
 """Features, labels and groups."""
 
@@ -88,8 +99,15 @@ def run_fit(options: Namespace, command: str, notes: Sequence[str] = ()) -> int:
                 if test is not None and status == "finished":
                     record |= _evaluate_test(classifier, test, Path(str(options.test)).name)
                 written = save_run(out, classifier, record, target=options.target)
+        if error is None and not options.no_baselines:
+            record, error = _add_baselines(classifier, record, (features, target, groups))
+            save_run(out, classifier, record, target=options.target)
     if status in ("finished", "diverged"):  # one is done, the other would diverge again
         remove_checkpoints(out)
+    if error is not None and status == "finished":
+        return complain_of_stop(
+            error, f"The network is trained to its end and kept in {out}; {_LEFT_OUT}."
+        )
     if error is not None:
         return _report_stop(error, out, classifier, written)
     _print_result(classifier, record, out, started)
@@ -115,11 +133,33 @@ def build_classifier(options: Namespace, out: Path | None) -> AutoBalanceClassif
     )
 
 
+def _add_baselines(
+    classifier: AutoBalanceClassifier, record: dict[str, Any], data: Columns
+) -> tuple[dict[str, Any], KeyboardInterrupt | None]:
+    """The record with what plain training and class weights give, and the Ctrl-C that kept it without."""
+    try:
+        baselines = network_baselines(classifier, *data)
+    except TrainingDiverged as diverged:
+        note = f"{diverged} That was in plain training or with class weights; {_LEFT_OUT}"
+        complain(note)
+        return {**record, "notes": [*record["notes"], note]}, None
+    except KeyboardInterrupt as stopped:
+        return record, stopped
+    own, title = network_errors(classifier), CHOICES[classifier.result_.choice].capitalize()
+    rows = "held-out rows"
+    beside = baselines_record(baselines, own, title, rows, classifier.groups_)
+    return {**record, "baselines": beside}, None
+
+
 def _print_result(
     classifier: AutoBalanceClassifier, record: dict[str, Any], out: Path, started: float
 ) -> None:
     print_race(classifier.result_)
     print_choice(classifier.result_)
+    if "baselines" in record:
+        print_baselines(record["baselines"], record["objective"])
+    if record["methods"]:
+        print_test(record)
     # What the table told is on the terminal already.
     for text in explanation(read_run({**record, "notes": []})).warnings:
         complain(text)
@@ -133,7 +173,8 @@ def read_columns(
 ) -> Columns:
     """Features, labels and groups of the options' table, or of another `path`.
 
-    Labels and groups are not among the features. The columns in `text` are text, whatever they look like.
+    Labels, groups and the column of ``--id`` are not among the features. The columns
+    in `text` are text, whatever they look like.
 
     Raises
     ------
@@ -153,8 +194,15 @@ def read_columns(
         groups = column(table, options.groups, "group", missing_values=unknown, remedy=remedy)
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
-    other = [c for c in (options.target, options.groups) if c is not None]
-    return table.drop(columns=other), target, groups
+    row_id = options.get("id")
+    if row_id is not None and row_id in (options.target, options.groups):
+        raise InputError(
+            f"--id {row_id} is the column of the labels or groups already. Give another."
+        )
+    if row_id is not None and path is None:  # a test table may do without
+        column(table, row_id, "id", missing_values=True)
+    other = {options.target, options.groups, row_id} & set(table.columns)
+    return table.drop(columns=[*other]), target, groups
 
 
 def read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:

@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from autobalance._validation import InputError, TrainingDiverged
 from autobalance.cli.adjust import adjusted_record, check_groups, evaluate_test, print_adjusted
 from autobalance.cli.adjusted_run import AdjustedModel
+from autobalance.cli.baselines import baselines_record
 from autobalance.cli.estimators import BOOSTERS, TableEstimator, new_pipeline
 from autobalance.cli.fit import (
     Columns,
@@ -28,7 +29,7 @@ from autobalance.cli.fit import (
 )
 from autobalance.cli.options import DONE, complain, training_options
 from autobalance.cli.run_folder import save_adjusted
-from autobalance.cli.terminal import print_table_warnings
+from autobalance.cli.terminal import print_baselines, print_table_warnings, print_test
 from autobalance.data import (
     TableWarning,
     assign_folds,
@@ -40,13 +41,13 @@ from autobalance.data import (
 from autobalance.objectives import Objective, as_objective
 from autobalance.posthoc import measure_taus
 from autobalance.records import SearchSettings
-from autobalance.sklearn import LogitAdjustedClassifierCV
+from autobalance.sklearn import LogitAdjustedClassifierCV, estimator_baselines
 
 AUTO = ("network", "lightgbm")
 """What ``--model auto`` compares."""
 PARTS = 4
 """Of so many parts of the table one is held out for that."""
-_RECORDED = ("table", "target", "groups", "test", "model")
+_RECORDED = ("table", "target", "id", "groups", "test", "model")
 
 
 def fit_model(options: Namespace, command: str) -> int:
@@ -66,8 +67,10 @@ def fit_model(options: Namespace, command: str) -> int:
     if options.model == "network":
         return run_fit(options, command, notes)
     test = None if options.test is None else read_test(options, *columns[:2])
-    model, read = fit_adjusted(options, pipeline, columns)
+    model, read, beside = fit_adjusted(options, pipeline, columns)
     record = adjusted_record("fit", command, options, _RECORDED, started, [*notes, *read])
+    if beside is not None:
+        record["baselines"] = beside
     if options.model in BOOSTERS:
         record["versions"][options.model] = import_module(options.model).__version__
     if test is not None:
@@ -76,18 +79,25 @@ def fit_model(options: Namespace, command: str) -> int:
     remove_checkpoints(out)  # of a run that --overwrite gives up
     save_adjusted(out, model, record, target=options.target)
     print_adjusted(out)
+    if beside is not None:
+        print_baselines(beside, options.objective)
+    if test is not None:
+        print_test({**record, "class_names": model.classes_})
     return DONE
 
 
 def fit_adjusted(
     options: Namespace, pipeline: Any, columns: Columns
-) -> tuple[AdjustedModel, list[str]]:
-    """The classifier fitted on a table, with decisions designed out of fold, and what the table told."""
+) -> tuple[AdjustedModel, list[str], dict[str, Any] | None]:
+    """The classifier fitted on a table, with decisions designed out of fold.
+
+    With it come what the table told, and the "baselines" of the record unless they are to be left out.
+    """
     features, labels, groups = columns
     goal = as_objective(options.objective)
     if goal.over == "class":
         if groups is not None:
-            complain(f"{options.objective} does not look at groups: they are left out")
+            complain(f"{options.objective} does not look at groups, so --groups is not used")
         groups = None
     # Not every library takes labels that are text.
     classes, target = np.unique(class_labels(labels), return_inverse=True)
@@ -95,6 +105,10 @@ def fit_adjusted(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TableWarning)  # of each fold; those of the table follow
         classifier.fit(features, target, sensitive_features=groups)
+        index = None if groups is None else number_groups(group_names(groups, "refused"))[1]
+        found = None
+        if not options.no_baselines:
+            found = estimator_baselines(classifier, features, target, index)
     curve = None
     if groups is None:
         rows = classifier.result_.rows
@@ -102,7 +116,11 @@ def fit_adjusted(
         curve = measure_taus(classifier.adjustment_, scores, target[rows], seed=options.seed)
     scorer = TableEstimator.of(options.model, classifier.estimator_)
     model = AdjustedModel(scorer, classifier.adjustment_, classes, classifier.groups_, curve)
-    return model, scorer.encoder.notes
+    beside = None
+    if found is not None:
+        own, title = model.held_out_errors(), "Designed decisions"
+        beside = baselines_record(found, own, title, "out-of-fold rows", classifier.groups_)
+    return model, scorer.encoder.notes, beside
 
 
 def _choose_model(options: Namespace, columns: Columns) -> tuple[str, str]:
@@ -135,8 +153,8 @@ def _choose_model(options: Namespace, columns: Columns) -> tuple[str, str]:
     best = min(errors, key=lambda name: errors[name])
     rows = number_of(int(held.sum()), "row")
     return best, (
-        f"--model auto took {best}: on {rows} that neither was fitted to, {options.objective} was "
-        f"{', '.join(told)}; then it was fitted on all rows"
+        f"--model auto took {best}. On {rows} held out from both, {options.objective} was "
+        f"{', '.join(told)}. What was taken is fitted on all rows"
     )
 
 
@@ -150,8 +168,8 @@ def _fit_and_predict(
             warnings.simplefilter("ignore")  # the fit to come tells
             network.fit(train[0], train[1], sensitive_features=train[2])
         return network.predict(features)
-    named = Namespace({**options.as_dict(), "model": name})
-    model, _ = fit_adjusted(named, new_pipeline(name, options.seed), train)
+    named = Namespace({**options.as_dict(), "model": name, "no_baselines": True})
+    model, _, _ = fit_adjusted(named, new_pipeline(name, options.seed), train)
     return model.predict(model.features(features))
 
 

@@ -21,10 +21,10 @@ from autobalance.cli.options import (
     OBJECTIVES,
     TERMINATED,
     BadUse,
-    command_parser,
     complain,
     explain_mistake,
 )
+from autobalance.cli.parsers import command_parser
 from autobalance.cli.plugins import Command, load_commands
 
 __all__ = ["GAP_NAMES", "OBJECTIVES", "entry", "main"]

@@ -1,19 +1,18 @@
-"""The options of every command, and what is said where they are wrong. Imports no torch."""
+"""What is said where options are wrong, and how help looks. Imports no torch."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from argparse import SUPPRESS, Action
+from collections.abc import Iterable
 from difflib import get_close_matches
-from types import MappingProxyType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from autobalance import __version__
 from autobalance._validation import InputError, TrainingDiverged, shown
-from autobalance.cli.plugins import Command
 from autobalance.records import Recipe, SearchSettings
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -61,12 +60,33 @@ class BadUse(SystemExit):
         self.options = options
 
 
+class CommandHelp(DefaultHelpFormatter):
+    """Help that says what is required and what holds by default, without the names of Python's types."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        silent = action.default is None or action.default is False or action.default == SUPPRESS
+        if silent or isinstance(action.default, (dict, Namespace)):
+            return text
+        return f"{text} (default: %(default)s)" if action.option_strings else text
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrapped, but for lines that are indented, such as commands to copy."""
+        wrap = super()._fill_text
+        lines = text.splitlines()
+        return "\n".join(
+            indent + line if line.startswith(" ") else wrap(line, width, indent) for line in lines
+        )
+
+
 class CommandParser(ArgumentParser):
     """An argument parser that leaves mistakes to `main`, which reports them on one line."""
 
     def __init__(self, **options: Any) -> None:
         # An abbreviation that works today is another option's, or nobody's, in the next release.
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=CommandHelp, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `BadUse` in place of printing the usage."""
@@ -159,190 +179,3 @@ def training_options(options: Namespace) -> tuple[Recipe | None, SearchSettings]
             raise InputError(f"{name} must map settings to values; got {shown(options[name])}.")
     recipe = Recipe(**options.recipe) if options.get("recipe_given", True) else None
     return recipe, SearchSettings(**options.search)
-
-
-_TABLE = "CSV (also .gz, .bz2, .xz, .zip) or Parquet file"
-_OVERWRITE_FOLDER = "write into a folder that is not empty"
-_GROUPS = (
-    "column with the groups. It is excluded from the features, so prediction does not need it. "
-    "Without this option it is an ordinary feature"
-)
-
-
-def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> ArgumentParser:
-    """The parser of the whole command line.
-
-    Parameters
-    ----------
-    added : mapping
-        Commands of other distributions, by name.
-    """
-    parser = CommandParser(
-        prog="autobalance",
-        description="Designs the training loss for imbalanced and group-sensitive data.",
-        version=__version__,
-    )
-    commands = parser.add_subcommands(required=True)
-
-    demo = CommandParser(description="Design a loss for long-tailed images in the package.")
-    _add(demo, "--out", "folder for result.json and report.html", default="demo-run")
-    _add(demo, "--seed", "seed of everything random", int, default=0)
-    _add_flag(demo, "--overwrite", _OVERWRITE_FOLDER)
-    commands.add_subcommand("demo", demo, help="see it work on real images, in about a minute")
-
-    fit = CommandParser(description="Design a loss for a table and train a network with it.")
-    _add_table(fit, _TABLE)
-    model = (
-        "network: design a loss and train with it. lightgbm, xgboost, catboost, random_forest, logistic, or "
-        "a class of scikit-learn by its path (sklearn.ensemble.ExtraTreesClassifier): fit that, and design "
-        "decisions on its out-of-fold probabilities. auto: network or lightgbm, whichever is better on "
-        "held-out rows"
-    )
-    _add(fit, "--model", model, default="network")
-    _add_optional(fit, "--groups", _GROUPS)
-    _add_missing_groups(fit)
-    objectives = f"what the loss is designed for: {', '.join(OBJECTIVES)}"
-    _add(fit, "--objective", objectives, default="balanced_error")
-    augment = "also learn an augmentation of the training data, for each class or one for all"
-    _add(fit, "--augment", augment, Literal["none", "personalised", "shared"], default="none")
-    arms = (
-        "race a few ways to train first, such as a cosine classifier, or train as the recipe says"
-    )
-    _add(fit, "--arms", arms, Literal["default", "none"], default="default")
-    again = "train a new network on all rows with the loss found, or let the search's own train on with them"
-    _add(fit, "--retrain", again, Literal["anew", "continue"], default="anew")
-    test = "labelled table to watch during the search and to evaluate the network on; no choice depends on it"
-    _add_optional(fit, "--test", test)
-    log = "write the curves of search and retraining into the folder logs of the RUN"
-    _add_optional(fit, "--log", log, Literal["csv", "tensorboard"])
-    _add(fit, "--out", "RUN folder to write", required=True)
-    _add_flag(fit, "--overwrite", _OVERWRITE_FOLDER)
-    _add_flag(fit, "--resume", "continue a run that was stopped in this folder")
-    _add_training(fit)
-    commands.add_subcommand("fit", fit, help="design a loss for your table")
-
-    adjust = CommandParser(
-        description="Design decisions on scores that any classifier gave to examples it was not trained on."
-    )
-    _add(adjust, "table", f"{_TABLE} with scores and labels, such as out-of-fold probabilities")
-    _add(adjust, "--target", "column with the labels", required=True)
-    scores = (
-        "columns with the scores, as a pattern with one star for the class, 'p_*'. Quote it, or the shell "
-        "takes it for files"
-    )
-    _add(adjust, "--scores", scores, required=True)
-    kinds = "what the scores are. Decision values may be of any size; they are calibrated first"
-    kind = Literal["probabilities", "log_probabilities", "decision_values"]
-    _add(adjust, "--kind", kinds, kind, default="probabilities")
-    objectives = f"what the decisions are designed for: {', '.join(OBJECTIVES)}"
-    _add(adjust, "--objective", objectives, default="balanced_error")
-    groups = "column with the groups, for objectives over groups. Prediction does not need it"
-    _add_optional(adjust, "--groups", groups)
-    _add_optional(adjust, "--test", "labelled table of scores to evaluate the decisions on")
-    _add(adjust, "--seed", "seed of everything random", int, default=0)
-    _add(adjust, "--out", "RUN folder to write", required=True)
-    _add_flag(adjust, "--overwrite", _OVERWRITE_FOLDER)
-    commands.add_subcommand("adjust", adjust, help="design decisions on scores from anywhere")
-
-    sweep = CommandParser(
-        description="Design losses along the trade-off of an error and a gap between groups."
-    )
-    _add_table(sweep, _TABLE)
-    _add(sweep, "--groups", _GROUPS.split(". Without")[0], required=True)
-    _add_missing_groups(sweep)
-    objectives = f"error to keep small: {', '.join(OBJECTIVES)}"
-    _add(sweep, "--main", objectives, default="balanced_error")
-    _add(sweep, "--gap", f"gap to trade it for: {', '.join(GAP_NAMES)}", default="deo")
-    by = (
-        "design a loss for each mix of error and gap, or decide by one network's p(class, group | "
-        "x). Decisions reach smaller gaps; they are for balanced_error or group_balanced_error, and deo"
-    )
-    _add(sweep, "--by", by, Literal["losses", "decisions"], default="losses")
-    mixes = "for losses: the weights of the gap, rising, at least 0 and below 1; by default 0,0.1,0.2 to 0.9"
-    _add_optional(sweep, "--mixes", mixes)
-    sweep.add_argument(
-        "--max_gap",
-        "--max-gap",
-        type=float | None,
-        default=None,
-        help="also train the network with the lowest error among those whose held-out gap is at most "
-        "this (0.05 is 5 points), on all data, and write it as a RUN",
-    )
-    _add(sweep, "--out", "folder for frontier.json, .csv and .svg", required=True)
-    _add_flag(sweep, "--overwrite", _OVERWRITE_FOLDER)
-    _add_training(sweep)
-    commands.add_subcommand("frontier", sweep, help="trade an error for a gap between groups")
-
-    predict = CommandParser(description="Predict with a RUN.")
-    _add(predict, "run", "RUN folder")
-    _add(predict, "table", f"{_TABLE} with the features, or the scores")
-    _add(predict, "--out", "CSV or Parquet file to write", required=True)
-    prior = (
-        "calibrate the probabilities for classes as frequent as in training, or equally frequent. By "
-        "default they are the softmax of the raw logits, or of adjusted scores. The predictions stay the same"
-    )
-    _add_optional(predict, "--prior", prior, Literal["training", "balanced"])
-    _add_flag(predict, "--overwrite", "replace an existing file")
-    commands.add_subcommand("predict", predict, help="predict with a fitted RUN")
-
-    explain = CommandParser(
-        description="Say what a RUN found, whom it helps, and what to be careful about."
-    )
-    _add(explain, "run", "RUN folder")
-    commands.add_subcommand("explain", explain, help="what a RUN found, in words")
-
-    evaluate = CommandParser(description="Evaluate a fitted RUN on labelled data.")
-    _add(evaluate, "run", "RUN folder")
-    _add_table(evaluate, f"{_TABLE} with features (or scores) and labels")
-    _add_optional(evaluate, "--groups", "column with the groups")
-    _add_flag(evaluate, "--json", "print JSON in place of tables")
-    commands.add_subcommand("evaluate", evaluate, help="error rates of a fitted RUN")
-
-    report = CommandParser(
-        description="Write the report of a RUN again, or one page with several side by side."
-    )
-    _add(report, "runs", "RUN folders", nargs="+", metavar="RUN")
-    out = "HTML file to write; by default report.html in the RUN, or runs.html here for several"
-    _add_optional(report, "--out", out)
-    _add_flag(report, "--overwrite", "replace an existing file")
-    commands.add_subcommand("report", report, help="the report of one RUN, or of several")
-
-    for name, command in added.items():
-        commands.add_subcommand(name, command.build_parser(CommandParser), help=command.help)
-    return parser
-
-
-def _add(parser: CommandParser, name: str, text: str, kind: Any = str, **options: Any) -> None:
-    parser.add_argument(name, type=kind, help=text, **options)
-
-
-def _add_optional(parser: CommandParser, name: str, text: str, kind: Any = str) -> None:
-    parser.add_argument(name, type=kind | None, default=None, help=text)
-
-
-def _add_table(parser: CommandParser, text: str) -> None:
-    _add(parser, "table", text)
-    _add(parser, "--target", "column with the labels", required=True)
-
-
-def _add_flag(parser: CommandParser, name: str, text: str) -> None:
-    parser.add_argument(name, action="store_true", help=text)
-
-
-def _add_missing_groups(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--missing_groups",
-        "--missing-groups",
-        type=Literal["refused", "unknown"],
-        default="refused",
-        help="refuse rows without a group, or train on them and leave them out of the objective",
-    )
-
-
-def _add_training(parser: CommandParser) -> None:
-    """The options of commands that train on a table."""
-    _add(parser, "--seed", "seed of everything random", int, default=0)
-    _add(parser, "--device", "auto, cpu, cuda, cuda:1 or mps", default="auto")
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_class_arguments(Recipe, "recipe")
-    parser.add_class_arguments(SearchSettings, "search")

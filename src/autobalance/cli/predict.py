@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jsonargparse import Namespace
 
 from autobalance._validation import InputError, path_of
@@ -15,6 +16,7 @@ from autobalance.cli.options import DONE, complain
 from autobalance.cli.run_folder import Model, load_run
 from autobalance.cli.terminal import print_report, print_table_warnings
 from autobalance.data import class_labels, column, positions, read_table
+from autobalance.posthoc import CellDecision
 from autobalance.records import to_json, write_atomically
 from autobalance.report import bound_sentences, read_folder, read_run, save_evaluation
 
@@ -30,9 +32,18 @@ def run_predict(options: Namespace, command: str) -> int:
         raise InputError(f"{out} must end in .csv or .parquet.")
     if out.exists() and out.samefile(path_of("The table", options.table)):
         raise InputError(f"{out} is the table itself, which would be lost. Give another name.")
-    classifier, _ = _load(options.run)
+    classifier, record = _load(options.run)
+    table = read_table(options.table)
+    names = _id_column(options, record, table)
     with print_table_warnings():
-        predictions = _predict(classifier, read_table(options.table), options.prior)
+        predictions = _predict(classifier, table, options.prior)
+    if names is not None:
+        if names.name in predictions.columns:
+            raise InputError(
+                f"The id column {names.name!r} has the name of a column of the predictions. Rename it in "
+                f"{options.table}."
+            )
+        predictions.insert(0, names.name, names.to_numpy())
     if out.suffix == ".csv":
         content = predictions.to_csv(index=False).encode()
     else:
@@ -49,7 +60,31 @@ def _predict(classifier: Model, table: pd.DataFrame, prior: str | None) -> pd.Da
     frame = pd.DataFrame(probabilities, columns=names)
     # For a prior the most probable class is not what the loss was designed to decide.
     frame.insert(0, "prediction", classifier.predict(features))
+    rules = _rules(classifier, features)
+    if rules is not None:
+        frame.insert(1, "rule", rules + 1)  # counted from 1, as in the report
     return frame
+
+
+def _rules(classifier: Model, features: Any) -> np.ndarray | None:
+    """Which rule decides each row, counted from 0; None where one rule decides all of them."""
+    if isinstance(classifier, AdjustedModel):
+        return classifier.rule_indices(features)
+    decision = classifier.module_
+    if not isinstance(decision, CellDecision) or len(decision.shares) == 1:
+        return None
+    inputs = torch.as_tensor(classifier.input_.transform(classifier, features))
+    return decision.draw(inputs).numpy()
+
+
+def _id_column(options: Namespace, record: dict[str, Any], table: pd.DataFrame) -> pd.Series | None:
+    """The column that names the rows: of ``--id``, or else that of the fit where the table has it."""
+    name = options.id
+    if name is None:
+        name = (record.get("options") or {}).get("id")
+        if name is None or name not in table.columns:
+            return None
+    return column(table, name, "id", missing_values=True)
 
 
 def run_evaluate(options: Namespace, command: str) -> int:
@@ -79,8 +114,8 @@ def run_evaluate(options: Namespace, command: str) -> int:
     )
     if groups is None and classifier.groups_:
         complain(
-            f"without --groups nothing is known of the groups of {options.table}; the "
-            f"report of {options.run} shows this evaluation"
+            f"{options.table} was evaluated without --groups, so the report of {options.run} now has no "
+            "errors by group of it. Add --groups to measure them"
         )
     if options.json:
         print(to_json(report))
@@ -102,15 +137,15 @@ def _warn_of_data(
     trained = (record.get("options") or {}).get("table")
     if isinstance(trained, str) and Path(trained).resolve() == Path(options.table).resolve():
         complain(
-            f"{options.table} is the table that {options.run} was trained on: these are no test "
-            "errors"
+            f"{options.table} is the table that {options.run} was trained on: these are no "
+            "test errors"
         )
     here = set(target.tolist())
     absent = [str(c) for i, c in enumerate(classifier.classes_) if i not in here]
     if absent:
         complain(
             f"{options.table} has no example of {', '.join(absent[:5])}"
-            f"{', ...' if len(absent) > 5 else ''}; means over the classes leave out what is not there"
+            f"{', ...' if len(absent) > 5 else ''}; means over the classes leave it out"
         )
 
 
@@ -119,7 +154,9 @@ def _save(run: str, rates: dict[str, Any], before: dict[str, Any] | None, data: 
     try:
         save_evaluation(run, rates, data, before)
     except OSError as error:
-        complain(f"{run} is left as it is, for {error}")
+        complain(
+            f"the report of {run} stays without this evaluation, which could not be written: {error}"
+        )
         return False
     return True
 

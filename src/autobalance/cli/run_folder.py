@@ -140,10 +140,12 @@ def save_run(
     After an interrupted search the classifier has no network yet. `target` is the name of the target
     column. Returns whether it was written: False leaves an earlier, finished run in its place.
     """
-    files = {LOSS: classifier.loss_.to_json().encode()}
     module = getattr(classifier, "module_", None)
     decision, network = None, module
-    if isinstance(module, CellDecision):
+    # Decisions are no loss, and a file that says cross-entropy would pass for what was designed.
+    decides = isinstance(module, CellDecision)
+    files = {} if decides else {LOSS: classifier.loss_.to_json().encode()}
+    if decides:
         decision = {"seed": module.seed}
         network = module.network
     if isinstance(network, TableNetwork) and classifier.encoder_ is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,24 +17,18 @@ from rich.table import Table
 from autobalance.cli.options import complain
 
 if TYPE_CHECKING:
-    from autobalance.bilevel import (
-        Baseline,
-        Frontier,
-        FrontierPoint,
-        Progress as RunProgress,
-        SearchResult,
-    )
-    from autobalance.posthoc import FairDecision
+    from autobalance.bilevel import Progress as RunProgress, SearchResult
 
 
-_SUMMARY = (
+_SUMMARY = (  # Measures of a report, in this order.
     "error", "balanced_error", "worst_class_error", "worst_group_error", "group_balanced_error",
     "worst_class_and_group_error", "deo",
 )  # fmt: skip
 FILE_WIDTH = 120
 """Width of tables that no terminal limits."""
 
-_CHOICES = {
+_KINDS = {"mix": "training loss", "bound": "decision"}
+CHOICES = {
     "designed": "the designed loss",
     "start": "the loss it started from",
     "cross_entropy": "plain cross-entropy",
@@ -158,7 +153,8 @@ def print_race(result: SearchResult) -> None:
         return
     each = ", ".join(f"{r.name} {r.criterion:.3f} ({r.outcome})" for r in raced)
     print(
-        f"Race of {len(raced)} ways to train, held-out cross-entropy of balanced classes: {each}."
+        f"{len(raced)} ways to train, each tried for half the steps: {each}. The numbers are the held-out "
+        "cross-entropy with every class counting the same; lower is better."
     )
 
 
@@ -170,86 +166,88 @@ def print_choice(result: SearchResult) -> None:
     chosen = by_name[result.choice]
     compared = by_name["designed"] if chosen.name == "start" else chosen
     print(
-        f"Final choice on held-out data: {_CHOICES[chosen.name]}, at {format_percent(chosen.objective)} %. "
-        f"{_CHOICES[compared.name].capitalize()} less its start: {100 * compared.difference:+.1f} points "
-        f"(standard error {100 * compared.standard_error:.1f})."
+        f"Final choice on held-out data: {CHOICES[chosen.name]}, at {format_percent(chosen.objective)} %. "
+        f"Against the loss that the search started from, {CHOICES[compared.name]} changes the error by "
+        f"{100 * compared.difference:+.1f} points (standard error {100 * compared.standard_error:.1f})."
     )
     if chosen.undefined is not None:
         print(f"{chosen.undefined} The objective is not defined there: these numbers leave it out.")
 
 
-def print_frontier(
-    swept: Frontier,
-    baselines: Sequence[Baseline],
-    picked: FrontierPoint | None = None,
-    bound: float | None = None,
-) -> None:
-    """The points by their mix, then the baselines; which no other beats, which is picked for a `bound`."""
-    table = _frontier_table("training loss", swept.main, swept.gap)
-    best = swept.non_dominated()
+def print_baselines(beside: dict[str, Any], objective: str) -> None:
+    """What plain training, class weights and the run's own result give on the same rows."""
+    from autobalance.report import in_words
 
-    def add(title: str, point: FrontierPoint | Baseline, note: str = "") -> None:
-        note = "picked" if point is picked else "a class always wrong" if point.constant else note
-        table.add_row(title, format_percent(point.main), format_percent(point.gap), note)
+    methods = beside["methods"].values()
+    measures = dict.fromkeys(("balanced_error", "worst_class_error"))
+    named = re.findall(r"\b[a-z_]+\b(?!\()", objective)
+    measures |= dict.fromkeys(name for name in named if all(name in m for m in methods))
+    header = ("training", *(in_words(name) for name in measures))
+    rows = [(m["title"], *(format_percent(m[name]) for name in measures)) for m in methods]
+    _print_rows(header, rows, title=f"Error in percent on {beside['data']}")
 
-    for point in swept.points:
-        add(f"mix {point.mix:g}", point, "not beaten" if point in best else "")
-    if baselines:
+
+def print_test(record: dict[str, Any]) -> None:
+    """The errors on the rows of ``--test``, of the record of a finished run."""
+    classes = [str(name) for name in record["class_names"]]
+    title = f"Test errors: {record['evaluation_data']}"
+    print_report({**record["methods"]["autobalance"], "classes": classes}, title)
+
+
+def print_frontier(record: dict[str, Any], bound: float | None = None) -> None:
+    """The points of a frontier's record, then the baselines; which is picked, for a `bound` on the gap."""
+    from autobalance.report import frontier_points, point_title
+
+    by, points = record.get("by", "mix"), frontier_points(record)
+    worst = ("worst class of a group",) if by == "bound" else ()
+    table = _frontier_table(_KINDS[by], record["main"], record["gap"], *worst)
+    for point in points:
+        _add_point(table, point_title(by, point), point, by)
+    if record["baselines"]:
         table.add_section()
-    for baseline in baselines:
-        add(baseline.title, baseline)
-    sizes = sum(map(sum, swept.settings["validation_counts"]))
+    for baseline in record["baselines"]:
+        _add_point(table, baseline["title"], baseline, by)
+    sizes = sum(map(sum, record["settings"]["validation_counts"]))
     legend = [
-        f"Percent of {sizes:,.0f} held-out examples, lower is better. {_describe_gap(swept.gap)} Mix: the "
-        "gap's weight in what a loss was designed for, the rest is the error's."
+        f"Percent of {sizes:,.0f} held-out examples, lower is better. {_describe_gap(record['gap'])}"
     ]
-    if any(p in best and p is not picked and not p.constant for p in swept.points):
-        legend.append("Not beaten: no other mix is at least as low in both.")
-    if picked is not None and bound is not None:
-        legend.append(f"Picked: the lowest error whose gap is at most {format_percent(bound)}.")
-    _print_with_legend(table, legend)
-
-
-def print_decisions(
-    points: Sequence[FairDecision],
-    plain: FairDecision,
-    main: str,
-    picked: FairDecision | None = None,
-    bound: float | None = None,
-) -> None:
-    """The decisions by falling gap, then cross-entropy's; which is picked, for a gap of at most `bound`."""
-    table = _frontier_table("decision", main, "deo", "worst class of a group")
-    rows = sorted(
-        [*((p, "") for p in points), *([] if picked is None else [(picked, "picked")])],
-        key=lambda row: -row[0].held_out.known_deo,
-    )
-    for decision, note in [*rows, (plain, "")]:
-        title = f"gap at most {format_percent(decision.held_out.known_deo)}"
-        if decision is plain:
-            table.add_section()
-            title = "cross-entropy"
-        held, parts = decision.held_out, len(decision.network.shares)
-        rates = getattr(held, main), held.deo, held.worst_class_and_group_error
-        mixture = f"drawn from {parts}" if parts > 1 else ""
-        table.add_row(title, *map(format_percent, rates), ", ".join(filter(None, [note, mixture])))
-    legend = [
-        f"Percent of {plain.held_out.mass.sum():,.0f} held-out examples, lower is better. "
-        f"{_describe_gap('deo')} Cross-entropy: the most probable class."
-    ]
-    if any(len(d.network.shares) > 1 for d, _ in [*rows, (plain, "")]):
-        legend.append(
-            "Drawn from 2: each prediction follows one of so many rules, drawn at random."
+    if by == "mix":
+        legend[0] += (
+            " Mix: the gap's weight in what a loss was designed for, the rest is the error's."
         )
-    if picked is not None and bound is not None:
+    else:
+        legend[0] += " Cross-entropy: the most probable class."
+    if any((p.get("drawn_from") or 1) > 1 for p in points):
+        legend.append(
+            "Several rules: each row falls under one of them. Which one is fixed by the row's own features."
+        )
+    swept = {point[by] for point in [*record["points"], *points]}
+    left_out = len(swept) - len(points)
+    if left_out:
+        legend.append(
+            f"Left out: {left_out} of {len(swept)} that another is at least as good as in both "
+            "error and gap. frontier.json has them."
+        )
+    if record.get("picked") is not None and bound is not None:
         legend.append(f"Picked: the lowest error whose gap is at most {format_percent(bound)}.")
     _print_with_legend(table, legend)
+
+
+def _add_point(table: Table, title: str, point: dict[str, Any], by: str) -> None:
+    notes = ["picked"] if point.get("picked") else ["a class always wrong"] * point["constant"]
+    rules = point.get("drawn_from") or 1
+    notes += [f"{rules} rules"] * (rules > 1)
+    keys = ("main", "gap", "worst_cell") if by == "bound" else ("main", "gap")
+    table.add_row(title, *(format_percent(point.get(key)) for key in keys), ", ".join(notes))
 
 
 def _frontier_table(what: str, main: str, gap: str, *more: str) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column(what, no_wrap=True)
-    for name in (main, f"gap: {gap}", *more):
-        table.add_column(name.replace("_", " "), justify="right")
+    from autobalance.report import in_words
+
+    for name in (in_words(main), f"gap: {in_words(gap)}", *more):
+        table.add_column(name, justify="right")
     table.add_column("", no_wrap=True)
     return table
 
@@ -270,12 +268,14 @@ def _print_with_legend(table: Table, legend: Sequence[str]) -> None:
         console.print(line, highlight=False, style="dim")
 
 
-def print_report(report: dict[str, Any]) -> None:
+def print_report(report: dict[str, Any], title: str | None = None) -> None:
     """Error rates: overall, then by class, by group, and by both."""
+    from autobalance.report import measure_name
+
     summary = [
-        (key.replace("_", " "), format_percent(report[key])) for key in _SUMMARY if key in report
+        (measure_name(key), format_percent(report[key])) for key in _SUMMARY if key in report
     ]
-    _print_rows(("error in percent", ""), summary, title=f"{report['n']:,} examples")
+    _print_rows(("error in percent", ""), summary, title=title or f"{report['n']:,} examples")
     classes = [plain_text(name) for name in report["classes"]]
     errors = map(format_percent, report["class_errors"])
     _print_rows(("class", "error"), zip(classes, errors, strict=True))

@@ -153,7 +153,7 @@ class TableEncoder:
         if absent:
             raise InputError(
                 f"The table lacks {len(absent)} column{'s' * (len(absent) > 1)} of the training "
-                f"table: {', '.join(absent[:10])}."
+                f"table: {', '.join(absent[:10])}. Add what the model was trained on, or fit without it."
             )
         columns = dict(zip(table.names, table.columns, strict=True))
         return Table(self.columns, [columns[n] for n in self.columns], table.rows)
@@ -390,7 +390,7 @@ def _suspicions(names: list[str], columns: list[Column], target: np.ndarray | No
             if different >= IDENTIFIER * len(values) and different >= MANY:
                 note = (
                     f"has {different:,} different values in {len(values):,} rows, of which the most "
-                    "frequent become features. Drop it if it is a name or a number of the row; make "
+                    "frequent become features. If it names the row, leave it out (--id); make "
                     "dates numbers"
                 )
         if note is None and target is not None and _decides(values, target):

@@ -134,6 +134,15 @@ class Adjustment:
             return self.rule.decide(self._cells(scores))
         return self.rule.decide(self.log_scores(scores))
 
+    def rule_indices(self, scores: Any) -> np.ndarray:
+        """Which of the rules decides each row, as an index of ``rule.shares``, shape ``(n,)``.
+
+        It is a function of the row's scores, so equal rows have the same rule. `scores` as in `predict`.
+        """
+        if isinstance(self.rule, CellRule):
+            return self.rule.index_of(self._cells(scores))
+        return self.rule.index_of(self.log_scores(scores))
+
     def decision_shares(self, scores: Any) -> np.ndarray:
         """How often each class is decided, shape ``(n, k)``: one-hot unless decisions are drawn."""
         if isinstance(self.rule, CellRule):

@@ -28,6 +28,8 @@ MOST_CLASSES = 30
 
 def explain_adjustment(adjustment: Adjustment, class_names: Sequence[Any] | None) -> str:
     """Objective, choice, tau, and a table of the classes; see `Adjustment.explain`."""
+    from autobalance.report import describe_rules  # it loads matplotlib, which few callers need
+
     lines = [_outcome(adjustment), f"Chosen: {TITLES[adjustment.chosen]}."]
     lines += _candidates(adjustment)
     rule = adjustment.rule
@@ -35,9 +37,7 @@ def explain_adjustment(adjustment: Adjustment, class_names: Sequence[Any] | None
         interval = adjustment.intervals.get("tau")
         between = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
         lines.append(f"tau = {rule.tau:.2f}{between}; 1 is post hoc logit adjustment, 0 none.")
-    if len(rule.shares) > 1:
-        shares = ", ".join(f"{100 * share:.0f} %" for share in rule.shares)
-        lines.append(f"Decisions are drawn between {len(rule.shares)} rules: {shares}.")
+    lines.append(describe_rules(len(rule.shares), rule.shares.tolist()))
     return "\n".join([*lines, "", *_classes(adjustment, class_names)])
 
 

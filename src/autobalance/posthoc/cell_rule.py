@@ -42,13 +42,17 @@ class CellRule:
 
     def decide(self, cells: np.ndarray) -> np.ndarray:
         """Class of each row of p(class, group | x) ``(n, g, k)``, shape ``(n,)``."""
-        uniform = uniform_of_rows(cells.reshape(len(cells), -1))
-        drawn = np.searchsorted(np.cumsum(self.shares)[:-1], uniform, side="right")
+        drawn = self.index_of(cells)
         decided = np.empty(len(cells), dtype=np.int64)
         for m, weights in enumerate(self.weights):
             rows = drawn == m
             decided[rows] = _decide(cells[rows], weights)
         return decided
+
+    def index_of(self, cells: np.ndarray) -> np.ndarray:
+        """Which a decides each row of p(class, group | x) ``(n, g, k)``: its index, shape ``(n,)``."""
+        uniform = uniform_of_rows(cells.reshape(len(cells), -1))
+        return np.searchsorted(np.cumsum(self.shares)[:-1], uniform, side="right")
 
     def shares_of_classes(self, cells: np.ndarray) -> np.ndarray:
         """How often each class is decided over many draws, shape ``(n, k)``."""

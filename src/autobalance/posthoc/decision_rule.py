@@ -40,7 +40,7 @@ class DecisionRule:
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
         """Class of each row of log-scores ``(n, k)``, shape ``(n,)``. Equal rows get equal decisions."""
-        drawn = self._draw(scores)
+        drawn = self.index_of(scores)
         decided = np.empty(len(scores), dtype=np.int64)
         for m in range(len(self.shares)):
             rows = drawn == m
@@ -49,7 +49,7 @@ class DecisionRule:
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """softmax(a (z - l)) with the l that decides, shape ``(n, k)``."""
-        logits = self.scale * (scores - self.additive[self._draw(scores)])
+        logits = self.scale * (scores - self.additive[self.index_of(scores)])
         return torch.softmax(torch.from_numpy(logits), dim=1).numpy()
 
     def shares_of_classes(self, scores: np.ndarray) -> np.ndarray:
@@ -64,8 +64,8 @@ class DecisionRule:
         pairs = zip(self.shares, self.additive, strict=True)
         return np.sum([share * rows.wrong(l) for share, l in pairs], axis=0)  # noqa: E741
 
-    def _draw(self, scores: np.ndarray) -> np.ndarray:
-        """Index of each row's l, shape ``(n,)``."""
+    def index_of(self, scores: np.ndarray) -> np.ndarray:
+        """Which l decides each row of log-scores ``(n, k)``: its index, shape ``(n,)``."""
         if len(self.shares) == 1:
             return np.zeros(len(scores), dtype=np.int64)
         return np.searchsorted(np.cumsum(self.shares)[:-1], uniform_of_rows(scores), side="right")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -210,6 +210,33 @@ class CellPosterior:
     _columns_of: dict[float | None, list[DecisionColumn]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def state(self) -> dict[str, Tensor]:
+        """What `from_state` needs beside the record of `settings`, as tensors by name."""
+        tensors = {
+            "held_out": torch.from_numpy(self.held_out),
+            "cells": torch.from_numpy(self.cells),
+            **{f"network.{name}": value for name, value in self.network.state_dict().items()},
+        }
+        if self.sample_weight is not None:
+            tensors["sample_weight"] = torch.from_numpy(self.sample_weight)
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_state(
+        cls, model_factory: ModelFactory, state: Mapping[str, Tensor], **fields: Any
+    ) -> CellPosterior:
+        """Inverse of `state`: with a network of the same factory, and the other fields as they were."""
+        held_out = state["held_out"].numpy()
+        network = with_new_head(model_factory(), held_out.shape[1] * held_out.shape[2])
+        prefix = "network."
+        own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        network.load_state_dict(own)
+        weight = state.get("sample_weight")
+        return cls(
+            network.eval(), held_out, state["cells"].numpy(),
+            sample_weight=None if weight is None else weight.numpy(), **fields,
+        )  # fmt: skip
 
     def within(self, gap: float) -> FairDecision:
         """The lowest main error with a DEO of at most `gap` on held-out data.

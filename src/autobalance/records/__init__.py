@@ -33,6 +33,7 @@ from autobalance.records.metrics import (
     counts_to_dict,
     expected_calibration_error,
     reliability,
+    report_rates,
 )
 from autobalance.records.plain_settings import PlainSettings, recorded_kind
 from autobalance.records.search_record import (
@@ -82,6 +83,7 @@ __all__ = [
     "recorded_kind",
     "reliability",
     "remove_parts",
+    "report_rates",
     "run_status",
     "to_json",
     "write_atomically",

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autobalance._validation import InputError, array_of_numbers, same_length, whole
+from autobalance._validation import (
+    InputError,
+    array_of_numbers,
+    how_to_install,
+    same_length,
+    whole,
+)
 from autobalance.records.error_table import ErrorTable, as_counts, effective_counts
 
 if TYPE_CHECKING:
@@ -264,9 +270,7 @@ def metric_frame(target: np.ndarray, predicted: np.ndarray, groups: Any) -> Metr
     try:
         from fairlearn.metrics import MetricFrame
     except ImportError:
-        raise InputError(
-            "metric_frame needs fairlearn. Install it: pip install 'autobalance[fairness]'."
-        ) from None
+        raise InputError(f"metric_frame needs fairlearn. {how_to_install('fairlearn')}.") from None
     same_length(target=target, predicted=predicted, groups=groups)
     target, predicted = np.asarray(target), np.asarray(predicted)
     metrics: dict[str, Callable[..., float]] = {
@@ -350,8 +354,15 @@ def classification_report(
         effective numbers, on which intervals rest; see `autobalance.records.error_table.effective_counts`.
     """
     table = ErrorTable.from_predictions(target, predicted, num_classes, groups, sample_weight)
+    return report_rates(table, group_names, by_group=groups is not None)
+
+
+def report_rates(
+    table: ErrorTable, group_names: Sequence[str] | None = None, *, by_group: bool
+) -> dict[str, Any]:
+    """What `classification_report` says, of a table of errors whose rows may be groups."""
     per_class = table.class_errors
-    weighted = sample_weight is not None
+    weighted = table.effective is not None
     report: dict[str, Any] = {
         "n": table.mass.sum().item(),
         "error": table.error,
@@ -363,7 +374,7 @@ def classification_report(
         "class_errors": _or_none(per_class),
     }
     measures = ["worst_class_error"]
-    if groups is not None:
+    if by_group:
         present = np.flatnonzero(table.present_groups).tolist()
         names = {g: g if group_names is None else group_names[g] for g in present}
         report |= {

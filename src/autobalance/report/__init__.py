@@ -8,10 +8,12 @@ from autobalance.report.formats import setting_text
 from autobalance.report.frontier import as_csv, as_svg
 from autobalance.report.html import render_report, write_report
 from autobalance.report.multi_run_page import render_runs
+from autobalance.report.pareto import frontier_points
 from autobalance.report.record import read_run
 from autobalance.report.run import Run
 from autobalance.report.samples import LARGEST, Sheet, pack_sheet, rows_that_fit
-from autobalance.report.text import GAP_TITLES
+from autobalance.report.tables import measure_name, point_title
+from autobalance.report.text import GAP_TITLES, describe_rules, in_words
 from autobalance.report.verdicts import bound_sentences
 
 __all__ = [
@@ -27,10 +29,15 @@ __all__ = [
     "as_svg",
     "as_text",
     "bound_sentences",
+    "describe_rules",
     "evenly_spaced",
     "explanation",
     "few_in_a_cell",
+    "frontier_points",
+    "in_words",
+    "measure_name",
     "pack_sheet",
+    "point_title",
     "read_folder",
     "read_run",
     "render_report",

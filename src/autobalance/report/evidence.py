@@ -17,8 +17,8 @@ class Evidence:
     """Errors per class, before and after."""
 
     kind: Literal[
-        "test", "folds", "search"
-    ]  # test data, folds held out, or the search's held-out data
+        "test", "folds", "baselines", "search"
+    ]  # test data, folds held out, held-out rows with baselines, or the search's held-out data
     data: str  # in words
     short: str  # in a few words
     methods: list[Method]  # all that have errors per class
@@ -41,14 +41,15 @@ class Evidence:
 
 def all_evidence(run: Run) -> list[Evidence]:
     """All that judged the loss, the best first."""
-    return [e for e in (_on_test_data(run), _on_folds(run), _by_the_search(run)) if e is not None]
+    ranked = (_on_test_data(run), _on_folds(run), _beside_baselines(run), _by_the_search(run))
+    return [e for e in ranked if e is not None]
 
 
 def error_evidence(run: Run) -> list[Evidence]:
     """The evidence on errors per class: the best, and the folds' where that has no before."""
     ranked = all_evidence(run)
-    beside = [e for e in ranked[1:] if e.kind == "folds" and ranked[0].before is None]
-    return [*ranked[:1], *beside]
+    beside = [e for e in ranked[1:] if e.kind != "search" and ranked[0].before is None]
+    return [*ranked[:1], *beside[:1]]
 
 
 def confusion_evidence(run: Run) -> Evidence | None:
@@ -84,6 +85,16 @@ def _on_folds(run: Run) -> Evidence | None:
     data = f"what the {run.in_folds} of the final choice held out"
     every = list(methods.values())
     return Evidence("folds", data, "held-out folds", every, other, methods[run.choice])
+
+
+def _beside_baselines(run: Run) -> Evidence | None:
+    """Plain training against what the run took, on the rows that both were not trained on."""
+    named = {m.name: m for m in run.baselines if np.isfinite(m.errors).any()}
+    before, after = named.get("cross_entropy"), named.get("autobalance")
+    if before is None or after is None:
+        return None
+    data = run.baselines_data
+    return Evidence("baselines", data, "held-out rows", [*named.values()], before, after)
 
 
 def _by_the_search(run: Run) -> Evidence | None:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from autobalance.report.drawing import Picture, dots, format_axis, legend, new_figure, picture
 from autobalance.report.formats import phrase
+from autobalance.report.pareto import frontier_points
 from autobalance.report.run import Run
 from autobalance.report.svg import AFTER, BEFORE, INK, MUTED, RAMP, house_style, standalone_svg
 from autobalance.report.tables import measure_name, point_title
@@ -22,23 +23,29 @@ _MARKERS = {"s": BEFORE, "^": RAMP[5], "D": RAMP[2], "v": INK}
 
 
 def as_csv(record: Mapping[str, Any]) -> str:
-    """The points, one a line: mix or bound, main, gap (as shares, not percent), whether constant.
+    """The points and the baselines, one a line: what `frontier_points` leaves, and which is picked.
 
-    `record` is `autobalance.Frontier.to_dict`, or the command's of decisions, with "by": "bound".
+    The columns are mix or bound, main and gap (as shares, not percent), whether constant, the title, and
+    whether it is picked. Baselines have no mix or bound. `record` is `autobalance.Frontier.to_dict`, or the
+    command's of decisions, with "by": "bound".
     """
     by = record.get("by", "mix")
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([by, record["main"], record["gap"], "constant"])
-    for point in record["points"]:
-        writer.writerow([point[by], point["main"], point["gap"], str(point["constant"]).lower()])
+    writer.writerow([by, record["main"], record["gap"], "constant", "title", "picked"])
+    for point in [*frontier_points(record), *record.get("baselines", [])]:
+        flags = (str(bool(point.get(key))).lower() for key in ("constant", "picked"))
+        constant, picked = flags
+        ends = point["main"], point["gap"]
+        writer.writerow([point.get(by), *ends, constant, point_title(by, point), picked])
     return stream.getvalue()
 
 
 def as_svg(record: Mapping[str, Any]) -> str:
     """The points' main objective against their gap, in percent, with the baselines, as an SVG file.
 
-    Points are joined in their order; mixes stand beside them. Hollow ones have a class that is always
+    Points are those of `frontier_points`, joined in their order; mixes stand beside them, and the one that
+    was picked is named. Hollow ones have a class that is always
     wrong. The same record gives the same text. `record` is that of `as_csv`, with "baselines", a list of
     mappings with "title", "main", "gap" and "constant", where there are any.
     """
@@ -56,7 +63,7 @@ def drawable(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _picture(record: Mapping[str, Any], name: str, *, mixes: bool = False) -> Picture:
-    points, others = (drawable(record.get(key, [])) for key in ("points", "baselines"))
+    points, others = map(drawable, (frontier_points(record), record.get("baselines", [])))
     by = record.get("by", "mix")
     gap, main = (measure_name(record[axis]) for axis in ("gap", "main"))
     with house_style():
@@ -64,10 +71,10 @@ def _picture(record: Mapping[str, Any], name: str, *, mixes: bool = False) -> Pi
         axes = figure.add_subplot()
         _draw(axes, points, others)
         for i, point in enumerate(points):
-            picked = record.get(by) is not None and point[by] == record[by]
+            picked = bool(point.get("picked"))
             text = f"picked, {point_title(by, point)}"
             look: dict[str, Any] = {"xytext": (8, 8)}
-            if mixes and by == "mix":  # a bound is where the point is
+            if mixes and by == "mix" and not picked:  # a bound is where the point is
                 text, above = f"{point[by]:g}", i % 2 == 0
                 look = {"xytext": (0, 8 if above else -16), "ha": "center", "fontsize": 10}
             if picked or (mixes and by == "mix"):

@@ -16,7 +16,7 @@ from autobalance.report.frontier import drawable, frontier_picture
 from autobalance.report.record import read_run
 from autobalance.report.run import Run
 from autobalance.report.templates import environment, render_page
-from autobalance.report.text import facts, heading, loss_heading, sentences
+from autobalance.report.text import describe_rules, facts, heading, loss_heading, sentences
 from autobalance.report.verdicts import bound_sentences, doubts
 
 
@@ -63,6 +63,9 @@ def view(run: Run) -> dict[str, Any]:
         "parts": {part.key for part in run.parts},
         "sentences": [*bound_sentences(run), *sentences(run)],
         "facts": facts(run),
+        "rules_sentence": describe_rules(run.rules["count"], run.rules["shares"])
+        if run.rules
+        else "",
         "warning": warning(run),
         "cautions": [*cautions(run), *doubts(run)],
         "errors": tables.errors_tables(run),
@@ -74,9 +77,11 @@ def view(run: Run) -> dict[str, Any]:
     }
     builders = (
         tables.methods_table,
+        tables.baselines_table,
         tables.race_table,
         tables.choice_table,
         tables.adjustment_table,
+        tables.rules_table,
         tables.groups_table,
         tables.groups_change_table,
         tables.gaps_table,

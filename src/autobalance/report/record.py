@@ -24,6 +24,7 @@ from autobalance.records import (
     as_counts,
     loss_snippet,
 )
+from autobalance.report.pareto import frontier_points
 from autobalance.report.run import ByGroup, Candidate, Method, Part, Run
 
 MAX_TEXT = 4000
@@ -64,6 +65,7 @@ def read_run(record: dict[str, Any]) -> Run:
     candidates, choice = _candidates(search, k, record.get("group_names"))
     held_out = _held_out(search.get("held_out"), k)
     methods = [_method(n, _mapping(m), k) for n, m in _mapping(record.get("methods")).items()]
+    beside = _mapping(record.get("baselines"))
     tested = next((m.by_group for m in methods if m.name == "autobalance"), None)
     return Run(
         kind=str(record.get("kind") or "fit"),
@@ -75,6 +77,8 @@ def read_run(record: dict[str, Any]) -> Run:
         order=np.argsort(-counts.sum(axis=0), kind="stable"),
         methods=methods,
         evaluation_data=_text(record.get("evaluation_data")),
+        baselines=[_method(n, _mapping(m), k) for n, m in _mapping(beside.get("methods")).items()],
+        baselines_data=_text(beside.get("data")) or "held-out rows",
         parts=_parts(search, g, k),
         snippet=_snippet(_mapping(search.get("loss")), g, k),
         curves=_curves(search.get("history")),
@@ -102,6 +106,7 @@ def read_run(record: dict[str, Any]) -> Run:
         frontier=_frontier(_mapping(record.get("frontier"))),
         options=_mapping(record.get("options")),
         adjusted=_adjusted(_mapping(record.get("adjustment")), k),
+        rules=_rules(record, k),
         samples=_samples(samples, record),
     )
 
@@ -385,8 +390,10 @@ def _frontier(entry: dict[str, Any]) -> dict[str, Any]:
     if None in names.values() or not points:
         return {}
     baselines = read("baselines", "title")
+    read_points = {"by": by, "points": points, by: _number(entry.get(by))}
+    points = frontier_points(read_points)
     others = [{**b, "title": safe_text(str(b["title"]), MAX_NAME)} for b in baselines]
-    return {**names, "points": points, "baselines": others, "by": by, by: _number(entry.get(by))}
+    return {**names, **read_points, "points": points, "baselines": others}
 
 
 def _adjusted(entry: dict[str, Any], k: int) -> dict[str, Any]:
@@ -411,6 +418,30 @@ def _adjusted(entry: dict[str, Any], k: int) -> dict[str, Any]:
         },
         **{key: _number(entry.get(key)) for key in ("tau", "gain")},
     }
+
+
+def _rules(record: dict[str, Any], k: int) -> dict[str, Any]:
+    """The rules of decisions; their number alone where the record is from before they were kept."""
+    entry = _mapping(record.get("rules"))
+    shares = array_of(entry.get("shares"))
+    if shares is not None and shares.ndim == 1 and not np.isnan(shares).any():
+        tables = {key: array_of(entry.get(key)) for key in ("l", "prices")}
+        names = record.get("group_names")
+        names = names if isinstance(names, list) else []
+        shapes = {"l": (len(shares), k), "prices": (len(shares), len(names), k)}
+        fitting = {
+            key: table if table is not None and table.shape == shapes[key] else None
+            for key, table in tables.items()
+        }
+        groups = _names(names, len(names), "group")
+        return {"count": len(shares), "shares": shares.tolist(), "groups": groups, **fitting}
+    points = _mapping(record.get("frontier"))
+    count = _number(_mapping(record.get("adjustment")).get("rules"))
+    if points.get("by") == "bound":
+        count = _number(_mapping(points.get("kept")).get("drawn_from"))
+    if not count:
+        return {}
+    return {"count": int(count), "shares": None, "l": None, "prices": None}
 
 
 def _policy(search: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,8 @@ class Run:
     order: np.ndarray  # classes from the most to the least frequent, shape (k,)
     methods: list[Method]
     evaluation_data: str | None
+    baselines: list[Method]  # plain training, class weights and the run's result, on held-out rows
+    baselines_data: str  # those rows in words
     parts: list[Part]
     snippet: str | None  # the loss taken as code that stands alone, where that is not long
     curves: dict[str, np.ndarray]  # by the names of `record.CURVES`, each of shape (t,)
@@ -117,6 +119,8 @@ class Run:
     # Of decisions on scores: "chosen", "before", "tau", "gain", "l" (k,), "rules", "intervals", "model",
     # and "curve" (t, 3) of tau, the objective under l = tau log pi, and its standard error.
     adjusted: dict[str, Any]
+    # Of decisions: "count", "shares" (m,) or None, "l" (m, k) or "prices" (m, g, k) of "groups".
+    rules: dict[str, Any]
     samples: dict[str, Any]  # as `autobalance.report.samples` packs them, with their rows' "names"
     place: str = ""  # in front of every identifier, where a page shows several runs
     rows: int = 1000  # most rows of a table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -159,9 +159,21 @@ def _cut(run: Run, count: int) -> str:
 
 def methods_table(run: Run) -> Table | None:
     """Methods side by side; the lowest error of each kind is marked."""
-    methods = run.methods
-    if not methods:
+    if not run.methods:
         return None
+    return _methods_table(run, f"{run.place}methods", run.methods, run.data)
+
+
+def baselines_table(run: Run) -> Table | None:
+    """Plain training and class weights beside what the run took, on the same rows."""
+    if not run.baselines:
+        return None
+    table = _methods_table(run, f"{run.place}baselines", run.baselines, run.baselines_data)
+    note = phrase(f"table.{'out_of_fold' if run.adjusted else 'held_out'}")
+    return replace(table, caption=table.caption + note)
+
+
+def _methods_table(run: Run, name: str, methods: list[Method], data: str) -> Table:
     columns: list[tuple[str, list[Any]]] = [
         ("Decisions" if run.adjusted else "Training loss", [m.title for m in methods])
     ]
@@ -184,10 +196,10 @@ def methods_table(run: Run) -> Table | None:
     if any(m.seconds is not None or m.training_runs is not None for m in methods):
         columns.append(("Time", [time_cell(m.seconds) for m in methods]))
         columns.append(("Training runs", [number_cell(m.training_runs, "{:g}") for m in methods]))
-    caption = f"Errors on {run.data}{'; the lowest in bold' if len(methods) > 1 else ''}."
+    caption = f"Errors on {data}{'; the lowest in bold' if len(methods) > 1 else ''}."
     if intervals:
         caption += phrase("table.seeds")
-    return Table.of_columns(f"{run.place}methods", " ".join([caption, *sorted(reasons)]), columns)
+    return Table.of_columns(name, " ".join([caption, *sorted(reasons)]), columns)
 
 
 def choice_table(run: Run) -> Table | None:
@@ -284,6 +296,26 @@ def adjustment_table(run: Run) -> Table | None:
     ]
     caption = phrase("table.adjustment") + _cut(run, len(run.order))
     return Table.of_columns(f"{run.place}adjustment", caption, columns)
+
+
+def rules_table(run: Run) -> Table | None:
+    """What each rule of decisions multiplies by or takes off; None where one column of ℓ says it all."""
+    prices, offsets = (run.rules.get(key) for key in ("prices", "l"))
+    if prices is None and (offsets is None or len(offsets) < 2):
+        return None
+    numbers = offsets[:, None] if prices is None and offsets is not None else prices
+    assert numbers is not None
+    rows = [(g, c) for c in run.order.tolist() for g in range(numbers.shape[1])]
+    caption = phrase(f"table.{'offsets' if prices is None else 'prices'}") + _cut(run, len(rows))
+    rows = rows[: run.rows]
+    columns: list[tuple[str, list[Any]]] = [("Class", [run.classes[c] for _, c in rows])]
+    if prices is not None:
+        columns.append(("Group", [run.rules["groups"][g] for g, _ in rows]))
+    for i, (share, each) in enumerate(zip(run.rules["shares"], numbers, strict=True)):
+        values = [float(each[at]) for at in rows]
+        cells = [Cell(f"{value:.5g}".replace("-", "−"), value=value) for value in values]
+        columns.append((f"Rule {i + 1} ({percent(share)})", cells))
+    return Table.of_columns(f"{run.place}rules", caption, columns, sortable=False)
 
 
 def errors_tables(run: Run) -> list[Table]:
@@ -476,7 +508,7 @@ def frontier_table(run: Run) -> Table | None:
         return None
     by = run.frontier["by"]
     points = [*run.frontier["points"], *run.frontier["baselines"]]
-    picked = [by in p and p[by] == run.frontier[by] for p in points]
+    picked = [bool(p.get("picked")) for p in points]
     notes = ["a class always wrong" if p["constant"] else "" for p in points]
     caption = phrase(f"table.{'mixes' if by == 'mix' else 'bounds'}")
     for axis, reason in points[0]["undefined"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -107,14 +108,17 @@ def candidate_title(run: Run, name: str) -> str:
 def sentences(run: Run) -> list[str]:
     """What was asked, what was found, and what it brought."""
     texts: list[str | None] = [_describe_request(run), _outcome(run)]
+    if run.rules:
+        texts.append(describe_rules(run.rules["count"], run.rules["shares"]))
     if run.adjusted:
         tested = _on_test_data(run) if _is_measured(run) else None
-        return [text for text in [*texts, *adjustment_sentences(run), tested] if text]
+        beside = baselines_sentence(run)
+        return [text for text in [*texts, *adjustment_sentences(run), beside, tested] if text]
     if _is_measured(run):
         texts.append(_on_test_data(run))
     elif not run.candidates and run.search_status != "diverged":
         texts.append(_on_validation(run))
-    texts.append(choice_sentence(run))
+    texts += [choice_sentence(run), baselines_sentence(run)]
     if not (_is_measured(run) and run.before):  # test data of one network alone compare nothing
         texts.append(one_fold_sentence(run))
     return [text for text in texts if text]
@@ -149,16 +153,23 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _about_decision(run: Run, point: dict[str, Any]) -> str:
     main, gap = (percent(point[axis]) for axis in ("main", "gap"))
-    beside, drawn, rules = "", "", point.get("drawn_from") or 1
+    beside = ""
     for other in run.frontier["baselines"][:1]:
         ends = {axis: percent(other[axis]) for axis in ("main", "gap")}
         beside += phrase("story.most_probable", **ends)
     if point.get("worst_cell") is not None:
         beside += phrase("story.worst_cell", worst=percent(point["worst_cell"]))
-    if rules > 1:
-        drawn = phrase("story.drawn", rules=rules)
     name = in_words(run.frontier["main"])
-    return phrase("story.decision", main_name=name, main=main, gap=gap, beside=beside, drawn=drawn)
+    return phrase("story.decision", main_name=name, main=main, gap=gap, beside=beside)
+
+
+def describe_rules(count: int, shares: Sequence[float] | None = None) -> str:
+    """Whether every row is decided by one rule, or which share of them by each of several."""
+    if count == 1:
+        return phrase("story.fixed")
+    each = [f"rule {i} decides {percent(share)}" for i, share in enumerate(shares or [], 1)]
+    told = f": {', '.join(each)} of them" if each else ""
+    return phrase("story.drawn", rules=count, shares=told)
 
 
 def _describe_request(run: Run) -> str:
@@ -183,14 +194,12 @@ def _describe_request(run: Run) -> str:
 
 
 def adjustment_sentences(run: Run) -> list[str]:
-    """tau, whether decisions are drawn, and that the numbers are of examples not designed on."""
+    """The strength tau of the adjustment and its interval, where it has one."""
     found, texts = run.adjusted, []
     if found["tau"] is not None:
         between = found["intervals"].get("tau")
         spread = "" if between is None else f" ({number(between[0])} to {number(between[1])})"
         texts.append(phrase("story.tau", tau=number(found["tau"]), spread=spread))
-    if found["rules"] > 1:
-        texts.append(phrase("story.drawn", rules=found["rules"]).strip())
     return texts
 
 
@@ -205,7 +214,8 @@ def _about_adjustment(run: Run) -> str:
         change = f": {percent(other.objective)} before, {percent(taken.objective)} after"
     gain = found["intervals"].get("gain")
     if other is not None and gain is not None:
-        change += f" (lower by {100 * gain[0]:.1f} to {100 * gain[1]:.1f} points)"
+        low, high = (number(100 * end, 1) for end in gain)
+        change += f" (a gain of {low} to {high} points in nine of ten resamples)"
     return phrase("story.adjusted", model=model, title=title, change=change)
 
 
@@ -396,11 +406,28 @@ def choice_sentence(run: Run) -> str | None:
     )  # fmt: skip
 
 
+def baselines_sentence(run: Run) -> str | None:
+    """What plain training and class weights gave beside the run's own result, on the same rows."""
+    key, name = _SCORE.get(run.objective, _BALANCED)
+    known = [m for m in run.baselines if key in m.scores]
+    if len(known) < 2:
+        return None
+    each = [f"{percent(m.scores[key])} with {in_sentence(m.title)}" for m in known]
+    errors = f"{', '.join(each[:-1])} and {each[-1]}"
+    return phrase("choice.baselines", data=run.baselines_data, name=name, errors=errors)
+
+
 def one_fold_sentence(run: Run) -> str | None:
     """That nothing says how good the loss is, where that is so because of a single fold."""
     moved = run.search_status == "finished" and run.moved
     # A frontier has no final choice, with however many folds.
-    if run.candidates or not moved or (run.folds or 1) > 1 or run.kind == "frontier":
+    if (
+        run.candidates
+        or run.baselines
+        or not moved
+        or (run.folds or 1) > 1
+        or run.kind == "frontier"
+    ):
         return None
     return phrase("choice.one_fold")
 

@@ -89,7 +89,8 @@ def measure_interval(table: ErrorTable, measure: str, seed: int = 0) -> tuple[fl
     drawn = [getattr(ErrorTable.from_rates(rates(w, n), table.mass), measure) for w in wrong]
     low, high = np.quantile(np.array(drawn, dtype=float) - seen, [0.025, 0.975])
     value = getattr(table, measure)
-    return max(0.0, value - float(high)), max(value - float(low), 0.0)
+    # What is taken off can be more than the whole value; an interval without it would be read as an error.
+    return min(value, max(0.0, value - float(high))), max(value, value - float(low))
 
 
 def doubts(run: Run) -> list[str]:
@@ -139,6 +140,8 @@ def _lost_while_mean_gained(run: Run) -> str | None:
     """Classes whose error rose by more than noise although the mean over the classes fell."""
     for evidence in all_evidence(run):
         before, after, change = evidence.before, evidence.after, evidence.change
+        if evidence.kind == "baselines":
+            continue  # Against plain training a balanced error always costs the frequent classes.
         if before is None or after is None or change is None:
             continue
         if before.trials is None or after.trials is None or not np.nanmean(change) < 0:

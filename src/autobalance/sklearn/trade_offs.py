@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
+
+from torch import Tensor
 
 from autobalance._validation import InputError
 from autobalance.bilevel import (
@@ -126,6 +128,28 @@ class TradeOffs(ClassifierBase):
             device=self.device,
             progress=self.progress,
         )
+        mark(posterior.network, self.input_)
+        return posterior
+
+    def restore_posterior(
+        self,
+        state: Mapping[str, Tensor],
+        record: Mapping[str, Any],
+        X: Any,
+        y: Any,
+        *,
+        sensitive_features: Any,
+        sample_weight: Any = None,
+    ) -> CellPosterior:
+        """What an earlier `cell_posterior` on the same data learned, without training it again.
+
+        `state` is of `CellPosterior.state`; `record` has its other fields by name.
+        """
+        data = self._training_data(X, y, sensitive_features, sample_weight, gap="deo")
+        self.class_masses_ = class_masses(data)
+        names = ("training_runs", "settings", "seed", "seconds", "main")
+        fields = {name: record[name] for name in names}
+        posterior = CellPosterior.from_state(self._network_factory(data), state, **fields)
         mark(posterior.network, self.input_)
         return posterior
 

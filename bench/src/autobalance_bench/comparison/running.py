@@ -28,11 +28,6 @@ from autobalance_bench.comparison.cells import Cell, run_cell
 from autobalance_bench.comparison.methods import METHODS
 from autobalance_bench.comparison.store import Store
 
-_INSTALLED_BY = {
-    "optuna": "optuna",
-    "kornia": "'autobalance[vision]'",
-    "lightgbm": "'autobalance[boosting]'",
-}
 _UNFIT = {
     "threading": "its cells would share one random state, so that none could be repeated",
     "multiprocessing": "it gives records back only when all cells have ended",
@@ -158,7 +153,7 @@ def _hindrance(cell: Cell) -> str | None:
     )
     for package in (method.needs, "kornia" if augmented else None):
         if package is not None and not _installed(package):
-            return f"{package.capitalize()} is not installed (pip install {_INSTALLED_BY[package]})"
+            return f"{package.capitalize()} is not installed (pip install {package})"
     return None
 
 

@@ -49,7 +49,7 @@ def fit_trees(
         from lightgbm import LGBMClassifier
     except ImportError:
         raise InputError(
-            'LightGBM is not installed. Install it: pip install "autobalance[boosting]".'
+            "LightGBM is not installed. Install it: pip install lightgbm."
         ) from None
     classifier: Any = LGBMClassifier(
         max_delta_step=1.0,

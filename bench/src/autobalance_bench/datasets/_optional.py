@@ -7,10 +7,11 @@ from typing import Any
 
 from autobalance import InputError
 
+_DISTRIBUTIONS = {"PIL": "pillow"}
+"""Names to install of modules that are imported under another."""
 
-def import_optional(
-    module: str, purpose: str, install: str = "pip install 'autobalance-bench[images]'"
-) -> Any:
+
+def import_optional(module: str, purpose: str, install: str | None = None) -> Any:
     """Import a module of an optional library.
 
     Parameters
@@ -19,8 +20,8 @@ def import_optional(
         Its full name, such as ``"torchvision.datasets"``.
     purpose : str
         What needs it: the subject of the message's first sentence, in the singular.
-    install : str
-        The command that installs it.
+    install : str, optional
+        The command that installs it; by default ``pip install`` with the module's first name.
 
     Raises
     ------
@@ -31,6 +32,7 @@ def import_optional(
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # torchvision for another torch: a RuntimeError
         library = module.split(".")[0]
+        install = install or f"pip install {_DISTRIBUTIONS.get(library, library)}"
         raise InputError(
             f"{purpose} needs {library}, which cannot be imported ({error}). Install it: {install}."
         ) from None

@@ -429,6 +429,6 @@ def _fairlearn(part: Literal["reductions", "postprocessing"]) -> Any:
             from fairlearn import postprocessing as found
     except ImportError:
         raise InputError(
-            "This method needs fairlearn. Install it: pip install 'autobalance[fairness]'."
+            "This method needs fairlearn. Install it: pip install fairlearn."
         ) from None
     return found
