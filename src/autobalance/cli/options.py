@@ -184,11 +184,19 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     )
     commands = parser.add_subcommands(required=True)
 
-    demo = CommandParser(description="Design a loss for long-tailed images in the package.")
-    _add(demo, "--out", "folder for result.json and report.html", default="demo-run")
-    _add(demo, "--seed", "seed of everything random", int, default=0)
+    demo = CommandParser(
+        description="See what designing brings: five losses on long-tailed images in the package, or with "
+        "--table five ways to decide with boosted trees on two small tables."
+    )
+    _add_flag(demo, "--table", "tables and boosted trees in place of images and networks")
+    folder = (
+        "folder for result.json and report.html, by default demo-run, or with --table demo-table"
+    )
+    _add_optional(demo, "--out", folder)
+    _add(demo, "--seeds", "how many seeds to take the mean of", int, default=3)
+    _add(demo, "--seed", "the first of the seeds", int, default=0)
     _add_flag(demo, "--overwrite", _OVERWRITE_FOLDER)
-    commands.add_subcommand("demo", demo, help="see it work on real images, in about a minute")
+    commands.add_subcommand("demo", demo, help="see it work on real images, in two minutes")
 
     fit = CommandParser(description="Design a loss for a table and train a network with it.")
     _add_table(fit, _TABLE)
