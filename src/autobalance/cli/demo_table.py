@@ -45,7 +45,7 @@ _LEGEND = (
     "Each seed splits the rows anew: one part is trained on, the other decides nothing. Worst class: that "
     "of each seed, then the mean.",
     "Runs: fits of the trees. Designing decisions takes five folds, and one fit on all rows; both "
-    "objectives share them. With two classes there is little to design: class weights do as well.",
+    "objectives share them. On the two classes of Adult class weights do as well.",
 )
 
 
