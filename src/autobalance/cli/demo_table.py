@@ -149,14 +149,17 @@ def build_trees(library: str, seed: int) -> Pipeline:
 
 def train_trees(split: Split, library: str, seed: int) -> dict[str, Any]:
     """Every method of `TITLES` on one split: "entries" in their order, and the first's "adjustment"."""
-    trees, k = build_trees(library, seed), len(split.classes)
+    k = len(split.classes)
+    trees: Any = build_trees(library, seed)
+    plain_trees: Any = clone(trees)
+    weighted: Any = clone(trees)
     prior = np.bincount(split.target) / len(split.target)
     clock = _Clock()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TableWarning)  # of each fold
-        probabilities = clone(trees).fit(split.train, split.target).predict_proba(split.test)
+        probabilities = plain_trees.fit(split.train, split.target).predict_proba(split.test)
         plain = clock.read()
-        weighted = clone(trees).set_params(**{f"{trees.steps[-1][0]}__class_weight": "balanced"})
+        weighted.set_params(**{f"{trees.steps[-1][0]}__class_weight": "balanced"})
         by_weights = weighted.fit(split.train, split.target).predict(split.test)
         weights = clock.read()
         designed = LogitAdjustedClassifierCV(trees, random_state=seed)
