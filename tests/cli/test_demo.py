@@ -71,8 +71,8 @@ def test_images_over_two_seeds(capsys: pytest.CaptureFixture[str]) -> None:
             assert f"{100 * entry[key]:.1f} ± {100 * error:.1f}" in shown
         assert entry["title"] in shown
     runs = [entry["training_runs"] for entry in record["methods"].values()]
-    assert runs[:4] == pytest.approx([1.0] * 4)
-    assert runs[4] > 2.0
+    # Two ways to train race for half a run each; the third is for networks that fit, which these do not.
+    assert runs == pytest.approx([1.0] * 4 + [2.0])
     assert re.fullmatch(r"Next, .*: autobalance fit .* --out RUN", shown.splitlines()[-1])
     page = Path("demo-run/report.html").read_text()
     assert "standard error of the mean over seeds" in page
