@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/demo_seeds.py --data DIR/fashion_mnist
 
-Each seed trains cross-entropy, logit adjustment and autobalance on the demo's training images
-(or, with --resample, on a long-tailed sample of its own) and the methods are compared within
-seeds. Prints means with standard errors, paired differences and the cost in CPU time.
+Each seed trains every method of the demo on its training images (or, with --resample, on a
+long-tailed sample of its own) and the methods are compared within seeds. Prints means with standard
+errors, paired differences and the cost in CPU time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
     print(f"\nmean over {options.seeds} seeds +- standard error, in percent")
     print(
-        f"{'':18} {'balanced error':>16} {'worst class':>16} {'on training':>16} {'CPU time / CE':>14}"
+        f"{'':23} {'balanced error':>16} {'worst class':>16} {'on training':>16} {'CPU time / CE':>14}"
     )
     for name in TITLES:
         columns = [
@@ -64,7 +64,7 @@ def main() -> None:
         ]
         ratio = [row[name]["cpu_seconds"] / row["cross_entropy"]["cpu_seconds"] for row in rows]
         print(
-            f"{name:18} {columns[0]:>16} {columns[1]:>16} {columns[2]:>16} {np.mean(ratio):14.2f}"
+            f"{name:23} {columns[0]:>16} {columns[1]:>16} {columns[2]:>16} {np.mean(ratio):14.2f}"
         )
     for other in ("cross_entropy", "logit_adjustment"):
         difference = [

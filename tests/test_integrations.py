@@ -22,7 +22,7 @@ from torchvision_operators import define_missing_operators
 FOLDER = Path(__file__).parents[1] / "examples"
 NAMES = (
     "plain_pytorch", "lightning_module", "huggingface_trainer", "skorch_net", "timm_loop",
-    "grid_search",
+    "grid_search", "peft_lora", "torchvision_dataset", "polars_lightgbm",
 )  # fmt: skip
 CHANCE = 90.0  # balanced error in percent, of ten classes
 
@@ -36,7 +36,10 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def errors(shown: str) -> list[float]:
-    return [float(found) for found in re.findall(r"balanced error (?:of .*: )?([\d.]+) %", shown)]
+    return [
+        float(found)
+        for found in re.findall(r"(?i)balanced error(?: of .*:|, .*:)? ([\d.]+) %", shown)
+    ]
 
 
 def additive(loss: TunableCrossEntropy) -> Tensor:
@@ -168,3 +171,33 @@ def test_grid_search(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert best.loss_.additive.shape == (2, 2)
     assert best.objective == grid.best_params_["model__objective"]
     assert grid.best_score_ == max(grid.cv_results_["mean_test_score"]) > 0.5
+
+
+# Deprecated within transformers itself.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_lora(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    module = example("peft_lora")
+    plain, designed = module.main([]).values()
+    assert designed < plain - 3.0
+    shown = capsys.readouterr().out
+    assert errors(shown) == pytest.approx([plain, designed], abs=0.06)
+    trained, total = re.findall(r"([\d,]+) of ([\d,]+) weights were trained", shown)[0]
+    model = module.adapted_transformer()
+    # Two blocks, each with two matrices of rank 8 beside query and value, of 32 rows; and the classifier.
+    assert int(trained.replace(",", "")) == 2 * 2 * 2 * 8 * 32 + 33 * 4
+    assert int(total.replace(",", "")) == sum(p.numel() for p in model.parameters())
+
+
+def test_an_image_folder_of_torchvision(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = example("torchvision_dataset").main(["--steps", "60"])
+    assert max(found.values()) < CHANCE / 2
+    assert errors(capsys.readouterr().out) == pytest.approx(list(found.values()), abs=0.06)
+
+
+def test_polars_and_lightgbm(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    found = example("polars_lightgbm").main([])
+    assert found.columns == ["income", "rows", "most probable", "designed"]
+    assert found["designed"].mean() < found["most probable"].mean() - 2.0
+    assert errors(capsys.readouterr().out) == pytest.approx(
+        [found[name].mean() for name in ("most probable", "designed")], abs=0.06
+    )

@@ -14,8 +14,7 @@ import pandas as pd
 import pytest
 
 from autobalance import cli
-from autobalance.cli import demo, terminal
-from autobalance.records.settings import Recipe
+from autobalance.cli import terminal
 
 pytestmark = pytest.mark.usefixtures("empty_pictures")
 QUICK = ["--recipe.epochs", "2", "--recipe.min_steps", "60", "--device", "cpu"]
@@ -35,7 +34,7 @@ def _folder_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Interrupt the next runs where their phase, or the demo's method, is first heard of."""
+    """Interrupt the next runs where their phase is first heard of."""
 
     def at(moment: str) -> None:
         def update(_: Any, title: str, progress: Any) -> None:
@@ -203,21 +202,3 @@ def test_a_run_begun_with_other_options_is_refused_by_their_names(
     Path("run/result.json").unlink()  # as where it was killed
     assert cli.main([*FIT, "--resume", "--seed", "1"]) == 2
     assert "begun by" not in capsys.readouterr().err
-
-
-def test_an_interrupted_demo_keeps_the_methods_done(
-    interrupt: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    short = Recipe(epochs=0.1, min_steps=20, batch_size=32)
-    monkeypatch.setitem(demo.Demo.__init__.__kwdefaults__, "recipe", short)
-    for moment, done in ((demo.TITLES["logit_adjustment"], 1), (demo.TITLES["autobalance"], 2)):
-        interrupt(moment)
-        assert cli.main(["demo", "--out", "run", "--overwrite"]) == 130
-        assert f"Interrupted. {done} of 3 methods are done" in capsys.readouterr().err
-        record = json.loads(Path("run/result.json").read_text())
-        assert (record["status"], len(record["methods"])) == ("interrupted", done)
-        assert "interrupted" in Path("run/report.html").read_text()
-    assert cli.main(["predict", "run", "data.csv", "--out", "out.csv"]) == 2
-    assert "run holds a demo, not a fitted model" in capsys.readouterr().err

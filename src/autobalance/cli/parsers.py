@@ -78,7 +78,7 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     )
     commands = parser.add_subcommands(required=True)
     for name, build, text in (
-        ("demo", _demo, "see it work on real images, in about a minute"),
+        ("demo", _demo, "see it work on real images or tables, in two minutes"),
         ("fit", _fit, "train on your table, with a loss or decisions designed for it"),
         ("adjust", _adjust, "design decisions on the scores of a classifier that you have"),
         ("frontier", _frontier, "trade an error for a smaller gap between groups"),
@@ -95,16 +95,21 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
 
 def _demo() -> CommandParser:
     parser = _command(
-        "demo [options]", "Design a loss for long-tailed images in the package.", "demo"
+        "demo [options]",
+        "See what designing brings: five losses on long-tailed images in the package, or with --table five "
+        "ways to decide with boosted trees on two small tables.",
+        "demo",
+        "demo --table",
     )
-    _add(
+    _add_flag(parser, "--table", "tables and boosted trees in place of images and networks")
+    _add_optional(
         parser,
         "--out",
-        "folder for result.json and report.html",
-        default="demo-run",
+        "folder for result.json and report.html, by default demo-run, or with --table demo-table",
         metavar="FOLDER",
     )
-    _add(parser, "--seed", "seed of everything random", int, default=0)
+    _add(parser, "--seeds", "how many seeds to take the mean of", int, default=3)
+    _add(parser, "--seed", "the first of the seeds", int, default=0)
     _add_flag(parser, "--overwrite", _OVERWRITE)
     return parser
 

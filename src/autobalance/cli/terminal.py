@@ -81,6 +81,12 @@ class LiveProgress:
                 fields["speed"] = f"{progress.rows * done / task.elapsed:,.0f} rows/s"
         self._bars.update(task.id, completed=progress.step, total=progress.total, **fields)
 
+    def count(self, title: str, done: int, total: int) -> None:
+        """Show how many of the trainings named `title` are done."""
+        if title not in self._tasks:
+            self._tasks[title] = self._bars.add_task(title, total=total, objective="", speed="")
+        self._bars.update(self._tasks[title], completed=done)
+
 
 @contextmanager
 def print_table_warnings() -> Iterator[None]:
@@ -111,23 +117,35 @@ def narrow_table(table: Table) -> None:
         column.header = str(column.header).replace(" ", "\n").replace("95\n%", "95 %")
 
 
-def print_methods(methods: dict[str, dict[str, Any]]) -> None:
-    """The demo's table."""
-    names = ("balanced_error", "worst_class_error", "training_error")
+def print_methods(methods: dict[str, dict[str, Any]], title: str = "") -> None:
+    """The demo's table: errors, their standard errors where there are several seeds, and the cost."""
+    seeds = max(len(method["by_seed"]) for method in methods.values())
     rows = [
         (
             method["title"],
-            *(format_percent(method[name]) for name in names),
-            f"{method['seconds']:.1f}",
+            *(
+                _with_standard_error(method, name)
+                for name in ("balanced_error", "worst_class_error")
+            ),
             f"{method['training_runs']:.2g}",
+            f"{method['cpu_seconds']:.1f}",
         )
         for method in methods.values()
     ]
-    _print_rows(
-        ("method", "balanced", "worst class", "training", "seconds", "runs"),
-        rows,
-        title="Error in percent",
-    )
+    what = f"mean of {seeds} seeds ± standard error" if seeds > 1 else "one seed"
+    heading = ". ".join(filter(None, [title, f"Error in percent, {what}"]))
+    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for i, name in enumerate(("method", "balanced", "worst class", "runs", "CPU s")):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _with_standard_error(method: dict[str, Any], name: str) -> str:
+    mean = format_percent(method[name])
+    error = method.get("standard_error", {}).get(name)
+    return mean if error is None else f"{mean} ± {format_percent(error)}"
 
 
 def _print_rows(
@@ -262,9 +280,14 @@ def _describe_gap(gap: str) -> str:
 
 def _print_with_legend(table: Table, legend: Sequence[str]) -> None:
     """The table, and under it what its words mean."""
+    Console().print(table)
+    print_legend(legend)
+
+
+def print_legend(lines: Sequence[str]) -> None:
+    """What the words of a table mean, under it."""
     console = Console()
-    console.print(table)
-    for line in legend:
+    for line in lines:
         console.print(line, highlight=False, style="dim")
 
 

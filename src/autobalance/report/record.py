@@ -218,6 +218,7 @@ def _method(name: str, entry: dict[str, Any], k: int) -> Method:
         ),
         by_group=_read_group_errors(entry, k),
         effective=effective if effective is not None and effective.shape == (k,) else None,
+        standard_errors=_numbers(entry.get("standard_error")),
     )
 
 

@@ -34,7 +34,8 @@ class Method:
     confused: np.ndarray | None = None  # class, class predicted and examples, shape (m, 3)
     reliability: dict[str, Reliability] = field(default_factory=dict)  # "raw" and "corrected"
     by_group: ByGroup | None = None
-    effective: np.ndarray | None = None  # numbers that noise is of, where examples have weights
+    effective: np.ndarray | None = None  # numbers that noise is of, where that is not n
+    standard_errors: dict[str, float] = field(default_factory=dict)  # of `scores`, over seeds
 
     @property
     def trials(self) -> np.ndarray | None:

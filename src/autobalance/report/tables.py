@@ -189,6 +189,8 @@ def _methods_table(run: Run, name: str, methods: list[Method], data: str) -> Tab
         for m in methods:
             value = m.scores.get(key)
             note = balanced_error_note(m) if key == "balanced_error" and value is not None else ""
+            if key in m.standard_errors:
+                note = f"± {100 * m.standard_errors[key]:.1f}"
             best = value is not None and len(methods) > 1 and value == lowest
             cells.append(rate_cell(value, note, best=best))
             intervals |= bool(note)
@@ -198,7 +200,8 @@ def _methods_table(run: Run, name: str, methods: list[Method], data: str) -> Tab
         columns.append(("Training runs", [number_cell(m.training_runs, "{:g}") for m in methods]))
     caption = f"Errors on {data}{'; the lowest in bold' if len(methods) > 1 else ''}."
     if intervals:
-        caption += phrase("table.seeds")
+        several = any(m.standard_errors for m in methods)
+        caption += phrase("table.over_seeds" if several else "table.seeds")
     return Table.of_columns(name, " ".join([caption, *sorted(reasons)]), columns)
 
 
