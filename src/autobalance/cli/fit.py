@@ -18,7 +18,7 @@ from autobalance.cli.options import DONE, complain, complain_of_stop, training_o
 from autobalance.cli.resume import other_options
 from autobalance.cli.run_folder import save_run
 from autobalance.cli.terminal import LiveProgress, print_choice, print_race, print_table_warnings
-from autobalance.data import class_labels, column, read_table
+from autobalance.data import TableFile, class_labels, column, open_table, read_table
 from autobalance.objectives import as_objective
 from autobalance.records import checkpoint_files, output_folder, run_status
 from autobalance.report import REPORT, explanation, read_run
@@ -36,7 +36,7 @@ _RECORDED_OPTIONS = (
 )
 """Options that the settings of a search do not hold, for its record."""
 
-Columns = tuple[pd.DataFrame, Any, Any]
+Columns = tuple[pd.DataFrame | TableFile, Any, Any]
 """Features, labels and groups."""
 
 
@@ -52,7 +52,8 @@ def run_fit(options: Namespace, command: str, notes: Sequence[str] = ()) -> int:
         return fit_model(options, command)
     out = prepare_folder(options)
     classifier = build_classifier(options, out)
-    features, target, groups = read_columns(options)
+    with print_table_warnings():
+        features, target, groups = read_columns(options, folder=out)
     test = None if options.test is None else read_test(options, features, target)
     if not options.resume:
         remove_checkpoints(out)  # of a run that --overwrite gives up
@@ -129,18 +130,23 @@ def _print_result(
 
 
 def read_columns(
-    options: Namespace, path: str | None = None, text: tuple[str, ...] = ()
+    options: Namespace,
+    path: str | None = None,
+    text: tuple[str, ...] = (),
+    folder: Path | None = None,
 ) -> Columns:
     """Features, labels and groups of the options' table, or of another `path`.
 
     Labels and groups are not among the features. The columns in `text` are text, whatever they look like.
+    With a `folder` for what is made of it, a large table stays in its file.
 
     Raises
     ------
     InputError
         If the table cannot be read, or lacks a column.
     """
-    table = read_table(path or options.table, text=text)
+    path = path or options.table
+    table = read_table(path, text=text) if folder is None else open_table(path, folder=folder)
     target = column(table, options.target, "target")
     groups = None
     if options.groups is not None:

@@ -16,6 +16,7 @@ from autobalance.bilevel import (
     Interrupted,
     MetricLogger,
     ModelFactory,
+    Progress,
     ProgressListener,
     SearchResult,
     TrainedSearch,
@@ -107,6 +108,7 @@ class ClassifierBase(NestedParameters):
                 # Networks of others, and augmentations, take numbers that mean the same in any column.
                 one_hot=self.module is not None or self.augment is not None,
                 weight=weight,
+                tell=self._tell_of_encoding,
             )
         compares = None if gap is None else f"The gap {gap!r}"
         if gap is None and as_objective(self.objective).over != "class":
@@ -123,6 +125,10 @@ class ClassifierBase(NestedParameters):
         if self.recipe is None and self.module is None:
             self.recipe_ = Recipe.for_rows(len(data))
         return data
+
+    def _tell_of_encoding(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(Progress("encode", done, total))
 
     def _retrain(self, data: ArrayData, **options: Any) -> None:
         """Train the network on all data with `result_`; what was good before a failure is kept."""
