@@ -6,8 +6,9 @@ The table is made up and seeded: 20 categorical columns of 2 to 50 values, 6 num
 of four columns missing, 8 classes of which the rarest is 30 times rarer than the most frequent. The class
 follows a random network of numbers, categories and pairs of categories, so that a linear model is far from
 the best; who knew that network would have a balanced error of 5.3 %. `autobalance fit` runs in a process of
-its own, in which the CPU seconds of all threads and the largest memory are measured, also what of it is not of
-the imports, in units of the encoded table; the balanced error on 40,000 other rows is that of `autobalance evaluate`.
+its own, in which the CPU seconds of all threads and the largest memory are measured, and what is left of that
+without the imports' in units of the encoded table; the balanced error on 40,000 other rows is that of
+`autobalance evaluate`.
 What stands after ``--`` is passed to the fit, such as ``--recipe.epochs 60`` for a recipe of one's own.
 """
 

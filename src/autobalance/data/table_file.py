@@ -1,7 +1,7 @@
 """Tables that stay in their file: columns are read one at a time, and encoded rows go to another file.
 
-A column is small beside its table. So what a fit holds of a large one is a column, then some rows, and at last
-the pages of the encoded file that its batches touch, which the system takes back where memory is short.
+A column is small beside its table. So what a fit holds of a large one is a column, then some rows, and at
+last the pages of the encoded file that its batches touch, which the system takes back where memory is short.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from autobalance.data.tables import (
     read_table,
     table_path,
 )
+from autobalance.records import free_bytes
 
 LARGE_TABLE = 2**26
 """Bytes of values from which a table is read column by column; below, reading it whole is faster."""
@@ -42,7 +43,7 @@ LARGE_ROW_GROUP = 2**30
 """Bytes of a row group from which a user is told that smaller ones take less memory."""
 COLUMN_COPIES = 4
 """Copies of a column, of the size of its values, that reading and encoding it takes at most."""
-CSV_BLOCK = 2**24
+CSV_BLOCK = 2**20
 _FOLDER = "parts-"
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -88,7 +89,7 @@ class TableFile:
         """One column by its name, read now; several, by a list of names, stay in the file."""
         if isinstance(name, list):
             return replace(self, names=tuple(name))
-        return self.read(name)
+        return _with_shared_texts(self.read(name))
 
     def drop(self, *, columns: Sequence[str]) -> TableFile:
         """The table without these columns."""
@@ -185,7 +186,9 @@ def encode_in_parts(
     with encoded.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for block in range(blocks):
-            encoder.encode(_read_block(folder, kinds, block)).astype("<f4", copy=False).tofile(stream)
+            encoder.encode(_read_block(folder, kinds, block)).astype("<f4", copy=False).tofile(
+                stream
+            )
             if tell is not None:
                 tell(len(table.names) + block + 1, steps)
     for i in range(len(kinds)):
@@ -231,9 +234,9 @@ def _open_parquet(path: Path, columns: dict[str, int], folder: str | Path | None
     memory = memory_size()
     if COLUMN_COPIES * columns[largest] > memory:
         raise InputError(
-            f"The column {largest!r} of {path} holds {columns[largest] / 1e9:,.1f} GB of values, and reading it "
-            f"takes {COLUMN_COPIES} times as much, where this machine has {memory / 1e9:,.1f} GB of memory. "
-            "Drop the column, or give a sample of the rows."
+            f"The column {largest!r} of {path} holds {columns[largest] / 1e9:,.1f} GB of values, and reading "
+            f"it takes {COLUMN_COPIES} times as much, where this machine has {memory / 1e9:,.1f} GB of "
+            "memory. Drop the column, or give a sample of the rows."
         )
     largest_group = _largest_row_group(path)
     if largest_group > LARGE_ROW_GROUP:
@@ -256,7 +259,7 @@ def _open_csv(path: Path, text: set[str], folder: Path) -> TableFile:
         )
         reader = pyarrow.csv.open_csv(
             stream,
-            read_options=pyarrow.csv.ReadOptions(block_size=CSV_BLOCK),
+            read_options=pyarrow.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
             convert_options=options,
         )
@@ -265,6 +268,7 @@ def _open_csv(path: Path, text: set[str], folder: Path) -> TableFile:
             for batch in reader:
                 writer.write_batch(pa.record_batch(batch.columns, schema=schema))
                 _check_disk(folder, CSV_BLOCK)
+    pa.default_memory_pool().release_unused()
     return _table_of(columns, names, folder, text)
 
 
@@ -291,6 +295,15 @@ def _table_of(
     # The function is all that the copies of a table without some columns share.
     weakref.finalize(read, shutil.rmtree, folder, ignore_errors=True)
     return table
+
+
+def _with_shared_texts(series: pd.Series) -> pd.Series:
+    """The column with one object for all rows of one text, in place of one for each row."""
+    if not isinstance(series.dtype, pd.StringDtype):
+        return series
+    codes, different = pd.factorize(series)
+    texts = np.array([*different, np.nan], dtype=object)  # missing as pandas has it
+    return pd.Series(texts[codes], name=series.name, dtype=object)
 
 
 def _header(path: Path) -> list[str]:
@@ -325,9 +338,9 @@ def _make_folder(folder: str | Path | None) -> Path:
 
 
 def _check_disk(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if size > free:
         raise InputError(
-            f"Encoding the table takes {size / 1e9:,.1f} GB in {folder}, where {free / 1e9:,.1f} GB are free. "
-            "Make room, give another --out, or set TMPDIR to another disk."
+            f"Encoding the table takes {size / 1e9:,.1f} GB in {folder}, where {free / 1e9:,.1f} GB are "
+            "free. Make room, give another --out, or set TMPDIR to another disk."
         )

@@ -28,17 +28,18 @@ def output_folder(path: str | Path, *, overwrite: bool) -> Path:
     return path
 
 
-def phase_file(checkpoint: str | Path, phase: Literal["race", "training"]) -> Path:
-    """Where the race before a search, or the training after it, keeps its state: beside the search's."""
+def phase_file(checkpoint: str | Path, phase: Literal["length", "race", "training"]) -> Path:
+    """Where what comes before a search, or the training after it, keeps its state: beside the search's."""
     path = Path(checkpoint)
     return path.with_name(f"{path.name}.{phase}")
 
 
 def checkpoint_files(folder: str | Path) -> dict[str, Path]:
-    """Where a fit keeps the state of its search, of the race before it and of the training after it."""
+    """Where a fit keeps the state of its search, of what comes before it and of the training after it."""
     search = Path(folder) / "search.checkpoint"
     return {
         "search": search,
+        "length": phase_file(search, "length"),
         "race": phase_file(search, "race"),
         "training": phase_file(search, "training"),
     }
