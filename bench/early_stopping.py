@@ -18,6 +18,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autobalance.data import ArrayData, TableEncoder, assign_folds, class_labels
+from autobalance.losses import COSINE_SCALE, with_normalized_head
 from autobalance.networks import TableNetwork
 from autobalance.records import Recipe
 from autobalance_bench.comparison.configuration import resolved
@@ -148,10 +150,16 @@ def real(definition: DatasetDefinition, seed: int, folder: str) -> Any:
     return problem.network, problem.train, problem.test, recipe
 
 
+def with_cosine(build: Callable[[], nn.Module]) -> nn.Module:
+    """The network with the cosine classifier of the race's second arm."""
+    return with_normalized_head(build(), COSINE_SCALE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", default="100000", help="of the made tables, such as 30000,100000")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--cosine", action="store_true", help="a cosine classifier on top")
     parser.add_argument(
         "--data", help="folder of the bench's datasets; without it made tables alone"
     )
@@ -170,7 +178,11 @@ def main() -> None:
             for title, definition in definitions.items():
                 cases.append((title, partial(real, definition, seed, options.data)))
         for name, case in cases:
-            results.append({"table": name, "seed": seed, **compare(*case(), seed)})
+            build, *rest = case()
+            if options.cosine:
+                build = partial(with_cosine, build)
+            found = compare(build, *rest, seed)
+            results.append({"table": name, "seed": seed, "cosine": options.cosine, **found})
             print(json.dumps(results[-1]), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
