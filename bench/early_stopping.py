@@ -7,8 +7,8 @@ four fifths of the rows. Of the others at most 10,000 are looked at twenty times
 balanced classes. From that training two rules are read, "best" (the weights with the lowest held-out value)
 and "patience" (those of the lowest value before it has not fallen for `PATIENCE` looks, which saves the
 steps after). A third, "anew", trains on all rows for as many steps as the lowest value came after, under a
-schedule of that length: what `autobalance fit` does with more than 20,000 rows and no recipe given. "all"
-trains on all rows for the whole recipe. Errors are balanced, on rows that took no part. The tables are those
+schedule of that length, as `autobalance.bilevel.stop_early` finds it. "all" trains on all rows for the whole
+recipe. Errors are balanced, on rows that took no part. The tables are those
 of `large_tables.py` and, with ``--data``, the developing half of the bench's datasets.
 """
 
@@ -178,10 +178,10 @@ def main() -> None:
             for title, definition in definitions.items():
                 cases.append((title, partial(real, definition, seed, options.data)))
         for name, case in cases:
-            build, *rest = case()
+            build, data, test, recipe = case()
             if options.cosine:
                 build = partial(with_cosine, build)
-            found = compare(build, *rest, seed)
+            found = compare(build, data, test, recipe, seed)
             results.append({"table": name, "seed": seed, "cosine": options.cosine, **found})
             print(json.dumps(results[-1]), flush=True)
     if options.json is not None:

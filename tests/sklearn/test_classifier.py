@@ -34,7 +34,6 @@ from autobalance import (
     Recipe,
     TrainingDiverged,
 )
-from autobalance.bilevel.types import Progress
 from autobalance.data.table_encoder import TableWarning
 from autobalance.networks import TableNetwork
 from autobalance.posthoc.fair_decisions import CellDecision, FairDecision
@@ -172,12 +171,8 @@ def test_the_default_recipe_follows_the_rows(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         Recipe.__init__, "__kwdefaults__", {**Recipe.__init__.__kwdefaults__, "min_steps": 30}
     )
-    told: list[Progress] = []
-    model = classifier(recipe=None, arms=None, progress=told.append).fit(table, y)
+    model = classifier(recipe=None, arms=None).fit(table, y)
     assert model.result_.settings["recipe"]["batch_size"] == 512
-    assert next(p for p in told if p.phase == "length").rows == 240  # four fifths of 300
-    assert model.recipe_.epochs <= 50
-    assert model.recipe_.to_dict() == model.result_.settings["recipe"]
     assert model.predict(table).shape == y.shape
 
 

@@ -1,10 +1,12 @@
 """How long to train on a large table: until rows held out are predicted no better.
 
-A network that sees many rows often enough learns them by heart. Where the recipe is the library's own choice,
-one training shows after how many steps the cross-entropy of held-out rows, balanced over the cells of the
-objective, was lowest; what follows trains for as long, under a schedule of that length. On large tables
-that is better than the weights of that step, which no falling learning rate has settled
-(`bench/early_stopping.py`). On small ones it is worse, and left out.
+A network that sees many rows often enough learns them by heart. One training shows after how many steps the
+cross-entropy of held-out rows, balanced over the cells of the objective, was lowest; what follows trains for
+as long, under a schedule of that length. Where a network is trained as it is on a large table, that is better
+than the whole recipe, and than the weights of that step, which no falling learning rate has settled
+(`bench/early_stopping.py`). On small tables it is worse. Nothing does it unasked: a fit races other networks
+than the one whose length was measured, and with a length from before the race it was worse on the large table
+that was tried (docs/data.md).
 """
 
 from __future__ import annotations

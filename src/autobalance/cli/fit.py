@@ -145,8 +145,9 @@ def read_columns(
     InputError
         If the table cannot be read, or lacks a column.
     """
-    path = path or options.table
-    table = read_table(path, text=text) if folder is None else open_table(path, folder=folder)
+    path = str(path or options.table)
+    # Either has columns by their names, and can drop some.
+    table: Any = read_table(path, text=text) if folder is None else open_table(path, folder=folder)
     target = column(table, options.target, "target")
     groups = None
     if options.groups is not None:
@@ -163,7 +164,7 @@ def read_columns(
     return table.drop(columns=other), target, groups
 
 
-def read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:
+def read_test(options: Namespace, features: pd.DataFrame | TableFile, target: pd.Series) -> Columns:
     """Same as `read_columns`, of the test table: its features are those of the training table."""
     text = (options.target,) if class_labels(target).dtype.kind in "OU" else ()
     try:

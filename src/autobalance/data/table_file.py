@@ -224,7 +224,7 @@ def _parquet_sizes(path: Path) -> dict[str, int]:
 
 
 def _largest_row_group(path: Path) -> int:
-    metadata = pyarrow.parquet.read_metadata(path)
+    metadata: Any = pyarrow.parquet.read_metadata(path)
     return max(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 

@@ -35,11 +35,10 @@ def phase_file(checkpoint: str | Path, phase: Literal["length", "race", "trainin
 
 
 def checkpoint_files(folder: str | Path) -> dict[str, Path]:
-    """Where a fit keeps the state of its search, of what comes before it and of the training after it."""
+    """Where a fit keeps the state of its search, of the race before it and of the training after it."""
     search = Path(folder) / "search.checkpoint"
     return {
         "search": search,
-        "length": phase_file(search, "length"),
         "race": phase_file(search, "race"),
         "training": phase_file(search, "training"),
     }

@@ -24,7 +24,6 @@ from autobalance.bilevel import (
     Retraining,
     predict_logits,
     search_and_train,
-    stop_early,
 )
 from autobalance.calibration import (
     Prior,
@@ -73,8 +72,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         parameters of these names. By default a multilayer perceptron for tables.
     recipe : Recipe, optional
         How the network is trained. By default ``Recipe()``, and for tables of many rows, where `module` is
-        left out too, `Recipe.for_rows`, shortened to what held-out rows say without `augment`; see
-        `autobalance.bilevel.early_stopping`.
+        left out too, `Recipe.for_rows`.
     settings : SearchSettings, optional
         How the loss is searched.
     space : callable, optional
@@ -273,32 +271,26 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         files = {} if self.checkpoint is None else checkpoint_files(self.checkpoint)
         whole = data if held is None else concatenated(data, held)
         self.class_masses_ = class_masses(whole)
-        options: dict[str, Any] = {
-            "validation": held,
-            "objective": self.objective,
-            "space": self.space,
-            "augment": self.augment,
-            "settings": self.settings,
-            "solver": self.solver or DEFAULT_SOLVER,
-            "checkpoint": files.get("search"),
-            "seed": seed,
-            "device": self.device,
-            "progress": self.progress,
-        }
-        network = self._network_factory(data)
         try:
-            if self.recipe is None and self.recipe_ != Recipe() and self.augment is None:
-                self.recipe_ = stop_early(network, data, recipe=self.recipe_, **options)
             trained = search_and_train(
-                network,
+                self._network_factory(data),
                 data,
                 retrain=self.retrain,
                 release_validation=True,
+                validation=held,
+                objective=self.objective,
+                space=self.space,
+                augment=self.augment,
                 arms=self.arms,
+                settings=self.settings,
+                solver=self.solver or DEFAULT_SOLVER,
+                checkpoint=files.get("search"),
                 test=watched,
                 recipe=self.recipe_,
+                seed=seed,
+                device=self.device,
+                progress=self.progress,
                 logger=self.logger,
-                **options,
             )
         except (TrainingDiverged, Interrupted) as stopped:
             self.adopt(stopped.partial)

@@ -264,6 +264,7 @@ def _end_with_parent(parent: int) -> None:
 def _by_ray(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[dict[str, Any]]:
     """As they end, which joblib's own Ray backend cannot: it returns all at the end."""
     import ray
+    from ray.exceptions import RayError
 
     if not ray.is_initialized():
         ray.init(include_dashboard=False, configure_logging=False)
@@ -280,7 +281,7 @@ def _by_ray(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[dict[str
             cell = running.pop(ended)
             try:
                 record = ray.get(ended)
-            except ray.exceptions.RayError as error:  # its process died, or its machine
+            except RayError as error:  # its process died, or its machine
                 record = failed_record(cell, _describe_death(error))
             yield record
     finally:
