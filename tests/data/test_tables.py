@@ -37,7 +37,7 @@ def test_a_table_larger_than_the_memory_is_told_before_it_is_read(
 ) -> None:
     path = tmp_path / "table.parquet"
     pd.DataFrame({"x": np.arange(1000.0)}).to_parquet(path)
-    monkeypatch.setattr(tables, "_memory", lambda: 4e3)
+    monkeypatch.setattr(tables, "memory_size", lambda: 4e3)
     monkeypatch.setattr(pd, "read_parquet", None)
     with pytest.raises(InputError, match=r"0\.0 GB of values, and .* Give a sample of its rows"):
         read_table(path)

@@ -217,9 +217,7 @@ def _import_kornia(what: str) -> Any:
     try:
         import kornia.augmentation.auto
     except ImportError:
-        raise InputError(
-            f"{what} need Kornia. Install it: pip install kornia."
-        ) from None
+        raise InputError(f"{what} need Kornia. Install it: pip install kornia.") from None
     return kornia.augmentation
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from autobalance_bench.comparison import running
 from autobalance_bench.comparison.cells import Cell, run_cell
 from autobalance_bench.comparison.running import predict_failures, run_cells, waiting_cells
 from autobalance_bench.comparison.store import Store
-from toy_cells import cell, told
+from toy_cells import TOY, cell, told
 from toys import write_toy
 
 
@@ -180,43 +181,48 @@ def test_a_backend_that_is_not_there_is_refused(tmp_path: Path, backend: str) ->
 # GPUs ---------------------------------------------------------------------------------------------
 
 
-def test_cells_take_the_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that a cell leaves is the next one's; three cells at a time share two."""
+def test_processes_share_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes share two; what names its device keeps it."""
     monkeypatch.setattr(running.torch.cuda, "device_count", lambda: 2)
-    seen: list[str] = []
-    monkeypatch.setattr(running, "run_cell", lambda one, threads: seen.append(one.device))
     on_gpu = [cell(tmp_path, device="cuda") for _ in range(5)]
-    with running._devices(on_gpu, 3, None) as free:
-        held = [free.get() for _ in range(3)]
-        assert held == ["cuda:0", "cuda:1", "cuda:0"]
-        for device in ("cuda:1", "cuda:0"):
-            free.put(device)
-            running._in_worker(on_gpu[0], 1, free)
-            assert seen[-1] == device
-            assert free.get() == device  # given back
-    for cells, backend in (
-        ([cell(tmp_path)] * 2, None),
-        ([cell(tmp_path, device="cuda:1")] * 2, None),
-        (on_gpu, "dask"),
-    ):
-        with running._devices(cells, 2, backend) as none:
-            assert none is None
+    assert running._devices(on_gpu, 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert running._devices(on_gpu[:1], 3) == ["cuda:0"]
+    assert running._devices([cell(tmp_path)] * 3, 2) == ["cpu"] * 2
+    assert running._devices([cell(tmp_path, device="cuda:1")] * 2, 2) == ["cuda:1"] * 2
     monkeypatch.setattr(running.torch.cuda, "device_count", lambda: 1)
-    with running._devices(on_gpu, 2, None) as none:
-        assert none is None
+    assert running._devices(on_gpu, 2) == ["cuda"] * 2
 
 
-def test_a_cell_that_fails_gives_its_gpu_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    free: SimpleQueue[str] = SimpleQueue()
-    free.put("cuda:1")
+# Processes that die ---------------------------------------------------------------------------------
 
-    def failing(one: Cell, threads: int) -> None:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "run_cell", failing)
-    with pytest.raises(KeyboardInterrupt):
-        running._in_worker(cell(device="cuda"), 1, free)
-    assert free.get_nowait() == "cuda:1"
+@pytest.mark.processes
+@pytest.mark.usefixtures("_ray_ends")
+@pytest.mark.parametrize("backend", [None, pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_cell_whose_process_dies_runs_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str | None, deaths: int
+) -> None:
+    """In another process; after a second death it has failed, and the others have not."""
+    write_toy(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    died = tmp_path / "died"
+    died.mkdir()
+    network = {"path": "dying.network", "folder": str(died), "times": deaths}
+    dying = cell(tmp_path, dataset=replace(TOY, name="dying", network=network))
+    store = Store(tmp_path / "cells.jsonl")
+    others = [cell(tmp_path, seed=seed) for seed in (0, 1, 2)]
+    run_cells([dying, *others], store, jobs=2, backend=backend)
+    records = {(r["dataset"], r["seed"]): r for r in store.cells()}
+    expected = "finished" if deaths == 1 else "failed"
+    assert records.pop(("dying", 0))["status"] == expected
+    assert [r["status"] for r in records.values()] == ["finished"] * 3
+    pids = {file.read_text() for file in died.iterdir()}
+    assert len(pids) == deaths  # each in a process of its own
+    if deaths == 2:
+        reason = next(r["reason"] for r in store.cells() if r["status"] == "failed")
+        assert reason.startswith("the process that ran it died 2 times")
+        assert "SIGKILL" in reason or backend == "ray"
 
 
 def test_side_by_side_is_refused_under_torchrun(

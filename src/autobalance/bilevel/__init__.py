@@ -4,6 +4,7 @@ from autobalance.bilevel.arms import AS_IT_IS, DEFAULT_ARMS, Arm, as_arms
 from autobalance.bilevel.candidate_selection import Outcomes, choose
 from autobalance.bilevel.checkpoints import OtherRun
 from autobalance.bilevel.driver import BilevelSearch
+from autobalance.bilevel.early_stopping import stop_early
 from autobalance.bilevel.execution import check_options, make_fabric, seed_random_state
 from autobalance.bilevel.held_out import split_rows, splits_of
 from autobalance.bilevel.loggers import LoggerAdapter, MetricLogger, local_logger
@@ -79,6 +80,7 @@ __all__ = [
     "seed_random_state",
     "split_rows",
     "splits_of",
+    "stop_early",
     "used_versions",
     "with_arm",
 ]

@@ -37,13 +37,17 @@ def predict_logits(model: nn.Module, inputs: Any, batch_size: int = 1024) -> Ten
         If the output holds no logits, or an example of a Dataset cannot be used.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    inputs, done, result = as_inputs(inputs), 0, torch.empty(0)
     with evaluation_mode(model):
-        return torch.cat(
-            [
-                compute_logits(model, moved(part, device)).cpu()
-                for part in as_inputs(inputs).split(batch_size)
-            ]
-        )
+        for part in inputs.split(batch_size):
+            logits = compute_logits(model, moved(part, device)).cpu()
+            if not done:
+                # In one piece: small results kept between large activations leave holes in memory, of half a
+                # GB after a million rows.
+                result = logits.new_empty(len(inputs), *logits.shape[1:])
+            result[done : done + len(logits)] = logits
+            done += len(logits)
+    return result
 
 
 def iterate_logits(model: nn.Module, data: ArrayData) -> Iterator[Tensor]:

@@ -149,7 +149,7 @@ def race(
         )
     splits = splits_of(spec.data, spec.validation, spec.settings, spec.seed)
     held_out = [held for _, held in splits]
-    weights = _criterion_weights(spec, held_out)
+    weights = criterion_weights(spec, held_out)
     trials: dict[str, Trial] = {}
     lost: dict[str, RacedArm] = {}
     kept = _open_checkpoint(spec, arms, trials)
@@ -228,7 +228,7 @@ def _run_trial(
         model, taken = trainer(spec, arm, train, loss, spec.seed + fold, progress[fold])
         logits.append(predict_logits(model, held.inputs))
         cells = _criterion_cells(own, held)
-        scaled = _scaled(logits[-1], loss.multiplicative, held)
+        scaled = scale_logits(logits[-1], loss.multiplicative, held)
         surprise += _surprise(scaled, held.target.cpu(), weights[fold], cells).tolist()
         fit.append(BalancedError().hard(predict_logits(model, train.inputs), train.target.cpu()))
         steps += taken
@@ -248,7 +248,7 @@ def shortened(recipe: Recipe, share: float) -> Recipe:
     return replace(recipe, epochs=share * recipe.epochs, min_steps=steps)
 
 
-def _scaled(logits: Tensor, delta: Tensor | None, held: ArrayData) -> Tensor:
+def scale_logits(logits: Tensor, delta: Tensor | None, held: ArrayData) -> Tensor:
     """The logits times delta, with each example's own row of delta where groups have rows."""
     if delta is None:
         return logits
@@ -297,7 +297,7 @@ def _criterion_cells(spec: SearchSpec, held: ArrayData) -> Tensor:
     return held.groups.cpu() if over == "group" else held.cells().cpu()
 
 
-def _criterion_weights(spec: SearchSpec, held: Sequence[ArrayData]) -> list[Tensor]:
+def criterion_weights(spec: SearchSpec, held: Sequence[ArrayData]) -> list[Tensor]:
     """What each held-out example counts for, fold by fold; over all folds they sum to 1."""
     cells = torch.cat([_criterion_cells(spec, part) for part in held])
     own = torch.cat(

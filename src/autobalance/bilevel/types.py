@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 ModelFactory = Callable[[], nn.Module]
-Phase = Literal["race", "warm-up", "search", "choose", "retrain"]
+Phase = Literal["encode", "length", "race", "warm-up", "search", "choose", "retrain"]
 Sampling = Literal["shuffled", "balanced"]
 
 

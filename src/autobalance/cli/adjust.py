@@ -44,6 +44,7 @@ def run_adjust(options: Namespace, command: str) -> int:
     check_groups(options, goal)
     out = output_folder(options.out, overwrite=options.overwrite)
     table, labels, members = read_columns(options)
+    assert isinstance(table, pd.DataFrame)  # without a folder tables are read whole
     groups = None
     if members is not None:
         groups = number_groups(group_names(members, "refused"))[1]
@@ -173,6 +174,7 @@ def print_adjusted(out: Path) -> None:
 def evaluate_test(model: AdjustedModel, test: Columns, name: str) -> dict[str, Any]:
     """What test data say of the decisions and of the classifier without them, for the record."""
     table, labels, groups = test
+    assert isinstance(table, pd.DataFrame)
     examples = model.features(table), class_labels(labels)
     measured = {
         "none": ("No adjustment", model.evaluate_unadjusted),

@@ -27,7 +27,7 @@ from autobalance.cli.terminal import (
     print_table_warnings,
     print_test,
 )
-from autobalance.data import class_labels, column, read_table
+from autobalance.data import TableFile, class_labels, column, open_table, read_table
 from autobalance.objectives import as_objective
 from autobalance.records import checkpoint_files, output_folder, run_status
 from autobalance.report import REPORT, explanation, read_run
@@ -47,7 +47,7 @@ _RECORDED_OPTIONS = (
 """Options that the settings of a search do not hold, for its record."""
 
 _LEFT_OUT = "the comparison with plain training and class weights is left out"
-Columns = tuple[pd.DataFrame, Any, Any]
+Columns = tuple[pd.DataFrame | TableFile, Any, Any]
 """Features, labels and groups."""
 
 
@@ -63,7 +63,8 @@ def run_fit(options: Namespace, command: str, notes: Sequence[str] = ()) -> int:
         return fit_model(options, command)
     out = prepare_folder(options)
     classifier = build_classifier(options, out)
-    features, target, groups = read_columns(options)
+    with print_table_warnings():
+        features, target, groups = read_columns(options, folder=out)
     test = None if options.test is None else read_test(options, features, target)
     if not options.resume:
         remove_checkpoints(out)  # of a run that --overwrite gives up
@@ -169,19 +170,25 @@ def _print_result(
 
 
 def read_columns(
-    options: Namespace, path: str | None = None, text: tuple[str, ...] = ()
+    options: Namespace,
+    path: str | None = None,
+    text: tuple[str, ...] = (),
+    folder: Path | None = None,
 ) -> Columns:
     """Features, labels and groups of the options' table, or of another `path`.
 
     Labels, groups and the column of ``--id`` are not among the features. The columns
-    in `text` are text, whatever they look like.
+    in `text` are text, whatever they look like. With a `folder` for what is made of it, a large table stays
+    in its file.
 
     Raises
     ------
     InputError
         If the table cannot be read, or lacks a column.
     """
-    table = read_table(path or options.table, text=text)
+    path = str(path or options.table)
+    # Either has columns by their names, and can drop some.
+    table: Any = read_table(path, text=text) if folder is None else open_table(path, folder=folder)
     target = column(table, options.target, "target")
     groups = None
     if options.groups is not None:
@@ -205,7 +212,7 @@ def read_columns(
     return table.drop(columns=[*other]), target, groups
 
 
-def read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:
+def read_test(options: Namespace, features: pd.DataFrame | TableFile, target: pd.Series) -> Columns:
     """Same as `read_columns`, of the test table: its features are those of the training table."""
     text = (options.target,) if class_labels(target).dtype.kind in "OU" else ()
     try:

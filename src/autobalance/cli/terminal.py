@@ -64,7 +64,11 @@ class LiveProgress:
 
     def update(self, title: str, progress: RunProgress) -> None:
         """Show where the run named `title` is."""
-        stage = progress.phase if progress.phase in ("race", "retrain") else "search"
+        stage = (
+            progress.phase
+            if progress.phase in ("encode", "length", "race", "retrain")
+            else "search"
+        )
         key = f"{title}, {stage}"
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(

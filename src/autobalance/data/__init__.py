@@ -33,6 +33,7 @@ from autobalance.data.samplers import BalancedSampler
 from autobalance.data.splits import assign_folds, stratified_folds
 from autobalance.data.stored import StoredRows
 from autobalance.data.table_encoder import TableEncoder, TableLayer, TableWarning, warn_of
+from autobalance.data.table_file import TableFile, encode_in_parts, open_table
 from autobalance.data.tables import check_expansion, column, read_table
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "StoredRows",
     "Table",
     "TableEncoder",
+    "TableFile",
     "TableLayer",
     "TableWarning",
     "as_batch",
@@ -70,6 +72,7 @@ __all__ = [
     "column",
     "concatenated",
     "count_by_image",
+    "encode_in_parts",
     "finite",
     "group_names",
     "indices",
@@ -80,6 +83,7 @@ __all__ = [
     "moved",
     "number_groups",
     "number_of",
+    "open_table",
     "positions",
     "read_table",
     "reading",

@@ -43,7 +43,7 @@ class Table(NamedTuple):
     """The columns of a dataframe as pandas has them, under names that differ: a second "a" is "a (2)"."""
 
     names: list[str]
-    columns: list[pd.Series]
+    columns: Sequence[pd.Series]
     rows: int
 
 
@@ -118,6 +118,8 @@ def as_table(frame: Any) -> Table | None:
     """
     if isinstance(frame, Table):
         return frame
+    if hasattr(frame, "as_lazy_table"):  # a `TableFile`, whose room this is
+        return frame.as_lazy_table()
     if isinstance(frame, pd.DataFrame):  # pandas alone lets names be equal, or be no text
         names = [*map(str, frame.columns)]
         columns = [frame.iloc[:, i] for i in range(frame.shape[1])]

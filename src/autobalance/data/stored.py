@@ -84,14 +84,20 @@ class StoredRows(LazyInputs):
 
     def subset(self, index: Any) -> StoredRows:
         """These rows ``(m,)`` of the same files; none is read."""
-        return StoredRows(self.files, self.rows[np.asarray(index)])
+        return self._with_rows(self.rows[np.asarray(index)])
 
     def joined(self, other: StoredRows) -> StoredRows:
         """The rows of both."""
         if other.files == self.files:
-            return StoredRows(self.files, np.concatenate([self.rows, other.rows]))
+            return self._with_rows(np.concatenate([self.rows, other.rows]))
         more = other.rows + self._begins[-1]
         return StoredRows((*self.files, *other.files), np.concatenate([self.rows, more]))
+
+    def _with_rows(self, rows: np.ndarray) -> StoredRows:
+        """Others of the same files, by the same mapping: pages count once in it, and once more in another."""
+        other = object.__new__(StoredRows)
+        vars(other).update(vars(self), rows=rows)
+        return other
 
     def digest(self) -> str:
         """Of the rows' numbers, and of at most 64 rows of each file, since all would take minutes."""

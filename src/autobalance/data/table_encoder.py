@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -109,24 +110,31 @@ class TableEncoder:
         self, frame: Any, target: np.ndarray | None = None, weight: np.ndarray | None = None
     ) -> np.ndarray:
         """`fit` and `raw` of one table, which is read once."""
+        return np.column_stack([*self.fit_columns(frame, target, weight)])
+
+    def fit_columns(
+        self, frame: Any, target: np.ndarray | None = None, weight: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """`fit_raw` of one column ``(n,)`` after another, in their order; fitted after the last of them."""
         table = _table(frame)
         if not table.names:
             raise InputError("The table has no feature column left. Give at least one.")
         self.columns = table.names
-        columns = [read_column(*named) for named in zip(table.names, table.columns, strict=True)]
-        for name, column in zip(table.names, columns, strict=True):
+        suspicions: list[str] = []
+        for name, series in zip(table.names, table.columns, strict=True):
+            column = read_column(name, series)
             if column.note is not None:
                 self.notes.append(f"column {name!r} {column.note}")
-            if column.is_numeric:
-                self.numeric.append(name)
-                if column.spelling is not None:
-                    self.spellings[name] = column.spelling
-            else:
+            if not column.is_numeric:
                 self._fit_categories(name, column.values, weight)
-        raw = np.column_stack([self._raw(n, c) for n, c in zip(table.names, columns, strict=True)])
-        self._fit_numbers(raw[:, self._positions(self.numeric)], weight)
-        self.notes += _suspicions(table.names, columns, target)
-        return raw
+            elif column.spelling is not None:
+                self.spellings[name] = column.spelling
+            raw = self._raw(name, column)
+            if column.is_numeric:
+                self._fit_numbers(name, raw, weight)
+            suspicions += _suspicions(name, column, target)
+            yield raw
+        self.notes += suspicions
 
     @property
     def num_features(self) -> int:
@@ -288,16 +296,17 @@ class TableEncoder:
             of_all = sum(counts.values())
             self._rest[name] = 1.0 - sum(counts[text] for text in frequent) / of_all
 
-    def _fit_numbers(self, numbers: np.ndarray, weight: np.ndarray | None) -> None:
-        absent = np.isnan(numbers)
-        some: Any = absent.any(axis=0)
-        self.missing = [n for n, m in zip(self.numeric, some, strict=True) if m]
+    def _fit_numbers(self, name: str, values: np.ndarray, weight: np.ndarray | None) -> None:
+        absent = np.isnan(values)
+        self.numeric.append(name)
+        if absent.any():
+            self.missing.append(name)
         # An all-missing column has no mean; as zeros it is constant and says nothing.
-        numbers[:, absent.all(axis=0)] = 0.0
-        if self.numeric:
-            scaler: Any = StandardScaler().fit(numbers, sample_weight=weight)
-            self._mean, self._scale = scaler.mean_, scaler.scale_
-            self._range = np.stack([np.nanmin(numbers, 0), np.nanmax(numbers, 0)], 1).tolist()
+        known = np.zeros_like(values) if absent.all() else values
+        scaler: Any = StandardScaler().fit(known[:, None], sample_weight=weight)
+        self._mean = np.append(self._mean, scaler.mean_)
+        self._scale = np.append(self._scale, scaler.scale_)
+        self._range.append([float(np.nanmin(known)), float(np.nanmax(known))])
 
     def _raw(self, name: str, column: Column) -> np.ndarray:
         """Numbers as they are, and positions among the categories, float64."""
@@ -311,10 +320,6 @@ class TableEncoder:
                 "number, or by a missing value (NaN), which is in order."
             )
         return column.values
-
-    def _positions(self, names: list[str]) -> list[int]:
-        position = {name: i for i, name in enumerate(self.columns)}
-        return [position[name] for name in names]
 
     def _strangers(self, raw: np.ndarray) -> list[str]:
         """Columns most of whose values training never saw."""
@@ -375,32 +380,28 @@ class TableLayer(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def _suspicions(names: list[str], columns: list[Column], target: np.ndarray | None) -> list[str]:
-    """Columns that number the rows, name them, or decide the target alone."""
-    notes = []
-    for name, column in zip(names, columns, strict=True):
-        values, note = column.values, None
-        if len(values) < LEAST_ROWS:
-            continue
-        # Days and sums of money may all differ without being numbers of rows.
-        if column.is_numeric and (column.note is None or column.spelling == PLAIN):
-            note = _row_number(name, values)
-        elif not column.is_numeric and column.note is None:
-            different = len(pd.unique(values))
-            if different >= IDENTIFIER * len(values) and different >= MANY:
-                note = (
-                    f"has {different:,} different values in {len(values):,} rows, of which the most "
-                    "frequent become features. If it names the row, leave it out (--id); make "
-                    "dates numbers"
-                )
-        if note is None and target is not None and _decides(values, target):
+def _suspicions(name: str, column: Column, target: np.ndarray | None) -> list[str]:
+    """That a column numbers the rows, names them, or decides the target alone."""
+    values, note = column.values, None
+    if len(values) < LEAST_ROWS:
+        return []
+    # Days and sums of money may all differ without being numbers of rows.
+    if column.is_numeric and (column.note is None or column.spelling == PLAIN):
+        note = _row_number(name, values)
+    elif not column.is_numeric and column.note is None:
+        different = len(pd.unique(values))
+        if different >= IDENTIFIER * len(values) and different >= MANY:
             note = (
-                "alone decides the target: each of its values occurs with one class only. Drop it if "
-                "it is the target in another form, or not known when predicting"
+                f"has {different:,} different values in {len(values):,} rows, of which the most "
+                "frequent become features. If it names the row, leave it out (--id); make "
+                "dates numbers"
             )
-        if note is not None:
-            notes.append(f"column {name!r} {note}")
-    return notes
+    if note is None and target is not None and _decides(values, target):
+        note = (
+            "alone decides the target: each of its values occurs with one class only. Drop it if "
+            "it is the target in another form, or not known when predicting"
+        )
+    return [] if note is None else [f"column {name!r} {note}"]
 
 
 def _row_number(name: str, values: np.ndarray) -> str | None:

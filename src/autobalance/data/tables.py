@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 
 from autobalance._validation import InputError, path_of
@@ -42,22 +46,16 @@ def read_table(path: str | Path, *, text: Iterable[str] = ()) -> pd.DataFrame:
     InputError
         If the file is missing, empty, without rows or columns, or not of the kind its name says.
     """
-    path = path_of("The table", path).expanduser()
-    if path.is_dir():
-        raise InputError(f"{path} is a folder. Give the path of a CSV or Parquet table.")
-    if not path.is_file():
-        raise InputError(f"There is no file {path}. Give the path of a CSV or Parquet table.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty. Give a table with a header and at least one row.")
+    path = table_path(path)
     suffixes = [s.lower() for s in path.suffixes]
     try:
         if suffixes[-1:] == [".parquet"]:
             _check_memory(path)
             table = pd.read_parquet(path)
         elif ".csv" in suffixes[-2:]:
-            _check_expansion(path)
-            _check_header(path)
-            table = _read_csv(path, set(text))
+            csv_size(path)
+            check_header(path)
+            table = _read_csv(lambda: path, set(text))
             if not isinstance(table.index, pd.RangeIndex):
                 raise InputError(
                     f"{path} has rows with more fields than its header, which has {table.shape[1]}. "
@@ -76,11 +74,29 @@ def read_table(path: str | Path, *, text: Iterable[str] = ()) -> pd.DataFrame:
     return table
 
 
+def table_path(path: str | Path) -> Path:
+    """The path of a table's file.
+
+    Raises
+    ------
+    InputError
+        If there is no file, or nothing in it.
+    """
+    path = path_of("The table", path).expanduser()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Give the path of a CSV or Parquet table.")
+    if not path.is_file():
+        raise InputError(f"There is no file {path}. Give the path of a CSV or Parquet table.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty. Give a table with a header and at least one row.")
+    return path
+
+
 def _check_memory(path: Path) -> None:
     """Refuse a Parquet file that is larger than the memory, before it is read."""
     groups = pyarrow.parquet.read_metadata(path)
     size = sum(groups.row_group(i).total_byte_size for i in range(groups.num_row_groups))
-    memory = _memory()
+    memory = memory_size()
     if size > memory:
         raise InputError(
             f"{path} holds {size / 1e9:,.1f} GB of values, and this machine has {memory / 1e9:,.1f} GB of "
@@ -88,16 +104,16 @@ def _check_memory(path: Path) -> None:
         )
 
 
-def _memory() -> float:
+def memory_size() -> float:
     """Bytes of memory of this machine; infinite where the system does not say."""
     if not hasattr(os, "sysconf"):
         return math.inf
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _read_csv(path: Path, text: set[str]) -> pd.DataFrame:
+def _read_csv(opened: Callable[[], Any], text: set[str]) -> pd.DataFrame:
     """A CSV in which numbers with a leading zero stay text, as they are codes and no quantities."""
-    table = pd.read_csv(path, low_memory=False, dtype=dict.fromkeys(text, str))
+    table = pd.read_csv(opened(), low_memory=False, dtype=dict.fromkeys(text, str))
     # Floats too: integers next to missing values. Numbers with a fraction are no codes.
     whole = [
         i for i, kind in enumerate(table.dtypes)
@@ -105,29 +121,44 @@ def _read_csv(path: Path, text: set[str]) -> pd.DataFrame:
         or (pd.api.types.is_float_dtype(kind) and (table.iloc[:, i].dropna() % 1 == 0).all())
     ]  # fmt: skip
     if whole and isinstance(table.index, pd.RangeIndex):
-        texts = pd.read_csv(path, dtype=str, usecols=whole)
+        texts = pd.read_csv(opened(), dtype=str, usecols=whole)
         for i, name in zip(whole, texts.columns, strict=True):
             if texts[name].str.fullmatch(r"\s*[+-]?0\d+\s*").any():
                 table[table.columns[i]] = texts[name]
     return table
 
 
-def _check_expansion(path: Path) -> None:
-    """Refuse a small compressed file that would fill the memory: nobody's table shrinks so far."""
+def infer_column(texts: pa.ChunkedArray, *, as_text: bool) -> pd.Series:
+    """The column ``(n,)`` that `read_table` makes of a CSV's texts."""
+    lines = io.BytesIO()
+    pyarrow.csv.write_csv(pa.table({"x": texts}), lines)
+    content = lines.getvalue()
+    return _read_csv(lambda: io.BytesIO(content), {"x"} if as_text else set())["x"]
+
+
+def csv_size(path: Path) -> int:
+    """Bytes in a CSV, also in a compressed one.
+
+    Raises
+    ------
+    InputError
+        If a small compressed file would fill the memory: nobody's table shrinks so far.
+    """
     kind = path.suffix.lower()
     if kind == ".zip":
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         check_expansion(path, size)
-        return
+        return size
     opened = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(kind)
     if opened is None:
-        return
+        return path.stat().st_size
     size = 0
     with opened(path, "rb") as stream:
         while part := stream.read(2**20):
             size += len(part)
             check_expansion(path, size)
+    return size
 
 
 def check_expansion(path: Path, size: int) -> None:
@@ -139,7 +170,7 @@ def check_expansion(path: Path, size: int) -> None:
         )
 
 
-def _check_header(path: Path) -> None:
+def check_header(path: Path) -> None:
     """Refuse the first line of a CSV that pandas would read, but not as the user means it."""
     names = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
     separator = next((s for s in (";", "\t", "|") if s in str(names.iloc[0])), None)

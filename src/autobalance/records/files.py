@@ -28,8 +28,8 @@ def output_folder(path: str | Path, *, overwrite: bool) -> Path:
     return path
 
 
-def phase_file(checkpoint: str | Path, phase: Literal["race", "training"]) -> Path:
-    """Where the race before a search, or the training after it, keeps its state: beside the search's."""
+def phase_file(checkpoint: str | Path, phase: Literal["length", "race", "training"]) -> Path:
+    """Where what comes before a search, or the training after it, keeps its state: beside the search's."""
     path = Path(checkpoint)
     return path.with_name(f"{path.name}.{phase}")
 

@@ -16,6 +16,7 @@ from autobalance.bilevel import (
     Interrupted,
     MetricLogger,
     ModelFactory,
+    Progress,
     ProgressListener,
     SearchResult,
     TrainedSearch,
@@ -108,6 +109,7 @@ class ClassifierBase(NestedParameters):
                 # Networks of others, and augmentations, take numbers that mean the same in any column.
                 one_hot=self.module is not None or self.augment is not None,
                 weight=weight,
+                tell=self._tell_of_encoding,
             )
         self.recipe_ = self.recipe if self.recipe is not None else Recipe()
         if self.recipe is None and self.module is None:
@@ -127,6 +129,10 @@ class ClassifierBase(NestedParameters):
             compares=compares,
         )
         return data
+
+    def _tell_of_encoding(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(Progress("encode", done, total))
 
     def _retrain(self, data: ArrayData, **options: Any) -> None:
         """Train the network on all data with `result_`; what was good before a failure is kept."""

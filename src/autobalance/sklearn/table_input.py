@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,17 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from autobalance._validation import InputError
-from autobalance.data import Table, TableEncoder, as_inputs, as_table, finite, warn_of
+from autobalance.data import (
+    StoredRows,
+    Table,
+    TableEncoder,
+    TableFile,
+    as_inputs,
+    as_table,
+    encode_in_parts,
+    finite,
+    warn_of,
+)
 from autobalance.sklearn.training_data import is_data
 
 KEPT_NUMBERS, KEPT_ROWS = 2**21, 1000
@@ -48,8 +59,11 @@ class TableInput:
         own_module: bool,
         one_hot: bool,
         weight: np.ndarray | None = None,
-    ) -> tuple[TableInput, np.ndarray]:
+        tell: Callable[[int, int], None] | None = None,
+    ) -> tuple[TableInput, np.ndarray | StoredRows]:
         """Learn from the training data; returns it and the array ``(n, ...)``, float32.
+
+        Of a `TableFile` the array is in a file, and `tell` is told how much of it is written, of how much.
 
         Sets the estimator's `n_features_in_` and `feature_names_in_`. Warns of columns that decide the
         target ``(n,)`` alone. ``encode=None`` encodes dataframes, and arrays unless the user brings an
@@ -78,6 +92,11 @@ class TableInput:
             target = None  # The lengths are refused by the caller, who knows all of them.
         if weight is not None and (weight.shape != (table.rows,) or not (weight > 0).all()):
             weight = None  # Likewise.
+        if isinstance(X, TableFile):
+            kept = _evenly(table.rows, len(table.names))
+            inputs, rows = encode_in_parts(X, encoder, target, weight, kept, tell)
+            warn_of(encoder.notes, stacklevel=6)
+            return cls(encoder, (len(table.names),), rows), inputs
         raw = encoder.fit_raw(table, target, weight)
         warn_of(encoder.notes, stacklevel=6)
         return cls(encoder, (len(table.names),), _some_rows(raw)), encoder.encode(raw)
@@ -139,7 +158,8 @@ class TableInput:
                 raise InputError(
                     f"The column {twice!r} appears more than once. Give each a name of its own."
                 )
-            validate(estimator, X, reset=reset, skip_check_array=True)
+            names = X.head() if isinstance(X, TableFile) else X
+            validate(estimator, names, reset=reset, skip_check_array=True)
             return table
         given = X if not isinstance(X, Tensor) else X.numpy(force=True)
         # scikit-learn's message would print all of it
@@ -203,6 +223,10 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
 
 def _some_rows(array: np.ndarray) -> np.ndarray:
     """A copy of evenly spaced rows, at most as many as are kept."""
-    size = max(int(np.prod(array.shape[1:])), 1)
-    most = min(len(array), KEPT_ROWS, max(2, KEPT_NUMBERS // size))
-    return array[np.linspace(0, len(array) - 1, most).astype(int)]
+    return array[_evenly(len(array), max(int(np.prod(array.shape[1:])), 1))]
+
+
+def _evenly(rows: int, size: int) -> np.ndarray:
+    """Numbers of rows to keep, of so many numbers each."""
+    most = min(rows, KEPT_ROWS, max(2, KEPT_NUMBERS // size))
+    return np.linspace(0, rows - 1, most).astype(int)

@@ -181,18 +181,7 @@ def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
     threads : int
         Of torch, while it runs.
     """
-    dataset, name, objective, seed = cell.key
-    record: dict[str, Any] = {
-        "dataset": dataset,
-        "family": dataset,
-        "half": None,
-        "method": name,
-        "objective": objective,
-        "seed": seed,
-        "identity": cell.identity(),
-        "title": name,
-        "kind": None,
-    }
+    record, name = _described(cell), cell.method
     # Fabric tells of each network that it is to be in bfloat16.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with _threads(threads):
@@ -210,6 +199,26 @@ def run_cell(cell: Cell, threads: int = 1) -> dict[str, Any]:
                 reason = f"{type(error).__name__}: {reason}"
             record |= {"status": "failed", "reason": reason}
     return record
+
+
+def failed_record(cell: Cell, reason: str) -> dict[str, Any]:
+    """The record of a cell that could not say itself why it failed."""
+    return _described(cell) | {"status": "failed", "reason": reason}
+
+
+def _described(cell: Cell) -> dict[str, Any]:
+    dataset, name, objective, seed = cell.key
+    return {
+        "dataset": dataset,
+        "family": dataset,
+        "half": None,
+        "method": name,
+        "objective": objective,
+        "seed": seed,
+        "identity": cell.identity(),
+        "title": name,
+        "kind": None,
+    }
 
 
 def _trained_and_evaluated(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -10,21 +11,23 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
-from multiprocessing import Manager, current_process
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
+from joblib.externals.loky import ProcessPoolExecutor
 
 from autobalance import InputError
 from autobalance.bilevel import make_fabric
 from autobalance.functional import Processes, first_process, processes_started
-from autobalance_bench.comparison.cells import Cell, run_cell
+from autobalance_bench.comparison.cells import Cell, failed_record, run_cell
 from autobalance_bench.comparison.methods import METHODS
 from autobalance_bench.comparison.store import Store
 
@@ -32,6 +35,9 @@ _UNFIT = {
     "threading": "its cells would share one random state, so that none could be repeated",
     "multiprocessing": "it gives records back only when all cells have ended",
 }
+
+AGAIN = 1
+"""How often a cell is run again, in another process, whose process died: for want of memory, for example."""
 
 Listener = Callable[[int, int, dict[str, Any]], None]
 
@@ -174,40 +180,68 @@ def _records(
         for cell in cells:
             yield run_cell(cell, threads)
         return
-    with _devices(cells, jobs, backend) as devices:
-        tasks = (joblib.delayed(_in_worker)(cell, threads, devices) for cell in cells)
-        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-        records: Any = parallel(tasks)
-        yield from records
-
-
-@contextmanager
-def _devices(cells: Sequence[Cell], jobs: int, backend: str | None) -> Iterator[Any]:
-    """A queue of the GPUs that no cell is on, each as often as cells may share it; None where all is one."""
-    gpus = torch.cuda.device_count()
-    if backend is not None or gpus < 2 or not all(cell.device == "cuda" for cell in cells):
-        yield None
+    if backend is None:
+        yield from _by_processes(cells, jobs, threads)
         return
-    with Manager() as manager:
-        free = manager.Queue()
-        for i in range(jobs):
-            free.put(f"cuda:{i % gpus}")
-        yield free
+    tasks = (joblib.delayed(_in_worker)(cell, threads) for cell in cells)
+    records: Any = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
+    yield from records
 
 
-def _in_worker(cell: Cell, threads: int, devices: Any = None) -> dict[str, Any]:
+def _by_processes(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[dict[str, Any]]:
+    """As they end, each in one of so many processes; a cell whose process dies runs once more in another.
+
+    Each process is a pool of its own, since a pool of several does not say which cell one of them had.
+    """
+    waiting = deque((cell, AGAIN) for cell in cells)
+    idle = [(ProcessPoolExecutor(1), device) for device in _devices(cells, jobs)]
+    running: dict[Future[Any], tuple[Cell, int, Any, str]] = {}
+    try:
+        while waiting or running:
+            while waiting and idle:
+                (cell, again), (pool, device) = waiting.popleft(), idle.pop()
+                task = pool.submit(_in_worker, replace(cell, device=device), threads)
+                running[task] = cell, again, pool, device
+            for task in wait(running, return_when=FIRST_COMPLETED).done:
+                cell, again, pool, device = running.pop(task)
+                try:
+                    record = task.result()
+                except BrokenExecutor as error:
+                    pool.shutdown(wait=False)
+                    pool = ProcessPoolExecutor(1)
+                    record = failed_record(cell, _describe_death(error)) if not again else None
+                idle.append((pool, device))
+                if record is None:
+                    waiting.append((cell, again - 1))
+                else:
+                    yield record
+    finally:
+        for pool in [*(pool for pool, _ in idle), *(pool for _, _, pool, _ in running.values())]:
+            pool.shutdown(wait=False, kill_workers=True)
+
+
+def _describe_death(error: BaseException) -> str:
+    signals = re.search(r"exit codes of the workers are \{(.*?)\}", str(error))
+    by = f", by {signals[1]}" if signals else ""
+    return f"the process that ran it died {AGAIN + 1} times{by}. Where memory is short, give fewer --jobs"
+
+
+def _devices(cells: Sequence[Cell], jobs: int) -> list[str]:
+    """The device of each process: they share the GPUs of this machine where no cell names one."""
+    gpus = torch.cuda.device_count()
+    device = cells[0].device if cells else "cpu"
+    if gpus < 2 or not all(cell.device == "cuda" for cell in cells):
+        return [device] * min(jobs, len(cells))
+    return [f"cuda:{i % gpus}" for i in range(min(jobs, len(cells)))]
+
+
+def _in_worker(cell: Cell, threads: int) -> dict[str, Any]:
     if current_process().name != "MainProcess":
         # Ctrl-C reaches all processes of a terminal; this one alone would answer with a traceback.
         with suppress(ValueError):  # not in the process's main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         _end_with_parent(os.getppid())
-    if devices is None:
-        return run_cell(cell, threads)
-    device = devices.get()
-    try:
-        return run_cell(replace(cell, device=device), threads)
-    finally:
-        devices.put(device)
+    return run_cell(cell, threads)
 
 
 @cache
@@ -225,18 +259,26 @@ def _end_with_parent(parent: int) -> None:
 def _by_ray(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[dict[str, Any]]:
     """As they end, which joblib's own Ray backend cannot: it returns all at the end."""
     import ray
+    from ray.exceptions import RayError
 
     if not ray.is_initialized():
         ray.init(include_dashboard=False, configure_logging=False)
     remote: Any = ray.remote(run_cell)
-    task = remote.options(num_cpus=threads)
-    waiting, running = deque(cells), []
+    task = remote.options(num_cpus=threads, max_retries=AGAIN)
+    waiting = deque(cells)
+    running: dict[Any, Cell] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(task.remote(waiting.popleft(), threads))
-            [ended], running = ray.wait(running, num_returns=1)
-            yield ray.get(ended)
+                cell = waiting.popleft()
+                running[task.remote(cell, threads)] = cell
+            [ended], _ = ray.wait([*running], num_returns=1)
+            cell = running.pop(ended)
+            try:
+                record = ray.get(ended)
+            except RayError as error:  # its process died, or its machine
+                record = failed_record(cell, _describe_death(error))
+            yield record
     finally:
         for left in running:
             ray.cancel(left, force=True)

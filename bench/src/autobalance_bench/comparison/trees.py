@@ -48,9 +48,7 @@ def fit_trees(
     try:
         from lightgbm import LGBMClassifier
     except ImportError:
-        raise InputError(
-            "LightGBM is not installed. Install it: pip install lightgbm."
-        ) from None
+        raise InputError("LightGBM is not installed. Install it: pip install lightgbm.") from None
     classifier: Any = LGBMClassifier(
         max_delta_step=1.0,
         random_state=seed,
