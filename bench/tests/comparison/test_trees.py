@@ -87,5 +87,5 @@ def test_a_comparison_says_beforehand_that_the_library_is_missing(
     [(reason, methods)] = found.items()
     assert "pip install lightgbm" in reason
     assert methods == ["lightgbm"]
-    with pytest.raises(InputError, match=r"autobalance\[boosting\]"):
+    with pytest.raises(InputError, match=r"pip install lightgbm"):
         decide("lightgbm")

@@ -145,5 +145,5 @@ def test_without_the_library_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"needs datasets, .*autobalance-bench\[images\]"):
+    with pytest.raises(InputError, match=r"needs datasets, .*pip install datasets"):
         read_hugging_face(tmp_path)

@@ -306,5 +306,5 @@ def test_without_pillow_the_index_works_and_reading_says_what_to_do(
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     assert len(seven.subset([1, 2])) == 2
-    with pytest.raises(InputError, match=r"needs PIL, .*autobalance-bench\[images\]"):
+    with pytest.raises(InputError, match=r"needs PIL, .*pip install pillow"):
         seven.load()

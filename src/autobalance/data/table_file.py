@@ -219,8 +219,8 @@ def _parquet_sizes(path: Path) -> dict[str, int]:
         for j in range(group.num_columns):
             name = str(group.column(j).path_in_schema)
             name = name if name in stored else name.split(".")[0]
-            stored[name] += group.column(j).total_uncompressed_size
-    return {name: max(size, stored[name]) for name, size in sizes.items()}
+            stored[name] += int(group.column(j).total_uncompressed_size)
+    return {name: max(size, int(stored[name])) for name, size in sizes.items()}
 
 
 def _largest_row_group(path: Path) -> int:
