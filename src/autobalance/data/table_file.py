@@ -212,7 +212,9 @@ def _parquet_sizes(path: Path) -> dict[str, int]:
     except pa.ArrowException:
         return {}
     # What is written as codes of a dictionary takes at least a pointer a row once it is read.
-    sizes = dict.fromkeys(metadata.schema.to_arrow_schema().names, 8 * metadata.num_rows)
+    sizes = {
+        str(name): 8 * int(metadata.num_rows) for name in metadata.schema.to_arrow_schema().names
+    }
     stored = dict.fromkeys(sizes, 0)
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
