@@ -157,7 +157,7 @@ def test_every_cell_counts_alike(over: str) -> None:
     held = ArrayData.of(torch.zeros(6, 1), [0, 0, 0, 1, 1, 0], groups=[0, 0, 1, 0, 1, 0])
     objective = BalancedError() if over == "class" else as_objective("worst_class_and_group_error")
     spec = asked(data=held, objective=objective)
-    [weights] = racing._criterion_weights(spec, [held])
+    [weights] = racing.criterion_weights(spec, [held])
     cells = held.target if over == "class" else held.cells()
     sums = torch.bincount(cells, weights)
     torch.testing.assert_close(
@@ -168,7 +168,7 @@ def test_every_cell_counts_alike(over: str) -> None:
 def test_importance_and_sample_weights_count() -> None:
     held = ArrayData.of(torch.zeros(4, 1), [0, 0, 1, 1], sample_weight=[3.0, 1.0, 1.0, 1.0])
     spec = asked(data=held, objective=WeightedError(weights=(1.0, 3.0)))
-    [weights] = racing._criterion_weights(spec, [held])
+    [weights] = racing.criterion_weights(spec, [held])
     assert weights.tolist() == pytest.approx([0.1875, 0.0625, 0.375, 0.375])
 
 

@@ -454,7 +454,7 @@ def test_usage_errors_are_one_line(
         ("evaluate run x.csv --target y --js", "js", "json"),
         ("explain run --hel", "hel", "help"),
         ("report run --o page.html", "o", "out or overwrite"),
-        ("demo --see 3", "see", "seed"),
+        ("demo --over", "over", "overwrite"),
         ("--vers", "vers", "version"),
     ],
 )

@@ -186,7 +186,7 @@ def read_columns(
     InputError
         If the table cannot be read, or lacks a column.
     """
-    path = str(path or options.table)
+    own, path = path is None, str(path or options.table)
     # Either has columns by their names, and can drop some.
     table: Any = read_table(path, text=text) if folder is None else open_table(path, folder=folder)
     target = column(table, options.target, "target")
@@ -206,7 +206,7 @@ def read_columns(
         raise InputError(
             f"--id {row_id} is the column of the labels or groups already. Give another."
         )
-    if row_id is not None and path is None:  # a test table may do without
+    if row_id is not None and own:  # a test table may do without
         column(table, row_id, "id", missing_values=True)
     other = {options.target, options.groups, row_id} & set(table.columns)
     return table.drop(columns=[*other]), target, groups
