@@ -25,6 +25,7 @@ from autobalance import InputError
 from autobalance.bilevel import make_fabric
 from autobalance.functional import Processes, first_process, processes_started
 from autobalance_bench.comparison.cells import Cell, run_cell
+from autobalance_bench.comparison.ensembles import ENSEMBLES
 from autobalance_bench.comparison.methods import METHODS
 from autobalance_bench.comparison.store import Store
 
@@ -32,6 +33,7 @@ _INSTALLED_BY = {
     "optuna": "optuna",
     "kornia": "'autobalance[vision]'",
     "lightgbm": "'autobalance[boosting]'",
+    **{ensemble.package: ensemble.install for ensemble in ENSEMBLES.values()},
 }
 _UNFIT = {
     "threading": "its cells would share one random state, so that none could be repeated",
