@@ -62,7 +62,7 @@ def test_ensembles_see_no_augmented_examples(method: str) -> None:
     ("method", "remedy"),
     [
         ("balanced_forest", r"autobalance-bench\[ensembles\]"),
-        ("self_paced_ensemble", "--no-deps -r bench/imbalanced_ensemble.txt"),
+        ("self_paced_ensemble", "-r bench/imbalanced_ensemble.txt"),
     ],
 )
 def test_a_comparison_says_beforehand_that_the_library_is_missing(

@@ -34,7 +34,7 @@ class Ensemble:
 
 
 _LEARN = "'autobalance-bench[ensembles]'"
-_IMBENS = "--no-deps -r bench/imbalanced_ensemble.txt"
+_IMBENS = "-r bench/imbalanced_ensemble.txt, in an environment of its own"
 ENSEMBLES = {
     "balanced_forest": Ensemble(
         "Balanced random forest", "imblearn", "BalancedRandomForestClassifier", _LEARN
