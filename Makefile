@@ -8,7 +8,7 @@ install: .venv/.installed
 # One full environment: both distributions, their extras and the test tools, pinned.
 .venv/.installed: pyproject.toml bench/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e "./bench[images]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -e "./bench[images,ensembles]"
 	touch $@
 
 demo: install

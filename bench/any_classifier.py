@@ -7,8 +7,10 @@ The tables are the suite's, eleven as they are and eight with one class against 
 as it comes and with max_delta_step=1, on one thread; see `out_of_fold.py`. On the same out-of-fold
 probabilities: no adjustment; post hoc logit adjustment, l = log pi; the tau of 31 from 0 to 3 with
 the lowest balanced error; `design_adjustment` for the balanced error and for the worst class; and for
-two classes scikit-learn's TunedThresholdClassifierCV on the same folds. Test errors are in
-percent, and expected over draws where the decisions for the worst class are drawn.
+two classes scikit-learn's TunedThresholdClassifierCV on the same folds, and the threshold that AutoGluon's
+calibration takes. Ensembles on balanced samples, of imbalanced-learn and imbalanced-ensemble, are fitted
+to the same rows in place of LightGBM, so their runs are the same beside both of its variants. Test errors
+are in percent, and expected over draws where the decisions for the worst class are drawn.
 
 FOLDER keeps the probabilities in `scores/` and a line for each finished run in `cells.jsonl`; neither is
 made again.
@@ -20,6 +22,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import TunedThresholdClassifierCV
 
 from autobalance import design_adjustment
+from autobalance_bench.comparison.ensembles import ENSEMBLES, fit_ensemble
 from measuring import kept_options, run_unless_summary, write_json
-from out_of_fold import FOLDS, TABLES, TWO_CLASS, VARIANTS, Scores, load_scores
+from out_of_fold import FOLDS, TABLES, TWO_CLASS, VARIANTS, Scores, load_scores, load_table
 
-METHODS = ("none", "post_hoc", "tuned_tau", "designed", "designed_worst", "tuned_threshold")
+OF_TWO_CLASSES = ("tuned_threshold", "calibrated_threshold")
+METHODS = (
+    "none", "post_hoc", "tuned_tau", "designed", "designed_worst", *OF_TWO_CLASSES, *ENSEMBLES
+)  # fmt: skip
 TAUS = np.arange(31) / 10.0
 MEASURES = ("balanced", "worst")
 Cell = dict[str, Any]
@@ -106,6 +113,35 @@ def _tuned_threshold(scores: Scores) -> tuple[np.ndarray, Cell]:
     return _one_hot(np.asarray(predicted), scores), {"threshold": float(model.best_threshold_)}
 
 
+def _calibrated_threshold(scores: Scores) -> tuple[np.ndarray, Cell]:
+    held = scores.fold >= 0
+    threshold = calibrate_threshold(scores.out_of_fold[held, 1], scores.target[held])
+    return _one_hot(1 * (scores.test[:, 1] > threshold), scores), {"threshold": threshold}
+
+
+def calibrate_threshold(p: np.ndarray, target: np.ndarray) -> float:
+    """AutoGluon's threshold for the second of two classes, with the balanced accuracy as its metric.
+
+    Its calibration tries 51 thresholds from 0 to 1, then 19 on each side of the best one. A class is decided
+    on above the threshold, not at it. Of equal thresholds the one nearest to 0.5 is taken. Where the best one
+    is 0 or 1, the finer ones lie outside of the two, in AutoGluon as here, so that nothing is refined.
+    """
+    steps = np.arange(1, 26) / 50
+    grid = np.r_[0.5, np.stack([0.5 - steps, 0.5 + steps], axis=1).ravel()]
+    best = _best_threshold(grid, p, target)
+    fine = np.arange(1, 20) / 1000
+    upper = best + fine if best > 0 else []
+    lower = best - fine if best < 1 else []
+    return _best_threshold(np.r_[best, upper, lower], p, target)
+
+
+def _best_threshold(thresholds: np.ndarray, p: np.ndarray, target: np.ndarray) -> float:
+    """The threshold with the lowest balanced error; of several the nearest to 0.5, then the first."""
+    above = p[:, None] > thresholds
+    error = above[target == 0].mean(axis=0) + 1.0 - above[target == 1].mean(axis=0)
+    return float(thresholds[np.lexsort((abs(thresholds - 0.5), error))[0]])
+
+
 RUNS: dict[str, Callable[[Scores], tuple[np.ndarray, Cell]]] = {
     "none": lambda scores: (_adjusted(scores, 0.0), {}),
     "post_hoc": lambda scores: (_adjusted(scores, 1.0), {}),
@@ -113,6 +149,7 @@ RUNS: dict[str, Callable[[Scores], tuple[np.ndarray, Cell]]] = {
     "designed": lambda scores: _designed(scores, "balanced_error"),
     "designed_worst": lambda scores: _designed(scores, "worst_class_error"),
     "tuned_threshold": _tuned_threshold,
+    "calibrated_threshold": _calibrated_threshold,
 }
 
 
@@ -148,28 +185,57 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, bool, int, str]]:
 
 def run_all(options: argparse.Namespace) -> None:
     path = options.out / "cells.jsonl"
+    methods = METHODS if options.methods is None else options.methods.split(",")
     done = {key_of(cell) for cell in read_cells(path)}
     for table, two_class, seed, variant in cases(options):
-        methods = [
+        missing = [
             method
-            for method in METHODS
-            if (method != "tuned_threshold" or two_class)
+            for method in methods
+            if (two_class or method not in OF_TWO_CLASSES)
             and (table, two_class, seed, variant, method) not in done
         ]
-        if not methods:
-            continue
-        scores = load_scores(table, two_class, seed, variant, folder=options.out, data=options.data)
-        for method in methods:
-            begun = time.process_time()
-            shares, details = RUNS[method](scores)
-            cell = {
-                "table": table, "two_class": two_class, "seed": seed, "variant": variant,
-                "method": method, **errors(scores.test_target, shares),
-                "seconds": time.process_time() - begun, "details": details,
-            }  # fmt: skip
-            with path.open("a") as file:
-                file.write(json.dumps(cell) + "\n")
-        print(f"{table}{', two classes' if two_class else ''}, seed {seed}, {variant}", flush=True)
+        for method in missing:
+            ensemble = method in ENSEMBLES
+            run = run_ensemble if ensemble else run_method
+            found = run(method, table, two_class, seed, variant, options)
+            for known in VARIANTS if ensemble else (variant,):
+                cell = {
+                    "table": table, "two_class": two_class, "seed": seed, "variant": known,
+                    "method": method, **found,
+                }  # fmt: skip
+                done.add(key_of(cell))
+                with path.open("a") as file:
+                    file.write(json.dumps(cell) + "\n")
+        if missing:
+            kind = ", two classes" if two_class else ""
+            print(f"{table}{kind}, seed {seed}, {variant}", flush=True)
+
+
+def run_method(
+    method: str, name: str, two_class: bool, seed: int, variant: str, options: argparse.Namespace
+) -> Cell:
+    scores = _load_scores(name, two_class, seed, variant, folder=options.out, data=options.data)
+    begun = time.process_time()
+    shares, details = RUNS[method](scores)
+    seconds = time.process_time() - begun
+    return {**errors(scores.test_target, shares), "seconds": seconds, "details": details}
+
+
+def run_ensemble(
+    method: str, name: str, two_class: bool, seed: int, variant: str, options: argparse.Namespace
+) -> Cell:
+    """The same for every variant of LightGBM."""
+    table = _load_table(name, two_class, seed, options.data)
+    begun = time.process_time()
+    decided = fit_ensemble(method, table.inputs, table.target, seed).predict(table.test_inputs)
+    seconds = time.process_time() - begun
+    found = errors(table.test_target, np.eye(table.num_classes)[decided])
+    return {**found, "seconds": seconds, "details": {}}
+
+
+# All methods of a case follow each other.
+_load_scores = lru_cache(maxsize=1)(load_scores)
+_load_table = lru_cache(maxsize=1)(load_table)
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -225,7 +291,7 @@ def show(cells: list[Cell]) -> None:
         some = [cell for cell in cells if cell["two_class"] == two_class]
         for ours, measure in (("designed", "balanced"), ("designed_worst", "worst")):
             for rival in METHODS:
-                if rival != ours and (two_class or rival != "tuned_threshold"):
+                if rival != ours and (two_class or rival not in OF_TWO_CLASSES):
                     _show_difference(some, ours, rival, measure, two_class)
     _show_worst_case([cell for cell in cells if not cell["two_class"]])
 
@@ -254,6 +320,8 @@ def _show_worst_case(cells: list[Cell]) -> None:
     print("\ndesigned less the better of none, post_hoc and tuned_tau, balanced error")
     for (table, variant), row in groups.items():
         rivals = [m for m in ("none", "post_hoc", "tuned_tau") if m in row]
+        if "designed" not in row or not rivals:
+            continue
         best = min(rivals, key=lambda m: float(np.mean(list(row[m].values()))))
         seeds = sorted(row["designed"].keys() & row[best].keys())
         mean, error = _mean([row["designed"][s] - row[best][s] for s in seeds])
@@ -265,6 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = kept_options(__doc__, "folder for the finished runs")
     parser.add_argument("--tables", default=",".join(TABLES), help="names with commas between")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
+    parser.add_argument("--methods", help="names with commas between; default all")
     options = parser.parse_args(arguments)
     run_unless_summary(parser, options, run_all)
     cells = read_cells(options.out / "cells.jsonl")

@@ -66,17 +66,38 @@ def load_scores(
         return Scores(**{key: stored[key] for key in stored.files})
 
 
-def _fit(
-    table: str, two_class: bool, seed: int, options: dict[str, Any], data: Path | None
-) -> Scores:
-    problem = load_problem(definition_of(table), seed, data)
-    inputs, test_inputs = problem.train.inputs.numpy(), problem.test.inputs.numpy()
+@dataclass(frozen=True)
+class Table:
+    """One table and seed: encoded rows ``(n, d)`` and classes ``(n,)`` to train on, and to test on.
+
+    `num_classes` also counts classes that training rows lack.
+    """
+
+    inputs: np.ndarray
+    target: np.ndarray
+    test_inputs: np.ndarray
+    test_target: np.ndarray
+    num_classes: int
+
+
+def load_table(name: str, two_class: bool, seed: int, data: Path | None) -> Table:
+    """A table in the suite's split; in two classes where `two_class`."""
+    problem = load_problem(definition_of(name), seed, data)
     target, test_target = problem.train.target.numpy(), problem.test.target.numpy()
     k = problem.train.num_classes
     if two_class:
         counts = np.bincount(target, minlength=k)
         positive = int(np.where(counts >= LEAST_POSITIVES, counts, len(target)).argmin())
         target, test_target, k = 1 * (target == positive), 1 * (test_target == positive), 2
+    inputs, test_inputs = problem.train.inputs.numpy(), problem.test.inputs.numpy()
+    return Table(inputs, target, test_inputs, test_target, k)
+
+
+def _fit(
+    name: str, two_class: bool, seed: int, options: dict[str, Any], data: Path | None
+) -> Scores:
+    table = load_table(name, two_class, seed, data)
+    inputs, target, k = table.inputs, table.target, table.num_classes
 
     def predict(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
         model = lightgbm.LGBMClassifier(random_state=seed, n_jobs=1, verbosity=-1, **options)
@@ -90,4 +111,6 @@ def _fit(
     for f in range(FOLDS):
         out_of_fold[fold == f] = predict(fold != f, inputs[fold == f])
     everything = np.ones(len(target), dtype=bool)
-    return Scores(out_of_fold, target, fold, predict(everything, test_inputs), test_target)
+    return Scores(
+        out_of_fold, target, fold, predict(everything, table.test_inputs), table.test_target
+    )

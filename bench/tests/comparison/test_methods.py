@@ -47,6 +47,7 @@ from autobalance_bench.comparison.methods import (
     augmentation_of,
     published_space,
 )
+from fake_libraries import install_imbens
 from helpers import blobs
 
 RECIPE = Recipe(epochs=1, min_steps=25, batch_size=32, lr=0.05)
@@ -343,8 +344,11 @@ def test_the_published_space_has_clusters_where_classes_are_many(classes: int, s
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_flags_tell_what_the_result_depends_on(method: str) -> None:
+def test_flags_tell_what_the_result_depends_on(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a method says that it takes neither objective nor settings, they change nothing."""
+    install_imbens(monkeypatch)
     kind = METHODS[method]
     few: dict[str, Any] = {"recipe": replace(RECIPE, min_steps=6), "tuning_runs": 2}
     if method in ("autobalance_standard", "autobalance_trivial"):  # for images

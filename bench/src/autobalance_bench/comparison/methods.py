@@ -59,6 +59,7 @@ from autobalance.spaces import (
     class_attributes,
 )
 from autobalance_bench.augmentations import KorniaAugmentation, ResizedCrop, StandardAugmentation
+from autobalance_bench.comparison.ensembles import ENSEMBLES, fit_on_dataset
 from autobalance_bench.comparison.trees import BALANCED_WEIGHTS, FOLDS, SMALL_TREES, fit_trees
 
 Kind = Literal["published", "tuned", "ours"]
@@ -211,7 +212,7 @@ class Method:
     uses_objective: bool = False
     uses_settings: bool = False
     uses_split: bool = False
-    needs: Literal["optuna", "kornia", "lightgbm"] | None = None
+    needs: Literal["optuna", "kornia", "lightgbm", "imblearn", "imbens"] | None = None
 
 
 def augmentation_of(record: Mapping[str, Any] | None) -> nn.Module | None:
@@ -626,8 +627,7 @@ def _trees(title: str, **options: Any) -> tuple[Method, Method]:
     """LightGBM with these options, as it is and with designed decisions."""
 
     def fit(task: Task, objective: Objective | None) -> nn.Module:
-        if task.augment is not None:
-            raise InputError("Trees see each example once, without augmentation. Leave it out.")
+        _refuse_augmentation(task)
         return fit_trees(task.data, task.seed, objective, **options)
 
     plain = Method(title, "published", lambda task: Trained(fit(task, None)), needs="lightgbm")
@@ -639,6 +639,22 @@ def _trees(title: str, **options: Any) -> tuple[Method, Method]:
         needs="lightgbm",
     )
     return plain, designed
+
+
+def _ensemble(method: str) -> Method:
+    """An ensemble of trees on balanced samples, as its library sets it up."""
+
+    def fit(task: Task) -> Trained:
+        _refuse_augmentation(task)
+        return Trained(fit_on_dataset(method, task.data, task.seed))
+
+    ensemble = ENSEMBLES[method]
+    return Method(ensemble.title, "published", fit, needs=ensemble.package)
+
+
+def _refuse_augmentation(task: Task) -> None:
+    if task.augment is not None:
+        raise InputError("Trees see each example once, without augmentation. Leave it out.")
 
 
 _PLAIN_TREES = _trees("LightGBM")
@@ -833,4 +849,5 @@ METHODS: dict[str, Method] = {
     "lightgbm_balanced_designed": _WEIGHTED_TREES[1],
     "lightgbm_small": _SMALL_TREES[0],
     "lightgbm_small_designed": _SMALL_TREES[1],
+    **{method: _ensemble(method) for method in ENSEMBLES},
 }

@@ -28,9 +28,12 @@ from autobalance import InputError
 from autobalance.bilevel import make_fabric
 from autobalance.functional import Processes, first_process, processes_started
 from autobalance_bench.comparison.cells import Cell, failed_record, run_cell
+from autobalance_bench.comparison.ensembles import ENSEMBLES
 from autobalance_bench.comparison.methods import METHODS
 from autobalance_bench.comparison.store import Store
 
+# What follows `pip install` where that is not the name of what is imported.
+_INSTALLED_BY = {ensemble.package: ensemble.install for ensemble in ENSEMBLES.values()}
 _UNFIT = {
     "threading": "its cells would share one random state, so that none could be repeated",
     "multiprocessing": "it gives records back only when all cells have ended",
@@ -159,7 +162,8 @@ def _hindrance(cell: Cell) -> str | None:
     )
     for package in (method.needs, "kornia" if augmented else None):
         if package is not None and not _installed(package):
-            return f"{package.capitalize()} is not installed (pip install {package})"
+            install = _INSTALLED_BY.get(package, package)
+            return f"{package.capitalize()} is not installed (pip install {install})"
     return None
 
 

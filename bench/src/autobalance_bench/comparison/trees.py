@@ -28,7 +28,7 @@ class ClassifierDecisions(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of examples of any shape, each taken as a row of numbers."""
-        decided = torch.from_numpy(self.classifier.predict(_as_rows(inputs)))
+        decided = torch.from_numpy(self.classifier.predict(as_rows(inputs)))
         return _DECIDED * nn.functional.one_hot(decided.long(), self.num_classes).float()
 
 
@@ -58,7 +58,7 @@ def fit_trees(
         verbosity=-1,
         **options,
     )
-    rows, target = _as_rows(data.in_memory()), data.target.numpy()
+    rows, target = as_rows(data.in_memory()), data.target.numpy()
     if objective is None:
         classifier.fit(rows, target)
     else:
@@ -76,5 +76,6 @@ def fit_trees(
     return ClassifierDecisions(classifier, data.num_classes).eval()
 
 
-def _as_rows(inputs: Tensor) -> np.ndarray:
+def as_rows(inputs: Tensor) -> np.ndarray:
+    """Each example as a row of numbers, shape ``(n, d)``."""
     return inputs.flatten(1).float().cpu().numpy()
