@@ -27,6 +27,7 @@ from autobalance_bench.comparison.datasets import load_problem
 from autobalance_bench.comparison.methods import METHODS, ExecutionOptions, Task
 from autobalance_bench.comparison.running import run_cells
 from autobalance_bench.comparison.store import Store
+from fake_libraries import install_imbens
 from toy_cells import GROUPED, IMAGES, RECIPE, SEARCH, TOY, cell, told, write_images
 from toys import write_toy
 
@@ -186,8 +187,10 @@ FOR_IMAGES = ("autobalance_standard", "autobalance_trivial")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs(folder: Path, method: str) -> None:
+def test_every_method_runs(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published search does its first upper step 20 lower ones after 0.4 of all."""
+    if method == "self_paced_ensemble":  # its library needs an environment of its own
+        install_imbens(monkeypatch)
     dataset = IMAGES if method in FOR_IMAGES else TOY
     recipe = replace(RECIPE, min_steps=40) if "published" in method else RECIPE
     aim = "balanced_error" if METHODS[method].uses_objective else None

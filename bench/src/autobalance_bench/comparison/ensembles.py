@@ -33,7 +33,7 @@ class Ensemble:
     install: str
 
 
-_LEARN = "'autobalance-bench[ensembles]'"
+_LEARN = "imbalanced-learn"
 _IMBENS = "-r bench/imbalanced_ensemble.txt, in an environment of its own"
 ENSEMBLES = {
     "balanced_forest": Ensemble(
