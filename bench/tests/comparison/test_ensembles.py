@@ -61,7 +61,7 @@ def test_ensembles_see_no_augmented_examples(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "remedy"),
     [
-        ("balanced_forest", r"autobalance-bench\[ensembles\]"),
+        ("balanced_forest", "imbalanced-learn"),
         ("self_paced_ensemble", "-r bench/imbalanced_ensemble.txt"),
     ],
 )
