@@ -266,7 +266,29 @@ def trees_table() -> str:
     )  # fmt: skip
 
 
+def one_run_table() -> str:
+    """Search and training in one run against two runs, over the developing half."""
+    found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
+    for cell in read_cells(RESULTS / "cells.jsonl"):
+        if cell["method"] in ("autobalance_one_run", "autobalance_two_runs"):
+            value = 100 * cell["report"]["balanced_error"], cell["seconds"]["cpu"]
+            found.setdefault((cell["dataset"], cell["method"]), {})[cell["seed"]] = value
+    rows, differences, costs = [], [], []
+    for name in sorted({dataset for dataset, _ in found}):
+        one, two = (found[name, f"autobalance_{kind}"] for kind in ("one_run", "two_runs"))
+        seeds = sorted(one.keys() & two.keys())
+        difference = estimate(one[s][0] - two[s][0] for s in seeds)
+        costs += [one[s][1] / two[s][1] for s in seeds]
+        differences.append(difference[0])
+        means = (float(np.mean([run[s][0] for s in seeds])) for run in (one, two))
+        rows.append([name, *(f"{m:.1f}" for m in means), rounded(difference, 2), str(len(seeds))])
+    mean = f"{np.mean(differences):.2f}, CPU time {np.mean(costs):.2f}"
+    rows.append(["mean difference; ratio of", "", "", mean, ""])
+    return table(["dataset", "one run", "two runs", "difference", "seeds"], rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "one_run": one_run_table,
     "readme": readme_table,
     "demo": demo_table,
     "suite": suite_table,
