@@ -127,7 +127,6 @@ def readme_table() -> str:
         entry = suite()["per_dataset"][name][method]
         return rounded((100 * entry["mean"], 100 * entry["standard_error"]))
 
-    times = f"{ours['autobalance']['cost'][0]:.1f} trainings"
     on_trees = "folds of the model"
     return table(
         ["error in percent", "usual way", "logit adjustment", "autobalance", "cost"],
@@ -137,10 +136,13 @@ def readme_table() -> str:
                     f"CNN, Fashion-MNIST at 100 : 1, {what}",
                     rounded(ours["cross_entropy"][key]),
                     rounded(ours["logit_adjustment"][key]),
-                    f"**{rounded(ours['autobalance'][key])}**",
-                    times,
+                    f"**{rounded(ours[method][key])}**",
+                    f"{ours[method]['cost'][0]:.1f} trainings",
                 ]
-                for key, what in (("balanced", "balanced error"), ("worst", "worst class"))
+                for key, what, method in (
+                    ("balanced", "balanced error", "autobalance"),
+                    ("worst", "worst class, designed for it", "autobalance_worst_class"),
+                )
             ),
             [
                 "LightGBM, 11 tables, balanced error",
@@ -195,7 +197,9 @@ def demo_table() -> str:
     titles = {
         "cross_entropy": "cross-entropy",
         "logit_adjustment": "logit adjustment, tau = 1",
-        "autobalance": "autobalance",
+        "autobalance_balanced": "autobalance, for the balanced error, one run",
+        "autobalance_worst_class": "autobalance, for the worst class, one run",
+        "autobalance": "autobalance, for the balanced error, best of the race",
     }
     return table(
         ["method", "balanced error", "worst class", "CPU time / cross-entropy"],
@@ -302,16 +306,15 @@ TABLES: Mapping[str, Callable[[], str]] = {
 def picture_numbers() -> list[tuple[str, str, dict[str, Estimate]]]:
     """Panels of the picture: title, measure, and by method the error."""
     ours, tree = demo(), trees()
-    network = {
-        "cross-entropy": "cross_entropy",
-        "logit adjustment": "logit_adjustment",
-        "autobalance": "autobalance",
-    }
+    network = {"cross-entropy": "cross_entropy", "logit adjustment": "logit_adjustment"}
     model = {"as it is": "none", "logit adjustment": "post_hoc"}
-    panels = [
-        (f"CNN, Fashion-MNIST 100 : 1\n{what}", key, {n: ours[m][key] for n, m in network.items()})
-        for key, what in (("balanced", "balanced error, %"), ("worst", "worst class, error in %"))
-    ]
+    panels = []
+    for key, what, last in (
+        ("balanced", "balanced error, %", "autobalance"),
+        ("worst", "worst class, error in %", "autobalance_worst_class"),
+    ):
+        values = {n: ours[m][key] for n, m in network.items()} | {"autobalance": ours[last][key]}
+        panels.append((f"CNN, Fashion-MNIST 100 : 1\n{what}", key, values))
     for key, what, last in (
         ("balanced", "balanced error", "designed"),
         ("worst", "error of the worst class", "designed_worst"),
