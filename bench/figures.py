@@ -316,8 +316,8 @@ def picture_numbers() -> list[tuple[str, str, dict[str, Estimate]]]:
         values = {n: ours[m][key] for n, m in network.items()} | {"autobalance": ours[last][key]}
         panels.append((f"CNN, Fashion-MNIST 100 : 1\n{what}", key, values))
     for key, what, last in (
-        ("balanced", "balanced error", "designed"),
-        ("worst", "error of the worst class", "designed_worst"),
+        ("balanced", "balanced error, %", "designed"),
+        ("worst", "worst class, error in %", "designed_worst"),
     ):
         values = {n: tree[m][key] for n, m in model.items()} | {"autobalance": tree[last][key]}
         panels.append((f"LightGBM, mean of 11 tables\n{what}", key, values))

@@ -1,3 +1,3 @@
 """Comparisons of training losses on named datasets, with published baselines and statistics."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
