@@ -17,6 +17,7 @@ from autobalance.data.label_matrix import (
     as_label_matrix,
     labelled_entries,
     labels_without_both,
+    rarest_labels,
     shape_of,
 )
 from autobalance.data.labels import (
@@ -81,6 +82,7 @@ __all__ = [
     "number_groups",
     "number_of",
     "positions",
+    "rarest_labels",
     "read_table",
     "reading",
     "sampled",
