@@ -44,6 +44,11 @@ def run_adjust(options: Namespace, command: str) -> int:
     check_groups(options, goal)
     out = output_folder(options.out, overwrite=options.overwrite)
     table, labels, members = read_columns(options)
+    if labels.ndim == 2:
+        from autobalance.cli.label_run import adjust_labels
+
+        adjust_labels(options, (table, labels, None), out, command, started)
+        return DONE
     groups = None
     if members is not None:
         groups = number_groups(group_names(members, "refused"))[1]
@@ -171,7 +176,7 @@ def print_adjusted(out: Path) -> None:
 def evaluate_test(model: AdjustedModel, test: Columns, name: str) -> dict[str, Any]:
     """What test data say of the decisions and of the classifier without them, for the record."""
     table, labels, groups = test
-    examples = model.features(table), class_labels(labels)
+    examples = model.features(table), labels if labels.ndim == 2 else class_labels(labels)
     measured = {
         "none": ("No adjustment", model.evaluate_unadjusted),
         "autobalance": ("autobalance", model.evaluate),

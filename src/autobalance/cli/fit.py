@@ -17,6 +17,7 @@ from autobalance.bilevel import OtherRun, Progress, local_logger
 from autobalance.cli.options import DONE, complain, complain_of_stop, training_options
 from autobalance.cli.resume import other_options
 from autobalance.cli.run_folder import save_run
+from autobalance.cli.targets import label_columns, split_labels
 from autobalance.cli.terminal import LiveProgress, print_choice, print_race, print_table_warnings
 from autobalance.data import class_labels, column, read_table
 from autobalance.objectives import as_objective
@@ -124,7 +125,8 @@ def _print_result(
     for text in explanation(read_run({**record, "notes": []})).warnings:
         complain(text)
     seconds = time.perf_counter() - started
-    print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
+    what = "labels" if classifier.of_labels else "classes"
+    print(f"Designed a loss for {len(classifier.classes_)} {what} in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")
 
 
@@ -141,6 +143,10 @@ def read_columns(
         If the table cannot be read, or lacks a column.
     """
     table = read_table(path or options.table, text=text)
+    names = label_columns(table, options.target)
+    if names is not None:
+        options.target = names  # those of a test table are the same
+        return split_labels(table, names, options.groups)
     target = column(table, options.target, "target")
     groups = None
     if options.groups is not None:
@@ -157,9 +163,10 @@ def read_columns(
     return table.drop(columns=other), target, groups
 
 
-def read_test(options: Namespace, features: pd.DataFrame, target: pd.Series) -> Columns:
+def read_test(options: Namespace, features: pd.DataFrame, target: Any) -> Columns:
     """Same as `read_columns`, of the test table: its features are those of the training table."""
-    text = (options.target,) if class_labels(target).dtype.kind in "OU" else ()
+    several = target.ndim == 2
+    text = (options.target,) if not several and class_labels(target).dtype.kind in "OU" else ()
     try:
         table, labels, groups = read_columns(options, options.test, text)
     except InputError as error:
@@ -257,6 +264,7 @@ def fit_record(
         "class_names": [str(c) for c in classifier.classes_],
         "group_names": groups,
         "class_counts": result.settings["class_counts"],
+        "several_labels": result.of_labels,
         "evaluation_data": None,
         "methods": {},
         "notes": [] if classifier.encoder_ is None else classifier.encoder_.notes,

@@ -201,7 +201,9 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     _add(fit, "--model", model, default="network")
     _add_optional(fit, "--groups", _GROUPS)
     _add_missing_groups(fit)
-    objectives = f"what the loss is designed for: {', '.join(OBJECTIVES)}"
+    objectives = (
+        f"what the loss is designed for: {', '.join(OBJECTIVES)}; of several labels also macro_f1"
+    )
     _add(fit, "--objective", objectives, default="balanced_error")
     augment = "also learn an augmentation of the training data, for each class or one for all"
     _add(fit, "--augment", augment, Literal["none", "personalised", "shared"], default="none")
@@ -225,7 +227,7 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
         description="Design decisions on scores that any classifier gave to examples it was not trained on."
     )
     _add(adjust, "table", f"{_TABLE} with scores and labels, such as out-of-fold probabilities")
-    _add(adjust, "--target", "column with the labels", required=True)
+    _add_target(adjust)
     scores = (
         "columns with the scores, as a pattern with one star for the class, 'p_*'. Quote it, or the shell "
         "takes it for files"
@@ -247,7 +249,8 @@ def command_parser(added: Mapping[str, Command] = MappingProxyType({})) -> Argum
     sweep = CommandParser(
         description="Design losses along the trade-off of an error and a gap between groups."
     )
-    _add_table(sweep, _TABLE)
+    _add(sweep, "table", _TABLE)
+    _add(sweep, "--target", "column with the labels", required=True)
     _add(sweep, "--groups", _GROUPS.split(". Without")[0], required=True)
     _add_missing_groups(sweep)
     objectives = f"error to keep small: {', '.join(OBJECTIVES)}"
@@ -322,7 +325,15 @@ def _add_optional(parser: CommandParser, name: str, text: str, kind: Any = str) 
 
 def _add_table(parser: CommandParser, text: str) -> None:
     _add(parser, "table", text)
-    _add(parser, "--target", "column with the labels", required=True)
+    _add_target(parser)
+
+
+def _add_target(parser: CommandParser) -> None:
+    text = (
+        "column with the labels; or several, 'a b c' or a pattern 'tag_*', each with a 0 or 1 for one label, "
+        "after the table"
+    )
+    _add(parser, "--target", text, list[str] | str, required=True)
 
 
 def _add_flag(parser: CommandParser, name: str, text: str) -> None:

@@ -146,6 +146,11 @@ class ParametricBinaryCrossEntropy(nn.Module):
         """Number of labels, or None for plain cross-entropy, which fits any."""
         return next((p.shape[-1] for p in self.parameters_of_loss if p is not None), None)
 
+    @property
+    def num_classes(self) -> int | None:
+        """The same, by the name that losses of classes have for it."""
+        return self.num_labels
+
     def forward(
         self,
         input: Tensor,  # torch's name for it, so that the loss can stand in for torch's own

@@ -110,6 +110,11 @@ class LabelRule:
     scale: float = 1.0
     tau: float | None = None
 
+    @property
+    def shares(self) -> np.ndarray:
+        """That of the one rule: none is drawn."""
+        return np.ones(1)
+
     def to_dict(self) -> dict[str, Any]:
         """Of numbers and lists alone."""
         return {"additive": self.additive.tolist(), "scale": self.scale, "tau": self.tau}

@@ -49,14 +49,18 @@ class LabelAdjustment(Adjustment):
     """
 
     @property
+    def _own(self) -> LabelRule:
+        return cast(Any, self.rule)
+
+    @property
     def l(self) -> np.ndarray:  # noqa: E743
         """The threshold of each label's log odds, shape ``(k,)``."""
-        return self.rule.additive
+        return self._own.additive
 
     @property
     def tau(self) -> float | None:
         """The strength of the log prior odds in l; None where l was not built from one."""
-        return self.rule.tau
+        return self._own.tau
 
     def predict(self, scores: Any) -> np.ndarray:
         """0 and 1, shape ``(n, k)``."""
@@ -79,7 +83,7 @@ class LabelAdjustment(Adjustment):
         """
         z = self.log_scores(scores)
         if prior is None:
-            logits = self.rule.scale * (z - self.l)
+            logits = self._own.scale * (z - self.l)
         else:
             one_of("prior", shown(prior) if not isinstance(prior, str) else prior, PRIORS)
             additive, scale = self.calibration

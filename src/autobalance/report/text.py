@@ -233,6 +233,8 @@ def _outcome(run: Run) -> str:
 def start_name(run: Run) -> str:
     """The loss that the search began with, in words."""
     parts = {p.key: p for p in run.parts}
+    if run.several_labels:
+        return UNNAMED
     if "multiplicative" in parts and np.ptp(parts["multiplicative"].start) > 1e-6:
         return UNNAMED
     start = _correction(run, "start")

@@ -29,7 +29,7 @@ from autobalance.data import group_names, number_groups, positions, rarest_label
 from autobalance.objectives import Objective, as_objective
 from autobalance.posthoc import Adjustment, LabelAdjustment, check_weights, design_adjustment
 from autobalance.sklearn.label_scores import check_complete, keep_both_signs, score_labels
-from autobalance.sklearn.label_targets import read_target
+from autobalance.sklearn.label_targets import label_names, read_target
 from autobalance.sklearn.out_of_fold import OutOfFold, fit_out_of_fold, folds_of, score
 from autobalance.sklearn.training_data import draw_seed, without_zero_weights
 
@@ -190,7 +190,7 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
                 "sensitive_features is for one class per example; y has several labels. Leave it out."
             )
         else:
-            self.groups_ = None
+            self.classes_, self.groups_ = label_names(y, labels.shape[1]), None
         seed = draw_seed(self.random_state)
         routed = self._route(sample_weight, params)
         if isinstance(self.cv, str) and self.cv == PREFIT:
@@ -300,7 +300,6 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             ) from None
         self.estimator_ = self.estimator
         if labels.ndim == 2:
-            self.classes_ = np.arange(labels.shape[1])
             scores, kind = score_labels(self.estimator, X, labels.shape[1])
             return OutOfFold(scores, np.zeros(len(labels), dtype=int), kind), labels
         self.classes_ = np.asarray(self.estimator.classes_)
@@ -324,7 +323,7 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
     ) -> tuple[OutOfFold, np.ndarray]:
         """Out-of-fold scores, and the index of each example's class; fits the final classifier too."""
         if labels.ndim == 2:
-            self.classes_, target = np.arange(labels.shape[1]), labels
+            target = labels
         else:
             self.classes_, target = np.unique(labels, return_inverse=True)
         k = len(self.classes_)
