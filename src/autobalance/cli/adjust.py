@@ -76,7 +76,7 @@ def run_adjust(options: Namespace, command: str) -> int:
 
 def check_groups(options: Namespace, goal: Objective) -> None:
     """Refuse an objective over groups where no column is named for them."""
-    if goal.over != "class" and options.groups is None:
+    if goal.over not in ("class", "label") and options.groups is None:
         raise InputError(f"{options.objective} is over groups: name their column with --groups.")
 
 

@@ -82,8 +82,8 @@ def read_labels(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InputError(
-                f"The target column {name!r} holds {given.iloc[row]!r} in row {row}: a label is 0 or 1, or "
-                "missing where it is not known. Give one target for classes of other names."
+                f"The target column {name!r} holds {str(given.iloc[row])!r} in row {row}: a label is 0 "
+                "or 1, or missing where it is not known. Give one target for classes of other names."
             )
         columns[name] = np.where(np.isnan(values), -1, values).astype(np.int8)
     return pd.DataFrame(columns)

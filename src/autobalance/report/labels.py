@@ -50,7 +50,7 @@ def label_story(run: LabelRun) -> list[str]:
     texts = [
         phrase(
             "labels.asked",
-            what="decisions" if run.adjusted else "a training loss",
+            what="decisions that make" if run.adjusted else "a training loss that makes",
             objective=objective_name(run),
             k=len(run.classes),
             n=float((positives + run.negatives).max()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,19 @@ def _read_label_run(record: dict[str, Any]) -> LabelRun:
     without_loss = {**search, "loss": None, "start": None, "path": None, "held_out": None}
     own = {"class_counts": positives.tolist(), "search": without_loss}
     run = _read_class_run({**record, **own})
+    additive = run.adjusted.get("l")
+    if additive is None:
+        additive = array_of(_mapping(search.get("loss")).get("additive"))
+    run = LabelRun(
+        **{**vars(run), "classes": _names(record.get("class_names"), k, "label")},
+        negatives=negatives,
+        additive=additive if additive is not None and additive.shape == (k,) else None,
+    )
+    return replace(run, evidence=_label_evidence(run, record, k))
+
+
+def _label_evidence(run: LabelRun, record: dict[str, Any], k: int) -> list[LabelEvidence]:
+    """On test data; and on the held-out folds, or where there was no choice on them, at the search's end."""
     evidence, tested = [], []
     for method, entry in zip(run.methods, _mapping(record.get("methods")).values(), strict=True):
         tables = _tables(_mapping(entry), ("sign_wrong", "sign_n"), k)
@@ -80,22 +94,14 @@ def _read_label_run(record: dict[str, Any]) -> LabelRun:
     folds = [
         LabelErrors(candidate_title(run, c.name), c.table) for c in judged if c.table is not None
     ]
-    held = _held_out(search.get("held_out"), k)
+    held = _held_out(_mapping(record.get("search")).get("held_out"), k)
     if folds:
         evidence.append(LabelEvidence("folds", "held-out examples", folds))
     elif held is not None:
-        errors = LabelErrors("The search's network", held.table)
         data = "the held-out examples that guided the search"
+        errors = LabelErrors("The search's network", held.table)
         evidence.append(LabelEvidence("held", data, [errors]))
-    additive = run.adjusted.get("l")
-    if additive is None:
-        additive = array_of(_mapping(search.get("loss")).get("additive"))
-    return LabelRun(
-        **{**vars(run), "classes": _names(record.get("class_names"), k, "label")},
-        negatives=negatives,
-        additive=additive if additive is not None and additive.shape == (k,) else None,
-        evidence=evidence,
-    )
+    return evidence
 
 
 def _read_class_run(record: dict[str, Any]) -> Run:

@@ -92,7 +92,8 @@ def describe_arm(arm: RacedArm) -> str:
 def candidate_title(run: Run, name: str) -> str:
     """A candidate of the final choice as tables name it."""
     if run.adjusted:
-        return read_words("adjustments").get(name, name)
+        section = "label_adjustments" if run.several_labels else "adjustments"
+        return read_words(section).get(name, name)
     start = start_name(run)
     return {
         "designed": "Designed loss",

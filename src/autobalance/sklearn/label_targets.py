@@ -66,7 +66,7 @@ def held_out_labels(
     """
     if isinstance(given, ArrayData):
         inputs, target = given.inputs, given.target
-    elif isinstance(given, (tuple, list)) and len(given) == 2:
+    elif isinstance(given, (tuple, list)) and (*given, None)[2:3] == (None,):
         inputs, target = read_inputs(given[0]), read_target(given[1])
     else:
         raise InputError(f"{what} must be (X, y) where y has several labels.")
