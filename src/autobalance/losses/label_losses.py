@@ -20,7 +20,12 @@ from autobalance._validation import (
     shown,
     zero_to_one,
 )
-from autobalance.losses.binary import check_labels, is_known, reduced_binary_loss
+from autobalance.losses.binary import (
+    check_label_values,
+    check_labels,
+    is_known,
+    reduced_binary_loss,
+)
 from autobalance.losses.modules import ArrayLike, _parameter
 from autobalance.losses.parametric import LossParameters, Reduction
 from autobalance.losses.published import _PublishedLoss
@@ -412,6 +417,8 @@ def _reduced(
     loss: Tensor, target: Tensor, sample_weight: Tensor | None, reduction: Reduction
 ) -> Tensor:
     """Losses ``(n, k)`` of the labelled entries, weighted and reduced as `reduced_binary_loss` does."""
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_label_values(target)
     known = is_known(target)
     scale = known.to(loss.dtype)
     if sample_weight is not None:
