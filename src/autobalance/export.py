@@ -42,7 +42,8 @@ def export_model(
     network and the decision. The program takes the table's columns as one tensor ``(n, d)`` in their
     order: numbers as they are, NaN where one is missing, and the position of a category in the
     file's list ``categories``, or -1 for any other. Its largest output is the class that `predict`
-    gives. ``export_model(network, example, path)`` writes a network alone.
+    gives; of several labels those with an output above 0 are predicted, and "labels" in place of "classes"
+    has their names. ``export_model(network, example, path)`` writes a network alone.
 
     A ``.pt2`` file, by `torch.export`, is read by ``torch.export.load(path).module()``; columns,
     categories and classes are in its extra file "table.json". An ``.onnx`` file is read by ONNX
@@ -80,6 +81,7 @@ def export_model(
     instance("model", model, (nn.Module, AutoBalanceClassifier))
     _check_ending(path)
     twin, inputs, expected, contents = _prepare(model, example)
+    of_labels = "labels" in contents
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -88,7 +90,7 @@ def export_model(
         # Of one example too: the program must hold for batches that it was not traced with.
         with torch.no_grad():
             for some in (inputs, inputs[:1]):
-                _check_same(run(some), expected[: len(some)])
+                _check_same(run(some), expected[: len(some)], of_labels)
         write_atomically(path, part.read_bytes())
     finally:
         part.unlink(missing_ok=True)
@@ -186,7 +188,7 @@ def _contents(model: Any, table: TableInput | None) -> dict[str, Any]:
     """What a reader of the file needs to know: columns, categories and classes."""
     contents: dict[str, Any] = {}
     if isinstance(model, AutoBalanceClassifier):
-        contents["classes"] = model.classes_.tolist()
+        contents["labels" if model.of_labels else "classes"] = model.classes_.tolist()
     if table is not None and table.encoder is not None:
         contents |= {"columns": table.encoder.columns, "categories": table.encoder.categories}
     return contents
@@ -243,7 +245,7 @@ def _try_export(export: Any) -> Any:
         ) from error
 
 
-def _check_same(logits: Tensor, expected: Tensor) -> None:
+def _check_same(logits: Tensor, expected: Tensor, of_labels: bool) -> None:
     largest = max(1.0, float(expected.abs().max()))
     close = logits.shape == expected.shape and bool(
         ((logits - expected).abs() <= _TOLERANCE * largest).all()
@@ -253,8 +255,10 @@ def _check_same(logits: Tensor, expected: Tensor) -> None:
             "The exported network gives other logits than the network itself. Does its forward draw "
             "at random, or depend on the batch size?"
         )
+    if of_labels:  # decided by their sign; one that rounding alone decides is as good as 0
+        logits, expected = (torch.stack([torch.zeros_like(f), f], 1) for f in (logits, expected))
     decided, wanted = logits.argmax(dim=1), expected.argmax(dim=1)
     # Where two classes are as good as equal, rounding alone may decide.
-    lead = expected.gather(1, wanted[:, None]) - expected.gather(1, decided[:, None])
+    lead = expected.gather(1, wanted.unsqueeze(1)) - expected.gather(1, decided.unsqueeze(1))
     if bool((lead > 2 * _TOLERANCE * largest).any()):
         raise InputError("The exported file decides otherwise than predict. Please report this.")

@@ -282,6 +282,7 @@ PLAIN = ParametricBinaryCrossEntropy()
         (lambda: ParametricBinaryCrossEntropy.logit_adjusted([[9, 0], [1, 9]]), "no negative"),
         (lambda: ParametricBinaryCrossEntropy.logit_adjusted([9, 1]), "two rows"),
         (lambda: AsymmetricLoss(gamma_neg=-1.0), "gamma_neg"),
+        (lambda: AsymmetricLoss()(torch.zeros(2, 2), torch.full((2, 2), 0.3)), "0.3 in 4 of 4"),
     ],
 )
 def test_what_cannot_be_is_refused(call: Callable[[], Any], message: str) -> None:

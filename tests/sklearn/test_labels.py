@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.utils.estimator_checks import (
     check_classifiers_multilabel_output_format_decision_function,
@@ -130,6 +131,45 @@ def test_weights_validation_and_own_networks() -> None:
     assert classifier(retrain="continue").fit(X, Y).predict(X).shape == Y.shape
 
 
+def test_evaluation_has_the_errors_that_scikit_learn_measures() -> None:
+    x, y = table(900, seed=3)
+    gaps = y.copy()
+    gaps[:100, 1] = -1
+    report, predicted = FITTED.evaluate(x, gaps), FITTED.predict(x)
+    for j in range(3):
+        known = gaps[:, j] >= 0
+        error = 1.0 - balanced_accuracy_score(y[known, j], predicted[known, j])
+        assert report["class_errors"][j] == pytest.approx(error)
+        assert report["class_n"][j] == y[known, j].sum()
+    assert report["balanced_error"] == pytest.approx(np.mean(report["class_errors"]))
+    assert report["worst_class_error"] == max(report["class_errors"])
+    whole = FITTED.evaluate(x, y)["macro_f1_error"]
+    assert whole == pytest.approx(1.0 - f1_score(y, predicted, average="macro"))
+    weight = np.r_[np.full(300, 2), np.ones(300), np.zeros(300)]
+    again = np.repeat(np.arange(900), weight.astype(int))
+    weighed = FITTED.evaluate(x, y, sample_weight=weight)
+    assert weighed["sign_wrong"] == FITTED.evaluate(x[again], y[again])["sign_wrong"]
+
+
+def test_calibration_finds_the_temperature_at_any_frequencies() -> None:
+    """Labels drawn from probabilities at a temperature of 2, some of whose positives are then left out."""
+    x, _ = table(30_000, seed=4)
+    own = copy.deepcopy(FITTED)
+    own.temperature_ = 2.0
+    p = own.predict_proba(x, prior="training")
+    y = (np.random.default_rng(0).random(p.shape) < p).astype(int)
+    assert own.calibrate(x, y).temperature_ == pytest.approx(2.0, abs=0.1)
+    fewer = (y[:, 0] == 0) | (np.arange(len(y)) % 4 == 0)
+    assert own.calibrate(x[fewer], np.where([[True, False, False]], y, -1)[fewer]).temperature_ == (
+        pytest.approx(2.0, abs=0.15)
+    )
+
+
+def test_labels_of_a_frame_keep_their_names() -> None:
+    own = classifier(recipe=Recipe(epochs=1, min_steps=20))
+    assert own.fit(X, pd.DataFrame(Y, columns=["a", "b", "c"])).classes_.tolist() == ["a", "b", "c"]
+
+
 def test_scikit_learns_tools_take_it() -> None:
     predicted = cross_val_predict(classifier(), X, Y, cv=2)
     assert predicted.shape == Y.shape
@@ -162,8 +202,11 @@ def test_scikit_learns_own_checks(check: Callable[..., None]) -> None:
         (lambda: classifier().fit(X, Y, validation=(X, Y[:, 0])), "several labels"),
         (lambda: classifier().fit(X, np.c_[Y, np.zeros(len(Y))]), "no positive"),
         (lambda: classifier(objective="worst_group_error").fit(X, Y), "groups"),
-        (lambda: FITTED.calibrate(X, Y), "one class per example"),
-        (lambda: FITTED.evaluate(X, Y), "one class per example"),
+        (lambda: FITTED.calibrate(X, Y[:, :2]), "fitted on 3 labels"),
+        (lambda: FITTED.evaluate(X, Y[:, 0]), "fitted on 3 labels"),
+        (lambda: FITTED.evaluate(X, Y, sensitive_features=Y[:, 0]), "one class per example"),
+        (lambda: FITTED.calibrate(X, np.zeros_like(Y)), "both a positive and a negative"),
+        (lambda: FITTED.evaluate(X, Y[:-1]), "one entry per example"),
     ],
 )
 def test_what_cannot_be_is_refused(call: Callable[[], Any], message: str) -> None:

@@ -205,18 +205,7 @@ class SearchResult:
     def record(
         self, class_names: Sequence[Any] | None = None, group_names: Sequence[Any] | None = None
     ) -> dict[str, Any]:
-        """As the ``result.json`` of a RUN folder holds it; names as for `summary`.
-
-        Raises
-        ------
-        InputError
-            If the search was over several labels, for which there are no reports.
-        """
-        if self.of_labels:
-            raise InputError(
-                "RUN folders and reports are for one class per example. Of several labels keep the result by "
-                "to_json(), and read summary()."
-            )
+        """As the ``result.json`` of a RUN folder holds it; names as for `summary`."""
         from autobalance.report import setting_text
 
         objective = self.settings.get("objective", "objective given")
@@ -227,6 +216,7 @@ class SearchResult:
             "class_names": None if class_names is None else [*map(str, class_names)],
             "group_names": None if group_names is None else [*map(str, group_names)],
             "class_counts": self.settings.get("class_counts"),
+            "several_labels": self.of_labels,
             "search": json.loads(self.to_json()),
             "seconds": {"search": self.seconds.get("wall")},
         }

@@ -1,6 +1,6 @@
 """Calibrated probabilities: one temperature and the correction to a prior."""
 
-from autobalance.calibration.label_probabilities import label_probabilities
+from autobalance.calibration.label_probabilities import fit_label_temperature, label_probabilities
 from autobalance.calibration.temperature import (
     Prior,
     class_masses,
@@ -15,6 +15,7 @@ __all__ = [
     "class_masses",
     "corrected_probabilities",
     "evaluate_logits",
+    "fit_label_temperature",
     "fit_temperature",
     "label_probabilities",
     "subsample_stride",

@@ -44,6 +44,11 @@ def run_adjust(options: Namespace, command: str) -> int:
     check_groups(options, goal)
     out = output_folder(options.out, overwrite=options.overwrite)
     table, labels, members = read_columns(options)
+    if labels.ndim == 2:
+        from autobalance.cli.label_run import adjust_labels
+
+        adjust_labels(options, (table, labels, None), out, command, started)
+        return DONE
     assert isinstance(table, pd.DataFrame)  # without a folder tables are read whole
     groups = None
     if members is not None:
@@ -74,7 +79,7 @@ def run_adjust(options: Namespace, command: str) -> int:
 
 def check_groups(options: Namespace, goal: Objective) -> None:
     """Refuse an objective over groups where no column is named for them."""
-    if goal.over != "class" and options.groups is None:
+    if goal.over not in ("class", "label") and options.groups is None:
         raise InputError(f"{options.objective} is over groups: name their column with --groups.")
 
 
@@ -175,7 +180,7 @@ def evaluate_test(model: AdjustedModel, test: Columns, name: str) -> dict[str, A
     """What test data say of the decisions and of the classifier without them, for the record."""
     table, labels, groups = test
     assert isinstance(table, pd.DataFrame)
-    examples = model.features(table), class_labels(labels)
+    examples = model.features(table), labels if labels.ndim == 2 else class_labels(labels)
     measured = {
         "none": ("No adjustment", model.evaluate_unadjusted),
         "autobalance": ("autobalance", model.evaluate),

@@ -14,7 +14,7 @@ from autobalance._validation import InputError
 from autobalance.cli.estimators import TableEstimator
 from autobalance.data import column, group_names, number_groups, positions
 from autobalance.objectives import CostMatrix
-from autobalance.posthoc import Adjustment, CellRule
+from autobalance.posthoc import Adjustment, CellRule, LabelAdjustment
 from autobalance.records import ErrorTable, classification_report, confused_pairs, read_json
 
 ADJUSTMENT = "adjustment.json"
@@ -193,8 +193,8 @@ class AdjustedModel:
             "wrong": mass * np.nan_to_num(found.errors),
         }
 
-    def files(self, target: str) -> dict[str, dict[str, Any] | bytes]:
-        """Contents of the RUN folder beside its record; `target` is the name of the target column."""
+    def files(self, target: str | list[str]) -> dict[str, dict[str, Any] | bytes]:
+        """Contents of the RUN folder beside its record; `target` names the target column, or several."""
         description = {
             "format": FORMAT,
             "version": 1,
@@ -218,16 +218,21 @@ def load_adjusted(folder: Path, description: Mapping[str, Any]) -> AdjustedModel
     InputError
         If a file of it is altered; other errors too, where a value is of another kind than was written.
     """
+    from autobalance.cli import label_run  # whose models are such as these
+
     classes, groups, entry = (description[key] for key in ("classes", "groups", "scorer"))
     adjustment = Adjustment.from_dict(read_json(folder / ADJUSTMENT))
-    if not isinstance(description["target"], str):
+    of_labels = isinstance(adjustment, LabelAdjustment)
+    if not isinstance(description["target"], list if of_labels else str):
         raise ValueError("the target is no name")
-    if len(adjustment.class_counts) != len(classes):
+    if adjustment.class_counts.shape[-1] != len(classes):
         raise ValueError("adjustment and classes differ in number")
     if "columns" in entry:
         if len(entry["columns"]) != len(classes):
             raise ValueError("score columns and classes differ in number")
         scorer: Scorer = ScoreColumns([str(name) for name in entry["columns"]])
     else:
-        scorer = TableEstimator.load(folder, entry)
-    return AdjustedModel(scorer, adjustment, np.array(classes), groups)
+        kind = label_run.LabelEstimators if of_labels else TableEstimator
+        scorer = kind.load(folder, entry)
+    model = label_run.AdjustedLabels if of_labels else AdjustedModel
+    return model(scorer, adjustment, np.array(classes), groups)

@@ -60,7 +60,9 @@ class TableReader(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn scales and categories; `encoder_` has the notes of what is worth knowing."""
-        target = None if y is None else np.unique(np.asarray(y), return_inverse=True)[1]
+        target = None  # of several labels there is none that a column could decide alone
+        if y is not None and np.ndim(y) == 1:
+            target = np.unique(np.asarray(y), return_inverse=True)[1]
         self.encoder_ = TableEncoder().fit(X, target)
         return self
 
@@ -93,20 +95,15 @@ class TableEstimator:
             If the classifier cannot be kept without a pickle.
         """
         encoder, model = pipeline[0].encoder_, pipeline[-1]  # pyright: ignore[reportAttributeAccessIssue]
-        content = _save_booster(name, model) if name in BOOSTERS else _to_skops(name, model)
-        return cls(name, encoder, content, _score_of(name, content))
+        content = save_content(name, model)
+        return cls(name, encoder, content, read_content(name, content))
 
     @classmethod
     def load(cls, folder: Path, entry: dict[str, Any]) -> Self:
         """From a RUN folder; `entry` is what `describe` gave."""
         name, encoder = entry["name"], TableEncoder.from_dict(entry["encoder"])
         content = (folder / BOOSTERS.get(name, _SKOPS)).read_bytes()
-        try:
-            return cls(name, encoder, content, _score_of(name, content))
-        except InputError:
-            raise
-        except Exception as error:  # each library has its own
-            raise ValueError(f"{name} cannot read it ({error})") from None
+        return cls(name, encoder, content, read_content(name, content))
 
     def scores(self, table: pd.DataFrame) -> np.ndarray:
         """Shape ``(n, k)``, or of groups' cells ``(n, g k)``."""
@@ -168,6 +165,27 @@ def _no_format(name: str) -> str:
         "code when it is read. Write its out-of-fold probabilities to a table and give that to "
         "`autobalance adjust`, or use LogitAdjustedClassifierCV in Python."
     )
+
+
+def save_content(name: str, model: Any) -> bytes:
+    """What is kept of a fitted classifier.
+
+    Raises
+    ------
+    InputError
+        If it cannot be kept without a pickle.
+    """
+    return _save_booster(name, model) if name in BOOSTERS else _to_skops(name, model)
+
+
+def read_content(name: str, content: bytes) -> Score:
+    """What a kept classifier predicts; a ValueError where it cannot be read."""
+    try:
+        return _score_of(name, content)
+    except InputError:
+        raise
+    except Exception as error:  # each library has its own
+        raise ValueError(f"{name} cannot read it ({error})") from None
 
 
 def _save_booster(name: str, model: Any) -> bytes:

@@ -18,6 +18,7 @@ from autobalance.cli.baselines import baselines_record
 from autobalance.cli.options import DONE, complain, complain_of_stop, training_options
 from autobalance.cli.resume import other_options
 from autobalance.cli.run_folder import save_run
+from autobalance.cli.targets import label_columns, split_labels
 from autobalance.cli.terminal import (
     CHOICES,
     LiveProgress,
@@ -100,7 +101,7 @@ def run_fit(options: Namespace, command: str, notes: Sequence[str] = ()) -> int:
                 if test is not None and status == "finished":
                     record |= _evaluate_test(classifier, test, Path(str(options.test)).name)
                 written = save_run(out, classifier, record, target=options.target)
-        if error is None and not options.no_baselines:
+        if error is None and not options.no_baselines and not classifier.of_labels:
             record, error = _add_baselines(classifier, record, (features, target, groups))
             save_run(out, classifier, record, target=options.target)
     if status in ("finished", "diverged"):  # one is done, the other would diverge again
@@ -159,13 +160,14 @@ def _print_result(
     print_choice(classifier.result_)
     if "baselines" in record:
         print_baselines(record["baselines"], record["objective"])
-    if record["methods"]:
+    if record["methods"] and not classifier.of_labels:
         print_test(record)
     # What the table told is on the terminal already.
     for text in explanation(read_run({**record, "notes": []})).warnings:
         complain(text)
     seconds = time.perf_counter() - started
-    print(f"Designed a loss for {len(classifier.classes_)} classes in {seconds:.0f} s: {out}")
+    what = "labels" if classifier.of_labels else "classes"
+    print(f"Designed a loss for {len(classifier.classes_)} {what} in {seconds:.0f} s: {out}")
     print(f"Report: {out / REPORT}")
 
 
@@ -189,6 +191,14 @@ def read_columns(
     own, path = path is None, str(path or options.table)
     # Either has columns by their names, and can drop some.
     table: Any = read_table(path, text=text) if folder is None else open_table(path, folder=folder)
+    names = label_columns(table, options.target)
+    if names is not None:
+        options.target = names  # those of a test table are the same
+        if isinstance(table, TableFile):
+            table = read_table(path, text=text)
+        features, labels, _ = split_labels(table, names, options.groups)
+        other = {options.get("id")} & set(features.columns)
+        return features.drop(columns=[*other]), labels, None
     target = column(table, options.target, "target")
     groups = None
     if options.groups is not None:
@@ -212,9 +222,10 @@ def read_columns(
     return table.drop(columns=[*other]), target, groups
 
 
-def read_test(options: Namespace, features: pd.DataFrame | TableFile, target: pd.Series) -> Columns:
+def read_test(options: Namespace, features: pd.DataFrame | TableFile, target: Any) -> Columns:
     """Same as `read_columns`, of the test table: its features are those of the training table."""
-    text = (options.target,) if class_labels(target).dtype.kind in "OU" else ()
+    several = target.ndim == 2
+    text = (options.target,) if not several and class_labels(target).dtype.kind in "OU" else ()
     try:
         table, labels, groups = read_columns(options, options.test, text)
     except InputError as error:
@@ -312,6 +323,7 @@ def fit_record(
         "class_names": [str(c) for c in classifier.classes_],
         "group_names": groups,
         "class_counts": result.settings["class_counts"],
+        "several_labels": result.of_labels,
         "evaluation_data": None,
         "methods": {},
         "notes": [] if classifier.encoder_ is None else classifier.encoder_.notes,

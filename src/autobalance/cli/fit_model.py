@@ -59,6 +59,11 @@ def fit_model(options: Namespace, command: str) -> int:
     out = prepare_folder(options)
     pipeline = new_pipeline("lightgbm" if auto else options.model, options.seed)
     columns = read_columns(options)
+    if columns[1].ndim == 2:
+        from autobalance.cli.label_run import fit_label_model
+
+        fit_label_model(options, columns, out, command, started)
+        return DONE
     notes = []
     if auto:
         options.model, note = _choose_model(options, columns)

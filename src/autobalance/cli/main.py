@@ -26,6 +26,7 @@ from autobalance.cli.options import (
 )
 from autobalance.cli.parsers import command_parser
 from autobalance.cli.plugins import Command, load_commands
+from autobalance.cli.targets import join_targets
 
 __all__ = ["GAP_NAMES", "OBJECTIVES", "entry", "main"]
 
@@ -45,6 +46,7 @@ _COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    words = join_targets(arguments)
     # OpenMP's threads wait by spinning, which on a shared machine slows training many times over.
     # It is read when torch is imported, which only the commands do.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -52,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         added = load_commands(arguments[0] if arguments else "", _COMMANDS)
         parser = command_parser(added)
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(words)
         command = parsed.subcommand
         if "recipe" in parsed[command]:  # its defaults count only beside a setting that was given
-            given = parser.parse_args(arguments, defaults=False)[command]
+            given = parser.parse_args(words, defaults=False)[command]
             parsed[command]["recipe_given"] = "recipe" in given
         if not (command in added and added[command].all_processes):
             _check_alone()

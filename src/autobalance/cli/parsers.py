@@ -168,7 +168,7 @@ def _adjust() -> CommandParser:
     data = parser.add_argument_group("Your data")
     table = f"{_TABLE} with scores and labels, such as out-of-fold probabilities"
     _add(data, "table", table, metavar="TABLE")
-    _add(data, "--target", "column with the labels", required=True, metavar="COLUMN")
+    _add_target(data)
     scores = (
         "columns with the scores, as a pattern with one star for the class, 'p_*'. Quote it, or the shell "
         "takes it for files"
@@ -263,7 +263,7 @@ def _evaluate() -> CommandParser:
     )
     _add(parser, "run", _RUN, metavar="RUN")
     _add(parser, "table", f"{_TABLE} with features (or scores) and labels", metavar="TABLE")
-    _add(parser, "--target", "column with the labels", required=True, metavar="COLUMN")
+    _add_target(parser)
     _add_optional(parser, "--groups", "column with the groups", metavar="COLUMN")
     _add_flag(parser, "--json", "print JSON in place of tables")
     return parser
@@ -307,10 +307,21 @@ def _add_flag(parser: Any, name: str, text: str) -> None:
     parser.add_argument(name, action="store_true", help=text)
 
 
+def _add_target(parser: Any) -> None:
+    text = (
+        "column with the labels; or several, 'a b c' or a pattern 'tag_*', each with a 0 or 1 for one label, "
+        "after the table"
+    )
+    _add(parser, "--target", text, list[str] | str, required=True, metavar="COLUMN")
+
+
 def _add_table(parser: Any, text: str, *, groups_required: bool = False) -> None:
     """The table that is trained on, and what its columns are."""
     _add(parser, "table", text, metavar="TABLE")
-    _add(parser, "--target", "column with the labels", required=True, metavar="COLUMN")
+    if groups_required:
+        _add(parser, "--target", "column with the labels", required=True, metavar="COLUMN")
+    else:
+        _add_target(parser)
     row_id = "column that names the rows. It is excluded from the features, and predict copies it"
     _add_optional(parser, "--id", row_id, metavar="COLUMN")
     groups = (

@@ -12,13 +12,15 @@ from jsonargparse import Namespace
 
 from autobalance._validation import InputError, path_of
 from autobalance.cli.adjusted_run import AdjustedModel
+from autobalance.cli.label_run import AdjustedLabels, evaluation_labels
 from autobalance.cli.options import DONE, complain
 from autobalance.cli.run_folder import Model, load_run
-from autobalance.cli.terminal import print_report, print_table_warnings
+from autobalance.cli.terminal import print_label_report, print_report, print_table_warnings
 from autobalance.data import class_labels, column, positions, read_table
 from autobalance.posthoc import CellDecision
 from autobalance.records import to_json, write_atomically
 from autobalance.report import bound_sentences, read_folder, read_run, save_evaluation
+from autobalance.sklearn import AutoBalanceClassifier
 
 
 def run_predict(options: Namespace, command: str) -> int:
@@ -55,6 +57,8 @@ def run_predict(options: Namespace, command: str) -> int:
 
 def _predict(classifier: Model, table: pd.DataFrame, prior: str | None) -> pd.DataFrame:
     features = _features(classifier, table)
+    if of_labels(classifier):
+        return _predict_labels(classifier, features, prior)
     probabilities = classifier.predict_proba(features, prior=prior)
     names = [f"probability_{c}" for c in classifier.classes_]
     frame = pd.DataFrame(probabilities, columns=names)
@@ -92,6 +96,8 @@ def run_evaluate(options: Namespace, command: str) -> int:
     if options.groups == options.target:
         raise InputError(f"Target and groups are the same column, {options.target!r}. Give two.")
     classifier, record = _load(options.run)
+    if of_labels(classifier):
+        return _evaluate_labels(options, classifier, record)
     # A CSV has no types: labels that were text in training, such as "7" beside "A", still are.
     text = [options.target] if classifier.classes_.dtype.kind in "OU" else []
     table = read_table(options.table, text=text)
@@ -127,6 +133,48 @@ def run_evaluate(options: Namespace, command: str) -> int:
     return DONE
 
 
+def of_labels(model: Model) -> bool:
+    """Whether a RUN's model is of several labels for each example."""
+    return isinstance(model, AdjustedLabels) or (
+        isinstance(model, AutoBalanceClassifier) and model.of_labels
+    )
+
+
+def _predict_labels(model: Model, features: Any, prior: str | None) -> pd.DataFrame:
+    """A column of 0 and 1 for each label by its name, then one of its probability."""
+    names = [*map(str, model.classes_)]
+    decided = pd.DataFrame(model.predict(features), columns=names)
+    p = model.predict_proba(features, prior=prior)
+    return decided.join(pd.DataFrame(p, columns=[f"probability_{name}" for name in names]))
+
+
+def _evaluate_labels(options: Namespace, model: Model, record: dict[str, Any]) -> int:
+    table = read_table(options.table)
+    labels = evaluation_labels(options, table, [*map(str, model.classes_)])
+    _warn_of_own_table(options, record)
+    with print_table_warnings():
+        features = _features(model, table)
+        rates, before = model.evaluate(features, labels), None
+        if isinstance(model, AdjustedModel):
+            before = model.evaluate_unadjusted(features, labels)
+    _save(options.run, rates, before, f"{len(labels):,} examples of {Path(options.table).name}")
+    report = {**rates, "labels": [*map(str, model.classes_)]}
+    if options.json:
+        print(to_json(report))
+    else:
+        print_label_report(report)
+    return DONE
+
+
+def _warn_of_own_table(options: Namespace, record: dict[str, Any]) -> None:
+    trained = (record.get("options") or {}).get("table")
+    if isinstance(trained, str) and Path(trained).resolve() == Path(options.table).resolve():
+        complain(
+            f"{options.table} is the table that {options.run} was trained on: these are no test "
+            "errors"
+        )
+
+
 def _warn_of_data(
     options: Namespace,
     record: dict[str, Any],
@@ -134,12 +182,7 @@ def _warn_of_data(
     classifier: Model,
 ) -> None:
     """Where errors are of training rows, or means leave classes out."""
-    trained = (record.get("options") or {}).get("table")
-    if isinstance(trained, str) and Path(trained).resolve() == Path(options.table).resolve():
-        complain(
-            f"{options.table} is the table that {options.run} was trained on: these are no "
-            "test errors"
-        )
+    _warn_of_own_table(options, record)
     here = set(target.tolist())
     absent = [str(c) for i, c in enumerate(classifier.classes_) if i not in here]
     if absent:

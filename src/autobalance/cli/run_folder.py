@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from autobalance._validation import InputError, array_of_numbers, instance, path_of, shown
 from autobalance.augment import sample_sheet
 from autobalance.bilevel import SearchResult
-from autobalance.cli import adjusted_run, estimators
+from autobalance.cli import adjusted_run, estimators, label_estimators
 from autobalance.cli.adjusted_run import ADJUSTMENT, AdjustedModel, load_adjusted
 from autobalance.data import ArrayData, TableEncoder
 from autobalance.losses import NormalizedLinear, last_linear, with_normalized_head
@@ -44,7 +44,9 @@ from autobalance.sklearn import AutoBalanceClassifier, TableInput, mark
 MODEL, WEIGHTS, LOSS = "model.json", "model.safetensors", "loss.json"
 _FORMAT = "autobalance-run"
 _FORMATS = (_FORMAT, adjusted_run.FORMAT)
-_ALL = {MODEL, WEIGHTS, LOSS, REPORT, EVALUATION, SAMPLES, ADJUSTMENT, *estimators.FILES}
+_ALL = {
+    MODEL, WEIGHTS, LOSS, REPORT, EVALUATION, SAMPLES, ADJUSTMENT, *estimators.FILES, label_estimators.FILE,
+}  # fmt: skip
 Model = AutoBalanceClassifier | AdjustedModel
 """What a RUN folder may hold."""
 
@@ -125,7 +127,9 @@ def _check_description(description: dict[str, Any]) -> None:
         raise TypeError("classes are no list of labels")
     if not isinstance(classes[0], (str, int, float)):
         raise TypeError("classes are no list of labels")
-    if not isinstance(groups, (list, type(None))) or not isinstance(description["target"], str):
+    if not isinstance(groups, (list, type(None))) or not isinstance(
+        description["target"], (str, list)
+    ):
         raise TypeError("groups are no list, or target is no name")
     columns = description["encoder"]["columns"]
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
@@ -133,12 +137,17 @@ def _check_description(description: dict[str, Any]) -> None:
 
 
 def save_run(
-    folder: str | Path, classifier: AutoBalanceClassifier, record: dict[str, Any], *, target: str
+    folder: str | Path,
+    classifier: AutoBalanceClassifier,
+    record: dict[str, Any],
+    *,
+    target: str | list[str],
 ) -> bool:
     """Write a fit on a table, or what there is of an interrupted one, by the rule of `write_run`.
 
     After an interrupted search the classifier has no network yet. `target` is the name of the target
-    column. Returns whether it was written: False leaves an earlier, finished run in its place.
+    column, or those of several labels. Returns whether it was written: False leaves an earlier, finished run
+    in its place.
     """
     module = getattr(classifier, "module_", None)
     decision, network = None, module
@@ -169,7 +178,7 @@ def save_run(
 
 
 def save_adjusted(
-    folder: Path, model: AdjustedModel, record: dict[str, Any], *, target: str
+    folder: Path, model: AdjustedModel, record: dict[str, Any], *, target: str | list[str]
 ) -> None:
     """Write decisions on scores, with the classifier that gives the scores if there is one."""
     files = {

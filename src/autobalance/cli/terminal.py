@@ -323,6 +323,29 @@ def print_report(report: dict[str, Any], title: str | None = None) -> None:
     _print_rows(("class", "group", "examples", "error"), by_both, names=2)
 
 
+def print_label_report(report: dict[str, Any]) -> None:
+    """Errors of several labels: overall, then of each, the largest first."""
+    titles = {
+        "balanced_error": "balanced error, mean over labels",
+        "worst_class_error": "worst label",
+        "macro_f1_error": "1 - F1, mean over labels",
+    }
+    summary = [(title, format_percent(report[key])) for key, title in titles.items()]
+    _print_rows(("error in percent", ""), summary, title=f"{report['n']:,} examples")
+    columns = [
+        [None if n == 0 else w / n for w, n in zip(*table, strict=True)]
+        for table in zip(report["sign_wrong"], report["sign_n"], strict=True)
+    ]
+    rows = zip(report["labels"], report["class_n"], *columns, report["class_errors"], strict=True)
+    _print_rows(
+        ("label", "positives", "false positives", "false negatives", "balanced error"),
+        [
+            (plain_text(name), f"{n:,}", *map(format_percent, rates))
+            for name, n, *rates in sorted(rows, key=lambda row: -(row[-1] or -1.0))
+        ],
+    )
+
+
 def plain_text(text: object) -> str:
     """Text of the user's, in which square brackets are no markup."""
     return escape(str(text))

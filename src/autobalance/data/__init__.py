@@ -17,6 +17,7 @@ from autobalance.data.label_matrix import (
     as_label_matrix,
     labelled_entries,
     labels_without_both,
+    rarest_labels,
     shape_of,
 )
 from autobalance.data.labels import (
@@ -85,6 +86,7 @@ __all__ = [
     "number_of",
     "open_table",
     "positions",
+    "rarest_labels",
     "read_table",
     "reading",
     "sampled",

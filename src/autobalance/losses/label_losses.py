@@ -20,7 +20,12 @@ from autobalance._validation import (
     shown,
     zero_to_one,
 )
-from autobalance.losses.binary import check_labels, is_known, reduced_binary_loss
+from autobalance.losses.binary import (
+    check_label_values,
+    check_labels,
+    is_known,
+    reduced_binary_loss,
+)
 from autobalance.losses.modules import ArrayLike, _parameter
 from autobalance.losses.parametric import LossParameters, Reduction
 from autobalance.losses.published import _PublishedLoss
@@ -145,6 +150,11 @@ class ParametricBinaryCrossEntropy(nn.Module):
     def num_labels(self) -> int | None:
         """Number of labels, or None for plain cross-entropy, which fits any."""
         return next((p.shape[-1] for p in self.parameters_of_loss if p is not None), None)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The same, by the name that losses of classes have for it."""
+        return self.num_labels
 
     def forward(
         self,
@@ -407,6 +417,8 @@ def _reduced(
     loss: Tensor, target: Tensor, sample_weight: Tensor | None, reduction: Reduction
 ) -> Tensor:
     """Losses ``(n, k)`` of the labelled entries, weighted and reduced as `reduced_binary_loss` does."""
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_label_values(target)
     known = is_known(target)
     scale = known.to(loss.dtype)
     if sample_weight is not None:

@@ -43,12 +43,16 @@ class MacroF1Error(Objective):
 
     def value(self, total: Tensor, mass: Tensor, *, smoothly: bool = False) -> Tensor:
         """The mean over labels that have a positive of (FN + FP) / (2 n - FN + FP)."""
+        errors, present = self.label_errors(total, mass)
+        return torch.where(present, errors, 0.0).sum() / present.sum().clamp(min=1)
+
+    def label_errors(self, total: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """One minus each label's F1 ``(k,)``, from sums as for `value`, and whether it has a positive."""
         false_positives, false_negatives = total
         tiny = torch.finfo(total.dtype).tiny
         predicted_and_true = 2.0 * mass[1] - false_negatives + false_positives
         errors = (false_negatives + false_positives) / predicted_and_true.clamp(min=tiny)
-        present = mass[1] > 0
-        return torch.where(present, errors, 0.0).sum() / present.sum().clamp(min=1)
+        return errors, mass[1] > 0
 
     def effective_size(self, counts: Any) -> float:
         """That of the mean over labels of the balanced error."""

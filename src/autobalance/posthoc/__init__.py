@@ -3,7 +3,7 @@
 from autobalance.posthoc.adjustment import Adjustment, check_weights, design_adjustment
 from autobalance.posthoc.adjustment_choice import JudgedCandidate
 from autobalance.posthoc.cell_rule import CellRule
-from autobalance.posthoc.decision_rule import DecisionRule
+from autobalance.posthoc.decision_rule import DecisionRule, LabelRule
 from autobalance.posthoc.expected_errors import evaluate_probabilities
 from autobalance.posthoc.fair_decisions import (
     MAINS,
@@ -13,6 +13,7 @@ from autobalance.posthoc.fair_decisions import (
     FairDecision,
     cell_posterior,
 )
+from autobalance.posthoc.label_adjustment import LabelAdjustment
 from autobalance.posthoc.score_input import ScoreKind
 from autobalance.posthoc.tau_curve import measure_taus
 
@@ -26,6 +27,8 @@ __all__ = [
     "DecisionRule",
     "FairDecision",
     "JudgedCandidate",
+    "LabelAdjustment",
+    "LabelRule",
     "ScoreKind",
     "cell_posterior",
     "check_weights",

@@ -19,7 +19,7 @@ from autobalance._validation import (
     seed_number,
     whole,
 )
-from autobalance.data import assign_folds
+from autobalance.data import assign_folds, shape_of
 from autobalance.objectives import BoundedGap, CostMatrix, Objective, as_objective
 from autobalance.posthoc.adjustment_candidates import calibrate, candidates_for
 from autobalance.posthoc.adjustment_choice import (
@@ -32,7 +32,7 @@ from autobalance.posthoc.adjustment_choice import (
 )
 from autobalance.posthoc.adjustment_intervals import bootstrap_intervals
 from autobalance.posthoc.cell_rule import CellRule, design_cell_rule
-from autobalance.posthoc.decision_rule import DecisionRule, numbers_of
+from autobalance.posthoc.decision_rule import DecisionRule, LabelRule, numbers_of
 from autobalance.posthoc.rival_scores import RivalScores
 from autobalance.posthoc.score_input import ScoreKind, log_scores
 from autobalance.records import ErrorTable
@@ -216,16 +216,21 @@ class Adjustment:
             If the record is altered.
         """
         instance("record", record, dict)
+        from autobalance.posthoc.label_adjustment import LabelAdjustment  # is an Adjustment
+
         try:
-            rules = {rule.__name__: rule for rule in (DecisionRule, CellRule)}
+            rules: dict[str, Any] = {
+                rule.__name__: rule for rule in (DecisionRule, CellRule, LabelRule)
+            }
             calibration, standard = record["calibration"], record["standardisation"]
             rule = rules[record["rule"]["kind"]].from_dict(record["rule"])
-            k = len(numbers_of(record["class_counts"], 1))
-            width = (rule.additive if isinstance(rule, DecisionRule) else rule.weights).shape[-1]
+            of_labels = isinstance(rule, LabelRule)
+            k = numbers_of(record["class_counts"], 2 if of_labels else 1).shape[-1]
+            width = (rule.weights if isinstance(rule, CellRule) else rule.additive).shape[-1]
             shift, offset = numbers_of(standard["shift"], 1), numbers_of(calibration["additive"], 1)
             if {width, len(shift), len(offset)} != {k}:
                 raise ValueError("its arrays are of other numbers of classes")
-            return cls(
+            return (LabelAdjustment if of_labels else cls)(
                 rule=rule,
                 objective=Objective.from_dict(record["objective"]),
                 chosen=record["chosen"],
@@ -285,7 +290,9 @@ def design_adjustment(
         Scores of examples that the classifier was *not* trained on, such as out-of-fold probabilities,
         shape ``(n, k)``. With groups also p(class, group | x), shape ``(n, g, k)``.
     y : array-like
-        Their classes as indices of the scores' columns, shape ``(n,)``.
+        Their classes as indices of the scores' columns, shape ``(n,)``. With several labels for each
+        example a 0 or 1 for each, shape ``(n, k)``, -1 or NaN where not labelled: then each column of
+        scores is a label's, and a threshold is designed for each, see `LabelAdjustment`.
     objective : str or Objective
         What is to be small: any objective of this library. A bound, "balanced_error where deo <= 0.05",
         needs the cells' probabilities ``(n, g, k)``.
@@ -294,7 +301,8 @@ def design_adjustment(
     sample_weight : array-like, optional
         What each example counts for, shape ``(n,)``, not negative.
     class_counts : array-like, optional
-        Training examples per class, shape ``(k,)``, from which log pi is; by default those of `y`.
+        Training examples per class, shape ``(k,)``, from which log pi is; by default those of `y`. Of
+        several labels negatives and positives, shape ``(2, k)``.
     kind : {"probabilities", "log_probabilities", "decision_values"}
         What the scores are. Decision values, of a support vector machine for example, are first scaled
         so that their softmax is calibrated.
@@ -319,6 +327,8 @@ def design_adjustment(
     goal = as_objective(objective)
     seed_number(seed)
     whole("resamples", resamples, least=0)
+    if len(shape_of(y)) == 2:
+        return _design_for_labels(scores, y, goal, groups, sample_weight, class_counts, kind, seed)
     if np.ndim(scores) == 3:
         return _design_by_cells(
             scores, y, goal, groups, sample_weight, class_counts, randomised, seed
@@ -352,6 +362,33 @@ def design_adjustment(
         z = None
     options = {"randomised": randomised, "resamples": resamples, "seed": seed}
     return _design(rows, z, goal, counts, kind, standardisation, **options)
+
+
+def _design_for_labels(
+    scores: Any,
+    y: Any,
+    goal: Objective,
+    groups: Any,
+    sample_weight: Any,
+    class_counts: Any,
+    kind: ScoreKind,
+    seed: int,
+) -> Adjustment:
+    from autobalance.posthoc.label_adjustment import design_label_adjustment  # is an Adjustment
+
+    if groups is not None:
+        raise InputError(
+            "groups are for one class per example; y has several labels. Leave them out."
+        )
+    return design_label_adjustment(
+        scores,
+        y,
+        goal,
+        sample_weight=sample_weight,
+        class_counts=class_counts,
+        kind=kind,
+        seed=seed,
+    )
 
 
 def _standardise(

@@ -138,11 +138,7 @@ def _linear_standard_error(rows: RivalScores, difference: np.ndarray, goal: Obje
 def _drawn_standard_error(
     rows: RivalScores, losses: np.ndarray, start: np.ndarray, goal: Objective, seed: int
 ) -> float:
-    """Of an objective that is not linear: over draws of each cell's shares of the four outcomes.
-
-    These are right or wrong for one candidate and for the other, from their posterior under a uniform
-    Dirichlet prior worth one example.
-    """
+    """Of an objective that is not linear, see `drawn_standard_error`."""
     cells, size = rows.cells.numpy(), rows.shape[0] * rows.shape[1]
     outcomes = [
         (1 - losses) * (1 - start),
@@ -151,15 +147,24 @@ def _drawn_standard_error(
         losses * start,
     ]
     counts = np.stack([np.bincount(cells, outcome, size) for outcome in outcomes], axis=1)
+    return drawn_standard_error(counts, rows.mass(), goal, seed)
+
+
+def drawn_standard_error(counts: np.ndarray, mass: Tensor, goal: Objective, seed: int) -> float:
+    """Of a difference in the objective: over draws of each cell's shares of the four outcomes.
+
+    These are right or wrong for one candidate and for the other, from their posterior under a uniform
+    Dirichlet prior worth one example. `counts` has those of each cell, shape ``(r c, 4)``: both right, the
+    first alone wrong, the second alone, both wrong; `mass` is the cells' weight, shape ``(r, c)``.
+    """
     present = counts.sum(axis=1) > 0
     generator = np.random.default_rng(seed)
-    gammas = generator.standard_gamma(counts + 0.25, size=(DRAWS, size, 4))
+    gammas = generator.standard_gamma(counts + 0.25, size=(DRAWS, len(counts), 4))
     shares = gammas / gammas.sum(axis=2, keepdims=True)
-    mass = rows.mass()
     differences = []
     for draw in shares:
         own, other = (
-            float(goal.value(torch.from_numpy(rates * present).view(rows.shape) * mass, mass))
+            float(goal.value(torch.from_numpy(rates * present).view(mass.shape) * mass, mass))
             for rates in (draw[:, 1] + draw[:, 3], draw[:, 2] + draw[:, 3])
         )
         differences.append(own - other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -96,6 +96,34 @@ class DecisionRule:
             raise ValueError("its arrays do not belong together")
         tau = None if record["tau"] is None else float(record["tau"])
         return cls(additive, shares, float(record["scale"]), tau, costs)
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Decides for each label whose log odds z are above its threshold: z > l.
+
+    `additive` is l, shape ``(k,)``, `scale` the a under which sigmoid(a (z - l)) is calibrated, and `tau` the
+    shared strength that l was built from, if it was.
+    """
+
+    additive: np.ndarray
+    scale: float = 1.0
+    tau: float | None = None
+
+    @property
+    def shares(self) -> np.ndarray:
+        """That of the one rule: none is drawn."""
+        return np.ones(1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Of numbers and lists alone."""
+        return {"additive": self.additive.tolist(), "scale": self.scale, "tau": self.tau}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        tau = None if record["tau"] is None else float(record["tau"])
+        return cls(numbers_of(record["additive"], 1), float(record["scale"]), tau)
 
 
 def numbers_of(entry: Any, ndim: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from autobalance.records.files import (
     write_atomically,
     write_together,
 )
-from autobalance.records.label_metrics import average_precision_error
+from autobalance.records.label_metrics import average_precision_error, label_report
 from autobalance.records.metrics import (
     Reliability,
     classification_report,
@@ -73,6 +73,7 @@ __all__ = [
     "expected_calibration_error",
     "format_bytes",
     "free_bytes",
+    "label_report",
     "loss_snippet",
     "output_folder",
     "parsed_record",

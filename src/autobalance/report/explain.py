@@ -10,6 +10,13 @@ import numpy as np
 from autobalance.report.cautions import cautions, warning
 from autobalance.report.evidence import all_evidence
 from autobalance.report.formats import name_list, number, percent, phrase, points
+from autobalance.report.label_run import LabelRun
+from autobalance.report.labels import (
+    label_cautions,
+    label_changes,
+    label_heading,
+    label_story,
+)
 from autobalance.report.run import Method, Run
 from autobalance.report.statistics import Z95, class_variances
 from autobalance.report.tables import cost_table, parameters_table
@@ -30,11 +37,19 @@ class Explanation:
     classes: list[str]  # which classes gained and lost
     warnings: list[str]  # what to be careful about, each with a remedy
     cost: list[tuple[str, str]]  # names and values
+    parts: str = "Classes"  # what `classes` is about
 
 
 def explanation(run: Run) -> Explanation:
     """What there is to say of a run, from its record alone."""
-    first, cost = warning(run), cost_table(run)
+    cost = cost_table(run)
+    costs = [] if cost is None else [(row[0].text, row[1].text) for row in cost.rows]
+    if isinstance(run, LabelRun):
+        changes, cautioned = label_changes(run), [*run.notes, *label_cautions(run)]
+        return Explanation(
+            label_heading(run), label_story(run), changes, cautioned, costs, "Labels"
+        )
+    first = warning(run)
     notes = [f"{note[0].upper()}{note[1:]}." for note in run.notes if note]
     return Explanation(
         heading=heading(run),
@@ -47,7 +62,7 @@ def explanation(run: Run) -> Explanation:
         ],
         classes=[*describe_favoured_classes(run), *describe_class_changes(run)],
         warnings=[*([] if first is None else [first]), *notes, *cautions(run), *doubts(run)],
-        cost=[] if cost is None else [(row[0].text, row[1].text) for row in cost.rows],
+        cost=costs,
     )
 
 
@@ -61,7 +76,7 @@ def as_text(content: Explanation, width: int = WIDTH) -> str:
         )  # fmt: skip
 
     parts = [content.heading, *map(wrapped, content.story)]
-    for title, texts in (("Classes", content.classes), ("Take care", content.warnings)):
+    for title, texts in ((content.parts, content.classes), ("Take care", content.warnings)):
         if texts:
             parts.append("\n".join([title, *(wrapped(text, "  - ") for text in texts)]))
     if content.cost:

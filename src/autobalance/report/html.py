@@ -13,6 +13,8 @@ from autobalance.report.augmentation import augmentation_pictures
 from autobalance.report.cautions import cautions, warning
 from autobalance.report.figures import pictures
 from autobalance.report.frontier import drawable, frontier_picture
+from autobalance.report.label_run import LabelRun
+from autobalance.report.labels import view_labels
 from autobalance.report.record import read_run
 from autobalance.report.run import Run
 from autobalance.report.templates import environment, render_page
@@ -49,9 +51,12 @@ def render_report(record: dict[str, Any]) -> str:
     InputError
         If the record is no run's record.
     """
-    content = view(read_run(record))
+    run = read_run(record)
+    of_labels = isinstance(run, LabelRun)
+    content = view_labels(run) if of_labels else view(run)
     title = content["heading"]
-    return render_page("run.html.j2", title[:1].lower() + title[1:], v=content)
+    template = "labels.html.j2" if of_labels else "run.html.j2"
+    return render_page(template, title[:1].lower() + title[1:], v=content)
 
 
 def view(run: Run) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def render_runs(records: Mapping[str, dict[str, Any]]) -> str:
     for i, (name, record) in enumerate(records.items(), 1):
         try:
             run = replace(read_run(record), place=f"run-{i}-", rows=rows)
+            if run.several_labels:
+                raise InputError("A run of several labels has a page of its own. Leave it out.")
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
         given_runs.append((safe_text(" ".join(name.split()), MAX_NAME) or f"run {i}", run))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from autobalance.records import (
     as_counts,
     loss_snippet,
 )
+from autobalance.report.label_run import LabelErrors, LabelEvidence, LabelRun
 from autobalance.report.pareto import frontier_points
 from autobalance.report.run import ByGroup, Candidate, Method, Part, Run
+from autobalance.report.text import candidate_title
 
 MAX_TEXT = 4000
 MAX_NAME = 80
@@ -51,6 +54,59 @@ def read_run(record: dict[str, Any]) -> Run:
     InputError
         If the record is not a mapping, or has neither class counts nor class names.
     """
+    several = isinstance(record, dict) and record.get("several_labels") is True
+    return _read_label_run(record) if several else _read_class_run(record)
+
+
+def _read_label_run(record: dict[str, Any]) -> LabelRun:
+    """The record of several labels, whose tables ``(2, k)`` are of negatives and positives."""
+    counts, search = array_of(record.get("class_counts")), _mapping(record.get("search"))
+    if counts is None or counts.ndim != 2 or len(counts) != 2:
+        raise InputError(
+            "The record has no usable class_counts, negatives and positives of each label. Write it again "
+            "with the run that made it."
+        )
+    negatives, positives = np.maximum(np.nan_to_num(counts), 0.0)
+    k = len(positives)
+    without_loss = {**search, "loss": None, "start": None, "path": None, "held_out": None}
+    own = {"class_counts": positives.tolist(), "search": without_loss}
+    run = _read_class_run({**record, **own})
+    additive = run.adjusted.get("l")
+    if additive is None:
+        additive = array_of(_mapping(search.get("loss")).get("additive"))
+    run = LabelRun(
+        **{**vars(run), "classes": _names(record.get("class_names"), k, "label")},
+        negatives=negatives,
+        additive=additive if additive is not None and additive.shape == (k,) else None,
+    )
+    return replace(run, evidence=_label_evidence(run, record, k))
+
+
+def _label_evidence(run: LabelRun, record: dict[str, Any], k: int) -> list[LabelEvidence]:
+    """On test data; and on the held-out folds, or where there was no choice on them, at the search's end."""
+    evidence, tested = [], []
+    for method, entry in zip(run.methods, _mapping(record.get("methods")).values(), strict=True):
+        tables = _tables(_mapping(entry), ("sign_wrong", "sign_n"), k)
+        if tables is not None:
+            tested.append(LabelErrors(method.title, ErrorTable.from_counts(*tables)))
+    if tested:
+        evidence.append(LabelEvidence("test", run.data, tested))
+    judged = [c for c in (run.other, run.candidate(run.choice)) if c is not None]
+    folds = [
+        LabelErrors(candidate_title(run, c.name), c.table) for c in judged if c.table is not None
+    ]
+    held = _held_out(_mapping(record.get("search")).get("held_out"), k)
+    if folds:
+        evidence.append(LabelEvidence("folds", "held-out examples", folds))
+    elif held is not None:
+        data = "the held-out examples that guided the search"
+        errors = LabelErrors("The search's network", held.table)
+        evidence.append(LabelEvidence("held", data, [errors]))
+    return evidence
+
+
+def _read_class_run(record: dict[str, Any]) -> Run:
+    """A record of classes."""
     if not isinstance(record, dict):
         raise InputError(f"A run's record must be a mapping; got {type(record).__name__}.")
     samples = record.get("samples")

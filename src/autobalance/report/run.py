@@ -127,6 +127,11 @@ class Run:
     rows: int = 1000  # most rows of a table
 
     @property
+    def several_labels(self) -> bool:
+        """Whether its examples have several labels each; see `autobalance.report.label_run.LabelRun`."""
+        return False
+
+    @property
     def class_totals(self) -> np.ndarray:
         """Training examples per class, shape ``(k,)``."""
         return self.counts.sum(axis=0)

@@ -93,7 +93,8 @@ def describe_arm(arm: RacedArm) -> str:
 def candidate_title(run: Run, name: str) -> str:
     """A candidate of the final choice as tables name it."""
     if run.adjusted:
-        return read_words("adjustments").get(name, name)
+        section = "label_adjustments" if run.several_labels else "adjustments"
+        return read_words(section).get(name, name)
     start = start_name(run)
     return {
         "designed": "Designed loss",
@@ -243,6 +244,8 @@ def _outcome(run: Run) -> str:
 def start_name(run: Run) -> str:
     """The loss that the search began with, in words."""
     parts = {p.key: p for p in run.parts}
+    if run.several_labels:
+        return UNNAMED
     if "multiplicative" in parts and np.ptp(parts["multiplicative"].start) > 1e-6:
         return UNNAMED
     start = _correction(run, "start")

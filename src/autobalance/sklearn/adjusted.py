@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.utils import Bunch, get_tags, indexable
 from sklearn.utils.metadata_routing import (
@@ -24,9 +25,11 @@ from sklearn.utils.validation import (
 )
 
 from autobalance._validation import InputError, same_length
-from autobalance.data import class_labels, group_names, number_groups, positions
+from autobalance.data import group_names, number_groups, positions, rarest_labels
 from autobalance.objectives import Objective, as_objective
-from autobalance.posthoc import Adjustment, check_weights, design_adjustment
+from autobalance.posthoc import Adjustment, LabelAdjustment, check_weights, design_adjustment
+from autobalance.sklearn.label_scores import check_complete, keep_both_signs, score_labels
+from autobalance.sklearn.label_targets import label_names, read_target
 from autobalance.sklearn.out_of_fold import OutOfFold, fit_out_of_fold, folds_of, score
 from autobalance.sklearn.training_data import draw_seed, without_zero_weights
 
@@ -37,7 +40,8 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
     r"""Any classifier, with decisions designed for an objective on out-of-fold scores.
 
     What a tuned threshold is for two classes this is for any number of them, and for objectives such as
-    the worst class, a matrix of costs or a bound on a gap between groups. The classifier is fitted on
+    the worst class, a matrix of costs or a bound on a gap between groups; with several labels for each
+    example it is one threshold for each label. The classifier is fitted on
     each of `cv` folds' training parts and scores what was held out; on these scores l is designed, for
     decisions :math:`\arg\max_k \log p_k - l_k`, see `autobalance.design_adjustment`; then the classifier is
     fitted on everything. The cost is that of `cv` + 1 fits.
@@ -123,6 +127,9 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         tags.classifier_tags.multi_class = (
             own.classifier_tags is None or own.classifier_tags.multi_class
         )
+        tags.classifier_tags.multi_label = (
+            own.classifier_tags is not None and own.classifier_tags.multi_label
+        )
         return tags
 
     def fit(
@@ -140,8 +147,9 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         ----------
         X : array-like or DataFrame
             What the estimator takes.
-        y : array-like of shape (n,)
-            Labels of any kind, none missing.
+        y : array-like of shape (n,) or (n, k)
+            Labels of any kind, none missing. With several labels for each example a 0 or 1 for each, shape
+            ``(n, k)``, for an estimator that takes such a matrix.
         sensitive_features : array-like, Series or DataFrame, optional
             Group of each example, for objectives over groups; several columns make one group per combination.
         sample_weight : array-like of shape (n,), optional
@@ -169,10 +177,20 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             sample_weight = check_weights(sample_weight)
         if _num_samples(X) == 0:
             raise InputError("X has no row: there is nothing to train on.")
-        labels = class_labels(y)
+        labels = read_target(y)
+        if labels.ndim == 2:
+            check_complete(labels)
         same_length(X=range(_num_samples(X)), y=labels, sample_weight=sample_weight)
         X, _ = indexable(X, labels)
-        groups = self._read_groups(goal, sensitive_features, len(labels))
+        groups = None
+        if labels.ndim == 1:
+            groups = self._read_groups(goal, sensitive_features, len(labels))
+        elif sensitive_features is not None:
+            raise InputError(
+                "sensitive_features is for one class per example; y has several labels. Leave it out."
+            )
+        else:
+            self.classes_, self.groups_ = label_names(y, labels.shape[1]), None
         seed = draw_seed(self.random_state)
         routed = self._route(sample_weight, params)
         if isinstance(self.cv, str) and self.cv == PREFIT:
@@ -187,9 +205,10 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Labels, shape ``(n,)``."""
+        """Labels, shape ``(n,)``; where `fit` was given several for each example 0 and 1, ``(n, k)``."""
         scores = self._score(X)
-        return self.classes_[self.adjustment_.predict(scores)]
+        decided = self.adjustment_.predict(scores)
+        return decided if self._of_labels else self.classes_[decided]
 
     def predict_proba(self, X: Any, *, prior: str | Sequence[float] | None = None) -> np.ndarray:
         """Probabilities whose largest is the decision, or calibrated ones for a class prior, ``(n, k)``.
@@ -280,6 +299,9 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
                 "a number of folds."
             ) from None
         self.estimator_ = self.estimator
+        if labels.ndim == 2:
+            scores, kind = score_labels(self.estimator, X, labels.shape[1])
+            return OutOfFold(scores, np.zeros(len(labels), dtype=int), kind), labels
         self.classes_ = np.asarray(self.estimator.classes_)
         target = positions(labels, self.classes_.tolist(), "class", "y")
         lacking = self.classes_[np.bincount(target, minlength=len(self.classes_)) == 0]
@@ -300,7 +322,10 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
         routed: Any,
     ) -> tuple[OutOfFold, np.ndarray]:
         """Out-of-fold scores, and the index of each example's class; fits the final classifier too."""
-        self.classes_, target = np.unique(labels, return_inverse=True)
+        if labels.ndim == 2:
+            target = labels
+        else:
+            self.classes_, target = np.unique(labels, return_inverse=True)
         k = len(self.classes_)
         if k < 2:
             raise InputError(
@@ -312,7 +337,10 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             learned = groups * k + target
             learned_classes = np.arange(len(self.groups_ or ()) * k)
             self._check_cells(learned, k)
-        splits = folds_of(self.cv, X, learned, seed, routed.splitter.split)
+        cells = learned if learned.ndim == 1 else rarest_labels(torch.from_numpy(learned)).numpy()
+        splits = folds_of(self.cv, X, cells, seed, routed.splitter.split)
+        if learned.ndim == 2:
+            splits = keep_both_signs(splits, learned, own=not _deals_folds(self.cv))
         scores, models = fit_out_of_fold(
             self.estimator, X, learned, learned_classes, splits, routed.estimator.fit, self.n_jobs
         )
@@ -352,7 +380,7 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
                     "predict_proba. Wrap it in CalibratedClassifierCV."
                 )
             scores = scores.reshape(len(rows), -1, k)
-        counts = np.bincount(target, sample_weight, k)
+        counts = _count(target, sample_weight, k)
         self.result_ = found
         self.adjustment_: Adjustment = design_adjustment(
             scores,
@@ -367,13 +395,28 @@ class LogitAdjustedClassifierCV(ClassifierMixin, MetaEstimatorMixin, BaseEstimat
             seed=seed,
         )
 
+    @property
+    def _of_labels(self) -> bool:
+        """Whether `fit` was given several labels for each example."""
+        return isinstance(self.adjustment_, LabelAdjustment)
+
     def _score(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "adjustment_")
         k = len(self.classes_)
         classes = self.classes_ if self.groups_ is None else np.arange(len(self.groups_) * k)
         models = [self.estimator_] if hasattr(self, "estimator_") else self.estimators_
+        if self._of_labels:
+            return np.mean([score_labels(model, X, k)[0] for model in models], axis=0)
         scores = np.mean([score(model, X, classes)[0] for model in models], axis=0)
         return scores if self.groups_ is None else scores.reshape(len(scores), -1, k)
+
+
+def _count(target: np.ndarray, sample_weight: Any, k: int) -> np.ndarray:
+    """Training examples per class ``(k,)``, or negatives and positives of each label ``(2, k)``; weighed."""
+    if target.ndim == 1:
+        return np.bincount(target, sample_weight, k)
+    weight = np.ones(len(target)) if sample_weight is None else sample_weight
+    return np.stack([weight @ (target == sign) for sign in (0, 1)])
 
 
 def _deals_folds(cv: Any) -> bool:

@@ -28,7 +28,7 @@ from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.records import Recipe, SearchSettings
-from autobalance.sklearn.label_targets import label_arrays, read_target
+from autobalance.sklearn.label_targets import label_arrays, label_names, read_target
 from autobalance.sklearn.nested_parameters import NestedParameters
 from autobalance.sklearn.table_input import TableInput, mark
 from autobalance.sklearn.training_data import (
@@ -115,7 +115,7 @@ class ClassifierBase(NestedParameters):
         if self.recipe is None and self.module is None:
             self.recipe_ = Recipe.for_rows(len(labels))
         if labels.ndim == 2:
-            self.classes_, self.groups_ = np.arange(labels.shape[1]), None
+            self.classes_, self.groups_ = label_names(y, labels.shape[1]), None
             return label_arrays(inputs, labels, groups, sample_weight)
         compares = None if gap is None else f"The gap {gap!r}"
         if gap is None and as_objective(self.objective).over != "class":

@@ -13,7 +13,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from autobalance._validation import InputError, TrainingDiverged, path_of, same_length
+from autobalance._validation import TrainingDiverged, path_of, same_length
 from autobalance.augment import AugmentChoice
 from autobalance.bilevel import (
     DEFAULT_SOLVER,
@@ -30,6 +30,7 @@ from autobalance.calibration import (
     class_masses,
     corrected_probabilities,
     evaluate_logits,
+    fit_label_temperature,
     fit_temperature,
     label_probabilities,
 )
@@ -46,12 +47,13 @@ from autobalance.hypergrad import Solver
 from autobalance.losses import ParametricBinaryCrossEntropy
 from autobalance.objectives import Objective, as_objective
 from autobalance.posthoc import CellDecision, ClassLogits
-from autobalance.records import Recipe, SearchSettings, checkpoint_files
+from autobalance.records import Recipe, SearchSettings, checkpoint_files, label_report
 from autobalance.sklearn.trade_offs import TradeOffs
 from autobalance.sklearn.training_data import (
     draw_seed,
     held_out_arrays,
     labelled_arrays,
+    labelled_rows,
     read_labels,
 )
 from autobalance.spaces import SpaceFactory
@@ -112,7 +114,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
     Attributes
     ----------
     classes_ : ndarray of shape (k,)
-        The labels; of several for each example their numbers from 0.
+        The labels; of several for each example the names of y's columns, or their numbers from 0.
     groups_ : list or None
         The groups' names, in the order of the loss's rows; where some are unknown, the row after
         them is for those. None where training data has no groups.
@@ -322,7 +324,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         """Raw logits, shape ``(n, k)``; for two classes their difference, shape ``(n,)``."""
         _warn_of_groups(sensitive_features)
         logits = self._logits(X).numpy()
-        if self._of_labels:
+        if self.of_labels:
             return logits
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
@@ -355,11 +357,15 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         """
         _warn_of_groups(sensitive_features)
         logits = self._logits(X, probabilities=True)
-        if self._of_labels:
+        if self.of_labels:
             if prior is None:
                 return torch.sigmoid(logits.double()).numpy()
             return label_probabilities(
-                logits, cast(Any, self.loss_), self.class_masses_, prior=cast(str, prior)
+                logits,
+                cast(Any, self.loss_),
+                self.class_masses_,
+                prior=cast(str, prior),
+                temperature=self.temperature_,
             ).numpy()
         if prior is None:
             return torch.softmax(logits.double(), dim=1).numpy()
@@ -379,7 +385,16 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
             If a label is unknown, or the data cannot be used.
         """
         check_is_fitted(self, "module_")
-        self._refuse_labels("calibrate")
+        if self.of_labels:
+            X, target, weight = labelled_rows(X, y, None, sample_weight, len(self.classes_))
+            self.temperature_ = fit_label_temperature(
+                self._logits(X),
+                target,
+                cast(Any, self.loss_),
+                self.class_masses_,
+                sample_weight=weight,
+            )
+            return self
         X, labels, _, weight = labelled_arrays(X, y, None, sample_weight)
         logits = self._logits(X, probabilities=True)
         target = positions(labels, self.classes_.tolist(), "class", "y")
@@ -396,7 +411,8 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
 
         Data are given as to `fit`, of any groups. A whole weight is a row repeated, and a row of weight 0
         is left out; intervals in a report then rest on the effective number of examples.
-        See `autobalance.calibration.evaluate_logits` for what it returns.
+        See `autobalance.calibration.evaluate_logits` for what it returns, and of several labels
+        `autobalance.records.label_report`.
 
         Raises
         ------
@@ -404,7 +420,11 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
             If a label is unknown, or the data cannot be used.
         """
         check_is_fitted(self, "module_")
-        self._refuse_labels("evaluate")
+        if self.of_labels:
+            X, target, weight = labelled_rows(
+                X, y, sensitive_features, sample_weight, len(self.classes_)
+            )
+            return label_report(target, self.predict(X), weight)
         X, labels, features, weight = labelled_arrays(X, y, sensitive_features, sample_weight)
         logits = self._logits(X)
         predicted = logits.argmax(dim=1).numpy()
@@ -430,7 +450,7 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
     def predict(self, X: Any, sensitive_features: Any = None) -> np.ndarray:
         """Labels, shape ``(n,)``; where `fit` was given several for each example 0 and 1, ``(n, k)``."""
         _warn_of_groups(sensitive_features)
-        if self._of_labels:
+        if self.of_labels:
             return (self._logits(X) > 0).numpy().astype(np.int64)
         best = self._logits(X).argmax(dim=1).numpy()
         return self.classes_[best]
@@ -443,16 +463,10 @@ class AutoBalanceClassifier(ClassifierMixin, TradeOffs):
         return super().score(X, read_labels(X, y) if y is None else y, sample_weight)
 
     @property
-    def _of_labels(self) -> bool:
+    def of_labels(self) -> bool:
         """Whether `fit` was given several labels for each example."""
         check_is_fitted(self, "module_")
         return isinstance(self.loss_, ParametricBinaryCrossEntropy)
-
-    def _refuse_labels(self, what: str) -> None:
-        if self._of_labels:
-            raise InputError(
-                f"{what} is for one class per example; this classifier was fitted on several labels."
-            )
 
     def _logits(self, X: Any, *, probabilities: bool = False) -> Tensor:
         """What the network decides by, or what its probabilities are the softmax of."""

@@ -32,6 +32,12 @@ def read_target(y: Any) -> np.ndarray:
     return as_label_matrix("y", values).numpy(force=True)
 
 
+def label_names(y: Any, k: int) -> np.ndarray:
+    """The names of a table's columns where they are text, else the labels' numbers; shape ``(k,)``."""
+    names = [*getattr(y, "columns", [])]
+    return np.array(names) if names and all(isinstance(n, str) for n in names) else np.arange(k)
+
+
 def label_arrays(inputs: Any, target: np.ndarray, groups: Any, sample_weight: Any) -> ArrayData:
     """Labelled data of several labels; groups are refused.
 
@@ -60,7 +66,7 @@ def held_out_labels(
     """
     if isinstance(given, ArrayData):
         inputs, target = given.inputs, given.target
-    elif isinstance(given, (tuple, list)) and len(given) == 2:
+    elif isinstance(given, (tuple, list)) and (*given, None)[2:3] == (None,):
         inputs, target = read_inputs(given[0]), read_target(given[1])
     else:
         raise InputError(f"{what} must be (X, y) where y has several labels.")

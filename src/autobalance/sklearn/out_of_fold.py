@@ -17,8 +17,7 @@ from sklearn.utils.validation import _check_method_params, _num_samples
 from autobalance._validation import InputError, shown, whole
 from autobalance.data import assign_folds, number_of
 from autobalance.posthoc import ScoreKind
-
-Split = tuple[np.ndarray, np.ndarray]
+from autobalance.sklearn.label_scores import Split, score_labels
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,10 @@ def fit_out_of_fold(
     fit_params: Mapping[str, Any],
     n_jobs: int | None,
 ) -> tuple[OutOfFold, list[Any]]:
-    """Scores of the held-out rows from a clone of the estimator for each fold, and the clones."""
+    """Scores of the held-out rows from a clone of the estimator for each fold, and the clones.
+
+    `labels` has shape ``(n,)``, or ``(n, k)`` of 0 and 1 with `classes` their k numbers.
+    """
     fitted: Any = Parallel(n_jobs=n_jobs)(
         delayed(_fit_and_score)(clone(estimator), X, labels, classes, split, fit_params, fold)
         for fold, split in enumerate(splits)
@@ -147,15 +149,21 @@ def _fit_and_score(
     fold: int,
 ) -> tuple[Any, np.ndarray, ScoreKind]:
     train, held = split
-    missing = np.setdiff1d(classes, labels[train])
-    if len(missing):
+    of_labels = labels.ndim == 2
+    missing = [] if of_labels else np.setdiff1d(classes, labels[train]).tolist()
+    if missing:
         raise InputError(
-            f"Fold {fold} of cv has no training example of class {missing.tolist()[0]!r}: its classifier "
+            f"Fold {fold} of cv has no training example of class {missing[0]!r}: its classifier "
             "cannot score that class. Give a number of folds instead, which keeps every class in training."
         )
     own = _check_method_params(X, params=dict(fit_params), indices=train)
     model = estimator.fit(_safe_indexing(X, train), labels[train], **own)
-    scores, kind = score(model, _safe_indexing(X, held), classes)
+    held_out = _safe_indexing(X, held)
+    scores, kind = (
+        score_labels(model, held_out, len(classes))
+        if of_labels
+        else score(model, held_out, classes)
+    )
     return model, scores, kind
 
 

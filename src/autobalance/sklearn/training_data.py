@@ -32,6 +32,7 @@ from autobalance.data import (
     positions,
 )
 from autobalance.networks import TableNetwork
+from autobalance.posthoc import check_weights
 from autobalance.sklearn.label_targets import held_out_labels, read_target
 
 
@@ -96,6 +97,35 @@ def labelled_arrays(
         np.zeros((len(labels), 1)), np.zeros(len(labels), int), sample_weight=weight
     )
     return X, labels, groups, checked.row_weights().numpy()
+
+
+def labelled_rows(
+    X: Any, y: Any, groups: Any, sample_weight: Any, num_labels: int
+) -> tuple[Any, np.ndarray, np.ndarray | None]:
+    """X, the matrix of labels and weights to measure on, as `labelled_arrays` gives those of classes.
+
+    Raises
+    ------
+    InputError
+        If there are groups, y is no matrix of 0 and 1, lengths differ, or a weight is no number from 0.
+    """
+    if groups is not None:
+        raise InputError(
+            "sensitive_features is for one class per example; y has several labels. Leave it out."
+        )
+    if is_data(X):
+        _, y, _, sample_weight = read_dataset(X, y, None, sample_weight)
+    if sample_weight is not None:
+        sample_weight, X, y = without_zero_weights(sample_weight, X, y)
+    target = read_target(y)
+    if target.shape[1:] != (num_labels,):
+        raise InputError(
+            f"This classifier was fitted on {num_labels} labels: y has a 0 or 1 for each, shape (n, "
+            f"{num_labels}); got shape {target.shape}."
+        )
+    weight = None if sample_weight is None else check_weights(sample_weight)
+    same_length(X=range(_num_samples(X)), y=target, sample_weight=weight)
+    return X, target, weight
 
 
 def training_arrays(
