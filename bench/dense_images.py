@@ -292,8 +292,8 @@ def print_table(results: dict[tuple[str, int], dict[str, Any]]) -> None:
         cells = []
         for name in MEASURES:
             values = 100 * np.array([r["values"][name] for r in rows])
-            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-            cells.append(f"{values.mean():.1f} ± {error:.1f}")
+            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+            cells.append(f"{values.mean():.1f}" + ("" if error is None else f" ± {error:.1f}"))
         print(f"| {method} | {len(rows)} | " + " | ".join(cells) + " |")
 
 
