@@ -1,9 +1,9 @@
 """Time and memory of the loss and the objectives on dense logits, beside torch's cross-entropy.
 
-    python bench/dense_cost.py
+    OMP_NUM_THREADS=1 python bench/dense_cost.py
 
-Each case runs in a process of its own. Memory is the most resident memory that it took beyond the logits
-and targets, in units of the logits.
+Each case runs in a process of its own; times are of its processor. Memory is the most resident memory that
+it took beyond the logits and targets, in units of the logits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CASES: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
 
 
 def measure(name: str) -> tuple[float, float]:
-    """Median seconds of value and gradient, and memory in units of the logits."""
+    """Median processor seconds of value and gradient, and memory in units of the logits."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(SHAPE, generator=generator).requires_grad_()
     target = torch.randint(SHAPE[1], (SHAPE[0], *SHAPE[2:]), generator=generator)
@@ -56,9 +56,9 @@ def measure(name: str) -> tuple[float, float]:
     seconds = []
     for _ in range(REPEATS):
         logits.grad = None
-        begin = time.perf_counter()
+        begin = time.process_time()
         function(logits, target).backward()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return statistics.median(seconds), (after - before) * 1024 / (4 * logits.numel())
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -222,7 +222,15 @@ def length_of(solver: Solver) -> int:
     return getattr(solver, "line_search_every", 1)
 
 
-def interleaved(training: Training, cases: dict[str, Timed]) -> dict[str, Cost]:
+class Trains(Protocol):
+    """What can make a training step."""
+
+    def train(self) -> None:
+        """One step."""
+        ...
+
+
+def interleaved(training: Trains, cases: dict[str, Timed]) -> dict[str, Cost]:
     """Time the cases in turn, round after round, one training step before each step."""
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for case in cases.values():

@@ -94,9 +94,12 @@ def class_counts(
     totals = array if array.ndim == 1 else array.sum(axis=0)
     if (totals == 0).any() and not allow_empty:
         empty = np.flatnonzero(totals == 0).tolist()
+        some = empty if len(empty) <= 10 else f"{len(empty)}, such as {empty[:5]}"
+        remedy = "Remove the class from the label set, or add examples of it."
+        if len(totals) == 256:  # the largest index is 255, by which masks mark what has no label
+            remedy += " Where 255 marks pixels to ignore, give ignore_index=255."
         raise InputError(
-            f"{name}: class {empty[0]} has no training example (classes without any: {empty}). "
-            "Remove the class from the label set, or add examples of it."
+            f"{name}: class {empty[0]} has no training example (classes without any: {some}). {remedy}"
         )
     return array
 

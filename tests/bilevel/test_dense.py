@@ -22,9 +22,11 @@ from autobalance.bilevel.network_search import search
 from autobalance.bilevel.prediction import predict_decisions, predict_logits
 from autobalance.bilevel.retraining import retrain
 from autobalance.calibration.temperature import corrected_probabilities, fit_temperature
+from autobalance.cli.run_folder import save_search
 from autobalance.data.array_data import ArrayData, concatenated
 from autobalance.data.batches import Batch
 from autobalance.data.dataset_data import DatasetData
+from autobalance.export import export_model
 from autobalance.functional.model import flatten, unflatten
 from autobalance.hypergrad.implicit import hypergradient
 from autobalance.hypergrad.solvers import Exact, SingleLoop
@@ -356,6 +358,27 @@ def test_search_and_retrain(objective: str) -> None:
         device="cpu",
     )
     assert again.loss.to_json() == result.loss.to_json()
+
+
+def test_a_result_has_its_report_and_the_network_its_program(tmp_path: Path) -> None:
+    data = made_data()
+    settings = SearchSettings(every=4)
+    result = search(
+        network, data, objective="mean_iou", recipe=RECIPE, settings=settings, device="cpu"
+    )
+    page = save_search(tmp_path / "run", result, data).read_text()
+    assert "mean IoU error" in page
+    assert "io u" not in page
+    summary = " ".join(result.summary().split())
+    assert f"{24 * 15 * 16:,} pixels of 3 classes in 24 training images" in summary
+    model = retrain(network, data, result, recipe=RECIPE, device="cpu")
+    program = torch.export.load(export_model(model, data.inputs[:3], tmp_path / "m.pt2")).module()
+    torch.testing.assert_close(program(data.inputs), predict_logits(model, data))
+
+
+def test_the_mark_of_ignored_pixels_left_in_the_masks_is_named() -> None:
+    with pytest.raises(InputError, match=r"without any: 252, such as .* give ignore_index=255"):
+        search(network, ArrayData.of(*made()), recipe=RECIPE, device="cpu")
 
 
 def test_groups_are_of_the_images() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autobalance._validation import InputError
 from autobalance.objectives.aggregates import BalancedError, WorstError
@@ -200,3 +201,58 @@ def test_targets_of_another_size_are_refused(objective: Objective) -> None:
         objective(logits, target[:, :2], groups=groups)
     with pytest.raises(InputError, match=message):
         objective.hard(logits, target[:, :2], groups=groups)
+
+
+# In parts --------------------------------------------------------------------------------------
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the tensors made that have at least so many numbers."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.number = least, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        in_place = func.overloadpacket.__name__.endswith("_")
+        if isinstance(result, Tensor) and not func.is_view and not in_place:
+            self.number += result.numel() >= self.least
+        return result
+
+
+def test_no_table_of_the_logits_size_is_made_but_the_gradient() -> None:
+    logits, target, _, weight = example()
+    leaf = logits.requires_grad_()
+    with Allocations(logits.numel()) as made:
+        value = MeanIoU()(leaf, target, sample_weight=weight)
+        torch.autograd.grad(value, leaf)
+    assert made.number == 1
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_parts_of_an_image_give_what_the_formula_gives(
+    temperature: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against torch's own derivatives of the formula, through the temperature too."""
+    monkeypatch.setattr("autobalance.objectives.iou._AT_ONCE", 3 * K)
+    logits, target, _, weight = example()
+    flat, own, share = rows(logits.requires_grad_(), target, weight)
+    highest = flat.topk(2, dim=1).values
+    distance = ((highest[:, 0] - highest[:, 1]) * share).sum() / share.sum()
+    p = torch.softmax(flat / (temperature or 0.1 * distance), dim=1) * share[:, None]
+    total = torch.zeros(K, K, dtype=p.dtype).index_add(0, own, p).T
+    sizes = torch.zeros(K, dtype=p.dtype).index_add(0, own, share)
+    expected = 1 - (total.diagonal() / (sizes + total.sum(dim=1) - total.diagonal())).mean()
+    surrogate = SmoothError(temperature=temperature, relative=0.1)
+    value = MeanIoU(surrogate=surrogate)(logits, target, sample_weight=weight)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    slopes = [torch.autograd.grad(v, logits)[0] for v in (value, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-14)
+
+
+def test_the_decided_class_is_the_first_of_equal_logits() -> None:
+    logits = torch.randint(0, 2, (3, 5, 7, 6), generator=torch.Generator().manual_seed(0)).float()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = logits.contiguous(memory_format=layout)
+        assert torch.equal(MeanIoU().decide(given), logits.argmax(dim=1))

@@ -71,7 +71,7 @@ def decide(logits: Tensor, data: ArrayData) -> Tensor:
     in the order of `ArrayData.cells`.
     """
     if not data.has_labels:
-        return logits.argmax(dim=1)
+        return logits.max(dim=1).indices
     target = data.target.cpu()
     return wrong_labels(logits, target)[target >= 0]
 

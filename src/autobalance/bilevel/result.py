@@ -21,7 +21,7 @@ from autobalance.losses import (
     ParametricBinaryCrossEntropy,
     ParametricCrossEntropy,
 )
-from autobalance.objectives import NAMED
+from autobalance.objectives import DENSE, NAMED
 from autobalance.records import (
     Calibration,
     HeldOut,
@@ -209,7 +209,8 @@ class SearchResult:
         from autobalance.report import setting_text
 
         objective = self.settings.get("objective", "objective given")
-        known = next((n for n, o in NAMED.items() if objective in (o.to_dict(), repr(o))), None)
+        names = NAMED | DENSE
+        known = next((n for n, o in names.items() if objective in (o.to_dict(), repr(o))), None)
         return {
             "kind": "search",
             "objective": known or setting_text(objective),

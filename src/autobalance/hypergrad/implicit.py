@@ -220,7 +220,7 @@ def _count_predicted(logits: Tensor, target: Tensor) -> Tensor:
     if target.shape == logits.shape:
         return (logits > 0).any(dim=0).sum().double()
     classes = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
-    return classes.index_fill(0, logits.argmax(dim=1).flatten(), 1.0).sum()
+    return classes.index_fill(0, logits.max(dim=1).indices.flatten(), 1.0).sum()
 
 
 def _evaluation_of(network: FunctionalModel, inputs: Any) -> Evaluation:

@@ -15,6 +15,9 @@ from autobalance._validation import InputError
 from autobalance.objectives.base import Labels, Objective, Over
 from autobalance.objectives.surrogates import SmoothError, Surrogate
 
+_AT_ONCE = 2**18
+"""Logits that are worked on at once on a CPU, 1 MiB for each thread."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeanIoU(Objective):
@@ -74,19 +77,8 @@ class MeanIoU(Objective):
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         assert isinstance(self.surrogate, SmoothError)
         weight = labels.sample_weight
-        scale = self.surrogate.temperature
-        if scale is None:
-            first = logits.detach().argmax(dim=1, keepdim=True)
-            second = logits.detach().scatter(1, first, -torch.inf).argmax(dim=1, keepdim=True)
-            highest = logits.gather(1, torch.cat([first, second], dim=1))
-            del first, second
-            size = highest[:, 0] - highest[:, 1]
-            share = torch.ones_like(size) if weight is None else weight.to(size)
-            mean = (size * share).sum() / share.sum().clamp(min=1e-30)
-            scale = self.surrogate.relative * torch.where(mean > 0, mean, 1.0)
-        scale = torch.as_tensor(scale, dtype=logits.dtype, device=logits.device)
         shares = torch.ones_like(logits[:, 0]) if weight is None else weight.to(logits)
-        total = cast(Tensor, _Confusion.apply(logits, scale, labels.target, shares))
+        total = cast(Tensor, _Confusion.apply(logits, labels.target, shares, self.surrogate))
         return total, self._masses(labels.target.flatten(), weight, total)
 
     @torch.no_grad()
@@ -137,40 +129,76 @@ class MeanIoU(Objective):
 class _Confusion(torch.autograd.Function):
     """Sums of softmax(f / T) by class, ``(k, k)``; targets and weights are of the shape ``(n, ...)``.
 
-    Image by image, forwards and backwards, for of dense logits tables of their size would add up.
+    Part by part, forwards and backwards, since of dense logits tables of their size would add up. T is the
+    surrogate's, where it has none `relative` times the mean distance of the two largest logits.
     """
 
     @staticmethod
-    def forward(ctx: Any, *given: Tensor) -> Tensor:
-        """The sums; logits, T, targets and weights are kept."""
-        logits, scale, *labels = given
-        ctx.save_for_backward(*given)
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor, surrogate: SmoothError
+    ) -> Tensor:
+        """The sums; which logits are the two largest is kept for T's gradient."""
+        highest: list[Tensor] = []
+        ctx.by_distance = None
+        scale = logits.new_tensor(surrogate.temperature or 1.0)
+        if surrogate.temperature is None:
+            highest = [
+                target.new_empty(target.shape) for _ in range(2)
+            ]  # contiguous: views of it are written
+            mean = _mean_distance(logits, weight, highest)
+            slope = surrogate.relative / weight.sum().clamp(min=1e-30)
+            ctx.by_distance = torch.where(mean > 0, slope, 0.0)
+            scale = surrogate.relative * torch.where(mean > 0, mean, 1.0)
         total = logits.new_zeros(logits.shape[1], logits.shape[1])
-        for image, target, weight in _images(logits, *labels):
-            total.index_add_(1, target, torch.softmax(image / scale, dim=0) * weight)
+        for part, own, share in _parts(logits, target, weight):
+            total.index_add_(1, own, torch.softmax(part / scale, dim=0).mul_(share))
+        ctx.save_for_backward(logits, target, weight, scale, *highest)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The gradient by logits and T, from that by the sums."""
-        logits, scale, *labels = ctx.saved_tensors
-        # Contiguous, so that the images' rows are views to write to.
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The gradient by the logits from that by the sums, through T as well."""
+        logits, target, weight, scale, *highest = ctx.saved_tensors
         gradient, by_scale = logits.new_empty(logits.shape), torch.zeros_like(scale)
-        parts = zip(_images(logits, *labels), _images(gradient, *labels), strict=True)
-        for (image, target, weight), (out, _, _) in parts:
-            p = torch.softmax(image / scale, dim=0)
-            along = grad_outputs[0].index_select(1, target) * weight
-            along = p * (along - (p * along).sum(dim=0)) / scale
+        parts = zip(_parts(logits, target, weight), _parts(gradient), strict=True)
+        for (part, own, share), (out,) in parts:
+            p = torch.softmax(part / scale, dim=0)
+            along = grad_outputs[0].index_select(1, own).mul_(share)
+            along.sub_((p * along).sum(dim=0)).mul_(p).div_(scale)
             out.copy_(along)
-            by_scale -= (along * image).sum() / scale
-        return gradient, by_scale, None, None
+            by_scale -= along.mul_(part).sum() / scale
+        if highest:
+            slope = by_scale * ctx.by_distance
+            for out, share, *places in _parts(gradient, weight, *highest):
+                for sign, place in zip((slope, -slope), places, strict=True):
+                    out.scatter_add_(0, place[None], (sign * share)[None])
+        return gradient, None, None, None
 
 
-def _images(logits: Tensor, target: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of each image, logits ``(k, m)`` and labels ``(m,)``; examples are one image together."""
+def _mean_distance(logits: Tensor, weight: Tensor, highest: list[Tensor]) -> Tensor:
+    """Weighted mean distance of the two largest logits, whose classes are written to `highest`."""
+    total = weight.new_zeros(())
+    for part, share, first, second in _parts(logits, weight, *highest):
+        largest, place = part.max(dim=0)
+        first.copy_(place)
+        next_largest, place = part.scatter(0, first[None], -torch.inf).max(dim=0)
+        second.copy_(place)
+        total += ((largest - next_largest) * share).sum()
+    return total / weight.sum().clamp(min=1e-30)
+
+
+def _parts(logits: Tensor, *labels: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of some pixels of an image, logits ``(k, m)`` and labels ``(m,)``.
+
+    On a CPU so few that they stay in its caches. Examples are one part together.
+    """
     if logits.ndim == 2:
-        yield logits.T, target, weight
+        yield logits.T, *labels
         return
-    for image in range(len(logits)):
-        yield logits[image].flatten(1), target[image].flatten(), weight[image].flatten()
+    on_cpu = logits.device.type == "cpu"
+    size = max(1, _AT_ONCE * torch.get_num_threads() // logits.shape[1]) if on_cpu else None
+    for image, *own in zip(logits, *labels, strict=True):
+        flat = [image.flatten(1), *(values.flatten() for values in own)]
+        for first in range(0, flat[0].shape[1], size or flat[0].shape[1]):
+            yield tuple(values[..., first : first + (size or flat[0].shape[1])] for values in flat)

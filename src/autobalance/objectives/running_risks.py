@@ -126,13 +126,13 @@ class RunningRisks:
             wrong = wrong_labels(logits, target).to(like.dtype)
             return sign_label_sums(wrong, target, sample_weight)
         if self.objective.by_decision:
-            decided = logits.argmax(dim=1)
+            decided = logits.max(dim=1).indices
             tables = self.objective.decision_sums(
                 decided, target, logits.shape[1], groups, sample_weight
             )
             return tables[0].to(like), tables[1].to(like)
         target, groups, sample_weight = Labels.of(logits[:, 0], target, groups, sample_weight)
-        wrong = (logits.argmax(dim=1) != target).to(like.dtype)
+        wrong = (logits.max(dim=1).indices != target).to(like.dtype)
         return group_class_sums(
             wrong, target, groups, logits.shape[1], sample_weight, rows=len(like)
         )

@@ -45,7 +45,7 @@ class SmoothError(PlainSettings):
             own = logits.gather(1, target[:, None]).squeeze(1)
             others = logits.scatter(1, target[:, None], -torch.inf).amax(dim=1)
         else:  # without a graph through a table of the logits' size; of equal logits one has the gradient
-            rivals = logits.detach().scatter(1, target[:, None], -torch.inf).argmax(dim=1)
+            rivals = logits.detach().scatter(1, target[:, None], -torch.inf).max(dim=1).indices
             own, others = logits.gather(1, torch.stack([target, rivals], dim=1)).unbind(dim=1)
         margin = own - others
         return torch.sigmoid(-margin / self.scale_of(margin.abs(), sample_weight))

@@ -178,7 +178,11 @@ def _describe_request(run: Run) -> str:
     goal = f"the {objective_name(run)}" + (f" ({meaning})" if meaning else "")
     most, least = run.order[0], run.order[-1]
     n, totals = run.class_totals.sum(), run.class_totals
+    images = run.settings.get("examples")
+    of_pixels = isinstance(images, int) and n > images  # a class for each pixel
     sizes = f"{n:,.0f} training examples of {len(run.classes):,} classes"
+    if of_pixels:
+        sizes = f"{n:,.0f} pixels of {len(run.classes):,} classes in {images:,} training images"
     if run.groups:
         sizes += f" in {len(run.groups):,} groups"
     if n == 0:
