@@ -216,8 +216,9 @@ def test_what_cannot_be_is_refused(call: Callable[[], Any], message: str) -> Non
 
 def test_the_page_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parents[2] / "docs/tutorials/multi_label.md").read_text("utf-8")
+    names: dict[str, object] = {}  # later blocks go on with what earlier ones made
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
-        exec(compile(block, "multi_label.md", "exec"), {})
+        exec(compile(block, "multi_label.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "A loss designed for 3 labels" in printed
     assert "second" in printed

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from autobalance._validation import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 POSITIONALS = {"fit": 1, "adjust": 1, "evaluate": 2}
 """How many arguments without a name the commands have that take several targets."""
@@ -71,6 +73,8 @@ def read_labels(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     InputError
         If an entry is something else; the message names the column.
     """
+    import pandas as pd  # only where there are labels, so that help is quick
+
     columns: dict[str, np.ndarray] = {}
     for name in names:
         given: Any = table[name]
