@@ -24,6 +24,7 @@ from autobalance.cli.terminal import (
     LiveProgress,
     print_baselines,
     print_choice,
+    print_label_report,
     print_race,
     print_table_warnings,
     print_test,
@@ -160,7 +161,10 @@ def _print_result(
     print_choice(classifier.result_)
     if "baselines" in record:
         print_baselines(record["baselines"], record["objective"])
-    if record["methods"] and not classifier.of_labels:
+    if record["methods"] and classifier.of_labels:
+        measured = record["methods"]["autobalance"]
+        print_label_report({**measured, "labels": record["class_names"]})
+    elif record["methods"]:
         print_test(record)
     # What the table told is on the terminal already.
     for text in explanation(read_run({**record, "notes": []})).warnings:
