@@ -2,8 +2,8 @@
 
 For the first share of the steps a part of the data is held out and the loss is searched for, as `search`
 does it, with an upper learning rate that falls to 0 by then. From there on the network trains on all of the
-data with the loss found. It costs a tenth to a fifth more than training once; two runs, a search and a retraining,
-cost 2.2 times as much as training once.
+data with the loss found. It costs a tenth to a fifth more than training once, where two runs, a search and a
+retraining, cost 2.2 times as much.
 """
 
 from __future__ import annotations
