@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-processes test-all lint docs coverage notebooks wheel oldest newest audit
+.PHONY: install demo test test-processes test-all lint docs site coverage notebooks wheel oldest newest audit
 
 install: .venv/.installed
 
@@ -37,6 +37,10 @@ lint: install
 # The site, with warnings as errors; its tutorials and snippets run.
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# The same in a folder of its version, under docs/_build/site, with a page that leads to the newest.
+site: install
+	$(BIN)/python docs/make_site.py
 
 # The tests with their coverage; the README's badges show what it keeps.
 coverage: install

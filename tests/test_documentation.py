@@ -223,3 +223,16 @@ def test_tutorials_become_notebooks_of_the_same_cells(tmp_path: Path) -> None:
         assert f"autobalance-{autobalance.__version__}-py3-none-any.whl" in "".join(code[0])
         assert len(code) - 1 == page.read_text("utf-8").count("```{code-cell}")
         assert not any("](../" in "".join(cell["source"]) for cell in cells)
+
+
+def test_a_site_leads_to_its_newest_version(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_site", DOCS / "make_site.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("0.2.0", "0.10.0", "0.9.1", "notes"):
+        (tmp_path / name).mkdir()
+    assert module.write_index(tmp_path) == ["0.10.0", "0.9.1", "0.2.0"]
+    assert json.loads((tmp_path / "versions.json").read_text()) == ["0.10.0", "0.9.1", "0.2.0"]
+    assert "url=0.10.0/index.html" in (tmp_path / "index.html").read_text()
