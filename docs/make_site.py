@@ -3,7 +3,7 @@
     python docs/make_site.py [SITE]
 
 SITE, by default docs/_build/site, gets a folder named after the version, and at its top versions.json, which
-lists the folders that are there, the newest first, and index.html, which leads to the newest. Folders of other
+lists the folders there, the newest first, and index.html, which leads to the newest. Folders of other
 versions stay as they are, so that a site grows with each release.
 """
 
