@@ -33,7 +33,8 @@ from autobalance.objectives.aggregates import BalancedError, WeightedError, Wors
 from autobalance.objectives.registry import as_objective
 from autobalance.records.search_record import RacedArm
 from autobalance.records.settings import Recipe, SearchSettings
-from autobalance.spaces.hierarchical_space import HierarchicalSpace, gamma_bound
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
+from autobalance.spaces.shared_strengths import gamma_bound
 from helpers import blobs
 
 RECIPE = Recipe(epochs=1, min_steps=30, batch_size=32, lr=0.02)

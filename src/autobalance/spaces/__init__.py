@@ -5,8 +5,9 @@ from autobalance.spaces.base import DesignSpace, prior_strength
 from autobalance.spaces.class_space import ClassSpace, ClusterSpace
 from autobalance.spaces.default_space import SpaceFactory, build_space
 from autobalance.spaces.group_space import GroupSpace, WithUnknownGroup
-from autobalance.spaces.hierarchical_space import HierarchicalSpace, gamma_bound
+from autobalance.spaces.hierarchical_space import HierarchicalSpace
 from autobalance.spaces.label_space import HierarchicalLabelSpace
+from autobalance.spaces.shared_strengths import gamma_bound
 from autobalance.spaces.tunable_labels import TunableBinaryCrossEntropy, build_tunable_loss
 from autobalance.spaces.tunable_loss import LossSnapshot, TunableCrossEntropy
 

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autobalance._validation import finite_number, not_negative, positive, zero_to_one
+from autobalance._validation import not_negative
 from autobalance.losses import LossParameters, sign_counts
-from autobalance.spaces.base import DesignSpace
-from autobalance.spaces.hierarchical_space import MOST_RHO, gamma_bound
+from autobalance.spaces.shared_strengths import SharedStrengthSpace
 
 
-class HierarchicalLabelSpace(DesignSpace):
+class HierarchicalLabelSpace(SharedStrengthSpace):
     r"""Shared strengths plus shrunken deviations per label, for data of several labels. Their default.
 
     .. math::
@@ -77,20 +76,12 @@ class HierarchicalLabelSpace(DesignSpace):
     ) -> None:
         table = sign_counts(counts)
         super().__init__(table, learn)
-        self.sigma_tau = positive("sigma_tau", sigma_tau)
-        self.sigma_gamma = positive("sigma_gamma", sigma_gamma)
-        self.sigma_eps = positive("sigma_eps", sigma_eps)
-        self.sigma_rho = None if sigma_rho is None else positive("sigma_rho", sigma_rho)
         self.shrinkage = float(not_negative("shrinkage", shrinkage))
-        self.start = float(finite_number("tau", tau))
-        self.start_rho = float(zero_to_one("rho", rho))
-        self.start_gamma = float(finite_number("gamma", gamma))
         self.deviations = bool(deviations)
-        self.most_rho = max(MOST_RHO, self.start_rho)
-        rarest = [max(pair) / min(pair) for pair in table.T]
-        self.most_gamma = max(gamma_bound([1.0, max(rarest)]), abs(self.start_gamma))
-        self.rho: Tensor | float = self.start_rho
-        self.gamma: Tensor | float = self.start_gamma
+        imbalance = [1.0, max(max(pair) / min(pair) for pair in table.T)]
+        self._set_strengths(
+            tau, rho, gamma, sigma_tau, sigma_gamma, sigma_eps, sigma_rho, imbalance
+        )  # fmt: skip
         # Standard deviations of the priors as shares of `sigma_eps`.
         shares = np.sqrt(table[1] / (table[1] + self.shrinkage))
         self.register_buffer("shrink", torch.tensor(shares, dtype=self.counts.dtype))
@@ -139,34 +130,6 @@ class HierarchicalLabelSpace(DesignSpace):
         both = torch.stack([torch.zeros_like(log_ratio), log_ratio])
         log_shares = (self.counts / self.counts.sum(dim=0)).log()
         return (both - torch.logsumexp(both + log_shares, dim=0)).clamp(min=-80.0).exp()
-
-    def _share(self) -> Tensor | float:
-        """Where rho acts, at most `most_rho`; a step beyond it has no effect."""
-        return self.rho.clamp(max=self.most_rho) if isinstance(self.rho, Tensor) else self.rho
-
-    def _exponent(self) -> Tensor | float:
-        """Where gamma acts, within its bound; a step beyond it has no effect."""
-        most = self.most_gamma
-        return self.gamma.clamp(-most, most) if isinstance(self.gamma, Tensor) else self.gamma
-
-    def values(self) -> dict[str, list[Any]]:
-        """Same as in `DesignSpace`."""
-        values = super().values()
-        for name, acting in (("rho", self._share()), ("gamma", self._exponent())):
-            if isinstance(acting, Tensor):
-                values[name] = acting.detach().tolist()
-        return values
-
-    def priors(self) -> dict[str, tuple[float, float]]:
-        """Same as in `DesignSpace`; of the deviations that of a label of many positives."""
-        shared = {
-            "tau": (self.start, self.sigma_tau),
-            "gamma": (self.start_gamma, self.sigma_gamma),
-        }
-        if self.sigma_rho is not None:
-            shared["rho"] = (self.start_rho, self.sigma_rho)
-        names = (name for name, _ in self.named_parameters())
-        return {name: shared.get(name, (0.0, self.sigma_eps)) for name in names}
 
     def penalty(self) -> Tensor:
         """Same as in `DesignSpace`, with each label's deviations at a k-th part."""
