@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import reduce
 from typing import Any, cast
 
 import numpy as np
@@ -26,14 +25,19 @@ from autobalance.losses.binary import (
     is_known,
     reduced_binary_loss,
 )
-from autobalance.losses.modules import ArrayLike, _parameter
+from autobalance.losses.modules import (
+    ArrayLike,
+    _parameter,
+    parameters_from_dict,
+    parameters_to_dict,
+    register_parameters,
+)
 from autobalance.losses.parametric import LossParameters, Reduction
 from autobalance.losses.published import _PublishedLoss
 from autobalance.records import check_format, parsed_record
 
 BINARY_FORMAT = "autobalance-binary-loss"
 _WHAT = "a loss of several labels written by autobalance"
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _of_labels(name: str, value: ArrayLike | None, *, above_zero: bool) -> Tensor | None:
@@ -125,15 +129,12 @@ class ParametricBinaryCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         one_of("reduction", reduction, ("mean", "sum", "none"))
-        parameters = {
-            "weight": _of_labels("weight", weight, above_zero=True),
-            "additive": _of_labels("additive", additive, above_zero=False),
-            "multiplicative": _of_labels("multiplicative", multiplicative, above_zero=True),
-        }
-        given = [p.dtype for p in parameters.values() if p is not None]
-        dtype = reduce(torch.promote_types, given) if given else None
-        for name, p in parameters.items():
-            self.register_buffer(name, None if p is None else p.to(dtype))
+        parameters = LossParameters(
+            _of_labels("weight", weight, above_zero=True),
+            _of_labels("additive", additive, above_zero=False),
+            _of_labels("multiplicative", multiplicative, above_zero=True),
+        )
+        register_parameters(self, parameters)
         widths = {p.shape[-1] for p in self.parameters_of_loss if p is not None}
         if len(widths) > 1:
             raise InputError(
@@ -215,12 +216,10 @@ class ParametricBinaryCrossEntropy(nn.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that makes the loss, in JSON's types; numbers keep all their digits."""
-        parts = self.parameters_of_loss._asdict()
         return {
             "format": BINARY_FORMAT,
             "version": 1,
-            **{n: None if p is None else p.tolist() for n, p in parts.items()},
-            "dtype": str(next((p.dtype for p in parts.values() if p is not None), None)),
+            **parameters_to_dict(self.parameters_of_loss),
             "reduction": self.reduction,
         }
 
@@ -228,16 +227,8 @@ class ParametricBinaryCrossEntropy(nn.Module):
     def from_dict(cls, record: dict[str, Any]) -> ParametricBinaryCrossEntropy:
         """Inverse of `to_dict`."""
         check_format(record, BINARY_FORMAT, _WHAT, "loss")
-        dtypes = {str(d): d for d in _DTYPES} | {"None": None}
-        dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
-        try:
-            tensors = {
-                n: None if record.get(n) is None else torch.tensor(record[n], dtype=dtype)
-                for n in LossParameters._fields
-            }
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"This loss is incomplete or altered: {shown(str(error))}.") from None
-        return cls(**tensors, reduction=cast(Reduction, record.get("reduction", "mean")))
+        reduction = cast(Reduction, record.get("reduction", "mean"))
+        return cls(**parameters_from_dict(record), reduction=reduction)
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""

@@ -67,6 +67,40 @@ def _parameter(name: str, value: ArrayLike | None, *, above_zero: bool) -> Tenso
     return tensor
 
 
+def register_parameters(module: nn.Module, parameters: LossParameters) -> None:
+    """Make w, l and delta buffers of a loss, in one dtype that is wide enough for each: JSON records one."""
+    given = [p.dtype for p in parameters if p is not None]
+    dtype = reduce(torch.promote_types, given) if given else None
+    for name, p in parameters._asdict().items():
+        module.register_buffer(name, None if p is None else p.to(dtype))
+
+
+def parameters_to_dict(parameters: LossParameters) -> dict[str, Any]:
+    """W, l, delta and their dtype, in JSON's types; numbers keep all their digits."""
+    given = next((p.dtype for p in parameters if p is not None), None)
+    values = {n: None if p is None else p.tolist() for n, p in parameters._asdict().items()}
+    return {**values, "dtype": str(given)}
+
+
+def parameters_from_dict(record: dict[str, Any]) -> dict[str, Tensor | None]:
+    """The tensors of `parameters_to_dict`, by name.
+
+    Raises
+    ------
+    InputError
+        If the record is incomplete or altered.
+    """
+    dtypes = {str(d): d for d in _DTYPES} | {"None": None}
+    dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
+    try:
+        return {
+            n: None if record.get(n) is None else torch.tensor(record[n], dtype=dtype)
+            for n in LossParameters._fields
+        }
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"This loss is incomplete or altered: {shown(str(error))}.") from None
+
+
 def _counts_per_class(cls_num_list: ArrayLike) -> np.ndarray:
     counts = class_counts(cls_num_list, name="cls_num_list")
     if counts.ndim != 1:
@@ -147,16 +181,12 @@ class ParametricCrossEntropy(nn.Module):
         one_of("reduction", reduction, ("mean", "sum", "none"))
         below_one("label_smoothing", label_smoothing)
         whole("ignore_index", ignore_index, least=-(2**63))
-        parameters = {
-            "weight": _parameter("weight", weight, above_zero=True),
-            "additive": _parameter("additive", additive, above_zero=False),
-            "multiplicative": _parameter("multiplicative", multiplicative, above_zero=True),
-        }
-        given = [p.dtype for p in parameters.values() if p is not None]
-        # One dtype for all, wide enough for each: JSON records one.
-        dtype = reduce(torch.promote_types, given) if given else None
-        for name, p in parameters.items():
-            self.register_buffer(name, None if p is None else p.to(dtype))
+        parameters = LossParameters(
+            _parameter("weight", weight, above_zero=True),
+            _parameter("additive", additive, above_zero=False),
+            _parameter("multiplicative", multiplicative, above_zero=True),
+        )
+        register_parameters(self, parameters)
         shapes = {tuple(p.shape) for p in self.parameters_of_loss if p is not None}
         if len({s[-1] for s in shapes}) > 1 or len({s[0] for s in shapes if len(s) == 2}) > 1:
             raise InputError(
@@ -414,11 +444,7 @@ class ParametricCrossEntropy(nn.Module):
         return {
             "format": _FORMAT,
             "version": 1,
-            **{
-                n: None if p is None else p.tolist()
-                for n, p in self.parameters_of_loss._asdict().items()
-            },
-            "dtype": str(next((p.dtype for p in self.parameters_of_loss if p is not None), None)),
+            **parameters_to_dict(self.parameters_of_loss),
             "reduction": self.reduction,
             "ignore_index": self.ignore_index,
             "label_smoothing": self.label_smoothing,
@@ -428,17 +454,8 @@ class ParametricCrossEntropy(nn.Module):
     def from_dict(cls, record: dict[str, Any]) -> ParametricCrossEntropy:
         """Inverse of `to_dict`."""
         check_format(record, _FORMAT, _WHAT, "loss")
-        dtypes = {str(d): d for d in _DTYPES} | {"None": None}
-        dtype = dtypes[one_of("dtype", str(record.get("dtype")), dtypes)]
-        try:
-            tensors = {
-                n: None if record.get(n) is None else torch.tensor(record[n], dtype=dtype)
-                for n in LossParameters._fields
-            }
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"This loss is incomplete or altered: {shown(str(error))}.") from None
         return cls(
-            **tensors,
+            **parameters_from_dict(record),
             reduction=cast(Reduction, record.get("reduction", "mean")),
             ignore_index=record.get("ignore_index", -100),
             label_smoothing=record.get("label_smoothing", 0.0),
