@@ -149,6 +149,8 @@ class BilevelSearch(Generic[P, U]):
     ----------
     warmup : int
         Lower steps before the first upper step may come.
+    upper_steps : int
+        Upper steps of the whole `run`, which finds it as it begins.
     rows_per_step : int
         Rows that a lower step trains on, for progress; 0 where it is no step of training.
     monitor : callable or None
@@ -173,6 +175,7 @@ class BilevelSearch(Generic[P, U]):
         self.spec, self.loss, self.problem, self.upper = spec, loss, problem, upper
         self.objective, self.settings, self.augment = spec.objective, settings, augment
         self.total, self.warmup, self.done, self.converged = total, 0, 0, False
+        self.upper_steps = 0
         self.rows_per_step = 0
         self.start = loss.frozen().cpu()
         self.outcomes: Outcomes = {}
@@ -188,6 +191,7 @@ class BilevelSearch(Generic[P, U]):
     ) -> None:
         """Algorithm 1 up to, and without, retraining; then the final choice, where there is one."""
         log = log or LoggerAdapter(None)
+        self.upper_steps = sum(map(self._is_due, range(self.total + 1)))
         loss = self.upper.propose()
         while self.done < self.total and not self.converged:
             self.problem.step(loss)
@@ -233,8 +237,7 @@ class BilevelSearch(Generic[P, U]):
 
     def _record(self, upper: UpperStep, log: LoggerAdapter) -> None:
         test_objective = None
-        expected = sum(map(self._is_due, range(self.total + 1))) if self.monitor else 0
-        if self.monitor and is_look_due(len(self.recorder.history) + 1, expected):
+        if self.monitor and is_look_due(len(self.recorder.history) + 1, self.upper_steps):
             test_objective = self.monitor()
         record = UpperRecord(
             step=self.done,
