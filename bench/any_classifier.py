@@ -32,7 +32,7 @@ from sklearn.model_selection import TunedThresholdClassifierCV
 
 from autobalance import design_adjustment
 from autobalance_bench.comparison.ensembles import ENSEMBLES, fit_ensemble
-from measuring import kept_options, run_unless_summary, write_json
+from measuring import kept_options, mean_and_error, run_unless_summary, write_json
 from out_of_fold import FOLDS, TABLES, TWO_CLASS, VARIANTS, Scores, load_scores, load_table
 
 OF_TWO_CLASSES = ("tuned_threshold", "calibrated_threshold")
@@ -263,16 +263,11 @@ def numbers_of(cells: list[Cell]) -> dict[str, dict[str, dict[str, list[float]]]
             row[measure].append(cell[measure])
     return {
         name: {
-            method: {measure: _mean(found) for measure, found in row.items()}
+            method: {measure: list(mean_and_error(found)) for measure, found in row.items()}
             for method, row in methods.items()
         }
         for name, methods in sorted(values.items())
     }
-
-
-def _mean(values: list[float]) -> list[float]:
-    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return [float(np.mean(values)), float(spread)]
 
 
 def show(cells: list[Cell]) -> None:
@@ -306,7 +301,7 @@ def _show_difference(
         if key[4] == ours and other in by_key:
             by_seed.setdefault(key[2], []).append(by_key[key] - by_key[other])
     if by_seed:
-        mean, error = _mean([float(np.mean(values)) for values in by_seed.values()])
+        mean, error = mean_and_error([float(np.mean(values)) for values in by_seed.values()])
         what = "two classes" if two_class else "all classes"
         print(f"{what}, {measure}: {ours} less {rival} {mean:+.2f} ± {error:.2f}, mean over tables")
 
@@ -324,7 +319,7 @@ def _show_worst_case(cells: list[Cell]) -> None:
             continue
         best = min(rivals, key=lambda m: float(np.mean(list(row[m].values()))))
         seeds = sorted(row["designed"].keys() & row[best].keys())
-        mean, error = _mean([row["designed"][s] - row[best][s] for s in seeds])
+        mean, error = mean_and_error([row["designed"][s] - row[best][s] for s in seeds])
         mark = " ABOVE" if mean > 0.3 and mean > 2 * error else ""
         print(f"{table}, {variant}: {mean:+.2f} ± {error:.2f} ({best}){mark}")
 

@@ -51,6 +51,7 @@ from autobalance import (
 from autobalance.bilevel import predict_logits
 from autobalance.data import concatenated
 from autobalance.records import average_precision_error
+from measuring import mean_and_error, read_runs
 
 RECIPE = Recipe(epochs=20, min_steps=1, batch_size=256)
 FEATURES, HIDDEN = 256, 512
@@ -209,13 +210,7 @@ METHODS: dict[str, Callable[[Problem], Tensor]] = {
 }
 
 
-def read_results(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """What the file has, by method and seed."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(r["method"], r["seed"]): r for r in map(json.loads, lines)}
-
-
-def print_table(results: dict[tuple[str, int], dict[str, Any]]) -> None:
+def print_table(results: dict[tuple[Any, ...], dict[str, Any]]) -> None:
     """Means over seeds and their standard errors, in percent, as Markdown."""
     names = [*MEASURES, "average_precision_error"]
     print("| method | seeds | " + " | ".join(names) + " | seconds |")
@@ -226,9 +221,8 @@ def print_table(results: dict[tuple[str, int], dict[str, Any]]) -> None:
             continue
         cells = []
         for name in names:
-            values = 100 * np.array([r["values"][name] for r in rows])
-            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-            cells.append(f"{values.mean():.1f} ± {error:.1f}")
+            mean, error = mean_and_error(100 * r["values"][name] for r in rows)
+            cells.append(f"{mean:.1f} ± {error:.1f}")
         seconds = np.mean([r["seconds"] for r in rows])
         print(f"| {method} | {len(rows)} | " + " | ".join(cells) + f" | {seconds:.0f} |")
 
@@ -242,7 +236,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--table", action="store_true", help="print what the file has")
     options = parser.parse_args()
-    results = read_results(options.json)
+    results = read_runs(options.json, "method", "seed")
     if options.table:
         print_table(results)
         return

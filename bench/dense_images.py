@@ -48,6 +48,7 @@ from autobalance import (
 from autobalance.bilevel import predict_logits
 from autobalance.data import ImageSet, concatenated
 from autobalance_bench.datasets import load_fashion_mnist
+from measuring import mean_and_error, read_runs
 
 SIDE, CLASSES, RATIO = 32, 11, 200
 TEXTURES = ("brick", "grass", "gravel")
@@ -275,13 +276,7 @@ METHODS: dict[str, Callable[[Problem], Tensor]] = {
 }
 
 
-def read_results(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """What the file has, by method and seed."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(r["method"], r["seed"]): r for r in map(json.loads, lines)}
-
-
-def print_table(results: dict[tuple[str, int], dict[str, Any]]) -> None:
+def print_table(results: dict[tuple[Any, ...], dict[str, Any]]) -> None:
     """Means over seeds and their standard errors, in percent, as Markdown."""
     print("| method | seeds | " + " | ".join(MEASURES) + " |")
     print("|---" * (len(MEASURES) + 2) + "|")
@@ -291,9 +286,8 @@ def print_table(results: dict[tuple[str, int], dict[str, Any]]) -> None:
             continue
         cells = []
         for name in MEASURES:
-            values = 100 * np.array([r["values"][name] for r in rows])
-            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
-            cells.append(f"{values.mean():.1f}" + ("" if error is None else f" ± {error:.1f}"))
+            mean, error = mean_and_error(100 * r["values"][name] for r in rows)
+            cells.append(f"{mean:.1f}" + (f" ± {error:.1f}" if len(rows) > 1 else ""))
         print(f"| {method} | {len(rows)} | " + " | ".join(cells) + " |")
 
 
@@ -306,7 +300,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--table", action="store_true", help="print what the file has")
     options = parser.parse_args()
-    results = read_results(options.json)
+    results = read_runs(options.json, "method", "seed")
     if options.table:
         print_table(results)
         return

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from any_classifier import read_cells
+from measuring import mean_and_error
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -48,25 +49,21 @@ def pages() -> list[Path]:
 # Kept results ---------------------------------------------------------------------------------
 
 
-def estimate(values: Iterable[float]) -> Estimate:
-    """Mean and standard error of values of seeds; not a number with one of them."""
-    array = np.asarray(list(values), dtype=float)
-    error = array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else np.nan
-    return float(array.mean()), float(error)
-
-
 @functools.cache
 def demo() -> dict[str, dict[str, Estimate]]:
     """The demo's methods on all 10,000 test images, by `bench/demo_seeds.py`."""
     rows = json.loads((RESULTS / "demo_seeds.json").read_text("utf-8"))
     measures = {"balanced": "balanced_error", "worst": "worst_class_error"}
     found = {
-        method: {name: estimate(100 * row[method][key] for row in rows) for name, key in measures.items()}
+        method: {
+            name: mean_and_error(100 * row[method][key] for row in rows)
+            for name, key in measures.items()
+        }
         for method in rows[0]
-    }  # fmt: skip
+    }
     for method in found:
         ratios = [row[method]["cpu_seconds"] / row["cross_entropy"]["cpu_seconds"] for row in rows]
-        found[method]["cost"] = estimate(ratios)
+        found[method]["cost"] = mean_and_error(ratios)
     return found
 
 
@@ -95,7 +92,8 @@ def trees(two_class: bool = False) -> dict[str, dict[str, Estimate]]:
                 seeds.setdefault(cell["seed"], []).append(cell[measure])
     return {
         method: {
-            m: estimate(float(np.mean(v)) for v in seeds.values()) for m, seeds in measures.items()
+            m: mean_and_error(float(np.mean(v)) for v in seeds.values())
+            for m, seeds in measures.items()
         }
         for method, measures in by_method.items()
     }
@@ -281,7 +279,7 @@ def one_run_table() -> str:
     for name in sorted({dataset for dataset, _ in found}):
         one, two = (found[name, f"autobalance_{kind}"] for kind in ("one_run", "two_runs"))
         seeds = sorted(one.keys() & two.keys())
-        difference = estimate(one[s][0] - two[s][0] for s in seeds)
+        difference = mean_and_error(one[s][0] - two[s][0] for s in seeds)
         costs += [one[s][1] / two[s][1] for s in seeds]
         differences.append(difference[0])
         means = (float(np.mean([run[s][0] for s in seeds])) for run in (one, two))

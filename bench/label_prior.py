@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +38,7 @@ from autobalance.data import concatenated, stratified_folds
 from autobalance.networks import TableNetwork
 from autobalance_bench.comparison.configuration import resolved
 from autobalance_bench.comparison.datasets import load_problem
+from measuring import mean_and_error, read_runs
 
 RECIPE = Recipe(epochs=30, min_steps=500)
 OBJECTIVE = BalancedError(over="label")
@@ -142,8 +142,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         for method in METHODS:
             found = [r["error"] for r in rows if r["problem"] == name and r["method"] == method]
             seeds = len(found)
-            spread = np.std(found, ddof=1) / seeds**0.5 if seeds > 1 else np.nan
-            cells.append(f"{np.mean(found):.1f} ± {spread:.1f}" if found else "–")
+            cells.append("{:.1f} ± {:.1f}".format(*mean_and_error(found)) if found else "–")
         print(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
 
 
@@ -155,11 +154,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing, print the table")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = options.json.read_text("utf-8").splitlines() if options.json.exists() else []
-    rows = [json.loads(line) for line in lines]
-    done = {(r["problem"], r["method"], r["seed"]) for r in rows}
+    done = read_runs(options.json, "problem", "method", "seed")
     if options.table:
-        print_table(rows)
+        print_table([*done.values()])
         return
     if not options.data:
         parser.error("name the data folder by --data or AUTOBALANCE_DATA")

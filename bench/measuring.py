@@ -11,12 +11,13 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,6 +70,19 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads)
     # torch's own, on the first use of forward-mode differentiation
     warnings.filterwarnings("ignore", "`torch.jit.script` is", DeprecationWarning)
+
+
+def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
+    """The mean of values of seeds and its standard error, which is not a number with one of them."""
+    array = np.asarray(list(values), dtype=float)
+    error = array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else np.nan
+    return float(array.mean()), float(error)
+
+
+def read_runs(path: Path, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The lines of a file of finished runs, by these of their entries; none where there is no file."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return {tuple(run[key] for key in keys): run for run in map(json.loads, lines)}
 
 
 def write_json(path: Path | None, numbers: Mapping[str, Any]) -> None:

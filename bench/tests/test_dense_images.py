@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from autobalance.data import ImageSet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dense_images import CLASSES, RATIO, SIZES, SoftDice, UNet, compose, print_table, read_results
+from dense_images import CLASSES, RATIO, SIZES, SoftDice, UNet, compose, print_table
+from measuring import read_runs
 
 
 def test_pixels_of_the_classes_fall_by_the_ratio() -> None:
@@ -54,5 +55,5 @@ def test_the_table_has_what_the_file_has(
     ]
     path = tmp_path / "results.jsonl"
     path.write_text("\n".join(lines))
-    print_table(read_results(path))
+    print_table(read_runs(path, "method", "seed"))
     assert "| dice | 2 | 50.0 ± 10.0 | 70.0 ± 0.0 | 60.0 ± 0.0 |" in capsys.readouterr().out
