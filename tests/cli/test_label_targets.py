@@ -49,6 +49,19 @@ def run(folder: Path) -> Path:
     return folder / "network"
 
 
+def test_fit_prints_the_test_errors_of_each_label(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fit", f"{folder}/train.csv", "--target", *LABELS, *SHORT, "--device", "cpu"]
+    assert main([*command, "--test", f"{folder}/test.csv", "--out", f"{tmp_path}/run"]) == 0
+    shown = capsys.readouterr().out
+    measured = json.loads((tmp_path / "run" / "result.json").read_text())["methods"]["autobalance"]
+    assert f"{100 * measured['balanced_error']:.1f}" in shown
+    for name, error in zip(LABELS, measured["class_errors"], strict=True):
+        [line] = [line for line in shown.splitlines() if f" {name} " in line]
+        assert f"{100 * error:.1f}" in line
+
+
 def text_of(page: Path) -> str:
     return re.sub(r"<[^>]+>", " ", page.read_text())
 
